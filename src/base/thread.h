@@ -1,0 +1,29 @@
+/* thread.h: a team of threads that stays alive and runs one function on all members at once.
+ *
+ * The caller of hd_team_run is member 0. Waits spin only while there are no more threads than cores, and fall back to a futex. */
+#ifndef HD_BASE_THREAD_H
+#define HD_BASE_THREAD_H
+
+#include <stdbool.h>
+#include "base/error.h"
+
+typedef struct hd_team hd_team;
+
+/* Starts threads-1 helpers (1 <= threads <= 256), pinned to one core each when pin is set and there are enough cores. NULL on failure. */
+hd_team *hd_team_new(int threads, bool pin, hd_error *err);
+void hd_team_free(hd_team *t);
+int hd_team_size(const hd_team *t);
+
+/* Runs fn(arg, tid) on every member, tid = 0 .. size-1; returns when all are done. Not reentrant. */
+void hd_team_run(hd_team *t, void (*fn)(void *arg, int tid), void *arg);
+
+/* Meets all members of the team; to be called from inside hd_team_run by every member. Full memory barrier. */
+void hd_team_barrier(hd_team *t, int tid);
+
+/* The balanced piece [*begin, *end) of n items for member tid of count, in multiples of unit (the last may be short). */
+void hd_split(int64_t n, int64_t unit, int tid, int count, int64_t *begin, int64_t *end);
+
+/* Cores this process may run on. */
+int hd_core_count(void);
+
+#endif

@@ -1,0 +1,171 @@
+/* attrs.h: the parameter struct of each op, as its kernels see it, with the op's operands and results.
+ *
+ * A struct is plain data of fixed size, zero-initialised before it is filled, so that two can be compared with memcmp.
+ * "T" is tokens (rows); "..." any leading dimensions. An operand marked ? may be absent. Results marked ? are computed only when read. */
+#ifndef HD_KERNELS_ATTRS_H
+#define HD_KERNELS_ATTRS_H
+
+#include "heddle/heddle.h"
+
+/* ---- contract: (a, b) -> c. A contraction of any rank in einsum notation, single-letter labels: "td,hed->the".
+ * Each label of c occurs in a or b; a label in both a and b but not c is summed; in all three it is a batch dimension; no label occurs
+ * twice in one operand; every label of a and b missing from c is summed. Sums in f32 (f64 for f64 operands; i32 for i8).
+ * Summation order, the same in every kernel of one instruction set: over k ascending (bf16: hardware pairs). can_accumulate. */
+typedef struct hd_contract_attrs {
+    char spec[64];
+    hd_dtype dtype; /* of c */
+} hd_contract_attrs;
+
+/* ---- elementwise family. Operands broadcast as NumPy's: aligned at the last dimension, extent 1 stretches.
+ * unary (x) -> y; binary (a, b) -> y; select (cond, a, b) -> y. Computed in f32 (f64 for f64 results, i64 for integers), rounded once. */
+typedef enum hd_ew {
+    /* unary */
+    HD_EW_COPY, HD_EW_NEG, HD_EW_ABS, HD_EW_SQUARE, HD_EW_SQRT, HD_EW_RSQRT, HD_EW_RECIP, HD_EW_EXP, HD_EW_LOG, HD_EW_TANH, HD_EW_SIGMOID,
+    HD_EW_SOFTPLUS, HD_EW_RELU, HD_EW_GELU /* erf form */, HD_EW_GELU_TANH, HD_EW_SILU, HD_EW_ERF, HD_EW_SIN, HD_EW_COS, HD_EW_SIGN,
+    HD_EW_ISFINITE /* 1 or 0 */,
+    /* unary with the immediate */
+    HD_EW_SCALE /* x*imm */, HD_EW_OFFSET /* x+imm */, HD_EW_POWI /* pow(x, imm) */, HD_EW_MINI, HD_EW_MAXI,
+    HD_EW_CAST /* to dtype; inside a chain: rounds to dtype and goes on in f32 */,
+    /* binary */
+    HD_EW_ADD, HD_EW_SUB, HD_EW_MUL, HD_EW_DIV, HD_EW_MAX, HD_EW_MIN, HD_EW_POW, HD_EW_LT, HD_EW_LE, HD_EW_EQ /* 1 or 0 */,
+    /* binary: derivatives, (x, dy) -> dx */
+    HD_EW_RELU_GRAD, HD_EW_GELU_GRAD, HD_EW_GELU_TANH_GRAD, HD_EW_SILU_GRAD,
+    /* binary on the result: (y, dy) -> dx */
+    HD_EW_TANH_GRAD, HD_EW_SIGMOID_GRAD,
+    /* ternary */
+    HD_EW_SELECT /* cond != 0 ? a : b */,
+    HD_EW_COUNT
+} hd_ew;
+
+typedef struct hd_ew_attrs {
+    double imm;     /* SCALE, OFFSET, POWI, MINI, MAXI */
+    hd_dtype dtype; /* of the result */
+} hd_ew_attrs;
+
+/* Operands (1, 2 or 3) and the lower-case name of an opcode ("gelu_tanh"): kernels/elementwise.c. */
+int hd_ew_arity(hd_ew op);
+const char *hd_ew_name(hd_ew op);
+/* The definition, in f64. Unused operands are ignored. CAST and COPY return a. */
+double hd_ew_eval(hd_ew op, double imm, double a, double b, double c);
+
+/* ---- fused: (operands...) -> (results...). A chain of elementwise steps that reads and writes each element once.
+ * Registers 0 .. n_in-1 are the operands, n_in+i is what step i computes. All results have the shape to which everything broadcasts. */
+#define HD_CHAIN_MAX 24
+typedef struct hd_chain_step {
+    uint8_t op;                /* hd_ew */
+    uint8_t arg[3];            /* registers */
+    uint32_t dtype;            /* CAST: the dtype to round to */
+    double imm;
+} hd_chain_step;
+typedef struct hd_fused_attrs {
+    int32_t n_in, n_steps, n_out;
+    hd_chain_step step[HD_CHAIN_MAX];
+    uint8_t out[8];            /* register of each result */
+    hd_dtype out_dtype[8];
+} hd_fused_attrs;
+
+/* ---- reduce_sum, reduce_mean, reduce_max: (x) -> y over the dimensions in axes. can_accumulate (sum). Sums accumulate in f64 or compensated. */
+typedef struct hd_reduce_attrs {
+    uint32_t axes; /* bit i: dimension i */
+    bool keep;     /* keep reduced dimensions with extent 1 */
+    hd_dtype dtype;
+} hd_reduce_attrs;
+/* ---- sum_squares: (x) -> f32 scalar. No parameters. */
+
+/* ---- softmax: (x[..., D]) -> y. softmax_grad: (y, dy) -> dx. */
+typedef struct hd_dtype_attrs { hd_dtype dtype; } hd_dtype_attrs; /* of the (first) result */
+
+/* ---- layer_norm: (x[..., D], gamma[D], beta[D]?, residual[..., D]?) -> (y, mean[...]? f32, rstd[...]? f32, sum[..., D]?)
+ *      normalises s = x + residual; `sum` is s, in sum_dtype.
+ *      layer_norm_grad_x: (dy, s[..., D], gamma, mean, rstd, add[..., D]?) -> dx = gradient + add, in dtype.
+ *      layer_norm_grad_gamma: (dy, s, mean, rstd) -> dgamma[D] f32. can_accumulate. (dbeta is reduce_sum of dy.)
+ *      rms_norm: (x, gamma, residual?) -> (y, rstd?, sum?); y = s * rstd * (gamma + offset).
+ *      rms_norm_grad_x: (dy, s, gamma, rstd, add?) -> dx.  rms_norm_grad_gamma: (dy, s, rstd) -> dgamma. can_accumulate. */
+typedef struct hd_norm_attrs {
+    double eps;
+    double offset; /* rms_norm only; 0, or 1 where the stored weight is relative to one */
+    hd_dtype dtype, sum_dtype;
+} hd_norm_attrs;
+
+/* ---- batch_norm: (x[N, C, H, W], gamma[C], beta[C]) -> (y, mean[C]? f32, rstd[C]? f32, var[C]? f32, biased) over N, H, W.
+ *      batch_norm_grad_x: (dy, x, gamma, mean, rstd) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32. Uses hd_norm_attrs. */
+
+/* ---- conv2d: (x[N, C, H, W], w[O, C/groups, kh, kw]) -> y[N, O, H', W'].
+ *      conv2d_grad_x: (dy, w) -> dx[N, C, in_h, in_w].  conv2d_grad_w: (dy, x) -> dw[O, C/groups, kernel], f32. can_accumulate (grad_w). */
+typedef struct hd_conv_attrs {
+    int32_t stride[2], pad[2], dilation[2], groups;
+    int32_t kernel[2]; /* pooling, and conv2d_grad_w */
+    int32_t in[2];     /* conv2d_grad_x, avg_pool2d_grad: H, W of x */
+    hd_dtype dtype;
+} hd_conv_attrs;
+/* ---- max_pool2d: (x[N, C, H, W]) -> y.  max_pool2d_grad: (dy, x, y) -> dx (first maximum of a window gets it all).
+ *      avg_pool2d: (x) -> y, padding counted as zeros.  avg_pool2d_grad: (dy) -> dx. hd_conv_attrs; groups unused. */
+
+/* ---- gather: (table[V, ...], index[I...]) -> y[I..., ...]; rows of table. scatter_add: (y[I..., ...], index[I...]) -> table[V, ...] f32;
+ *      can_accumulate; rows added in ascending order of position in index. */
+typedef struct hd_rows_attrs {
+    int64_t rows; /* V, scatter_add and one_hot */
+    hd_dtype dtype;
+} hd_rows_attrs;
+/* ---- one_hot: (index[...]) -> y[..., rows].
+ * ---- update_rows: (cache[R, ...], y[I..., ...], index[I...]) -> cache': rows replaced; in place.
+ * ---- prefix: (cache[R, ...]) -> its leading rows, as many as the symbol says; same memory. */
+typedef struct hd_prefix_attrs { int32_t sym; } hd_prefix_attrs;
+
+/* ---- top_k: (x[..., D]) -> (values[..., k], index[..., k] i32), descending, lower index first among equals; NaN counts as lowest.
+ *      top_k_grad: (dvalues, index) -> dx[..., extent]. */
+typedef struct hd_topk_attrs { int64_t k, extent; hd_dtype dtype; } hd_topk_attrs;
+
+/* ---- slice: (x) -> x[begin:end] along axis. pad: (x) -> zeros before and after along axis. */
+typedef struct hd_slice_attrs { int32_t axis; int64_t begin, end; /* pad: before, after */ } hd_slice_attrs;
+/* ---- concat: (x...) -> y along axis. */
+typedef struct hd_axis_attrs { int32_t axis; } hd_axis_attrs;
+/* ---- reshape (same memory), broadcast: (x) -> y of these extents; -1 in dim[0] keeps a bounded outermost dimension.
+ *      transpose: (x) -> y, dimension i of y is dimension dim[i] of x. */
+typedef struct hd_dims_attrs { int32_t rank; int64_t dim[HD_MAX_RANK]; } hd_dims_attrs;
+
+/* ---- dropout: (x[T, ...], key[2] i64 {seed, step}, sample[T] i64, position[T] i32) -> y = x * keep / (1-p).
+ *      keep of feature f (index within the row) is word f%4 of philox(key = mix(mix(seed, step), site), counter = (sample, position<<32 | f/4)),
+ *      kept when hd_uniform24(word) >= p. Its gradient is the same op on dy. */
+typedef struct hd_dropout_attrs {
+    double p;
+    int64_t site; /* hash of the value's stable path */
+    hd_dtype dtype;
+} hd_dropout_attrs;
+
+/* ---- rope: (x[T, H, E], position[T] i32, inv_freq[R/2] f32) -> y: the first R of E features rotated by position * inv_freq, times scale
+ *      (Su et al. 2021). Pairs (i, i+R/2), or (2i, 2i+1) when interleaved. inverse rotates back: the gradient. Angles in f64. */
+typedef struct hd_rope_attrs {
+    bool interleaved, inverse;
+    double scale; /* 1, or YaRN's attention factor */
+    hd_dtype dtype;
+} hd_rope_attrs;
+
+/* ---- attention: (q[Tq, Hq, E], k[Tk, Hk, E], v[Tk, Hk, F], qpos[Tq], kpos[Tk], qseg[Tq], kseg[Tk]; all i32) -> (out[Tq, Hq, F], lse[Tq, Hq]? f32)
+ *      key j is seen by query i when qseg[i] == kseg[j] (negative segments are padding and see nothing), and causal: kpos[j] <= qpos[i], and
+ *      window > 0: qpos[i] - kpos[j] < window. Query head h reads key head h / (Hq/Hk). A query that sees nothing gives 0 and lse = -inf.
+ *      Tiles of keys at absolute index, online softmax in f32 (Dao et al. 2022; Milakov and Gimelshein 2018): the (T x T) matrix never exists.
+ *      attention_grad: (dout, q, k, v, out, lse, qpos, kpos, qseg, kseg) -> (dq, dk, dv). One node for three gradients, since they share the
+ *      recomputed scores and none of them is a weight's. */
+typedef struct hd_attention_attrs {
+    double scale;
+    bool causal;
+    int64_t window;   /* 0: none */
+    int64_t max_keys; /* most keys that one query sees, for cost; 0: all */
+    hd_dtype dtype;
+} hd_attention_attrs;
+
+/* ---- cross_entropy: (logits[T, V], target[T] i32) -> (loss[T] f32, lse[T]? f32); target < 0 or >= V is ignored: loss 0.
+ *      cross_entropy_grad: (dloss[T] f32, logits, target, lse) -> dlogits = (exp(logits - lse) - onehot) * dloss; may alias logits, so that
+ *      no probability matrix exists beside it. hd_dtype_attrs. */
+
+/* ---- adamw: (p, m, v, g, lr, step, scale, ok) -> (p', m', v', p16'? bf16 copy), in place; all but p16 f32. Scalars f32: lr; step (1, 2, ...);
+ *      scale (multiplies g: clipping); ok (0: leave everything as it is). Loshchilov and Hutter 2019, algorithm 2; bias corrections in f64.
+ *      sgd: (p, m?, g, lr, scale, ok) -> (p', m'?); m' = momentum*m + g; p' = p - lr*(m' + decay*p), nesterov: g + momentum*m'. */
+typedef struct hd_optimizer_attrs {
+    double beta1, beta2, eps, weight_decay; /* adamw */
+    double momentum;                        /* sgd */
+    bool nesterov;
+} hd_optimizer_attrs;
+
+#endif
