@@ -159,6 +159,8 @@ typedef struct hd_attention_attrs {
  *      cross_entropy_grad: (dloss[T] f32, logits, target, lse) -> dlogits = (exp(logits - lse) - onehot) * dloss; may alias logits, so that
  *      no probability matrix exists beside it. hd_dtype_attrs. */
 
+/* ---- micro_sum: (x) -> y, the same memory: a piece per micro-batch, accumulated over the calls, becomes a value of the step. */
+
 /* ---- adamw: (p, m, v, g, lr, step, scale, ok) -> (p', m', v', p16'? bf16 copy), in place; all but p16 f32. Scalars f32: lr; step (1, 2, ...);
  *      scale (multiplies g: clipping); ok (0: leave everything as it is). Loshchilov and Hutter 2019, algorithm 2; bias corrections in f64.
  *      sgd: (p, m?, g, lr, scale, ok) -> (p', m'?); m' = momentum*m + g; p' = p - lr*(m' + decay*p), nesterov: g + momentum*m'. */
