@@ -41,7 +41,8 @@ int hd_path_join(char *out, size_t out_size, const char *dir, const char *name, 
 /* Whether name stays inside a directory: relative, no "..", no absolute path, no empty name. */
 bool hd_path_is_inside(const char *name);
 
-/* Streaming 64-bit checksum of file contents (FNV-1a, 64 bit, 8 bytes at a time). Start with HD_CHECKSUM_INIT. */
+/* Streaming 64-bit checksum of file contents: FNV-1a over 8-byte words, folded after each. Start with HD_CHECKSUM_INIT; every
+ * piece but the last must be a multiple of 8 bytes long, so that how the contents are cut does not matter. */
 #define HD_CHECKSUM_INIT 0xcbf29ce484222325ull
 uint64_t hd_checksum(uint64_t state, const void *data, size_t n);
 

@@ -3,6 +3,8 @@
 #define HD_BASE_JSON_H
 
 #include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include "base/error.h"
 
 /* Parses a file of at most 1 GiB, or text of n bytes (name is used in messages). NULL and err on failure; caller json_decrefs. */

@@ -5,6 +5,7 @@
 #define HD_BASE_THREAD_H
 
 #include <stdbool.h>
+#include <stdint.h>
 #include "base/error.h"
 
 typedef struct hd_team hd_team;
