@@ -106,6 +106,7 @@ typedef struct hd_conv_attrs {
 typedef struct hd_rows_attrs {
     int64_t rows; /* V, scatter_add and one_hot */
     hd_dtype dtype;
+    int64_t first; /* the index that row 0 stands for: not 0 in a shard of the rows; an index outside is as one out of range */
 } hd_rows_attrs;
 /* ---- one_hot: (index[...]) -> y[..., rows].
  * ---- update_rows: (cache[R, ...], y[I..., ...], index[I...]) -> cache': rows replaced; in place.
