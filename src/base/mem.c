@@ -31,21 +31,24 @@ uint64_t hd_mem_count(void) { return atomic_load_explicit(&allocations, memory_o
 void hd_mem_fail_at(uint64_t nth) { atomic_store(&fail_in, nth); }
 uint64_t hd_mem_failed(void) { return atomic_load(&failures); }
 
+/* No request beyond the address space (47 bits) ever reaches the C library, so none can overflow there. */
+static bool too_large(size_t n, size_t size) { return n > (SIZE_MAX >> 17) / size; }
+
 void *hd_malloc(size_t bytes)
 {
-    return count_allocation() ? malloc(bytes ? bytes : 1) : NULL;
+    return count_allocation() && !too_large(bytes, 1) ? malloc(bytes ? bytes : 1) : NULL;
 }
 
 void *hd_calloc(size_t n, size_t size)
 {
     if (!n || !size) n = size = 1;
-    return count_allocation() ? calloc(n, size) : NULL;
+    return count_allocation() && !too_large(n, size) ? calloc(n, size) : NULL;
 }
 
 void *hd_realloc_array(void *p, size_t n, size_t size)
 {
     if (!n || !size) n = size = 1;
-    return count_allocation() ? reallocarray(p, n, size) : NULL;
+    return count_allocation() && !too_large(n, size) ? reallocarray(p, n, size) : NULL;
 }
 
 char *hd_strdup(const char *s)
