@@ -106,7 +106,7 @@ static int64_t stride_of(const hd_einsum *e, const int64_t *extent, int i, int o
     return stride;
 }
 
-void hd_einsum_loops(const hd_einsum *e, const int64_t *extent, int group, hd_loops *loops)
+void hd_einsum_loops(const hd_einsum *e, const int64_t *extent, int group, hd_einsum_nest *loops)
 {
     memset(loops, 0, sizeof *loops);
     loops->total = 1;
@@ -125,7 +125,7 @@ void hd_einsum_loops(const hd_einsum *e, const int64_t *extent, int group, hd_lo
     }
 }
 
-int64_t hd_loops_offset(const hd_loops *loops, int operand, int64_t i)
+int64_t hd_einsum_offset(const hd_einsum_nest *loops, int operand, int64_t i)
 {
     int64_t offset = 0;
     for (int j = loops->n - 1; j >= 0; j--) {

@@ -40,17 +40,17 @@ void hd_einsum_result_dims(const hd_einsum *e, const int64_t *extent, int64_t *d
 
 /* One group's loops, outermost first, with the step in elements that each operand takes; neighbours that are one loop in all of the
  * operands are merged. An operand without the label has stride 0. */
-typedef struct hd_loops {
+typedef struct hd_einsum_nest {
     int n;
     int64_t total; /* product of the extents; 1 when n == 0 */
     int64_t extent[HD_EINSUM_LABELS];
     int64_t stride[3][HD_EINSUM_LABELS]; /* of a, b, c */
-} hd_loops;
+} hd_einsum_nest;
 
 /* The loops of a group for row-major contiguous operands of the given extents (one for each label). */
-void hd_einsum_loops(const hd_einsum *e, const int64_t *extent, int group, hd_loops *loops);
+void hd_einsum_loops(const hd_einsum *e, const int64_t *extent, int group, hd_einsum_nest *loops);
 
 /* Offset in elements of operand 0, 1 or 2 at the loops' linear index i. */
-int64_t hd_loops_offset(const hd_loops *loops, int operand, int64_t i);
+int64_t hd_einsum_offset(const hd_einsum_nest *loops, int operand, int64_t i);
 
 #endif
