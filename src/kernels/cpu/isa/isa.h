@@ -63,9 +63,9 @@ HD_INLINE void vi_store(int32_t *p, vi v) { memcpy(p, &v, sizeof v); }
 HD_INLINE vh vh_load(const uint16_t *p) { vh v; memcpy(&v, p, sizeof v); return v; }
 HD_INLINE void vh_store(uint16_t *p, vh v) { memcpy(p, &v, sizeof v); }
 HD_INLINE vf vf_zero(void) { return (vf){0}; }
-HD_INLINE vf vf_set1(float x) { return (vf){0} + x; }
+HD_INLINE vf vf_set1(float x) { return x - (vf){0}; } /* minus: keeps -0 */
 HD_INLINE vi vi_set1(int32_t x) { return (vi){0} + x; }
-HD_INLINE vd vd_set1(double x) { return (vd){0} + x; }
+HD_INLINE vd vd_set1(double x) { return x - (vd){0}; }
 
 HD_INLINE vf vf_load_n(const float *p, int n)
 {
