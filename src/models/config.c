@@ -1,0 +1,597 @@
+#include "models/config.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "tensor/dtype.h"
+
+/* ---- architectures ---- */
+
+static const struct {
+    const char *name, *type;
+    hd_family family;
+} architectures[HD_ARCH_COUNT] = {
+    [HD_ARCH_GPT2] = { "GPT2LMHeadModel", "gpt2", HD_FAMILY_GPT2 },
+    [HD_ARCH_LLAMA] = { "LlamaForCausalLM", "llama", HD_FAMILY_LLAMA },
+    [HD_ARCH_MISTRAL] = { "MistralForCausalLM", "mistral", HD_FAMILY_LLAMA },
+    [HD_ARCH_QWEN2] = { "Qwen2ForCausalLM", "qwen2", HD_FAMILY_LLAMA },
+};
+#define KNOWN "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"
+
+const char *hd_architecture_name(hd_architecture a) { return architectures[a].name; }
+const char *hd_architecture_type(hd_architecture a) { return architectures[a].type; }
+
+int hd_architecture_parse(const char *name, hd_architecture *out)
+{
+    for (int i = 0; i < HD_ARCH_COUNT; i++)
+        if (!strcmp(name, architectures[i].name) || !strcmp(name, architectures[i].type)) {
+            *out = (hd_architecture)i;
+            return HD_OK;
+        }
+    return HD_EINVAL;
+}
+
+static const struct {
+    const char *name;
+    hd_ew op;
+} activations[] = {
+    { "gelu_new", HD_EW_GELU_TANH }, { "gelu_pytorch_tanh", HD_EW_GELU_TANH }, { "gelu_fast", HD_EW_GELU_TANH }, { "gelu", HD_EW_GELU },
+    { "silu", HD_EW_SILU },          { "swish", HD_EW_SILU },                  { "relu", HD_EW_RELU },           { "tanh", HD_EW_TANH },
+    { "sigmoid", HD_EW_SIGMOID },
+};
+
+static const char *const rope_names[HD_ROPE_COUNT] = { "default", "linear", "llama3", "yarn" };
+
+/* ---- fields that are read, checked and written alike ---- */
+
+typedef enum field_kind { FIELD_INT, FIELD_NUMBER, FIELD_BOOL } field_kind;
+typedef struct field {
+    const char *key;
+    field_kind kind;
+    bool needed;
+    size_t offset;
+    double lo, hi;
+} field;
+
+/* Bounds far above any model in use, and low enough that products of four of them stay below 2^63. */
+#define MAX_VOCAB 0x1p24
+#define MAX_WIDTH 0x1p18
+#define MAX_LAYERS 2048
+#define MAX_HEADS 4096
+#define MAX_POSITIONS 0x1p27
+#define AT(member) offsetof(hd_lm_config, member)
+
+static const field gpt2_fields[] = {
+    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB },
+    { "n_positions", FIELD_INT, true, AT(max_positions), 1, MAX_POSITIONS },
+    { "n_embd", FIELD_INT, true, AT(width), 1, MAX_WIDTH },
+    { "n_layer", FIELD_INT, true, AT(layers), 1, MAX_LAYERS },
+    { "n_head", FIELD_INT, true, AT(heads), 1, MAX_HEADS },
+    { "n_inner", FIELD_INT, false, AT(mlp_width), 1, 4 * MAX_WIDTH },
+    { "layer_norm_epsilon", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1 },
+    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100 },
+    { "embd_pdrop", FIELD_NUMBER, false, AT(embd_dropout), 0, 0.99 },
+    { "resid_pdrop", FIELD_NUMBER, false, AT(resid_dropout), 0, 0.99 },
+    { "attn_pdrop", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99 },
+    { "scale_attn_weights", FIELD_BOOL, false, AT(scale_attention), 0, 1 },
+    { "scale_attn_by_inverse_layer_idx", FIELD_BOOL, false, AT(scale_by_layer), 0, 1 },
+    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1 },
+    { 0 },
+};
+
+static const field llama_fields[] = {
+    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB },
+    { "max_position_embeddings", FIELD_INT, false, AT(max_positions), 1, MAX_POSITIONS },
+    { "hidden_size", FIELD_INT, true, AT(width), 1, MAX_WIDTH },
+    { "num_hidden_layers", FIELD_INT, true, AT(layers), 1, MAX_LAYERS },
+    { "num_attention_heads", FIELD_INT, true, AT(heads), 1, MAX_HEADS },
+    { "num_key_value_heads", FIELD_INT, false, AT(kv_heads), 1, MAX_HEADS },
+    { "head_dim", FIELD_INT, false, AT(head_dim), 2, 4096 },
+    { "intermediate_size", FIELD_INT, true, AT(mlp_width), 1, 4 * MAX_WIDTH },
+    { "rms_norm_eps", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1 },
+    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100 },
+    { "rope_theta", FIELD_NUMBER, false, AT(rope.theta), 1.0001, 1e12 },
+    { "attention_dropout", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99 },
+    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1 },
+    { 0 },
+};
+
+static const field *const fields_of[HD_FAMILY_COUNT] = { [HD_FAMILY_GPT2] = gpt2_fields, [HD_FAMILY_LLAMA] = llama_fields };
+
+static int read_field(const json_t *j, const field *f, hd_lm_config *c, const char *name, hd_error *err)
+{
+    void *at = (char *)c + f->offset;
+    if (f->needed) {
+        int rc = hd_json_need(j, f->key, name, err);
+        if (rc) return rc;
+    }
+    switch (f->kind) {
+    case FIELD_INT: return hd_json_int(j, f->key, (int64_t)f->lo, (int64_t)f->hi, at, name, err);
+    case FIELD_NUMBER: return hd_json_number(j, f->key, f->lo, f->hi, at, name, err);
+    case FIELD_BOOL: return hd_json_bool(j, f->key, at, name, err);
+    }
+    return HD_EINVAL;
+}
+
+static json_t *write_field(const hd_lm_config *c, const field *f)
+{
+    const void *at = (const char *)c + f->offset;
+    switch (f->kind) {
+    case FIELD_INT: return json_integer(*(const int64_t *)at);
+    case FIELD_NUMBER: return json_real(*(const double *)at);
+    case FIELD_BOOL: return json_boolean(*(const bool *)at);
+    }
+    return NULL;
+}
+
+/* ---- presets ---- */
+
+void hd_lm_config_preset(hd_lm_config *c, hd_architecture arch)
+{
+    bool gpt2 = arch == HD_ARCH_GPT2;
+    *c = (hd_lm_config){
+        .arch = arch, .family = architectures[arch].family, .init_std = 0.02, .norm_eps = gpt2 ? 1e-5 : 1e-6,
+        .tie_embeddings = gpt2, .qkv_bias = gpt2 || arch == HD_ARCH_QWEN2, .o_bias = gpt2, .mlp_bias = gpt2,
+        .rope = { .kind = HD_ROPE_PLAIN, .theta = 10000, .factor = 1 }, .scale_attention = true, .bos = -1, .dtype = HD_F32,
+        .activation_op = gpt2 ? HD_EW_GELU_TANH : HD_EW_SILU,
+    };
+    snprintf(c->activation, sizeof c->activation, "%s", gpt2 ? "gelu_new" : "silu");
+    c->max_positions = arch == HD_ARCH_QWEN2 ? 32768 : arch == HD_ARCH_MISTRAL ? 131072 : arch == HD_ARCH_LLAMA ? 2048 : 1024;
+    if (gpt2) c->embd_dropout = c->resid_dropout = c->attn_dropout = 0.1;
+    if (arch == HD_ARCH_LLAMA || arch == HD_ARCH_MISTRAL) {
+        c->bos = 1;
+        c->eos[c->n_eos++] = 2;
+    }
+}
+
+/* ---- parts of a config.json ---- */
+
+/* architectures and model_type must be known, and agree where both are given. */
+static int read_architecture(const json_t *j, hd_architecture *arch, const char *name, hd_error *err)
+{
+    const char *type = NULL;
+    int rc = hd_json_string(j, "model_type", &type, name, err);
+    if (rc) return rc;
+    const json_t *list = json_object_get(j, "architectures");
+    const json_t *first = json_array_get(list, 0);
+    if (list && !json_is_null(list) && !json_is_array(list)) return hd_fail(err, HD_EFORMAT, "%s: \"architectures\" must be a list", name);
+    if (first && !json_is_string(first)) return hd_fail(err, HD_EFORMAT, "%s: \"architectures\" must hold strings", name);
+    const char *given = first ? json_string_value(first) : type;
+    if (!given) return hd_fail(err, HD_EFORMAT, "%s: neither \"architectures\" nor \"model_type\" says what model this is", name);
+    if (hd_architecture_parse(given, arch))
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: architecture \"%.80s\" is not supported (supported: " KNOWN ")", name, given);
+    if (type && strcmp(type, architectures[*arch].type))
+        return hd_fail(err, HD_EFORMAT, "%s: architecture \"%.80s\" contradicts model_type \"%.80s\"", name, given, type);
+    return HD_OK;
+}
+
+static int set_activation(hd_lm_config *c, const char *text, const char *name, hd_error *err)
+{
+    for (size_t i = 0; i < sizeof activations / sizeof *activations; i++)
+        if (!strcmp(text, activations[i].name)) {
+            snprintf(c->activation, sizeof c->activation, "%s", text);
+            c->activation_op = activations[i].op;
+            return HD_OK;
+        }
+    return hd_fail(err, HD_EUNSUPPORTED, "%s: activation \"%.80s\" is not supported", name, text);
+}
+
+static int read_activation(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    const char *text = NULL;
+    int rc = hd_json_string(j, c->family == HD_FAMILY_GPT2 ? "activation_function" : "hidden_act", &text, name, err);
+    return rc || !text ? rc : set_activation(c, text, name, err);
+}
+
+static int read_dtype(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    const char *text = NULL;
+    int rc = hd_json_string(j, "torch_dtype", &text, name, err);
+    if (!rc && !text) rc = hd_json_string(j, "dtype", &text, name, err); /* its name from transformers 4.56 on */
+    if (rc || !text) return rc;
+    hd_dtype t;
+    if (hd_dtype_parse(text, &t) || (t != HD_F32 && t != HD_BF16 && t != HD_F16))
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: torch_dtype \"%.80s\" is not supported (float32, bfloat16 or float16)", name, text);
+    c->dtype = t;
+    return HD_OK;
+}
+
+/* One id, or a list of them; ids beyond the vocabulary are dropped, since no token can ever be one (small models often keep
+ * the ids of a large one). */
+static int read_ids(const json_t *j, const char *key, int64_t vocab, int64_t *ids, int max, int *n, const char *name, hd_error *err)
+{
+    const json_t *v = json_object_get(j, key);
+    if (!v) return HD_OK;
+    *n = 0;
+    if (json_is_null(v)) return HD_OK;
+    size_t count = json_is_array(v) ? json_array_size(v) : 1;
+    if (count > (size_t)max) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" lists more than %d ids", name, key, max);
+    for (size_t i = 0; i < count; i++) {
+        const json_t *e = json_is_array(v) ? json_array_get(v, i) : v;
+        int64_t id = json_integer_value(e);
+        if (!json_is_integer(e) || id < -1 || id > INT32_MAX)
+            return hd_fail(err, HD_EFORMAT, "%s: \"%s\" must be a token id or a list of them", name, key);
+        if (id >= 0 && id < vocab) ids[(*n)++] = id;
+    }
+    return HD_OK;
+}
+
+static int read_special_ids(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    int64_t bos[HD_MAX_EOS];
+    int n = -1;
+    int rc = read_ids(j, "bos_token_id", c->vocab, bos, HD_MAX_EOS, &n, name, err);
+    if (rc) return rc;
+    if (n >= 0) c->bos = n ? bos[0] : -1;
+    return read_ids(j, "eos_token_id", c->vocab, c->eos, HD_MAX_EOS, &c->n_eos, name, err);
+}
+
+/* ---- rotary embedding ---- */
+
+static int read_rope_kind(const json_t *r, hd_rope_kind *kind, const char *name, hd_error *err)
+{
+    const char *text = NULL;
+    int rc = hd_json_string(r, "rope_type", &text, name, err);
+    if (!rc && !text) rc = hd_json_string(r, "type", &text, name, err);
+    if (rc) return rc;
+    if (!text) return hd_fail(err, HD_EFORMAT, "%s: rope_scaling has no \"rope_type\"", name);
+    for (int i = 0; i < HD_ROPE_COUNT; i++)
+        if (!strcmp(text, rope_names[i])) {
+            *kind = (hd_rope_kind)i;
+            return HD_OK;
+        }
+    return hd_fail(err, HD_EUNSUPPORTED, "%s: rope_scaling of type \"%.80s\" is not supported (default, linear, llama3, yarn)", name, text);
+}
+
+/* Numbers that each kind must have. */
+static int need_rope(const json_t *r, hd_rope_kind kind, const char *where, hd_error *err)
+{
+    static const char *const needed[HD_ROPE_COUNT][5] = {
+        [HD_ROPE_LINEAR] = { "factor" },
+        [HD_ROPE_LLAMA3] = { "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings" },
+        [HD_ROPE_YARN] = { "factor" },
+    };
+    int rc = HD_OK;
+    for (int i = 0; !rc && needed[kind][i]; i++) rc = hd_json_need(r, needed[kind][i], where, err);
+    static const char *const unknown[] = { "mscale", "mscale_all_dim", "partial_rotary_factor" };
+    for (size_t i = 0; !rc && i < sizeof unknown / sizeof *unknown; i++) {
+        const json_t *v = json_object_get(r, unknown[i]);
+        if (v && !json_is_null(v) && json_number_value(v) != 1.0) /* 1 changes nothing */
+            rc = hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", where, unknown[i]);
+    }
+    return rc;
+}
+
+/* rope_scaling, or rope_parameters (its name from transformers 5 on, which holds rope_theta too). */
+static int read_rope(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    const char *key = "rope_scaling";
+    const json_t *r = json_object_get(j, key);
+    if (!r || json_is_null(r)) r = json_object_get(j, key = "rope_parameters");
+    if (!r || json_is_null(r)) return HD_OK;
+    if (!json_is_object(r)) return hd_fail(err, HD_EFORMAT, "%s: \"%s\" must be an object", name, key);
+    char where[512];
+    snprintf(where, sizeof where, "%s: %s", name, key);
+    hd_rope_config *o = &c->rope;
+    int rc = read_rope_kind(r, &o->kind, name, err);
+    if (!rc) rc = hd_json_number(r, "rope_theta", 1.0001, 1e12, &o->theta, where, err);
+    if (rc || o->kind == HD_ROPE_PLAIN) return rc;
+    if (o->kind == HD_ROPE_YARN) o->beta_fast = 32, o->beta_slow = 1;
+    rc = need_rope(r, o->kind, where, err);
+    if (!rc) rc = hd_json_number(r, "factor", 1, 1e6, &o->factor, where, err);
+    if (!rc) rc = hd_json_number(r, "low_freq_factor", 1e-3, 1e6, &o->low_freq, where, err);
+    if (!rc) rc = hd_json_number(r, "high_freq_factor", 1e-3, 1e6, &o->high_freq, where, err);
+    if (!rc) rc = hd_json_number(r, "beta_fast", 1e-3, 1e6, &o->beta_fast, where, err);
+    if (!rc) rc = hd_json_number(r, "beta_slow", 1e-3, 1e6, &o->beta_slow, where, err);
+    if (!rc) rc = hd_json_number(r, "attention_factor", 1e-3, 1e3, &o->attention_factor, where, err);
+    if (!rc) rc = hd_json_int(r, "original_max_position_embeddings", 1, (int64_t)MAX_POSITIONS, &o->original_positions, where, err);
+    return rc;
+}
+
+/* ---- sliding windows and what the Llama line differs in ---- */
+
+/* layer_types (newer files) must say the same as max_window_layers, or say it in its place. */
+static int read_layer_types(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    const json_t *list = json_object_get(j, "layer_types");
+    if (!list || json_is_null(list)) return HD_OK;
+    if (!json_is_array(list) || json_array_size(list) != (size_t)c->layers)
+        return hd_fail(err, HD_EFORMAT, "%s: \"layer_types\" must list %lld layers", name, (long long)c->layers);
+    int64_t full = 0;
+    for (int64_t i = 0; i < c->layers; i++) {
+        const char *type = json_string_value(json_array_get(list, (size_t)i));
+        bool sliding = type && !strcmp(type, "sliding_attention");
+        if (!type || (!sliding && strcmp(type, "full_attention")))
+            return hd_fail(err, HD_EUNSUPPORTED, "%s: layer type \"%.80s\" is not supported", name, type ? type : "(not a string)");
+        if (!sliding && full++ != i)
+            return hd_fail(err, HD_EUNSUPPORTED, "%s: layers of full attention behind layers with a sliding window are not supported", name);
+    }
+    c->window_from = full;
+    return HD_OK;
+}
+
+static int read_window(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    if (c->arch == HD_ARCH_LLAMA) return HD_OK;
+    bool use = c->arch == HD_ARCH_MISTRAL;
+    int64_t window = 4096; /* what transformers takes when the key is missing; null means none */
+    const json_t *v = json_object_get(j, "sliding_window");
+    if (v && json_is_null(v)) window = 0;
+    int rc = hd_json_int(j, "sliding_window", 0, (int64_t)1 << 40, &window, name, err);
+    if (!rc && c->arch == HD_ARCH_QWEN2) rc = hd_json_bool(j, "use_sliding_window", &use, name, err);
+    if (rc || !use || !window) return rc;
+    c->window = window;
+    if (c->arch == HD_ARCH_MISTRAL) return HD_OK;
+    c->window_from = 28;
+    rc = hd_json_int(j, "max_window_layers", 0, INT32_MAX, &c->window_from, name, err);
+    return rc ? rc : read_layer_types(j, c, name, err);
+}
+
+static int read_biases(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    if (c->arch != HD_ARCH_LLAMA) return HD_OK;
+    int rc = hd_json_bool(j, "attention_bias", &c->qkv_bias, name, err);
+    c->o_bias = c->qkv_bias;
+    return rc ? rc : hd_json_bool(j, "mlp_bias", &c->mlp_bias, name, err);
+}
+
+/* Keys that change what a model computes in ways that nothing here does. */
+static int refuse_unknown(const json_t *j, const char *name, hd_error *err)
+{
+    static const char *const refused[] = { "quantization_config", "add_cross_attention", "is_encoder_decoder" };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        const json_t *v = json_object_get(j, refused[i]);
+        if (v && !json_is_null(v) && !json_is_false(v)) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", name, refused[i]);
+    }
+    double rotary = 1;
+    int rc = hd_json_number(j, "partial_rotary_factor", 0, 1, &rotary, name, err);
+    if (!rc && rotary != 1) rc = hd_fail(err, HD_EUNSUPPORTED, "%s: partial_rotary_factor other than 1 is not supported", name);
+    return rc;
+}
+
+/* ---- reading ---- */
+
+static int read_object(const json_t *j, hd_lm_config *out, const char *name, hd_error *err)
+{
+    hd_lm_config c;
+    hd_architecture arch = HD_ARCH_GPT2;
+    if (!json_is_object(j)) return hd_fail(err, HD_EFORMAT, "%s: must be an object", name);
+    int rc = read_architecture(j, &arch, name, err);
+    if (rc) return rc;
+    hd_lm_config_preset(&c, arch);
+    for (const field *f = fields_of[c.family]; !rc && f->key; f++) rc = read_field(j, f, &c, name, err);
+    if (!rc) rc = refuse_unknown(j, name, err);
+    if (!rc) rc = read_activation(j, &c, name, err);
+    if (!rc) rc = read_dtype(j, &c, name, err);
+    if (!rc && c.family == HD_FAMILY_LLAMA) {
+        rc = read_rope(j, &c, name, err);
+        if (!rc) rc = read_window(j, &c, name, err);
+        if (!rc) rc = read_biases(j, &c, name, err);
+    }
+    if (!rc) rc = read_special_ids(j, &c, name, err);
+    if (!rc) rc = hd_lm_config_check(&c, name, err);
+    if (!rc) *out = c;
+    return rc;
+}
+
+int hd_lm_config_parse(hd_lm_config *c, const char *text, size_t n, const char *name, hd_error *err)
+{
+    json_t *j = hd_json_parse(text, n, name, err);
+    if (!j) return err && err->code ? err->code : HD_EFORMAT;
+    int rc = read_object(j, c, name, err);
+    json_decref(j);
+    return rc;
+}
+
+static int load_generation(hd_lm_config *c, const char *dir, hd_error *err)
+{
+    char path[4096];
+    int rc = hd_path_join(path, sizeof path, dir, "generation_config.json", err);
+    if (rc || !hd_file_exists(path)) return rc;
+    json_t *j = hd_json_load(path, err);
+    if (!j) return err && err->code ? err->code : HD_EFORMAT;
+    rc = read_special_ids(j, c, path, err);
+    json_decref(j);
+    return rc;
+}
+
+int hd_lm_config_load(hd_lm_config *c, const char *dir, hd_error *err)
+{
+    char path[4096];
+    int rc = hd_path_join(path, sizeof path, dir, "config.json", err);
+    if (rc) return rc;
+    json_t *j = hd_json_load(path, err);
+    if (!j) return err && err->code ? err->code : HD_EFORMAT;
+    hd_lm_config read;
+    rc = read_object(j, &read, path, err);
+    json_decref(j);
+    if (!rc) rc = load_generation(&read, dir, err);
+    if (!rc) *c = read;
+    return rc;
+}
+
+/* ---- checking ---- */
+
+static int check_field(const hd_lm_config *c, const field *f, const char *name, hd_error *err)
+{
+    const void *at = (const char *)c + f->offset;
+    if (f->kind == FIELD_BOOL) return HD_OK;
+    double v = f->kind == FIELD_INT ? (double)*(const int64_t *)at : *(const double *)at;
+    if (v >= f->lo && v <= f->hi) return HD_OK;
+    return hd_fail(err, HD_EINVAL, "%s: \"%s\" is %.10g, must be from %.10g to %.10g", name, f->key, v, f->lo, f->hi);
+}
+
+static int check_rope(const hd_lm_config *c, const char *name, hd_error *err)
+{
+    const hd_rope_config *r = &c->rope;
+    if (c->head_dim % 2) return hd_fail(err, HD_EFORMAT, "%s: heads of %lld features cannot be rotated in pairs", name, (long long)c->head_dim);
+    if (r->kind == HD_ROPE_LLAMA3 && !(r->low_freq < r->high_freq))
+        return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: low_freq_factor must be below high_freq_factor", name);
+    if (r->kind == HD_ROPE_YARN && !(r->beta_slow < r->beta_fast))
+        return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: beta_slow must be below beta_fast", name);
+    return HD_OK;
+}
+
+/* What transformers derives when config.json leaves it out. */
+static int complete(hd_lm_config *c, const char *name, hd_error *err)
+{
+    if (!c->mlp_width && c->family == HD_FAMILY_GPT2) c->mlp_width = 4 * c->width;
+    if (!c->kv_heads) c->kv_heads = c->heads;
+    if (c->head_dim) return HD_OK;
+    if (c->heads < 1 || c->width % c->heads)
+        return hd_fail(err, HD_EFORMAT, "%s: %lld heads do not divide a width of %lld", name, (long long)c->heads, (long long)c->width);
+    c->head_dim = c->width / c->heads;
+    return HD_OK;
+}
+
+int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
+{
+    int rc = complete(c, name, err);
+    for (const field *f = fields_of[c->family]; !rc && f->key; f++) rc = check_field(c, f, name, err);
+    if (rc) return rc;
+    if (c->kv_heads > c->heads || c->heads % c->kv_heads)
+        return hd_fail(err, HD_EFORMAT, "%s: %lld key/value heads do not divide %lld heads", name, (long long)c->kv_heads, (long long)c->heads);
+    if (c->family == HD_FAMILY_GPT2 && (c->kv_heads != c->heads || c->head_dim * c->heads != c->width))
+        return hd_fail(err, HD_EFORMAT, "%s: %lld heads do not divide a width of %lld", name, (long long)c->heads, (long long)c->width);
+    if (c->head_dim > 4096) return hd_fail(err, HD_EUNSUPPORTED, "%s: heads of %lld features are not supported", name, (long long)c->head_dim);
+    if (c->bos >= c->vocab) c->bos = -1;
+    int n = 0;
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos[i] >= 0 && c->eos[i] < c->vocab) c->eos[n++] = c->eos[i];
+    c->n_eos = n;
+    return c->family == HD_FAMILY_LLAMA ? check_rope(c, name, err) : HD_OK;
+}
+
+/* ---- writing ---- */
+
+/* Steals v; out of memory shows as a NULL v and makes the whole object fail. */
+static void put(json_t *j, const char *key, json_t *v, bool *failed)
+{
+    if (json_object_set_new(j, key, v)) *failed = true;
+}
+
+static void put_ids(json_t *j, const char *key, const int64_t *ids, int n, bool *failed)
+{
+    if (n == 0) return;
+    if (n == 1) {
+        put(j, key, json_integer(ids[0]), failed);
+        return;
+    }
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++)
+        if (json_array_append_new(list, json_integer(ids[i]))) *failed = true;
+    put(j, key, list, failed);
+}
+
+/* null where there is no id: a missing key would mean the architecture's default. */
+static void put_special_ids(json_t *j, const hd_lm_config *c, bool *failed)
+{
+    put(j, "bos_token_id", c->bos >= 0 ? json_integer(c->bos) : json_null(), failed);
+    if (c->n_eos) put_ids(j, "eos_token_id", c->eos, c->n_eos, failed);
+    else put(j, "eos_token_id", json_null(), failed);
+}
+
+static json_t *rope_object(const hd_rope_config *r, bool *failed)
+{
+    if (r->kind == HD_ROPE_PLAIN) return json_null();
+    json_t *o = json_object();
+    put(o, "rope_type", json_string(rope_names[r->kind]), failed);
+    put(o, "factor", json_real(r->factor), failed);
+    if (r->kind == HD_ROPE_LLAMA3) {
+        put(o, "low_freq_factor", json_real(r->low_freq), failed);
+        put(o, "high_freq_factor", json_real(r->high_freq), failed);
+    }
+    if (r->kind == HD_ROPE_YARN) {
+        put(o, "beta_fast", json_real(r->beta_fast), failed);
+        put(o, "beta_slow", json_real(r->beta_slow), failed);
+        if (r->attention_factor > 0) put(o, "attention_factor", json_real(r->attention_factor), failed);
+    }
+    if (r->original_positions) put(o, "original_max_position_embeddings", json_integer(r->original_positions), failed);
+    return o;
+}
+
+static void put_llama(json_t *j, const hd_lm_config *c, bool *failed)
+{
+    put(j, "hidden_act", json_string(c->activation), failed);
+    put(j, "rope_scaling", rope_object(&c->rope, failed), failed);
+    if (c->arch == HD_ARCH_LLAMA) {
+        put(j, "attention_bias", json_boolean(c->qkv_bias), failed);
+        put(j, "mlp_bias", json_boolean(c->mlp_bias), failed);
+        return;
+    }
+    put(j, "sliding_window", c->window ? json_integer(c->window) : json_null(), failed);
+    if (c->arch == HD_ARCH_MISTRAL) return;
+    put(j, "use_sliding_window", json_boolean(c->window > 0), failed);
+    put(j, "max_window_layers", json_integer(c->window ? c->window_from : c->layers), failed);
+}
+
+static const char *torch_dtype(hd_dtype t) { return t == HD_BF16 ? "bfloat16" : t == HD_F16 ? "float16" : "float32"; }
+
+static json_t *config_object(const hd_lm_config *c, bool *failed)
+{
+    json_t *j = json_object();
+    put(j, "architectures", json_pack("[s]", architectures[c->arch].name), failed);
+    put(j, "model_type", json_string(architectures[c->arch].type), failed);
+    for (const field *f = fields_of[c->family]; f->key; f++) {
+        /* head_dim is written only where it isn't the quotient: transformers' Qwen2 has no such key. */
+        if (!strcmp(f->key, "head_dim") && c->head_dim * c->heads == c->width) continue;
+        put(j, f->key, write_field(c, f), failed);
+    }
+    if (c->family == HD_FAMILY_GPT2) put(j, "activation_function", json_string(c->activation), failed);
+    else put_llama(j, c, failed);
+    put_special_ids(j, c, failed);
+    put(j, "torch_dtype", json_string(torch_dtype(c->dtype)), failed);
+    put(j, "use_cache", json_true(), failed);
+    return j;
+}
+
+/* Steals j. */
+static int save_object(json_t *j, bool failed, const char *dir, const char *file, hd_error *err)
+{
+    char path[4096];
+    int rc = failed ? hd_fail_memory(err, 0, file) : hd_path_join(path, sizeof path, dir, file, err);
+    if (!rc) rc = hd_json_save(j, path, err);
+    json_decref(j);
+    return rc;
+}
+
+int hd_lm_config_save(const hd_lm_config *c, const char *dir, hd_error *err)
+{
+    bool failed = false;
+    json_t *j = config_object(c, &failed);
+    int rc = save_object(j, failed, dir, "config.json", err);
+    if (rc) return rc;
+    j = json_object();
+    failed = false;
+    if (c->bos >= 0) put(j, "bos_token_id", json_integer(c->bos), &failed);
+    put_ids(j, "eos_token_id", c->eos, c->n_eos, &failed);
+    return save_object(j, failed, dir, "generation_config.json", err);
+}
+
+/* ---- questions ---- */
+
+int64_t hd_lm_config_parameters(const hd_lm_config *c)
+{
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, d = c->width, f = c->mlp_width;
+    bool gpt2 = c->family == HD_FAMILY_GPT2;
+    int64_t layer = 2 * d * q + 2 * d * kv + (gpt2 ? 2 : 3) * d * f + (gpt2 ? 4 : 2) * d;
+    if (c->qkv_bias) layer += q + 2 * kv;
+    if (c->o_bias) layer += d;
+    if (c->mlp_bias) layer += (gpt2 ? 1 : 2) * f + d;
+    int64_t total = c->layers * layer + c->vocab * d + (gpt2 ? 2 : 1) * d;
+    if (gpt2) total += c->max_positions * d;
+    if (!c->tie_embeddings) total += c->vocab * d;
+    return total;
+}
+
+const char *hd_lm_config_note(const hd_lm_config *c)
+{
+    return c->attn_dropout > 0 ? "dropout of attention weights (attn_pdrop, attention_dropout) is not applied in training; "
+                                 "dropout of embeddings and sublayer outputs is" : NULL;
+}
+
+int64_t hd_lm_config_window(const hd_lm_config *c, int64_t layer) { return c->window > 0 && layer >= c->window_from ? c->window : 0; }
