@@ -12,7 +12,8 @@
 /* The files in isa/, by the name of the table that each exports: `const hd_kernel HD_ISA(hd_kernels_NAME)[]`, ended by op == NULL. */
 #define HD_KERNEL_TABLES(X) \
     X(contract) \
-    X(conv)
+    X(conv) \
+    X(elementwise)
 
 #define DECLARE_PORTABLE(name) extern const hd_kernel hd_kernels_##name##_portable[];
 #define ENTRY_PORTABLE(name) hd_kernels_##name##_portable,
