@@ -1,0 +1,49 @@
+/* store.h: the Store: the state of one model instance (parameters, optimizer, statistics, caches) as tensors by path.
+ *
+ * Invariants: paths are unique; a tensor's memory stays where it is until the store is freed; programs for training, evaluation and
+ * generation bind to the same store by path and see each other's changes. */
+#ifndef HD_EXEC_STORE_H
+#define HD_EXEC_STORE_H
+
+#include "graph/graph.h"
+
+typedef struct hd_store_tensor {
+    const char *path;
+    hd_type type;
+    hd_format format;
+    hd_kind kind;   /* HD_PARAM or HD_STATE */
+    int64_t bytes;
+    void *data;     /* 64-byte aligned */
+} hd_store_tensor;
+
+typedef struct hd_store {
+    hd_arena memory;               /* names */
+    hd_store_tensor **tensors;     /* in order of arrival */
+    size_t n_tensors, cap_tensors;
+    int *index; size_t index_size; /* open-addressed hash of paths: position + 1, 0: free */
+    struct hd_store_block *blocks; /* element memory */
+} hd_store;
+
+/* ---- life cycle ---- */
+
+/* Parameters and states of g (may be NULL: an empty store), filled as hd_store_add_graph does. NULL on failure. */
+hd_store *hd_store_new(const hd_graph *g, uint64_t seed, hd_error *err);
+void hd_store_free(hd_store *s);
+
+/* Adds the parameters and states of g that s has not got, filled from their data, else by their init with the key (seed, path): the same
+ * numbers whatever the order, the number of threads and the other tensors. HD_EINVAL when one is there with another type. */
+int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *err);
+
+/* Adds one zeroed tensor of `bytes` (0: what type says); *out (may be NULL) gets it. HD_EINVAL when the path is taken. */
+int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, hd_store_tensor **out,
+                 hd_error *err);
+
+/* ---- use ---- */
+
+hd_store_tensor *hd_store_find(const hd_store *s, const char *path); /* NULL if there is none */
+/* As found, but an error names what is missing or of another type. */
+hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_type *type, hd_format format, hd_error *err);
+hd_tensor hd_store_tensor_view(const hd_store_tensor *t);            /* as a kernel sees it, plain */
+int64_t hd_store_bytes(const hd_store *s);                           /* of all tensors */
+
+#endif

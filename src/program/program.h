@@ -1,0 +1,200 @@
+/* program.h: the Program: what one rank does, as segments of instructions over buffers, and a schedule of calls to them.
+ *
+ * Invariants (checked by hd_program_verify):
+ *  - Read-only after hd_lower or hd_program_parse: executor and simulator keep their state beside it.
+ *  - One buffer per value. A buffer with view_of >= 0 has no memory of its own: it is the memory of that buffer (a root, never a view itself),
+ *    from its first byte. Results computed in place, reshapes and accumulated contributions are such views.
+ *  - CONSTANT and STATE roots live in the Store and are bound by path, except those with `data`, which the Program carries itself.
+ *    All other roots lie in the Program's arena at offset .. offset + bytes; two may overlap only when they are never live together.
+ *  - In every order of calls that the schedule gives, a buffer is written before it is read, and nothing it shares memory with is written between.
+ *  - Shapes, bytes and offsets are at the symbols' maxima. */
+#ifndef HD_PROGRAM_PROGRAM_H
+#define HD_PROGRAM_PROGRAM_H
+
+#include "graph/op.h"
+#include "plan/plan.h"
+
+#define HD_MAX_SYMBOLS 8 /* as hd_graph.symbols */
+
+/* ---- the data ---- */
+
+typedef enum hd_buffer_class {
+    HD_BUFFER_CONSTANT, /* never written by this program */
+    HD_BUFFER_STATE,    /* outlives a step */
+    HD_BUFFER_SAVED,    /* made in one segment, read in a later one */
+    HD_BUFFER_SCRATCH,  /* within one segment */
+    HD_BUFFER_INPUT,    /* filled by the caller before a call */
+    HD_BUFFER_OUTPUT,   /* read by the caller after a call; memory of its own for the whole step */
+    HD_BUFFER_CLASS_COUNT
+} hd_buffer_class;
+
+/* What memory is spent on, for people. */
+typedef enum hd_role {
+    HD_ROLE_PARAMETER, HD_ROLE_OPTIMIZER /* state read only by the update */, HD_ROLE_STATE /* other state */, HD_ROLE_CONSTANT,
+    HD_ROLE_GRADIENT /* of a parameter, over the whole step */, HD_ROLE_ACTIVATION /* kept for a later segment */, HD_ROLE_SCRATCH,
+    HD_ROLE_WORKSPACE, HD_ROLE_INPUT, HD_ROLE_OUTPUT,
+    HD_ROLE_COUNT
+} hd_role;
+
+typedef enum hd_tier { HD_TIER_DEVICE, HD_TIER_HOST, HD_TIER_DISK, HD_TIER_COUNT } hd_tier;
+
+typedef struct hd_buffer {
+    const char *path;
+    hd_type type;
+    hd_format format;
+    hd_buffer_class class;
+    hd_role role;
+    hd_tier tier;
+    hd_time_layout micro; /* INPUT: HD_TIME_REPLICATE is filled once per step, HD_TIME_SPLIT before every forward call */
+    int arena;            /* number of the arena; 0: the only one so far */
+    int copies;           /* 1; more when a CALL's index picks one */
+    int view_of;          /* the root whose memory this is, or -1 */
+    int64_t offset;       /* bytes from the arena's start; 0 in the Store */
+    int64_t bytes;
+    const void *data;     /* CONSTANT: elements that the Program carries; else NULL */
+} hd_buffer;
+
+typedef enum hd_opcode {
+    HD_KERNEL, /* out... = op(in...) */
+    HD_VIEW,   /* out[0] names the contents of in[0] anew, same memory: nothing to do at run time */
+    HD_ZERO,   /* out[0] = 0 */
+    HD_COPY,   /* out[0] = in[0], as bytes */
+    HD_OPCODE_COUNT
+} hd_opcode;
+
+typedef enum hd_accumulate {
+    HD_ACCUMULATE_NEVER,  /* overwrite */
+    HD_ACCUMULATE_LATER,  /* overwrite in micro-batch 0, add from then on */
+    HD_ACCUMULATE_ALWAYS, /* add */
+} hd_accumulate;
+
+typedef struct hd_instr {
+    hd_opcode opcode;
+    const hd_op *op;     /* KERNEL, VIEW; NULL for others */
+    const void *attrs;   /* [op->attrs_size] or NULL */
+    const char *path;    /* of the node */
+    int n_in, n_out;
+    const int *in, *out; /* buffer indices; -1: an absent operand, a result nobody reads */
+    int workspace;       /* buffer index or -1 */
+    hd_accumulate accumulate;
+    int stream;          /* 0 so far */
+    int n_waits;
+    const int *waits;    /* tokens waited on */
+    int signal;          /* token signalled, or -1 */
+} hd_instr;
+
+typedef enum hd_segment_kind {
+    HD_SEGMENT_PREPARE,  /* once per step, before the first micro-batch */
+    HD_SEGMENT_FORWARD, HD_SEGMENT_BACKWARD, /* per micro-batch */
+    HD_SEGMENT_UPDATE,   /* once per step, after the last */
+    HD_SEGMENT_KINDS
+} hd_segment_kind;
+
+typedef struct hd_segment {
+    hd_segment_kind kind;
+    int n_instrs;
+    const hd_instr *instrs;
+} hd_segment;
+
+typedef struct hd_call {
+    int segment;                     /* index into hd_program.segments */
+    int micro, slice;
+    int64_t binding[HD_MAX_SYMBOLS]; /* of each symbol; negative: its maximum */
+} hd_call;
+
+typedef struct hd_port { const char *name; int buffer; } hd_port; /* a named output */
+
+typedef struct hd_program {
+    hd_arena memory; /* owns everything below */
+    int threads;     /* of the team that workspaces were sized for */
+    hd_symbol symbols[HD_MAX_SYMBOLS]; int n_symbols;
+    hd_buffer *buffers; int n_buffers;
+    hd_segment *segments; int n_segments;
+    hd_call *calls; int n_calls; /* the schedule of one step */
+    hd_port *outputs; int n_outputs;
+    /* Segments repeat_first .. repeat_last may be called again and again once those before them have run: the micro-batches of a step, or the
+     * forward calls of a program without backward, whose prepare is then needed only after the Store has changed. -1, -1: none. */
+    int repeat_first, repeat_last;
+    int64_t arena_bytes;
+    int64_t arena_bound; /* most bytes that are live at once: no placement can do with less */
+} hd_program;
+
+/* ---- life cycle ---- */
+
+/* What lowering must know of a back end; every hd_backend (exec/backend.h) begins with one. */
+typedef struct hd_target hd_target;
+struct hd_target {
+    /* Bytes of workspace that op takes with these operands on a team of `threads`. */
+    size_t (*workspace)(const hd_target *t, const hd_op *op, const hd_kernel_args *a, int threads);
+    /* Bytes of operand `i` in HD_PACKED form if the kernel for these operands can take it so; 0: it cannot. NULL: never. */
+    size_t (*packed_bytes)(const hd_target *t, const hd_op *op, const hd_kernel_args *a, int i);
+};
+
+/* Makes the Program of a verified graph: order, accumulation, views and in-place results, workspaces, placement. plan is completed first
+ * (hd_plan_complete). The graph is not needed afterwards. Caller frees *out. */
+int hd_lower(const hd_graph *g, const hd_plan *plan, const hd_target *target, hd_program **out, hd_error *err);
+void hd_program_free(hd_program *p);
+
+/* ---- text ---- */
+
+/* The text of a program; hd_program_parse gives back one with exactly the same text. */
+void hd_program_dump(const hd_program *p, hd_str *out);
+/* Reads such text (n bytes; name is used in messages: "NAME:LINE: ..."). The result has been verified. */
+int hd_program_parse(const char *text, size_t n, const char *name, hd_program **out, hd_error *err);
+int hd_program_load(const char *path, hd_program **out, hd_error *err);
+
+/* ---- walking: the one way in which executor, simulator and verifier go through a program ---- */
+
+typedef struct hd_call_iter { const hd_program *program; int next; } hd_call_iter;
+hd_call_iter hd_program_calls(const hd_program *p);
+bool hd_call_next(hd_call_iter *it, hd_call *out); /* false at the end of the step */
+
+typedef struct hd_instr_iter { const hd_segment *segment; int next; } hd_instr_iter;
+hd_instr_iter hd_segment_instrs(const hd_program *p, int segment);
+const hd_instr *hd_instr_next(hd_instr_iter *it); /* NULL at the end */
+
+/* ---- questions ---- */
+
+const char *hd_segment_name(hd_segment_kind k);   /* "prepare", ... */
+const char *hd_role_name(hd_role r);              /* "parameters", ... */
+const char *hd_buffer_class_name(hd_buffer_class c);
+int hd_program_segment(const hd_program *p, hd_segment_kind k); /* index, or -1: no such segment */
+hd_call hd_program_call(const hd_program *p, int segment);      /* micro 0, symbols at their maxima */
+int hd_program_find(const hd_program *p, const char *path);     /* buffer with that path, or -1 */
+int hd_program_input(const hd_program *p, const char *path);    /* INPUT buffer, or -1 */
+int hd_program_output(const hd_program *p, const char *name);   /* buffer of a named output, or -1 */
+static inline int hd_buffer_root(const hd_program *p, int b) { return p->buffers[b].view_of >= 0 ? p->buffers[b].view_of : b; }
+bool hd_buffer_in_arena(const hd_program *p, int b);            /* b is a root with memory in the arena */
+
+/* A buffer as a kernel would see it with these bindings (negative or NULL: maxima); data is NULL. */
+hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding);
+
+/* From the first to the last instruction (numbered through all segments, in order) between which a root must keep its contents; empty: first > last. */
+typedef struct hd_life { int first, last; } hd_life;
+void hd_program_lives(const hd_program *p, hd_life *lives); /* [n_buffers]; only roots in the arena get one */
+
+/* Bytes by role: what lies in the Store, and what is live in the arena at the moment when most is. */
+typedef struct hd_memory {
+    int64_t role[HD_ROLE_COUNT];
+    int64_t store, arena; /* arena: as placed; at least the sum of its roles at the peak */
+    int64_t total;        /* store + arena */
+} hd_memory;
+int hd_program_memory(const hd_program *p, hd_memory *out, hd_error *err);
+void hd_memory_print(const hd_memory *m, hd_str *out); /* a small table */
+
+/* The invariants above. 0, or the first fault found as HD_EFORMAT. */
+int hd_program_verify(const hd_program *p, hd_error *err);
+
+/* ---- placement (place.c), by itself for tests and the planner ---- */
+
+typedef struct hd_block {
+    int64_t bytes;
+    int first, last; /* live from .. to, inclusive */
+    int64_t offset;  /* result */
+} hd_block;
+
+/* Gives every block an offset so that no two that are live together overlap; 64-byte aligned, 4096 from 1 MiB on. *size: bytes of the arena,
+ * *bound: most (aligned) bytes live at once. 0 or HD_ENOMEM. */
+int hd_place(hd_block *blocks, int n, int64_t *size, int64_t *bound, hd_error *err);
+
+#endif
