@@ -63,9 +63,13 @@ static hd_value state_like(step_builder *b, const char *prefix, hd_value param)
     hd_graph *g = b->g;
     char name[300];
     snprintf(name, sizeof name, "%s.%s", prefix, g->values[param].path);
+    const char *scope = g->scope;
+    g->scope = "";
     hd_type t = g->values[param].type;
     t.dtype = HD_F32;
-    return hd_graph_state(g, name, t, (hd_init){HD_INIT_CONSTANT, 0});
+    hd_value v = hd_graph_state(g, name, t, (hd_init){HD_INIT_CONSTANT, 0});
+    g->scope = scope;
+    return v;
 }
 
 static void update_adamw(step_builder *b, hd_value p, hd_value grad, const hd_optimizer_attrs *at)
