@@ -1,0 +1,217 @@
+/* program.c: walking a program, and questions about it. */
+#include "program/program.h"
+
+#include <stdlib.h>
+
+void hd_program_free(hd_program *p)
+{
+    if (!p) return;
+    hd_arena_free(&p->memory);
+    hd_free(p);
+}
+
+/* ---- walking ---- */
+
+hd_call_iter hd_program_calls(const hd_program *p)
+{
+    return (hd_call_iter){p, 0};
+}
+
+bool hd_call_next(hd_call_iter *it, hd_call *out)
+{
+    if (it->next >= it->program->n_calls) return false;
+    *out = it->program->calls[it->next++];
+    return true;
+}
+
+hd_instr_iter hd_segment_instrs(const hd_program *p, int segment)
+{
+    return (hd_instr_iter){&p->segments[segment], 0};
+}
+
+const hd_instr *hd_instr_next(hd_instr_iter *it)
+{
+    return it->next < it->segment->n_instrs ? &it->segment->instrs[it->next++] : NULL;
+}
+
+/* ---- names ---- */
+
+const char *hd_segment_name(hd_segment_kind k)
+{
+    static const char *const names[] = {"prepare", "forward", "backward", "update"};
+    return names[k];
+}
+
+const char *hd_role_name(hd_role r)
+{
+    static const char *const names[] = {"parameters", "optimizer", "state", "constants", "gradients", "activations", "scratch", "workspace",
+                                        "inputs", "outputs"};
+    return names[r];
+}
+
+const char *hd_buffer_class_name(hd_buffer_class c)
+{
+    static const char *const names[] = {"constant", "state", "saved", "scratch", "input", "output"};
+    return names[c];
+}
+
+/* ---- finding ---- */
+
+int hd_program_segment(const hd_program *p, hd_segment_kind k)
+{
+    for (int i = 0; i < p->n_segments; i++)
+        if (p->segments[i].kind == k) return i;
+    return -1;
+}
+
+hd_call hd_program_call(const hd_program *p, int segment)
+{
+    (void)p;
+    hd_call c = {.segment = segment};
+    for (int i = 0; i < HD_MAX_SYMBOLS; i++) c.binding[i] = -1;
+    return c;
+}
+
+int hd_program_find(const hd_program *p, const char *path)
+{
+    for (int i = 0; i < p->n_buffers; i++)
+        if (!strcmp(p->buffers[i].path, path)) return i;
+    return -1;
+}
+
+int hd_program_input(const hd_program *p, const char *path)
+{
+    for (int i = 0; i < p->n_buffers; i++)
+        if (p->buffers[i].class == HD_BUFFER_INPUT && p->buffers[i].view_of < 0 && !strcmp(p->buffers[i].path, path)) return i;
+    return -1;
+}
+
+int hd_program_output(const hd_program *p, const char *name)
+{
+    for (int i = 0; i < p->n_outputs; i++)
+        if (!strcmp(p->outputs[i].name, name)) return p->outputs[i].buffer;
+    return -1;
+}
+
+bool hd_buffer_in_arena(const hd_program *p, int b)
+{
+    const hd_buffer *x = &p->buffers[b];
+    return x->view_of < 0 && x->class != HD_BUFFER_CONSTANT && x->class != HD_BUFFER_STATE;
+}
+
+hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding)
+{
+    const hd_buffer *x = &p->buffers[b];
+    const hd_shape *s = &x->type.shape;
+    hd_tensor t = {.dtype = x->type.dtype, .format = x->format, .rank = s->rank};
+    for (int i = 0; i < s->rank; i++) t.dim[i] = s->dim[i];
+    if (s->sym >= 0 && binding && binding[s->sym] >= 0) t.dim[0] = binding[s->sym] * (s->dim[0] / p->symbols[s->sym].max);
+    return t;
+}
+
+/* ---- lifetimes ---- */
+
+static void touch(hd_life *l, int at)
+{
+    if (at < l->first) l->first = at;
+    if (at > l->last) l->last = at;
+}
+
+static void touch_all(const hd_program *p, hd_life *lives, const int *buffers, int n, int at)
+{
+    for (int i = 0; i < n; i++)
+        if (buffers[i] >= 0) touch(&lives[hd_buffer_root(p, buffers[i])], at);
+}
+
+/* What is made outside the repeated segments and used inside them, or the other way round, lives through all of them. */
+static void extend_over_loop(const hd_program *p, hd_life *l, int begin, int end, int last)
+{
+    bool inside = l->first <= end && l->last >= begin;
+    if (!inside) return;
+    if (l->first < begin && l->last < end) l->last = end;
+    if (l->last > end && l->first > begin) l->first = begin;
+    /* With nothing behind the loop, the next round may begin without what stands before it. */
+    bool resident = p->repeat_last == p->n_segments - 1;
+    if (resident && l->first < begin) l->last = last;
+}
+
+void hd_program_lives(const hd_program *p, hd_life *lives)
+{
+    int at = 0, begin = -1, end = -1;
+    for (int i = 0; i < p->n_buffers; i++) lives[i] = (hd_life){INT32_MAX, -1};
+    for (int s = 0; s < p->n_segments; s++) {
+        if (s == p->repeat_first) begin = at;
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it)); at++) {
+            if (x->opcode == HD_VIEW) continue;
+            touch_all(p, lives, x->in, x->n_in, at);
+            touch_all(p, lives, x->out, x->n_out, at);
+            touch_all(p, lives, &x->workspace, 1, at);
+        }
+        if (s == p->repeat_last) end = at - 1;
+    }
+    int last = at > 0 ? at - 1 : 0;
+    for (int i = 0; i < p->n_buffers; i++)
+        if (begin >= 0 && hd_buffer_in_arena(p, i) && lives[i].last >= 0) extend_over_loop(p, &lives[i], begin, end, last);
+    for (int i = 0; i < p->n_buffers; i++) {
+        hd_buffer_class c = p->buffers[i].class;
+        if (c == HD_BUFFER_INPUT || c == HD_BUFFER_OUTPUT) lives[hd_buffer_root(p, i)] = (hd_life){0, last}; /* the caller's between calls */
+    }
+    for (int i = 0; i < p->n_buffers; i++)
+        if (!hd_buffer_in_arena(p, i)) lives[i] = (hd_life){INT32_MAX, -1};
+}
+
+/* ---- memory ---- */
+
+/* The moment at which most bytes are live. */
+static int peak_moment(const hd_program *p, const hd_life *lives, int64_t *change, int moments)
+{
+    int64_t live = 0, most = -1;
+    int best = 0;
+    memset(change, 0, (size_t)(moments + 1) * sizeof *change);
+    for (int i = 0; i < p->n_buffers; i++) {
+        if (lives[i].last < 0) continue;
+        change[lives[i].first] += p->buffers[i].bytes;
+        change[lives[i].last + 1] -= p->buffers[i].bytes;
+    }
+    for (int t = 0; t < moments; t++) {
+        live += change[t];
+        if (live > most) most = live, best = t;
+    }
+    return best;
+}
+
+int hd_program_memory(const hd_program *p, hd_memory *out, hd_error *err)
+{
+    int moments = 1;
+    for (int s = 0; s < p->n_segments; s++) moments += p->segments[s].n_instrs;
+    *out = (hd_memory){.arena = p->arena_bytes};
+    hd_life *lives = hd_malloc((size_t)p->n_buffers * sizeof *lives);
+    int64_t *change = hd_malloc(((size_t)moments + 1) * sizeof *change);
+    int rc = 0;
+    if (!lives || !change) {
+        rc = hd_fail_memory(err, (size_t)moments * sizeof *change, "a program's memory by role");
+    } else {
+        hd_program_lives(p, lives);
+        int peak = peak_moment(p, lives, change, moments);
+        for (int i = 0; i < p->n_buffers; i++) {
+            const hd_buffer *b = &p->buffers[i];
+            bool store = b->view_of < 0 && !hd_buffer_in_arena(p, i);
+            if (store) out->store += b->bytes;
+            if (store || (lives[i].first <= peak && peak <= lives[i].last)) out->role[b->role] += b->bytes;
+        }
+        out->total = out->store + out->arena;
+    }
+    hd_free(lives);
+    hd_free(change);
+    return rc;
+}
+
+void hd_memory_print(const hd_memory *m, hd_str *out)
+{
+    char text[32];
+    for (int r = 0; r < HD_ROLE_COUNT; r++)
+        if (m->role[r]) hd_str_printf(out, "%-12s %12s\n", hd_role_name((hd_role)r), hd_format_bytes(text, (double)m->role[r]));
+    hd_str_printf(out, "%-12s %12s\n", "arena", hd_format_bytes(text, (double)m->arena));
+    hd_str_printf(out, "%-12s %12s\n", "total", hd_format_bytes(text, (double)m->total));
+}
