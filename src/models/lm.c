@@ -1,0 +1,288 @@
+#include "models/lm.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "base/rng.h"
+#include "models/lm_int.h"
+
+static hd_value (*const builders[HD_FAMILY_COUNT])(hd_lm *m) = {
+    [HD_FAMILY_GPT2] = hd_gpt2_build,
+    [HD_FAMILY_LLAMA] = hd_llama_build,
+};
+
+/* ---- inputs ---- */
+
+static hd_value input_rows(hd_lm *m, const char *name, hd_dtype dtype, int64_t n, int sym)
+{
+    hd_type t = hd_type_of(dtype, 1, &n);
+    t.shape.sym = sym;
+    return hd_graph_input(m->g, name, t, HD_TIME_SPLIT);
+}
+
+static bool has_dropout(const hd_lm *m)
+{
+    return m->o->mode == HD_LM_TRAIN && (m->c->embd_dropout > 0 || m->c->resid_dropout > 0);
+}
+
+static void declare_generation(hd_lm *m)
+{
+    int64_t rows = m->o->rows ? m->o->rows : 1;
+    m->sym_context = hd_graph_symbol(m->g, "context", m->o->context);
+    m->sym_rows = hd_graph_symbol(m->g, "rows", rows);
+    m->slots = input_rows(m, "slots", HD_I32, m->o->tokens, m->sym_tokens);
+    m->context_positions = input_rows(m, "context_positions", HD_I32, m->o->context, m->sym_context);
+    m->context_segments = input_rows(m, "context_segments", HD_I32, m->o->context, m->sym_context);
+    m->rows = input_rows(m, "rows", HD_I32, rows, m->sym_rows);
+}
+
+static void declare_inputs(hd_lm *m)
+{
+    int64_t T = m->o->tokens;
+    bool generate = m->o->mode == HD_LM_GENERATE;
+    m->sym_tokens = m->sym_context = m->sym_rows = -1;
+    if (generate) m->sym_tokens = hd_graph_symbol(m->g, "tokens", T);
+    m->tokens = input_rows(m, "tokens", HD_I32, T, m->sym_tokens);
+    m->positions = input_rows(m, "positions", HD_I32, T, m->sym_tokens);
+    m->segments = input_rows(m, "segments", HD_I32, T, m->sym_tokens);
+    if (generate) {
+        declare_generation(m);
+        return;
+    }
+    m->targets = input_rows(m, "targets", HD_I32, T, -1);
+    m->inv_divisor = hd_graph_input(m->g, "inv_divisor", hd_type_scalar(HD_F32), HD_TIME_REPLICATE);
+    if (!has_dropout(m)) return;
+    m->key = hd_graph_input(m->g, "key", hd_type_of(HD_I64, 1, (int64_t[]){ 2 }), HD_TIME_REPLICATE);
+    m->samples = input_rows(m, "samples", HD_I64, T, -1);
+}
+
+/* ---- parameters ---- */
+
+static hd_value declare(hd_lm *m, const char *name, hd_dtype dtype, int rank, const int64_t *dims, double std, bool decay)
+{
+    hd_init init = std > 0 ? (hd_init){ HD_INIT_NORMAL, std } : (hd_init){ HD_INIT_CONSTANT, 0 };
+    return hd_graph_param(m->g, name, hd_type_of(dtype, rank, dims), init, true, decay);
+}
+
+/* Weights are the same in every micro-batch, so their casts are too: once per step. */
+static hd_value to_compute(hd_lm *m, const char *name, hd_value v)
+{
+    char cast[64];
+    snprintf(cast, sizeof cast, "%s.%s", name, hd_dtype_name(m->o->compute));
+    return hd_cast(m->g, cast, v, m->o->compute);
+}
+
+hd_value hd_lm_weight(hd_lm *m, const char *name, int rank, const int64_t *dims, double std)
+{
+    return to_compute(m, name, declare(m, name, m->o->param, rank, dims, std, true));
+}
+
+hd_value hd_lm_bias(hd_lm *m, const char *name, int rank, const int64_t *dims)
+{
+    return to_compute(m, name, declare(m, name, m->o->param, rank, dims, 0, false));
+}
+
+/* ---- pieces ---- */
+
+hd_value hd_lm_embed(hd_lm *m)
+{
+    const hd_lm_config *c = m->c;
+    hd_graph_push(m->g, "embed");
+    m->embedding = declare(m, "tokens", m->o->param, 2, (int64_t[]){ c->vocab, c->width }, c->init_std, true);
+    hd_value x = hd_graph_node(m->g, "gather", "lookup", &(hd_rows_attrs){ .rows = c->vocab, .dtype = HD_F32 },
+                               (hd_value[]){ m->embedding, m->tokens }, 2);
+    hd_graph_pop(m->g);
+    return x;
+}
+
+hd_value hd_lm_linear(hd_lm *m, const char *name, const char *spec, hd_value x, hd_value w, hd_value bias)
+{
+    hd_value y = hd_contract(m->g, name, spec, x, w, m->o->compute);
+    char biased[64];
+    snprintf(biased, sizeof biased, "%s_biased", name);
+    return bias == HD_NONE ? y : hd_elementwise(m->g, biased, HD_EW_ADD, y, bias, HD_NONE, 0);
+}
+
+hd_value hd_lm_norm(hd_lm *m, const char *name)
+{
+    hd_graph *g = m->g;
+    bool layer_norm = m->c->family == HD_FAMILY_GPT2;
+    hd_graph_push(g, "%s", name);
+    hd_type t = hd_type_of(HD_F32, 1, &m->c->width);
+    hd_value gamma = hd_graph_param(g, "gamma", t, (hd_init){ HD_INIT_CONSTANT, 1 }, true, false);
+    hd_value beta = layer_norm ? hd_graph_param(g, "beta", t, (hd_init){ HD_INIT_CONSTANT, 0 }, true, false) : HD_NONE;
+    hd_graph_pop(g);
+    bool add = m->delta != HD_NONE;
+    hd_value x = add ? m->delta : m->stream, residual = add ? m->stream : HD_NONE;
+    hd_norm_attrs at = { .eps = m->c->norm_eps, .dtype = m->o->compute, .sum_dtype = HD_F32 };
+    hd_value y = layer_norm ? hd_graph_node(g, "layer_norm", name, &at, (hd_value[]){ x, gamma, beta, residual }, 4)
+                            : hd_graph_node(g, "rms_norm", name, &at, (hd_value[]){ x, gamma, residual }, 3);
+    if (add) m->stream = hd_graph_result(g, y, layer_norm ? 3 : 2);
+    m->delta = HD_NONE;
+    return y;
+}
+
+hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p)
+{
+    hd_graph *g = m->g;
+    if (m->o->mode != HD_LM_TRAIN || !(p > 0) || g->err.code) return x;
+    char path[256];
+    snprintf(path, sizeof path, "%s%s%s", g->scope, *g->scope ? "." : "", name);
+    hd_dropout_attrs at = { .p = p, .site = (int64_t)hd_hash_string(path), .dtype = hd_type_in(g, x)->dtype };
+    return hd_graph_node(g, "dropout", name, &at, (hd_value[]){ x, m->key, m->samples, m->positions }, 4);
+}
+
+/* ---- attention and its cache ---- */
+
+/* Writes y into the rows of this call, and gives the rows in use. */
+static hd_value cache(hd_lm *m, int64_t layer, const char *name, hd_value y)
+{
+    hd_graph *g = m->g;
+    const hd_lm_config *c = m->c;
+    char path[48], after[64], seen[64];
+    snprintf(path, sizeof path, "%lld.%s", (long long)layer, name);
+    snprintf(after, sizeof after, "%s.after", path);
+    snprintf(seen, sizeof seen, "%s.seen", path);
+    const char *scope = g->scope;
+    g->scope = "kv"; /* states are named from the root, whatever layer declares them */
+    hd_type t = hd_type_of(m->o->compute, 3, (int64_t[]){ m->o->context, c->kv_heads, c->head_dim });
+    hd_value before = hd_graph_state(g, path, t, (hd_init){ HD_INIT_CONSTANT, 0 });
+    hd_value now = hd_graph_node(g, "update_rows", after, NULL, (hd_value[]){ before, y, m->slots }, 3);
+    hd_value rows = hd_graph_node(g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
+    if (!g->err.code) hd_graph_pair(g, before, now);
+    g->scope = scope;
+    return rows;
+}
+
+static int64_t max_keys(const hd_lm *m, int64_t window)
+{
+    int64_t n = m->o->mode == HD_LM_GENERATE ? m->o->context : m->o->sequence ? m->o->sequence : m->o->tokens;
+    return window && window < n ? window : n;
+}
+
+hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v)
+{
+    const hd_lm_config *c = m->c;
+    hd_value kpos = m->positions, kseg = m->segments;
+    if (m->o->mode == HD_LM_GENERATE) {
+        k = cache(m, layer, "k", k);
+        v = cache(m, layer, "v", v);
+        kpos = m->context_positions;
+        kseg = m->context_segments;
+    }
+    int64_t window = hd_lm_config_window(c, layer);
+    double scale = c->scale_attention ? 1 / sqrt((double)c->head_dim) : 1;
+    if (c->scale_by_layer) scale /= (double)(layer + 1);
+    hd_attention_attrs at = { .scale = scale, .causal = true, .window = window, .max_keys = max_keys(m, window), .dtype = m->o->compute };
+    return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, kpos, m->segments, kseg }, 7);
+}
+
+/* ---- rotary frequencies ---- */
+
+/* Llama 3.1: frequencies slower than the training length / low_freq_factor are divided by factor, those faster than
+ * length / high_freq_factor are kept, and between the two a line is drawn (transformers, modeling_rope_utils.py). */
+static double scale_llama3(const hd_rope_config *r, double length, double f)
+{
+    double turns = length * f / (2 * M_PI); /* over the training length */
+    if (turns < r->low_freq) return f / r->factor;
+    if (turns > r->high_freq) return f;
+    double smooth = (turns - r->low_freq) / (r->high_freq - r->low_freq);
+    return (1 - smooth) * f / r->factor + smooth * f;
+}
+
+/* YaRN (Peng et al. 2023, section 3.2): pair i is interpolated, kept, or between, as it turns less than beta_slow times over the
+ * training length, more than beta_fast times, or between. */
+static double yarn_pair(const hd_rope_config *r, double length, double features, double turns)
+{
+    return features * log(length / (turns * 2 * M_PI)) / (2 * log(r->theta));
+}
+
+static double scale_yarn(const hd_rope_config *r, double length, int64_t features, int64_t i, double f)
+{
+    double low = fmax(floor(yarn_pair(r, length, (double)features, r->beta_fast)), 0);
+    double high = fmin(ceil(yarn_pair(r, length, (double)features, r->beta_slow)), (double)features - 1);
+    if (low == high) high += 0.001;
+    double ramp = fmin(fmax(((double)i - low) / (high - low), 0), 1);
+    return f / r->factor * ramp + f * (1 - ramp);
+}
+
+double hd_lm_rope_frequencies(const hd_lm_config *c, float *out)
+{
+    const hd_rope_config *r = &c->rope;
+    double length = (double)(r->original_positions ? r->original_positions : c->max_positions);
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
+        double f = pow(r->theta, -2 * (double)i / (double)c->head_dim);
+        if (r->kind == HD_ROPE_LINEAR) f /= r->factor;
+        if (r->kind == HD_ROPE_LLAMA3) f = scale_llama3(r, length, f);
+        if (r->kind == HD_ROPE_YARN) f = scale_yarn(r, length, c->head_dim, i, f);
+        out[i] = (float)f;
+    }
+    if (r->kind != HD_ROPE_YARN) return 1;
+    return r->attention_factor > 0 ? r->attention_factor : 0.1 * log(r->factor) + 1;
+}
+
+/* ---- head and loss ---- */
+
+static hd_value head(hd_lm *m, hd_value x)
+{
+    const hd_lm_config *c = m->c;
+    hd_value w = m->embedding;
+    if (!c->tie_embeddings) w = declare(m, "head", m->o->param, 2, (int64_t[]){ c->vocab, c->width }, c->init_std, true);
+    w = to_compute(m, "head", w);
+    bool wide = m->o->mode == HD_LM_GENERATE || m->o->logits;
+    return hd_contract(m->g, "logits", "td,vd->tv", x, w, wide ? HD_F32 : m->o->compute);
+}
+
+static void loss(hd_lm *m, hd_value logits)
+{
+    hd_graph *g = m->g;
+    hd_value rows = hd_graph_node(g, "cross_entropy", "loss.rows", &(hd_dtype_attrs){ HD_F32 }, (hd_value[]){ logits, m->targets }, 2);
+    hd_value sum = hd_reduce(g, "reduce_sum", "loss.sum", rows, 1, false, HD_F32);
+    hd_graph_output(g, "loss", hd_elementwise(g, "loss", HD_EW_MUL, sum, m->inv_divisor, HD_NONE, 0));
+}
+
+/* ---- the whole ---- */
+
+static int check_options(const hd_lm_config *c, const hd_lm_options *o, hd_error *err)
+{
+    const int64_t most = INT32_MAX / 2;
+    if (o->compute != HD_F32 && o->compute != HD_BF16)
+        return hd_fail(err, HD_EUNSUPPORTED, "language models compute in f32 or bf16, not %s", hd_dtype_name(o->compute));
+    if (o->param != HD_F32 && o->param != HD_BF16)
+        return hd_fail(err, HD_EUNSUPPORTED, "language models keep weights in f32 or bf16, not %s", hd_dtype_name(o->param));
+    if (o->tokens < 1 || o->tokens > most) return hd_fail(err, HD_EINVAL, "%lld tokens in a call: must be 1 to %lld", (long long)o->tokens, (long long)most);
+    if (o->mode != HD_LM_GENERATE) return HD_OK;
+    if (o->context < 1 || o->context > most)
+        return hd_fail(err, HD_EINVAL, "a context of %lld tokens: must be 1 to %lld", (long long)o->context, (long long)most);
+    if (o->rows < 0 || o->rows > o->tokens)
+        return hd_fail(err, HD_EINVAL, "%lld rows of logits from at most %lld tokens", (long long)o->rows, (long long)o->tokens);
+    (void)c;
+    return HD_OK;
+}
+
+static void build(hd_lm *m)
+{
+    declare_inputs(m);
+    hd_value x = builders[m->c->family](m);
+    if (m->o->mode == HD_LM_GENERATE)
+        x = hd_graph_node(m->g, "gather", "wanted", &(hd_rows_attrs){ .rows = m->o->tokens, .dtype = m->o->compute }, (hd_value[]){ x, m->rows }, 2);
+    hd_value logits = head(m, x);
+    if (m->o->mode == HD_LM_GENERATE || (m->o->mode == HD_LM_EVAL && m->o->logits)) hd_graph_output(m->g, "logits", logits);
+    if (m->o->mode != HD_LM_GENERATE) loss(m, logits);
+}
+
+hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *err)
+{
+    hd_lm_config checked = *c;
+    if (hd_lm_config_check(&checked, "model", err) || check_options(c, o, err)) return NULL;
+    hd_lm m = { .c = &checked, .o = o, .g = hd_graph_new(), .stream = HD_NONE, .delta = HD_NONE, .key = HD_NONE, .samples = HD_NONE };
+    if (!m.g) {
+        hd_fail_memory(err, sizeof *m.g, "a graph");
+        return NULL;
+    }
+    build(&m);
+    if (!m.g->err.code) return m.g;
+    hd_fail(err, m.g->err.code, "%s", m.g->err.message);
+    hd_graph_free(m.g);
+    return NULL;
+}

@@ -1,0 +1,48 @@
+/* lm.h: the Graph of a decoder-only language model, built from its config.
+ *
+ * All tokens of a call lie in one row of T: sequences are told apart by segment ids, and order within one by positions. Batch and sequence
+ * length are no part of the graph's mathematics.
+ *
+ * Inputs (i32 unless said otherwise; one piece per call unless said "per step"):
+ *   tokens[T], positions[T], segments[T]   negative segment: padding
+ *   targets[T]                             TRAIN, EVAL: the token to be predicted at each place; negative: not counted
+ *   inv_divisor f32 scalar, per step       TRAIN, EVAL: 1 / number of counted targets of the whole step
+ *   key i64[2] {seed, step}, per step      TRAIN with dropout only
+ *   samples i64[T]                         TRAIN with dropout only: number of the sequence in the data, for the random counters
+ *   slots[T]                               GENERATE: row of the K/V cache that takes each token
+ *   context_positions[context], context_segments[context]   GENERATE: what lies in the cache's leading rows, this call's tokens included
+ *   rows[R]                                GENERATE: places in 0..T-1 whose logits are wanted
+ * Outputs: "loss" f32 scalar (TRAIN, EVAL): this call's share of the step's mean loss; "logits" [T, V] (EVAL with logits) or [R, V] f32.
+ * States (GENERATE): kv.N.k, kv.N.v [context, key/value heads, head_dim], in the compute dtype.
+ * Symbols (GENERATE): "tokens", "context", "rows".
+ *
+ * Parameters' paths, N the layer: embed.tokens [V, D]; embed.positions [P, D]; layers.N.norm1.gamma, .beta, layers.N.norm2.gamma, .beta,
+ * norm.gamma, .beta [D]; layers.N.attn.q, .k, .v [heads, head_dim, D] (GPT-2: [D, heads, head_dim]), .o [D, heads, head_dim] (GPT-2:
+ * [heads, head_dim, D]), .q_bias ... [heads, head_dim], .o_bias [D]; layers.N.mlp.gate, .up [F, D], .down [D, F] (GPT-2: transposed, no
+ * gate), .up_bias [F], .down_bias [D]; head [V, D] unless tied. No dimension is fused, so that each can be split over devices. */
+#ifndef HD_MODELS_LM_H
+#define HD_MODELS_LM_H
+
+#include "graph/graph.h"
+#include "models/config.h"
+
+typedef enum hd_lm_mode { HD_LM_TRAIN, HD_LM_EVAL, HD_LM_GENERATE } hd_lm_mode;
+
+typedef struct hd_lm_options {
+    hd_lm_mode mode;
+    hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream, norms' sums and losses are f32 */
+    hd_dtype param;    /* of weights as stored: f32 (masters, for training), or bf16. Norms' weights are f32 always */
+    int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (GENERATE) */
+    int64_t sequence;  /* longest sequence, for cost only; 0: T */
+    int64_t context;   /* GENERATE: rows of the K/V cache */
+    int64_t rows;      /* GENERATE: most rows of logits in one call; 0: 1 */
+    bool logits;       /* EVAL: give "logits" of every row too, in f32 */
+} hd_lm_options;
+
+/* Builds the graph. NULL and err when options make no sense or memory ran out. The caller frees it with hd_graph_free. */
+hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *err);
+
+/* Writes the head_dim/2 rotary frequencies (radians per position) after scaling to out. Returns the factor on the rotated features. */
+double hd_lm_rope_frequencies(const hd_lm_config *c, float *out);
+
+#endif

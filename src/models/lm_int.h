@@ -1,0 +1,39 @@
+/* lm_int.h: what the families' builders share. */
+#ifndef HD_MODELS_LM_INT_H
+#define HD_MODELS_LM_INT_H
+
+#include "models/lm.h"
+
+/* A graph under construction. */
+typedef struct hd_lm {
+    hd_graph *g;
+    const hd_lm_config *c;
+    const hd_lm_options *o;
+    int sym_tokens, sym_context, sym_rows; /* -1 unless GENERATE */
+    hd_value tokens, positions, segments, targets, inv_divisor, key, samples, slots, context_positions, context_segments, rows;
+    hd_value embedding; /* parameter embed.tokens [V, D] */
+    hd_value stream;    /* residual stream, f32 [T, D], as it was before delta */
+    hd_value delta;     /* last sublayer's output, still to be added to it: the next norm does both in one pass. HD_NONE: nothing */
+} hd_lm;
+
+/* Parameters of the current scope. A weight comes back in the compute dtype (cast once per step where it is stored otherwise);
+ * a norm's weight is f32. std 0 fills with zeros. */
+hd_value hd_lm_weight(hd_lm *m, const char *name, int rank, const int64_t *dims, double std);
+hd_value hd_lm_bias(hd_lm *m, const char *name, int rank, const int64_t *dims);
+
+/* embed.tokens, and the rows that this call's tokens name, in f32 [T, D]. */
+hd_value hd_lm_embed(hd_lm *m);
+/* contraction in the compute dtype, plus bias unless that is HD_NONE. */
+hd_value hd_lm_linear(hd_lm *m, const char *name, const char *spec, hd_value x, hd_value w, hd_value bias);
+/* stream += delta, and the norm of that in the compute dtype; layer norm with beta for GPT-2, RMS norm for the Llama line. */
+hd_value hd_lm_norm(hd_lm *m, const char *name);
+/* Dropout while training, x itself otherwise. */
+hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p);
+/* Causal attention of q [T, heads, E] over k, v [T, key/value heads, E] of this call and, when generating, of the cache. */
+hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v);
+
+/* The families: everything between the inputs and the final norm (that included): returns the normed stream [T, D]. */
+hd_value hd_gpt2_build(hd_lm *m);
+hd_value hd_llama_build(hd_lm *m);
+
+#endif

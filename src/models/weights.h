@@ -1,0 +1,34 @@
+/* weights.h: which tensors a Hugging Face checkpoint keeps the parameters of a language model in, and moving them to and from a Store.
+ *
+ * One table per family (weights.c) names every tensor with its shape and the parameters that lie in it; loading, saving and checking are
+ * loops over hd_lm_tensors, which is that table written out for one config. */
+#ifndef HD_MODELS_WEIGHTS_H
+#define HD_MODELS_WEIGHTS_H
+
+#include "exec/store.h"
+#include "models/config.h"
+
+/* One Hugging Face tensor: parameters side by side along its last dimension (three in GPT-2's c_attn, one everywhere else). */
+typedef struct hd_lm_tensor {
+    char name[96];    /* as transformers writes it: "model.layers.3.self_attn.q_proj.weight" */
+    int rank;         /* 1 or 2 */
+    int64_t dim[2];
+    int parts;
+    char path[3][48]; /* parameters: "layers.3.attn.q"; each has dim[rank-1] / parts of the last dimension */
+} hd_lm_tensor;
+
+/* Every tensor of a checkpoint of c, in the order of the model. The caller frees *out with hd_free. */
+int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_error *err);
+
+/* Fills the parameters of s from a model directory or one safetensors file, converting to the store's dtypes. Names may lack the prefix
+ * ("transformer.", "model."). Buffers that hold no parameters are skipped; a missing, unexpected or misshapen tensor is HD_EFORMAT. */
+int hd_lm_weights_load(hd_store *s, const hd_lm_config *c, const char *path, hd_error *err);
+
+/* Writes dir/model.safetensors in dtype (f32, bf16, f16), or shards of at most shard_bytes (0: no limit) with an index, as transformers
+ * does. Writes no config.json: see hd_lm_save. */
+int hd_lm_weights_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err);
+
+/* Makes dir and writes weights, config.json and generation_config.json: what transformers' from_pretrained loads. */
+int hd_lm_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err);
+
+#endif
