@@ -162,6 +162,9 @@ uint64_t hd_graph_fingerprint(const hd_graph *g);      /* of the dump without co
 /* ---- passes over any graph: Graph -> Graph in place ---- */
 
 int hd_graph_cse(hd_graph *g); /* merges equal nodes of equal operands (common subexpressions) */
+/* Keeps the nodes for which keep[i], in order, and renumbers. Values of dropped nodes stay in the table, unused. */
+void hd_graph_keep_nodes(hd_graph *g, const bool *keep);
+int hd_graph_sort(hd_graph *g); /* puts nodes back into a defined-before-used order, keeping the order they have where that allows */
 int hd_graph_dce(hd_graph *g); /* drops nodes whose results lead to no output and no state */
 
 #endif

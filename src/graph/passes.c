@@ -3,8 +3,7 @@
 #include "graph/graph.h"
 #include "graph/op.h"
 
-/* Keeps the nodes for which keep[i], in order, and renumbers. Values of dropped nodes stay in the table, unused. */
-static void compact_nodes(hd_graph *g, const bool *keep)
+void hd_graph_keep_nodes(hd_graph *g, const bool *keep)
 {
     size_t n = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
@@ -14,6 +13,43 @@ static void compact_nodes(hd_graph *g, const bool *keep)
         n++;
     }
     g->n_nodes = n;
+}
+
+/* ---- order ---- */
+
+typedef struct sorter {
+    hd_graph *g;
+    hd_node **order;
+    size_t n;
+    bool *done; /* [nodes] */
+} sorter;
+
+/* Node i after what it reads. Depth is that of the nodes out of order. */
+static void emit_sorted(sorter *s, int i)
+{
+    if (s->done[i]) return;
+    s->done[i] = true;
+    const hd_node *n = s->g->nodes[i];
+    for (int k = 0; k < n->n_in; k++)
+        if (n->in[k] != HD_NONE && s->g->values[n->in[k]].node >= 0) emit_sorted(s, s->g->values[n->in[k]].node);
+    s->order[s->n++] = s->g->nodes[i];
+}
+
+int hd_graph_sort(hd_graph *g)
+{
+    if (g->err.code) return g->err.code;
+    sorter s = {.g = g, .order = hd_calloc(g->n_nodes + 1, sizeof *s.order), .done = hd_calloc(g->n_nodes + 1, sizeof *s.done)};
+    if (s.order && s.done) {
+        for (size_t i = 0; i < g->n_nodes; i++) emit_sorted(&s, (int)i);
+        memcpy(g->nodes, s.order, g->n_nodes * sizeof *s.order);
+        for (size_t i = 0; i < g->n_nodes; i++)
+            for (int k = 0; k < g->nodes[i]->n_out; k++) g->values[g->nodes[i]->out[k]].node = (int)i;
+    } else {
+        hd_fail_memory(&g->err, g->n_nodes, "sorting the graph");
+    }
+    hd_free(s.order);
+    hd_free(s.done);
+    return g->err.code;
 }
 
 /* ---- common subexpressions ---- */
@@ -79,7 +115,7 @@ int hd_graph_cse(hd_graph *g)
         for (size_t i = 0; i < g->n_values; i++) to[i] = (hd_value)i;
         merge_nodes(g, to, keep, table, cap);
         replace_uses(g, to);
-        compact_nodes(g, keep);
+        hd_graph_keep_nodes(g, keep);
     } else {
         hd_fail_memory(&g->err, cap, "merging common subexpressions");
     }
@@ -108,7 +144,7 @@ int hd_graph_dce(hd_graph *g)
         for (int k = 0; keep[i] && k < n->n_in; k++)
             if (n->in[k] != HD_NONE) live[n->in[k]] = true;
     }
-    compact_nodes(g, keep);
+    hd_graph_keep_nodes(g, keep);
     hd_free(live);
     hd_free(keep);
     return 0;

@@ -243,18 +243,6 @@ static int index_readers(fuser *f)
     return 0;
 }
 
-static void drop_nodes(hd_graph *g, const bool *keep)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < g->n_nodes; i++) {
-        if (!keep[i]) continue;
-        g->nodes[n] = g->nodes[i];
-        for (int k = 0; k < g->nodes[n]->n_out; k++) g->values[g->nodes[n]->out[k]].node = (int)n;
-        n++;
-    }
-    g->n_nodes = n;
-}
-
 static int run(fuser *f, int *reg, bool *keep)
 {
     hd_graph *g = f->g;
@@ -264,7 +252,7 @@ static int run(fuser *f, int *reg, bool *keep)
     for (size_t i = 0; i < g->n_nodes; i++) keep[i] = true;
     for (size_t i = 0; i < g->n_nodes && !g->err.code; i++)
         if (f->group[i] == (int)i && f->n_members[i] > 1) replace_group(f, (int)i, reg, keep);
-    drop_nodes(g, keep);
+    hd_graph_keep_nodes(g, keep);
     return g->err.code;
 }
 

@@ -11,4 +11,19 @@ int hd_pass_fuse_residual_norm(hd_graph *g);
  * (bias + activation is such a run). Results are bit for bit those of the nodes alone. */
 int hd_pass_fuse_elementwise(hd_graph *g);
 
+/* Before differentiation: low-rank adapters (Hu et al. 2021). Each product with a parameter W whose path matches one of the patterns becomes
+ * x W + alpha/rank (x A) B, with new parameters W.lora_a [rank, summed dimensions] (normal) and W.lora_b [others, rank] (zero), f32. Every other
+ * parameter stops being trainable. HD_EINVAL when nothing matches. */
+typedef struct hd_lora_options {
+    const char *const *pattern; /* globs over parameter paths: "layers.*.attn.q" */
+    int n_patterns;
+    int64_t rank;
+    double alpha;
+} hd_lora_options;
+int hd_pass_lora(hd_graph *g, const hd_lora_options *o);
+
+/* The graph whose one update adds alpha/rank A B to every adapted W of g (a graph that hd_pass_lora went over); to be run once over the store of g.
+ * W has the type it has in g. The caller frees it. */
+hd_graph *hd_lora_merge_graph(const hd_graph *g, const hd_lora_options *o, hd_error *err);
+
 #endif
