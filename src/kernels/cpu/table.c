@@ -13,7 +13,12 @@
 #define HD_KERNEL_TABLES(X) \
     X(contract) \
     X(conv) \
-    X(elementwise)
+    X(elementwise) \
+    X(norm) \
+    X(reduce) \
+    X(loss) \
+    X(optimizer) \
+    X(measure)
 
 #define DECLARE_PORTABLE(name) extern const hd_kernel hd_kernels_##name##_portable[];
 #define ENTRY_PORTABLE(name) hd_kernels_##name##_portable,
