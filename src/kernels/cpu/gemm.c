@@ -1,0 +1,161 @@
+#include "kernels/cpu/gemm.h"
+
+static bool contiguous(const hd_einsum_nest *l)
+{
+    return l->n > 0 && l->stride[2][l->n - 1] == 1;
+}
+
+static void swap_operands(hd_einsum_nest *l)
+{
+    for (int i = 0; i < l->n; i++) {
+        int64_t s = l->stride[0][i];
+        l->stride[0][i] = l->stride[1][i];
+        l->stride[1][i] = s;
+    }
+}
+
+/* Vectors run along n: let n be the side on which c is contiguous and long. Products commute, so no bit changes. */
+static void orient(hd_gemm *g)
+{
+    if (g->packed || contiguous(&g->n) || (!contiguous(&g->m) && g->n.total > 1)) return;
+    if (g->m.total <= 1) return;
+    hd_einsum_nest l = g->m;
+    g->m = g->n;
+    g->n = l;
+    const void *p = g->a;
+    g->a = g->b;
+    g->b = p;
+    hd_dtype t = g->ta;
+    g->ta = g->tb;
+    g->tb = t;
+    swap_operands(&g->batch);
+    swap_operands(&g->m);
+    swap_operands(&g->n);
+    swap_operands(&g->k);
+}
+
+bool hd_gemm_from_contract(hd_gemm *g, const hd_kernel_args *args)
+{
+    const hd_contract_attrs *attrs = args->attrs;
+    const hd_tensor *a = &args->in[0], *b = &args->in[1];
+    hd_einsum e;
+    int64_t extent[HD_EINSUM_LABELS];
+    memset(g, 0, sizeof *g);
+    if (hd_einsum_parse(&e, attrs->spec, NULL) || hd_einsum_extents(&e, a, b, extent, NULL)) return false;
+    g->a = a->data, g->ta = a->dtype;
+    g->b = b->data, g->tb = b->dtype;
+    g->c = args->n_out > 0 ? args->out[0].data : NULL;
+    g->tc = attrs->dtype;
+    g->packed = b->format == HD_PACKED;
+    g->accumulate = args->accumulate;
+    hd_einsum_loops(&e, extent, HD_EINSUM_BATCH, &g->batch);
+    hd_einsum_loops(&e, extent, HD_EINSUM_M, &g->m);
+    hd_einsum_loops(&e, extent, HD_EINSUM_N, &g->n);
+    hd_einsum_loops(&e, extent, HD_EINSUM_K, &g->k);
+    if (a->format != HD_PLAIN) return false;
+    orient(g);
+    return true;
+}
+
+static int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Cycles or so of the busiest thread when tm x tn threads share the product: one multiply-add of a 16-lane vector a cycle, and packing of
+ * either operand at half a cycle a word (measured on Zen 4; only the proportion matters). */
+static double split_cost(const hd_gemm *g, int tm, int tn, int unit, int rows, int width)
+{
+    double m = (double)(ceil_div(ceil_div(g->m.total, rows), tm) * rows);
+    double n = (double)(ceil_div(ceil_div(g->n.total, width), tn) * width);
+    double depth = (double)ceil_div(g->k.total, unit);
+    if (m > (double)g->m.total) m = (double)g->m.total;
+    return depth * (m * n / 16 + 0.5 * m + (g->packed ? 4.0 : 0.5) * n);
+}
+
+hd_gemm_split hd_gemm_choose_split(const hd_gemm *g, int threads, int unit, int rows, int width)
+{
+    hd_gemm_split best = {1, 1, threads};
+    if (g->batch.total >= 4 * (int64_t)threads || (g->batch.total > 1 && g->batch.total % threads == 0)) return (hd_gemm_split){threads, 1, 1};
+    double best_cost = 0;
+    for (int tm = 1; tm <= threads; tm++) {
+        double cost = split_cost(g, tm, threads / tm, unit, rows, width);
+        if (tm == 1 || cost < best_cost) best_cost = cost, best = (hd_gemm_split){1, tm, threads / tm};
+    }
+    return best;
+}
+
+int hd_gemm_unit(hd_dtype t)
+{
+    return t == HD_F32 ? 1 : t == HD_BF16 ? 2 : t == HD_I8 ? 4 : 0;
+}
+
+int hd_gemm_panel_width(hd_isa isa)
+{
+    return isa >= HD_ISA_AVX512 ? 48 : isa == HD_ISA_AVX2 ? 16 : 8;
+}
+
+int64_t hd_gemm_panel_words(hd_dtype t, int64_t k, int width)
+{
+    return (ceil_div(k, hd_gemm_unit(t)) + (t == HD_I8)) * width;
+}
+
+/* The loops over b alone; false when b cannot be packed: a K label that b hasn't, or a dtype without panels at this instruction set. */
+static bool loops_of_b(hd_isa isa, const char *spec, const hd_tensor *b, hd_einsum_nest *batch, hd_einsum_nest *n, hd_einsum_nest *k)
+{
+    hd_einsum e;
+    int64_t extent[HD_EINSUM_LABELS];
+    if (!hd_gemm_unit(b->dtype) || (b->dtype == HD_I8 && isa < HD_ISA_VNNI)) return false;
+    if (hd_einsum_parse(&e, spec, NULL) || b->rank != e.rank[1]) return false;
+    for (int i = 0; i < e.count; i++) {
+        int dim = e.label[i].dim[1];
+        if (dim < 0 && hd_einsum_group(&e, i) == HD_EINSUM_K) return false;
+        extent[i] = dim < 0 ? 1 : b->dim[dim];
+    }
+    hd_einsum_loops(&e, extent, HD_EINSUM_BATCH, batch);
+    hd_einsum_loops(&e, extent, HD_EINSUM_N, n);
+    hd_einsum_loops(&e, extent, HD_EINSUM_K, k);
+    return true;
+}
+
+size_t hd_gemm_packed_bytes(hd_isa isa, const char *spec, const hd_tensor *b)
+{
+    hd_einsum_nest batch, n, k;
+    if (!loops_of_b(isa, spec, b, &batch, &n, &k)) return 0;
+    int width = hd_gemm_panel_width(isa);
+    return (size_t)(batch.total * ceil_div(n.total, width) * hd_gemm_panel_words(b->dtype, k.total, width)) * 4;
+}
+
+/* One panel: columns at element offsets column[count], k steps as in the loops k. */
+static void pack_panel(char *dst, const char *src, hd_dtype t, const int64_t *column, int count, const hd_einsum_nest *k, int width)
+{
+    size_t size = hd_dtype_size(t);
+    int unit = hd_gemm_unit(t);
+    memset(dst, 0, (size_t)hd_gemm_panel_words(t, k->total, width) * 4);
+    int32_t *header = (int32_t *)dst;
+    if (t == HD_I8) dst += width * 4;
+    for (int64_t i = 0; i < k->total; i++) {
+        const char *from = src + hd_einsum_offset(k, 1, i) * (int64_t)size;
+        char *to = dst + ((i / unit) * width * unit + i % unit) * (int64_t)size;
+        for (int j = 0; j < count; j++) {
+            memcpy(to + j * unit * (int64_t)size, from + column[j] * (int64_t)size, size);
+            if (t == HD_I8) header[j] -= 128 * (int32_t)*(const int8_t *)(from + column[j]);
+        }
+    }
+}
+
+void hd_gemm_pack(hd_isa isa, const char *spec, const hd_tensor *b, void *dst, int tid, int threads)
+{
+    hd_einsum_nest batch, n, k;
+    if (!loops_of_b(isa, spec, b, &batch, &n, &k)) return;
+    int width = hd_gemm_panel_width(isa);
+    int64_t panels = ceil_div(n.total, width), words = hd_gemm_panel_words(b->dtype, k.total, width);
+    int64_t begin, end, column[64];
+    hd_split(batch.total * panels, 1, tid, threads, &begin, &end);
+    for (int64_t p = begin; p < end; p++) {
+        int64_t first = p % panels * width, origin = hd_einsum_offset(&batch, 1, p / panels);
+        int count = (int)(n.total - first < width ? n.total - first : width);
+        for (int j = 0; j < count; j++) column[j] = origin + hd_einsum_offset(&n, 1, first + j);
+        pack_panel((char *)dst + p * words * 4, b->data, b->dtype, column, count, &k, width);
+    }
+}

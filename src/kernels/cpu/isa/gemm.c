@@ -1,0 +1,346 @@
+/* The dense product: how its loops walk the caches, and how the result leaves the register tile.
+ *
+ *     for each batch of this thread's share, rows x columns of this thread's share:
+ *         for mc: rows that stay packed together          (A block: L2, or L3 when deep)
+ *             for jc: columns that share one pass over k
+ *                 for each block of k
+ *                     pack A (once for each mc when all blocks fit, else again for each jc)
+ *                     for each panel of columns: pack B (or find it packed); for each MR rows: register tile
+ *
+ * Threads share nothing: each packs what it needs, and there is no barrier.
+ * Partial sums go through c itself where c is f32 (int32) with columns next to each other, else through scratch, and are rounded once. */
+#include "kernels/cpu/isa/gemm_isa.h"
+
+#define MR HD_GEMM_MR
+#define NR HD_GEMM_NR
+#define KW HD_GEMM_KWORDS
+#define KE (KW * HD_GEMM_UNIT)             /* elements of k in one block */
+#define A_WORDS (512 * 1024)               /* packed A at most: 2 MiB a thread */
+#define ROWS_DEEP 512                      /* rows of a block when A's depth doesn't fit */
+#define ROWS_MAX 1024
+#define COLUMNS_DEEP (16 * 48)             /* columns that share a pass over k through scratch */
+#define SLACK (2 * HD_VL + 64)             /* words that packing may spill; also keeps pieces on separate cache lines */
+#define A_BIAS (HD_GEMM_UNIT == 4 ? 0x80808080u : 0u)
+
+typedef struct piece { int64_t begin, end; } piece;
+
+/* One thread's view of the product. */
+typedef struct walk {
+    const hd_gemm *g;
+    int64_t k, blocks;       /* elements of k; blocks of them */
+    bool keep_a;             /* all k of the rows stay packed */
+    bool direct;             /* partial sums in c */
+    bool edge_only;          /* ... but for the last, narrower panel, at most one of which uses scratch */
+    bool add_first;          /* the first block adds too: c accumulates */
+    int64_t rows_max, columns_max;
+    uint32_t *a, *b;         /* packed */
+    gemm_acc *scratch;       /* [column group][rows][NR] */
+    const char *base_a, *base_b;
+    char *base_c;            /* of this batch */
+    int64_t batch;           /* index */
+    piece m, n;              /* this thread's rows and columns */
+} walk;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+static int64_t word_count(int64_t k) { return ceil_div(k, HD_GEMM_UNIT); }
+
+bool HD_ISA(hd_gemm_takes)(const hd_gemm *g)
+{
+#if HD_GEMM_UNIT == 2
+    return g->ta == HD_BF16 && g->tb == HD_BF16 && is_vf_dtype(g->tc);
+#elif HD_GEMM_UNIT == 4
+    return g->ta == HD_I8 && g->tb == HD_I8 && g->tc == HD_I32;
+#else
+    return is_vf_dtype(g->ta) && is_vf_dtype(g->tb) && is_vf_dtype(g->tc) && !(g->packed && g->tb == HD_F16);
+#endif
+}
+
+/* ---- sizes ---- */
+
+/* Whether A's rows can stay packed over all of k with enough rows for B's packing to pay. */
+static bool keeps_a(const hd_gemm *g)
+{
+    return word_count(g->k.total) * 256 <= A_WORDS;
+}
+
+static int64_t rows_in_block(const hd_gemm *g)
+{
+    if (!keeps_a(g)) return ROWS_DEEP;
+    int64_t depth = word_count(g->k.total);
+    int64_t rows = depth ? A_WORDS / depth / MR * MR : ROWS_MAX;
+    return min64(rows, ROWS_MAX);
+}
+
+static int64_t words_of_a(const hd_gemm *g)
+{
+    int64_t rows = min64(round_up(g->m.total, MR), rows_in_block(g));
+    return round_up(rows * (keeps_a(g) ? word_count(g->k.total) : KW) + SLACK, 16);
+}
+
+static int64_t words_of_b(const hd_gemm *g)
+{
+    return round_up((min64(word_count(g->k.total), KW) + 1) * NR + SLACK, 16);
+}
+
+static int64_t words_of_scratch(const hd_gemm *g)
+{
+    int64_t rows = min64(round_up(g->m.total, MR), rows_in_block(g));
+    int64_t columns = keeps_a(g) ? NR : round_up(min64(round_up(g->n.total, NR), COLUMNS_DEEP), NR);
+    return rows * columns + SLACK;
+}
+
+static int64_t words_of_thread(const hd_gemm *g)
+{
+    return round_up(words_of_a(g) + words_of_b(g) + words_of_scratch(g), 16);
+}
+
+size_t HD_ISA(hd_gemm_workspace)(const hd_gemm *g, int threads)
+{
+    return (size_t)(words_of_thread(g) * threads) * 4;
+}
+
+/* ---- offsets ---- */
+
+/* Element offsets of operand o at loop indices first .. first+count-1. */
+static void offsets(int64_t *out, const hd_einsum_nest *l, int o, int64_t first, int count)
+{
+    int64_t index[HD_EINSUM_LABELS], at = 0, rest = first;
+    for (int j = l->n - 1; j >= 0; j--) {
+        index[j] = rest % l->extent[j];
+        rest /= l->extent[j];
+        at += index[j] * l->stride[o][j];
+    }
+    for (int i = 0; i < count; i++) {
+        out[i] = at;
+        for (int j = l->n - 1; j >= 0; j--) {
+            at += l->stride[o][j];
+            if (++index[j] < l->extent[j]) break;
+            at -= index[j] * l->stride[o][j];
+            index[j] = 0;
+        }
+    }
+}
+
+/* ---- packing ---- */
+
+/* Rows mc .. mc+rows-1, one block of k; panels of MR rows (the last one narrower) one after the other. */
+static void pack_a(const walk *w, uint32_t *dst, int64_t mc, int64_t rows, int64_t k0, int64_t kn)
+{
+    const hd_gemm *g = w->g;
+    int64_t offset[MR];
+    gemm_source s = {.data = w->base_a, .dtype = g->ta, .offset = offset, .k = &g->k, .operand = 0};
+    for (int64_t i = 0; i < rows; i += MR) {
+        s.count = (int)min64(MR, rows - i);
+        offsets(offset, &g->m, 0, mc + i, s.count);
+        HD_ISA(hd_gemm_pack_words)(dst + i * word_count(kn), s.count, &s, k0, kn, A_BIAS);
+    }
+}
+
+#if HD_GEMM_UNIT == 4
+/* -128 times each column's sum: what the bias of A adds too much. */
+static void sum_columns(int32_t *header, const uint32_t *words, int64_t kw)
+{
+    vi sum[HD_GEMM_NV] = {{0}};
+    for (int64_t k = 0; k < kw; k++)
+        for (int j = 0; j < HD_GEMM_NV; j++)
+            sum[j] = (vi)_mm512_dpbusd_epi32((__m512i)sum[j], _mm512_set1_epi8(1), _mm512_loadu_si512(words + k * NR + j * HD_VL));
+    for (int j = 0; j < HD_GEMM_NV; j++) vi_store(header + j * HD_VL, sum[j] * -128);
+}
+#endif
+
+#if HD_GEMM_UNIT == 1
+/* Packed bf16 pairs to f32. */
+static void unpack_pairs(float *dst, const uint32_t *pairs, int64_t k)
+{
+    for (int64_t i = 0; i < k; i++)
+        for (int j = 0; j < NR; j += HD_VL) {
+            vu word;
+            memcpy(&word, pairs + i / 2 * NR + j, sizeof word);
+            word = i % 2 ? word & 0xffff0000u : word << 16;
+            memcpy(dst + i * NR + j, &word, sizeof word);
+        }
+}
+#endif
+
+/* The panel that begins at column j, block of k k0 .. k0+kn-1, of packed b. */
+static const uint32_t *packed_panel(const walk *w, int64_t j, int64_t k0, int64_t kn, const int32_t **init)
+{
+    const hd_gemm *g = w->g;
+    int64_t words = hd_gemm_panel_words(g->tb, w->k, NR);
+    const uint32_t *panel = (const uint32_t *)g->b + (w->batch * ceil_div(g->n.total, NR) + j / NR) * words;
+#if HD_GEMM_UNIT == 1
+    (void)init;
+    if (g->tb == HD_BF16) {
+        unpack_pairs((float *)w->b + NR, panel + k0 / 2 * NR, kn);
+        return w->b + NR;
+    }
+#else
+    (void)kn;
+#endif
+#if HD_GEMM_UNIT == 4
+    static const int32_t none[NR];
+    *init = k0 ? none : (const int32_t *)panel;
+    panel += NR;
+#else
+    (void)init;
+#endif
+    return panel + k0 / HD_GEMM_UNIT * NR;
+}
+
+/* The same panel, packed now. */
+static const uint32_t *pack_b(const walk *w, int64_t j, int count, int64_t k0, int64_t kn, const int32_t **init)
+{
+    const hd_gemm *g = w->g;
+    uint32_t *dst = w->b + NR;
+#if HD_GEMM_UNIT == 1
+    if (g->window) {
+        HD_ISA(hd_gemm_pack_window)(dst, NR, g, hd_einsum_offset(&g->batch, 1, w->batch), j, count, k0, kn);
+        return dst;
+    }
+#endif
+    int64_t offset[NR];
+    gemm_source s = {.data = w->base_b, .dtype = g->tb, .offset = offset, .count = count, .k = &g->k, .operand = 1};
+    offsets(offset, &g->n, 1, j, count);
+    HD_ISA(hd_gemm_pack_words)(dst, NR, &s, k0, kn, 0);
+#if HD_GEMM_UNIT == 4
+    *init = (const int32_t *)w->b;
+    sum_columns((int32_t *)w->b, dst, word_count(kn));
+#else
+    (void)init;
+#endif
+    return dst;
+}
+
+/* ---- results ---- */
+
+/* Where a panel's sums go while k goes on, and its columns in c. */
+typedef struct target {
+    int64_t column[NR];  /* offsets in c */
+    int count;
+    bool adjacent, direct;
+    gemm_acc *scratch;   /* [rows][NR], unless direct */
+} target;
+
+static void set_target(const walk *w, target *t, int64_t j, int count, gemm_acc *scratch)
+{
+    offsets(t->column, &w->g->n, 2, j, count);
+    t->count = count;
+    t->adjacent = true;
+    for (int i = 1; i < count; i++) t->adjacent &= t->column[i] == t->column[0] + i;
+    t->direct = w->direct && t->adjacent && count % HD_VL == 0;
+    t->scratch = scratch;
+}
+
+#if HD_GEMM_UNIT == 4
+static gemm_acc load_c(const void *c, hd_dtype t, int64_t i) { (void)t; return ((const int32_t *)c)[i]; }
+static void store_c(void *c, hd_dtype t, int64_t i, gemm_acc v) { (void)t; ((int32_t *)c)[i] = v; }
+static void store_row(void *c, hd_dtype t, const gemm_acc *from, int n)
+{
+    (void)t;
+    memcpy(c, from, (size_t)n * 4);
+}
+#else
+static gemm_acc load_c(const void *c, hd_dtype t, int64_t i) { return f32_load_as(c, t, i); }
+static void store_c(void *c, hd_dtype t, int64_t i, gemm_acc v) { f32_store_as(c, t, i, v); }
+static void store_row(void *c, hd_dtype t, const gemm_acc *from, int n)
+{
+    int i = 0;
+    for (; i + HD_VL <= n; i += HD_VL) vf_store_as(c, t, i, vf_load(from + i));
+    if (i < n) vf_store_as_n(c, t, i, vf_load_n(from + i, n - i), n - i);
+}
+#endif
+
+/* Copies rows mc .. mc+rows-1 of a panel between c and its scratch: out when k is done, in before it begins where c accumulates. */
+static void move_panel(const walk *w, const target *t, int64_t mc, int64_t rows, bool out)
+{
+    const hd_gemm *g = w->g;
+    size_t size = hd_dtype_size(g->tc);
+    int64_t row[MR];
+    for (int64_t i = 0; i < rows; i++) {
+        if (i % MR == 0) offsets(row, &g->m, 2, mc + i, (int)min64(MR, rows - i));
+        char *c = w->base_c + row[i % MR] * (int64_t)size;
+        gemm_acc *s = t->scratch + i * NR;
+        if (out && t->adjacent) store_row(c + t->column[0] * (int64_t)size, g->tc, s, t->count);
+        else if (out)
+            for (int j = 0; j < t->count; j++) store_c(c, g->tc, t->column[j], s[j]);
+        else
+            for (int j = 0; j < t->count; j++) s[j] = load_c(c, g->tc, t->column[j]);
+    }
+}
+
+/* ---- the loops ---- */
+
+/* All rows of a block against one panel and one block of k. */
+static void multiply_panel(const walk *w, const target *t, int64_t mc, int64_t rows, const uint32_t *a, const uint32_t *b,
+                           const int32_t *init, int64_t kn, bool add)
+{
+    int64_t kw = word_count(kn), row[MR];
+    int nv = (t->count + HD_VL - 1) / HD_VL;
+    gemm_micro_fn full = HD_ISA(hd_gemm_micro)(MR, nv);
+    for (int64_t i = 0; i < rows; i += MR) {
+        int mr = (int)min64(MR, rows - i);
+        gemm_acc *c[MR];
+        if (t->direct) offsets(row, &w->g->m, 2, mc + i, mr);
+        for (int r = 0; r < mr; r++) c[r] = t->direct ? (gemm_acc *)w->base_c + row[r] + t->column[0] : t->scratch + (i + r) * NR;
+        (mr == MR ? full : HD_ISA(hd_gemm_micro)(mr, nv))(a + i * kw, b, init, kw, c, add);
+    }
+}
+
+/* One panel, one block of k, with what comes before the first and after the last block. */
+static void run_panel(const walk *w, int64_t mc, int64_t rows, int64_t j, gemm_acc *scratch, const uint32_t *a, int64_t block)
+{
+    int64_t k0 = block * KE, kn = min64(KE, w->k - k0);
+    int count = (int)min64(NR, w->n.end - j);
+    const int32_t *init = NULL;
+    target t;
+    set_target(w, &t, j, count, scratch);
+    const uint32_t *b = w->g->packed ? packed_panel(w, j, k0, kn, &init) : pack_b(w, j, count, k0, kn, &init);
+    if (block == 0 && w->add_first && !t.direct) move_panel(w, &t, mc, rows, false);
+    multiply_panel(w, &t, mc, rows, a, b, init, kn, block > 0 || w->add_first);
+    if (block == w->blocks - 1 && !t.direct) move_panel(w, &t, mc, rows, true);
+}
+
+static void run_rows(const walk *w, int64_t mc, int64_t rows)
+{
+    for (int64_t jc = w->n.begin; jc < w->n.end; jc += w->columns_max)
+        for (int64_t block = 0; block < w->blocks; block++) {
+            int64_t k0 = block * KE, kn = min64(KE, w->k - k0), end = min64(jc + w->columns_max, w->n.end);
+            uint32_t *a = w->a + (w->keep_a ? rows * word_count(k0) : 0);
+            if (!w->keep_a || jc == w->n.begin) pack_a(w, a, mc, rows, k0, kn);
+            for (int64_t j = jc; j < end; j += NR)
+                run_panel(w, mc, rows, j, w->edge_only ? w->scratch : w->scratch + (j - jc) * rows, a, block);
+        }
+}
+
+static void run_batch(walk *w, int64_t batch)
+{
+    const hd_gemm *g = w->g;
+    w->batch = batch;
+    w->base_a = (const char *)g->a + hd_einsum_offset(&g->batch, 0, batch) * (int64_t)hd_dtype_size(g->ta);
+    w->base_b = (const char *)g->b + hd_einsum_offset(&g->batch, 1, batch) * (int64_t)hd_dtype_size(g->tb);
+    w->base_c = (char *)g->c + hd_einsum_offset(&g->batch, 2, batch) * (int64_t)hd_dtype_size(g->tc);
+    for (int64_t mc = w->m.begin; mc < w->m.end; mc += w->rows_max) run_rows(w, mc, min64(w->rows_max, w->m.end - mc));
+}
+
+void HD_ISA(hd_gemm_run)(const hd_gemm *g, const hd_kernel_args *args)
+{
+    if (!g->batch.total || !g->m.total || !g->n.total) return;
+    hd_gemm_split s = hd_gemm_choose_split(g, args->threads, HD_GEMM_UNIT, MR, NR);
+    int tid = args->tid, at_b = tid / (s.tm * s.tn), at_m = tid / s.tn % s.tm, at_n = tid % s.tn;
+    if (at_b >= s.tb) return;
+    walk w = {.g = g, .k = g->k.total, .keep_a = keeps_a(g), .direct = g->tc == HD_F32 || g->tc == HD_I32, .add_first = g->accumulate};
+    w.blocks = w.k ? ceil_div(w.k, KE) : 1;
+    w.rows_max = rows_in_block(g);
+    w.edge_only = w.direct && g->n.n == 1 && g->n.stride[2][0] == 1;
+    w.columns_max = w.keep_a ? NR : w.edge_only ? g->n.total : COLUMNS_DEEP;
+    w.a = (uint32_t *)args->workspace + words_of_thread(g) * tid;
+    w.b = w.a + words_of_a(g);
+    w.scratch = (gemm_acc *)(w.b + words_of_b(g));
+    hd_split(g->m.total, MR, at_m, s.tm, &w.m.begin, &w.m.end);
+    hd_split(g->n.total, NR, at_n, s.tn, &w.n.begin, &w.n.end);
+    piece batches;
+    hd_split(g->batch.total, 1, at_b, s.tb, &batches.begin, &batches.end);
+    for (int64_t i = batches.begin; i < batches.end; i++) run_batch(&w, i);
+}

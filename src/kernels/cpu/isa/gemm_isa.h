@@ -1,0 +1,62 @@
+/* gemm_isa.h: the parts of the dense product at one instruction set. Each level multiplies one kind of word:
+ * bf16 pairs (HD_GEMM_UNIT 2), int8 quadruples (4), or f32 (1), to which everything else is converted while it is packed. */
+#ifndef HD_KERNELS_CPU_ISA_GEMM_H
+#define HD_KERNELS_CPU_ISA_GEMM_H
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/isa/isa.h"
+
+#if HD_ISA_LEVEL == 4
+#define HD_GEMM_UNIT 2
+#elif HD_ISA_LEVEL == 3
+#define HD_GEMM_UNIT 4
+#else
+#define HD_GEMM_UNIT 1
+#endif
+
+/* The register tile: MR rows by NV vectors of accumulators, sized to 32 (AVX-512) or 16 registers with B's vectors and a broadcast beside. */
+#if HD_HAS_AVX512
+#define HD_GEMM_MR 8
+#define HD_GEMM_NV 3
+#elif HD_HAS_AVX2
+#define HD_GEMM_MR 6
+#define HD_GEMM_NV 2
+#else
+#define HD_GEMM_MR 4
+#define HD_GEMM_NV 2
+#endif
+#define HD_GEMM_NR (HD_GEMM_NV * HD_VL)
+
+#if HD_GEMM_UNIT == 4
+typedef int32_t gemm_acc;
+#else
+typedef float gemm_acc;
+#endif
+
+/* c[i][0 .. nv*HD_VL) = (add ? c : 0) + sum over kw words of a[k][mr] * b[k][NR], for one register tile; init: b's header row (int8), else unused. */
+typedef void (*gemm_micro_fn)(const uint32_t *a, const uint32_t *b, const int32_t *init, int64_t kw, gemm_acc *const *c, bool add);
+gemm_micro_fn HD_ISA(hd_gemm_micro)(int mr, int nv);
+
+/* `count` rows (or columns) of an operand, each beginning at element offset[i] of data, and which way k runs from there. */
+typedef struct gemm_source {
+    const void *data;
+    hd_dtype dtype;
+    const int64_t *offset;     /* [count] */
+    int count;
+    const hd_einsum_nest *k;
+    int operand;               /* which strides of k: 0 or 1 */
+} gemm_source;
+
+/* Writes k0 .. k0+kn-1 of the source as words dst[ceil(kn/UNIT)][stride], count <= stride; k past the end is zero, columns past count are
+ * whatever was there before. May write up to 2*HD_VL words past the end. bias: the bits that each int8 is xored with. */
+void HD_ISA(hd_gemm_pack_words)(uint32_t *dst, int stride, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias);
+/* The same for columns n0 .. n0+count-1 of b read through a window. */
+void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t image, int64_t n0, int count, int64_t k0, int64_t kn);
+
+/* Whether this level multiplies operands of these dtypes. */
+bool HD_ISA(hd_gemm_takes)(const hd_gemm *g);
+/* Runs the whole product on the team of args; scratch is args->workspace, hd_gemm_workspace bytes. */
+void HD_ISA(hd_gemm_run)(const hd_gemm *g, const hd_kernel_args *args);
+size_t HD_ISA(hd_gemm_workspace)(const hd_gemm *g, int threads);
+
+#endif

@@ -1,0 +1,308 @@
+/* Packing: from wherever an operand lies to words [k][rows], converting on the way.
+ *
+ * Three routes: rows next to each other in memory are copied k by k; rows with k running through memory are transposed in registers, a square
+ * of vectors at a time; anything else goes element by element. */
+#include "kernels/cpu/isa/gemm_isa.h"
+
+/* ---- registers: T x T words transposed; T is 4, 8 or 16 ---- */
+
+#define TILE_SMALL (HD_VL < 8 ? 4 : 8) /* for the rows of A, of which there are at most 8 */
+
+typedef uint32_t w4 __attribute__((vector_size(16)));
+
+HD_INLINE void transpose4(w4 *r)
+{
+    w4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+    w4 c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+    r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+#if HD_HAS_AVX2
+HD_INLINE void transpose8(__m256i *r)
+{
+    __m256i t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
+    }
+    memcpy(r, t, sizeof t);
+}
+#endif
+
+#if HD_HAS_AVX512
+HD_INLINE void transpose16(__m512i *r)
+{
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) { /* quarters 0 and 2 of rows j and j+4, then 1 and 3 */
+        int i = j < 4 ? j : j + 4;
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+#endif
+
+/* ---- one k run: elements base + offset[i] + step * k, k = 0 .. n-1 ---- */
+
+typedef struct run {
+    const char *data;      /* at the run's first k */
+    hd_dtype dtype;
+    const int64_t *offset; /* elements */
+    int count;
+    int64_t step, n;
+    uint32_t bias;
+} run;
+
+HD_INLINE size_t element_size(hd_dtype t) { return t == HD_F32 ? 4 : t == HD_I8 ? 1 : 2; }
+
+/* The words at w .. w+T-1 (of T each one vector) of row i: as they lie in memory for same-size words, converted where UNIT is 1. */
+HD_INLINE void load_words(uint32_t *out, int lanes, const run *r, int row, int64_t word)
+{
+    const char *p = r->data + r->offset[row] * (int64_t)element_size(r->dtype);
+#if HD_GEMM_UNIT == 1
+    if (r->dtype != HD_F32) {
+        const uint16_t *h = (const uint16_t *)p + word;
+#if HD_HAS_AVX512
+        if (lanes == 8) {
+            __m128i x = _mm_loadu_si128((const void *)h);
+            __m256i y = r->dtype == HD_BF16 ? _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16) : _mm256_castps_si256(_mm256_cvtph_ps(x));
+            memcpy(out, &y, 32);
+            return;
+        }
+#endif
+        vf v = vf_load_as(h, r->dtype, 0);
+        memcpy(out, &v, (size_t)lanes * 4);
+        return;
+    }
+#endif
+    memcpy(out, p + word * 4, (size_t)lanes * 4);
+}
+
+/* Transposes words w .. w+T-1 of rows first .. first+T-1 to dst[T][stride]; rows past the end repeat the last one. */
+HD_INLINE void transpose_small(uint32_t *dst, int stride, const run *r, int first, int64_t word)
+{
+#if HD_HAS_AVX2
+    __m256i v[8];
+    const __m256i bias = _mm256_set1_epi32((int)r->bias);
+#else
+    w4 v[4];
+    const w4 bias = (w4){0} + r->bias;
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_SMALL; i++) {
+        int row = first + i < r->count ? first + i : r->count - 1;
+        load_words((uint32_t *)&v[i], TILE_SMALL, r, row, word);
+        v[i] = v[i] ^ bias;
+    }
+#if HD_HAS_AVX2
+    transpose8(v);
+#else
+    transpose4(v);
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_SMALL; i++) memcpy(dst + i * stride, &v[i], sizeof v[i]);
+}
+
+#if HD_HAS_AVX512
+HD_INLINE void transpose_large(uint32_t *dst, int stride, const run *r, int first, int64_t word)
+{
+    __m512i v[16];
+    const __m512i bias = _mm512_set1_epi32((int)r->bias);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        int row = first + i < r->count ? first + i : r->count - 1;
+        load_words((uint32_t *)&v[i], 16, r, row, word);
+        v[i] = _mm512_xor_si512(v[i], bias);
+    }
+    transpose16(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) memcpy(dst + i * stride, &v[i], 64);
+}
+#endif
+
+/* Word-aligned part of a run whose step is 1: k goes through memory. Returns how many elements of k it did. In a narrow panel (stride less
+ * than a tile) each store spills into the next k, which is then written over: so k ascends. */
+static int64_t pack_transposed(uint32_t *dst, int stride, const run *r)
+{
+    int64_t words = r->n / HD_GEMM_UNIT, w = 0;
+#if HD_HAS_AVX512
+    if (stride >= 16)
+        for (; w + 16 <= words; w += 16)
+            for (int i = 0; i < r->count; i += 16) transpose_large(dst + w * stride + i, stride, r, i, w);
+#endif
+    for (; w + TILE_SMALL <= words; w += TILE_SMALL)
+        for (int i = 0; i < r->count; i += TILE_SMALL) transpose_small(dst + w * stride + i, stride, r, i, w);
+    return w * HD_GEMM_UNIT;
+}
+
+/* Interleaves two bf16 vectors into words: low half from a. */
+HD_INLINE void store_pairs(uint32_t *dst, vh a, vh b)
+{
+    vu x = __builtin_convertvector(a, vu) | __builtin_convertvector(b, vu) << 16;
+    memcpy(dst, &x, sizeof x);
+}
+
+/* A run whose rows are neighbours in memory. Returns how many elements of k it did. */
+static int64_t pack_adjacent(uint32_t *dst, int stride, const run *r)
+{
+    const char *p = r->data + r->offset[0] * (int64_t)element_size(r->dtype);
+    int64_t k = 0, step = r->step * (int64_t)element_size(r->dtype);
+#if HD_GEMM_UNIT < 4
+    int full = r->count / HD_VL * HD_VL, rest = r->count - full;
+#endif
+#if HD_GEMM_UNIT == 1
+    for (; k < r->n; k++, p += step, dst += stride) {
+        for (int i = 0; i < full; i += HD_VL) vf_store((float *)dst + i, vf_load_as(p, r->dtype, i));
+        if (rest) vf_store_n((float *)dst + full, vf_load_as_n(p, r->dtype, full, rest), rest);
+    }
+#elif HD_GEMM_UNIT == 2
+    for (; k + 2 <= r->n; k += 2, p += 2 * step, dst += stride) {
+        const uint16_t *even = (const uint16_t *)p, *odd = (const uint16_t *)(p + step);
+        for (int i = 0; i < full; i += HD_VL) store_pairs(dst + i, vh_load(even + i), vh_load(odd + i));
+        if (rest) {
+            uint32_t word[HD_VL];
+            store_pairs(word, vh_load_n(even + full, rest), vh_load_n(odd + full, rest));
+            memcpy(dst + full, word, (size_t)rest * 4);
+        }
+    }
+#else
+    for (; k + 4 <= r->n; k += 4, p += 4 * step, dst += stride)
+        for (int i = 0; i < r->count; i++) {
+            uint32_t word = (uint8_t)p[i] | (uint32_t)(uint8_t)p[step + i] << 8 | (uint32_t)(uint8_t)p[2 * step + i] << 16 |
+                            (uint32_t)(uint8_t)p[3 * step + i] << 24;
+            dst[i] = word ^ r->bias;
+        }
+#endif
+    return k;
+}
+
+/* The rest, element by element, k from `done` on; `at` is the run's first k within the block. The first element of a word clears the others. */
+static void pack_elements(uint32_t *dst, int stride, const run *r, int64_t at, int64_t done)
+{
+    for (int64_t k = done; k < r->n; k++) {
+        int64_t word = (at + k) / HD_GEMM_UNIT * stride;
+        int part = (int)((at + k) % HD_GEMM_UNIT);
+        for (int i = 0; i < r->count; i++) {
+            int64_t from = r->offset[i] + k * r->step;
+#if HD_GEMM_UNIT == 1
+            (void)part;
+            ((float *)dst)[word + i] = f32_load_as(r->data, r->dtype, from);
+#elif HD_GEMM_UNIT == 2
+            uint32_t value = ((const uint16_t *)r->data)[from];
+            dst[word + i] = part ? dst[word + i] | value << 16 : value;
+#else
+            uint32_t value = ((const uint8_t *)r->data)[from] ^ (uint8_t)r->bias;
+            dst[word + i] = part ? dst[word + i] | value << 8 * part : value;
+#endif
+        }
+    }
+}
+
+static bool rows_adjacent(const gemm_source *s)
+{
+    for (int i = 1; i < s->count; i++)
+        if (s->offset[i] != s->offset[0] + i) return false;
+    return true;
+}
+
+void HD_ISA(hd_gemm_pack_words)(uint32_t *dst, int stride, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias)
+{
+    const hd_einsum_nest *k = s->k;
+    int64_t inner = k->n ? k->extent[k->n - 1] : 1, step = k->n ? k->stride[s->operand][k->n - 1] : 0;
+    bool adjacent = rows_adjacent(s);
+    for (int64_t at = 0; at < kn;) {
+        int64_t left = inner - (k0 + at) % inner;
+        run r = {.dtype = s->dtype, .offset = s->offset, .count = s->count, .step = step, .n = left < kn - at ? left : kn - at, .bias = bias};
+        r.data = (const char *)s->data + hd_einsum_offset(k, s->operand, k0 + at) * (int64_t)element_size(s->dtype);
+        int64_t done = 0;
+        if (at % HD_GEMM_UNIT == 0) {
+            uint32_t *to = dst + at / HD_GEMM_UNIT * stride;
+            if (adjacent && (s->count > 1 || step != 1)) done = pack_adjacent(to, stride, &r);
+            else if (step == 1) done = pack_transposed(to, stride, &r);
+        }
+        pack_elements(dst, stride, &r, at, done);
+        at += r.n;
+    }
+}
+
+/* ---- convolutions: f32 words gathered from images ---- */
+
+#if HD_GEMM_UNIT == 1
+/* Where a window reads for one column or one k: a plane offset and a (y, x) before division. */
+typedef struct window_point { int64_t plane, y, x; } window_point;
+
+static window_point position_point(const hd_gemm_window *w, int64_t i)
+{
+    int64_t image = i / w->out_plane, p = i % w->out_plane;
+    return (window_point){image * w->image_stride, p / w->out_w * w->step[0], p % w->out_w * w->step[1]};
+}
+
+static window_point tap_point(const hd_gemm_window *w, int64_t i)
+{
+    int64_t channel = i / w->kernel_plane, p = i % w->kernel_plane;
+    return (window_point){channel * w->height * w->width, p / w->kernel_w * w->tap[0] + w->shift[0], p % w->kernel_w * w->tap[1] + w->shift[1]};
+}
+
+/* Element offset of the sum of two points, or -1 outside of the image. */
+HD_INLINE int64_t window_offset(const hd_gemm_window *w, window_point a, window_point b)
+{
+    int64_t y = a.y + b.y, x = a.x + b.x;
+    if (w->divide[0] > 1) {
+        if (y % w->divide[0]) return -1;
+        y /= w->divide[0];
+    }
+    if (w->divide[1] > 1) {
+        if (x % w->divide[1]) return -1;
+        x /= w->divide[1];
+    }
+    if (y < 0 || y >= w->height || x < 0 || x >= w->width) return -1;
+    return a.plane + b.plane + y * w->width + x;
+}
+
+void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t origin, int64_t n0, int count, int64_t k0, int64_t kn)
+{
+    const hd_gemm_window *w = g->window;
+    window_point column[HD_GEMM_NR];
+    for (int i = 0; i < count; i++) column[i] = w->transposed ? tap_point(w, n0 + i) : position_point(w, n0 + i);
+    for (int64_t k = 0; k < kn; k++) {
+        window_point at = w->transposed ? position_point(w, k0 + k) : tap_point(w, k0 + k);
+        for (int i = 0; i < count; i++) {
+            int64_t from = window_offset(w, at, column[i]);
+            ((float *)dst)[k * stride + i] = from < 0 ? 0.0f : f32_load_as(g->b, g->tb, origin + from);
+        }
+    }
+}
+#endif
