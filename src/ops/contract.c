@@ -33,7 +33,8 @@ static int check_symbols(const hd_sig *s, const hd_einsum *e, hd_error *err)
         for (int o = 0; o < 2; o++)
             if (l->dim[o] >= 0 && (l->dim[o] > 0 || s->in[o].shape.sym != sym))
                 return hd_op_fail(s, err, "label %c is bounded by a symbol in one operand and not in operand %d", l->name, o);
-        if (l->dim[2] > 0) return hd_op_fail(s, err, "label %c is bounded by a symbol, so it must be the result's outermost dimension", l->name);
+        if (l->dim[2] > 0)
+            return hd_op_fail(s, err, "label %c is bounded by a symbol, so it must be the result's outermost dimension", l->name);
     }
     return 0;
 }
@@ -231,8 +232,9 @@ static void reference(const hd_kernel_args *a)
 static void sample(hd_rng *r, hd_sample *s)
 {
     static const char *const specs[] = {"td,hed->the", "td,od->to", "td,df->tf", "the,ohe->to", "bhqe,bhke->bhqk",
-                                        "bhqk,bhke->bhqe", "ab,b->a", "a,a->", "ij,kj->ki", "bij,bjk->bik", "a,b->ab", "ab,ab->ab", "abc,cbd->da", "tx,td->d", "abcd,dcba->",
-                                        "nij,i->nj", "ab,cb->c", "a,b->a"};
+                                        "bhqk,bhke->bhqe", "ab,b->a", "a,a->", "ij,kj->ki", "bij,bjk->bik", "a,b->ab",
+                                        "ab,ab->ab", "abc,cbd->da", "tx,td->d",
+                                        "abcd,dcba->", "nij,i->nj", "ab,cb->c", "a,b->a"};
     hd_contract_attrs *at = (hd_contract_attrs *)s->attrs;
     hd_einsum e;
     int64_t extent[HD_EINSUM_LABELS], dims[HD_MAX_RANK];

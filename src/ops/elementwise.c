@@ -7,44 +7,6 @@
 
 /* ---- infer ---- */
 
-/* One more operand broadcast into out; rank is the result's. */
-static int broadcast_operand(const hd_sig *s, int operand, hd_shape *out, hd_error *err)
-{
-    char whole[160];
-    const hd_shape *in = &s->in[operand].shape;
-    int shift = out->rank - in->rank;
-    if (in->sym >= 0 && shift) return hd_op_fail(s, err, "operand %d is bounded by a symbol, which must be the result's outermost dimension", operand);
-    for (int d = 0; d < in->rank; d++) {
-        int64_t *dim = &out->dim[d + shift];
-        bool bounds_differ = d + shift == 0 && in->dim[d] != 1 && *dim != 1 && in->sym != out->sym;
-        if ((in->dim[d] != *dim && in->dim[d] != 1 && *dim != 1) || bounds_differ) {
-            hd_type t = s->in[operand];
-            return hd_op_fail(s, err, "operand %d is %s: dimension %d (%lld) does not broadcast with %lld%s", operand,
-                              hd_type_format(whole, sizeof whole, &t, NULL), d, (long long)in->dim[d], (long long)*dim,
-                              bounds_differ ? " (one is bounded by a symbol, the other is not)" : "");
-        }
-        if (*dim == 1) {
-            *dim = in->dim[d];
-            if (d + shift == 0) out->sym = in->sym;
-        }
-    }
-    return 0;
-}
-
-static int broadcast_all(const hd_sig *s, hd_shape *out, hd_error *err)
-{
-    *out = (hd_shape){.sym = -1};
-    for (int i = 0; i < s->n_in; i++)
-        if (s->in[i].shape.rank > out->rank) out->rank = s->in[i].shape.rank;
-    for (int d = 0; d < out->rank; d++) out->dim[d] = 1;
-    for (int i = 0; i < s->n_in; i++) {
-        if (s->in[i].absent) return hd_op_fail(s, err, "operand %d is missing", i);
-        int rc = broadcast_operand(s, i, out, err);
-        if (rc) return rc;
-    }
-    return 0;
-}
-
 static int ew_infer(const hd_sig *s, hd_type *out, hd_error *err)
 {
     const hd_ew_attrs *a = s->attrs;
@@ -52,13 +14,13 @@ static int ew_infer(const hd_sig *s, hd_type *out, hd_error *err)
     if (rc) return rc;
     if (!isfinite(a->imm)) return hd_op_fail(s, err, "imm must be finite");
     out[0] = (hd_type){.dtype = a->dtype};
-    rc = broadcast_all(s, &out[0].shape, err);
+    rc = hd_broadcast_infer(s, &out[0].shape, err);
     return rc ? rc : 1;
 }
 
-/* ---- cost: additions and multiplications that a vector kernel spends per element; polynomials count as what they take ---- */
+/* ---- cost ---- */
 
-static double ew_flops(hd_ew op)
+double hd_ew_flops(hd_ew op)
 {
     switch (op) {
     case HD_EW_COPY: case HD_EW_CAST: return 0;
@@ -74,7 +36,7 @@ static double ew_flops(hd_ew op)
 
 static void ew_cost(const hd_sig *s, hd_cost *c)
 {
-    c->flops = ew_flops((hd_ew)s->op->code) * (double)hd_shape_count(&s->out[0].shape);
+    c->flops = hd_ew_flops((hd_ew)s->op->code) * (double)hd_shape_count(&s->out[0].shape);
     c->bytes = hd_cost_bytes(s);
 }
 
@@ -183,28 +145,6 @@ static hd_value ew_grad(hd_graph *g, const hd_node *n, const hd_value *dy, int i
 
 /* ---- reference ---- */
 
-/* Elements between neighbours of each of the result's dimensions in an operand; 0 where it is stretched. */
-static void operand_strides(const hd_tensor *in, const hd_tensor *out, int64_t *stride)
-{
-    int64_t step = 1;
-    for (int d = 0; d < out->rank; d++) stride[d] = 0;
-    for (int d = in->rank - 1; d >= 0; d--) {
-        if (in->dim[d] != 1) stride[d + out->rank - in->rank] = step;
-        step *= in->dim[d];
-    }
-}
-
-/* Where element i of the result lies in an operand. */
-static int64_t operand_index(const hd_tensor *out, const int64_t *stride, int64_t i)
-{
-    int64_t at = 0;
-    for (int d = out->rank - 1; d >= 0; d--) {
-        at += i % out->dim[d] * stride[d];
-        i /= out->dim[d];
-    }
-    return at;
-}
-
 /* i64 arithmetic where all is integers, since f64 cannot hold every i64. Returns false for what has no integer form. */
 static bool integer_eval(hd_ew op, const int64_t *x, int64_t *y)
 {
@@ -239,12 +179,12 @@ static void ew_reference(const hd_kernel_args *a)
     const hd_ew_attrs *at = a->attrs;
     int64_t stride[3][HD_MAX_RANK], count = hd_tensor_count(&a->out[0]);
     bool i64 = all_i64(a);
-    for (int o = 0; o < a->n_in; o++) operand_strides(&a->in[o], &a->out[0], stride[o]);
+    for (int o = 0; o < a->n_in; o++) hd_broadcast_strides(&a->in[o], &a->out[0], stride[o]);
     for (int64_t i = 0; i < count; i++) {
         double x[3] = {0};
         int64_t n[3] = {0}, whole;
         for (int o = 0; o < a->n_in; o++) {
-            int64_t e = operand_index(&a->out[0], stride[o], i);
+            int64_t e = hd_broadcast_index(&a->out[0], stride[o], i);
             x[o] = hd_get(a, o, e);
             if (i64) n[o] = hd_load_i64(a->in[o].data, a->in[o].dtype, e);
         }
@@ -255,18 +195,9 @@ static void ew_reference(const hd_kernel_args *a)
 
 /* ---- samples ---- */
 
-/* Operands of one result shape, each perhaps with fewer dimensions or stretched ones; operand `whole` has them all. */
 static void sample_operands(hd_rng *r, hd_sample *s, int n, hd_fill how)
 {
-    int64_t dims[HD_MAX_RANK], mine[HD_MAX_RANK];
-    int rank = hd_sample_dims(r, 1, 4, 6, dims), whole = (int)hd_pick(r, 0, n - 1);
-    dims[rank - 1] = hd_pick(r, 1, 23);
-    for (int o = 0; o < n; o++) {
-        int drop = o == whole ? 0 : (int)hd_pick(r, 0, rank);
-        if (hd_coin(r)) drop = 0;
-        for (int d = drop; d < rank; d++) mine[d - drop] = o != whole && hd_rng_below(r, 4) == 0 ? 1 : dims[d];
-        hd_sample_set(s, o, HD_F64, rank - drop, mine, how, 0);
-    }
+    hd_sample_broadcast(r, s, n, how);
     ((hd_ew_attrs *)s->attrs)->dtype = HD_F64;
 }
 
@@ -346,7 +277,8 @@ const hd_op hd_op_sigmoid = {EW(sigmoid, HD_EW_SIGMOID, 1, "(x) -> 1 / (1 + e^-x
 const hd_op hd_op_softplus = {EW(softplus, HD_EW_SOFTPLUS, 1, "(x) -> log(1 + e^x)"), PLAIN, SMOOTH, .sample = unary_sample};
 const hd_op hd_op_relu = {EW(relu, HD_EW_RELU, 1, "(x) -> max(x, 0)"), PLAIN, SMOOTH, .sample = unary_sample};
 const hd_op hd_op_gelu = {EW(gelu, HD_EW_GELU, 1, "(x) -> x * Phi(x), the erf form"), PLAIN, SMOOTH, .sample = unary_sample};
-const hd_op hd_op_gelu_tanh = {EW(gelu_tanh, HD_EW_GELU_TANH, 1, "(x) -> x * Phi(x), approximated by tanh"), PLAIN, SMOOTH, .sample = unary_sample};
+const hd_op hd_op_gelu_tanh = {EW(gelu_tanh, HD_EW_GELU_TANH, 1, "(x) -> x * Phi(x), approximated by tanh"), PLAIN, SMOOTH,
+                                .sample = unary_sample};
 const hd_op hd_op_silu = {EW(silu, HD_EW_SILU, 1, "(x) -> x * sigmoid(x)"), PLAIN, SMOOTH, .sample = unary_sample};
 const hd_op hd_op_erf = {EW(erf, HD_EW_ERF, 1, "(x) -> erf x"), PLAIN, SMOOTH, .sample = unary_sample};
 const hd_op hd_op_sin = {EW(sin, HD_EW_SIN, 1, "(x) -> sin x"), PLAIN, SMOOTH, .sample = unary_sample};

@@ -87,6 +87,69 @@ hd_dtype hd_float_wider(hd_dtype a, hd_dtype b)
     return a == HD_F64 || b == HD_F64 ? HD_F64 : HD_F32;
 }
 
+/* ---- broadcasting ---- */
+
+/* One more operand broadcast into out; rank is the result's. */
+static int broadcast_operand(const hd_sig *s, int operand, hd_shape *out, hd_error *err)
+{
+    char whole[160];
+    const hd_shape *in = &s->in[operand].shape;
+    int shift = out->rank - in->rank;
+    if (in->sym >= 0 && shift)
+        return hd_op_fail(s, err, "operand %d is bounded by a symbol, which must be the result's outermost dimension", operand);
+    for (int d = 0; d < in->rank; d++) {
+        int64_t *dim = &out->dim[d + shift];
+        bool bounds_differ = d + shift == 0 && in->dim[d] != 1 && *dim != 1 && in->sym != out->sym;
+        if ((in->dim[d] != *dim && in->dim[d] != 1 && *dim != 1) || bounds_differ) {
+            hd_type t = s->in[operand];
+            return hd_op_fail(s, err, "operand %d is %s: dimension %d (%lld) does not broadcast with %lld%s", operand,
+                              hd_type_format(whole, sizeof whole, &t, NULL), d, (long long)in->dim[d], (long long)*dim,
+                              bounds_differ ? " (one is bounded by a symbol, the other is not)" : "");
+        }
+        if (*dim == 1) {
+            *dim = in->dim[d];
+            if (d + shift == 0) out->sym = in->sym;
+        }
+    }
+    return 0;
+}
+
+int hd_broadcast_infer(const hd_sig *s, hd_shape *out, hd_error *err)
+{
+    *out = (hd_shape){.sym = -1};
+    for (int i = 0; i < s->n_in; i++)
+        if (s->in[i].shape.rank > out->rank) out->rank = s->in[i].shape.rank;
+    for (int d = 0; d < out->rank; d++) out->dim[d] = 1;
+    for (int i = 0; i < s->n_in; i++) {
+        if (s->in[i].absent) return hd_op_fail(s, err, "operand %d is missing", i);
+        int rc = broadcast_operand(s, i, out, err);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+/* Elements between neighbours of each of the result's dimensions in an operand; 0 where it is stretched. */
+void hd_broadcast_strides(const hd_tensor *in, const hd_tensor *out, int64_t *stride)
+{
+    int64_t step = 1;
+    for (int d = 0; d < out->rank; d++) stride[d] = 0;
+    for (int d = in->rank - 1; d >= 0; d--) {
+        if (in->dim[d] != 1) stride[d + out->rank - in->rank] = step;
+        step *= in->dim[d];
+    }
+}
+
+/* Where element i of the result lies in an operand. */
+int64_t hd_broadcast_index(const hd_tensor *out, const int64_t *stride, int64_t i)
+{
+    int64_t at = 0;
+    for (int d = out->rank - 1; d >= 0; d--) {
+        at += i % out->dim[d] * stride[d];
+        i /= out->dim[d];
+    }
+    return at;
+}
+
 /* ---- reference kernels ---- */
 
 void hd_put(const hd_kernel_args *a, int result, int64_t i, double v)
@@ -166,4 +229,18 @@ int hd_sample_dims(hd_rng *r, int lo, int hi, int64_t most, int64_t *dims)
     int rank = (int)hd_pick(r, lo, hi);
     for (int d = 0; d < rank; d++) dims[d] = hd_pick(r, 1, most);
     return rank;
+}
+
+/* Operands of one result shape, each perhaps with fewer dimensions or stretched ones; operand `whole` has them all. */
+void hd_sample_broadcast(hd_rng *r, hd_sample *s, int n, hd_fill how)
+{
+    int64_t dims[HD_MAX_RANK], mine[HD_MAX_RANK];
+    int rank = hd_sample_dims(r, 1, 4, 6, dims), whole = (int)hd_pick(r, 0, n - 1);
+    dims[rank - 1] = hd_pick(r, 1, 23);
+    for (int o = 0; o < n; o++) {
+        int drop = o == whole ? 0 : (int)hd_pick(r, 0, rank);
+        if (hd_coin(r)) drop = 0;
+        for (int d = drop; d < rank; d++) mine[d - drop] = o != whole && hd_rng_below(r, 4) == 0 ? 1 : dims[d];
+        hd_sample_set(s, o, HD_F64, rank - drop, mine, how, 0);
+    }
 }

@@ -22,6 +22,15 @@ hd_type hd_type_shaped(hd_dtype dtype, const hd_shape *shape);
 hd_dtype hd_stat_dtype(hd_dtype x);
 hd_dtype hd_float_wider(hd_dtype a, hd_dtype b); /* f64 > f32 > bf16 = f16; bf16 with f16 gives f32 */
 
+/* ---- broadcasting, as NumPy's: aligned at the last dimension, extent 1 stretches ---- */
+
+/* The shape to which all operands broadcast; 0 or HD_EINVAL. */
+int hd_broadcast_infer(const hd_sig *s, hd_shape *out, hd_error *err);
+/* Elements between neighbours of each of the result's dimensions in an operand; 0 where it is stretched. */
+void hd_broadcast_strides(const hd_tensor *in, const hd_tensor *out, int64_t *stride);
+/* Where element i of the result lies in an operand of these strides. */
+int64_t hd_broadcast_index(const hd_tensor *out, const int64_t *stride, int64_t i);
+
 /* ---- reference kernels ---- */
 
 /* Whether result i is read by anyone. */
@@ -35,6 +44,9 @@ static inline double hd_get(const hd_kernel_args *a, int operand, int64_t i)
 void hd_put(const hd_kernel_args *a, int result, int64_t i, double v);
 /* Rows and features of [..., D]. */
 void hd_rows_of(const hd_tensor *t, int64_t *rows, int64_t *features);
+
+/* Additions and multiplications that a vector kernel spends on one element of an elementwise op; polynomials count as what they take. */
+double hd_ew_flops(hd_ew op);
 
 /* ---- gradients ---- */
 
@@ -57,5 +69,7 @@ void hd_sample_set(hd_sample *s, int i, hd_dtype dtype, int rank, const int64_t 
 void hd_sample_absent(hd_sample *s, int i);
 /* A random shape of rank lo..hi with extents 1..most; returns the rank. */
 int hd_sample_dims(hd_rng *r, int lo, int hi, int64_t most, int64_t *dims);
+/* n operands that broadcast to one shape, each perhaps with fewer dimensions or stretched ones. */
+void hd_sample_broadcast(hd_rng *r, hd_sample *s, int n, hd_fill how);
 
 #endif

@@ -137,36 +137,37 @@ static hd_value squares_grad(hd_graph *g, const hd_node *n, const hd_value *dy, 
 
 /* ---- reference ---- */
 
-/* Where element i of x goes in y. */
-static int64_t result_index(const hd_tensor *x, uint32_t axes, int64_t i)
+/* The dimensions of x that are in `axes`: how many elements they span, and where the i-th of those lies in x. */
+static int64_t span(const hd_tensor *x, uint32_t axes)
+{
+    int64_t n = 1;
+    for (int d = 0; d < x->rank; d++)
+        if (axes >> d & 1) n *= x->dim[d];
+    return n;
+}
+
+static int64_t offset(const hd_tensor *x, uint32_t axes, int64_t i)
 {
     int64_t at = 0, step = 1;
     for (int d = x->rank - 1; d >= 0; d--) {
-        if (!(axes >> d & 1)) {
+        if (axes >> d & 1) {
             at += i % x->dim[d] * step;
-            step *= x->dim[d];
+            i /= x->dim[d];
         }
-        i /= x->dim[d];
+        step *= x->dim[d];
     }
     return at;
 }
 
-static double larger(double m, double v)
+/* The sum, sum of squares or maximum of the elements of x that share the place `base` in the dimensions that stay. */
+static double reduce_one(const hd_kernel_args *a, uint32_t axes, int64_t base)
 {
-    return v > m || v != v ? v : m;
-}
-
-/* One element of y: walks all of x. Slow, and free of any scratch memory. */
-static double reduce_one(const hd_kernel_args *a, uint32_t axes, int64_t element)
-{
-    int64_t count = hd_tensor_count(&a->in[0]), n = 0;
+    int64_t n = span(&a->in[0], axes);
     double sum = 0, most = -INFINITY;
-    for (int64_t i = 0; i < count; i++) {
-        if (result_index(&a->in[0], axes, i) != element) continue;
-        double v = hd_get(a, 0, i);
+    for (int64_t i = 0; i < n; i++) {
+        double v = hd_get(a, 0, base + offset(&a->in[0], axes, i));
         sum += a->code == SQUARES ? v * v : v;
-        most = most != most ? most : larger(most, v);
-        n++;
+        if (v > most || v != v) most = v; /* a NaN stays: nothing is larger */
     }
     if (a->code == MAX) return most;
     return a->code == MEAN ? sum / (double)n : sum;
@@ -177,8 +178,8 @@ static void reference(const hd_kernel_args *a)
     if (a->tid || !hd_wants(a, 0)) return;
     const hd_reduce_attrs *at = a->attrs;
     uint32_t axes = a->code == SQUARES ? UINT32_MAX : at->axes;
-    int64_t count = hd_tensor_count(&a->out[0]);
-    for (int64_t i = 0; i < count; i++) hd_put(a, 0, i, reduce_one(a, axes, i));
+    int64_t count = span(&a->in[0], ~axes);
+    for (int64_t i = 0; i < count; i++) hd_put(a, 0, i, reduce_one(a, axes, offset(&a->in[0], ~axes, i)));
 }
 
 /* ---- samples ---- */
@@ -215,11 +216,14 @@ static const hd_attr attrs[] = {{"axes", HD_ATTR_UINT32, offsetof(hd_reduce_attr
     .min_in = 1, .max_in = 1, .attrs_size = sizeof(hd_reduce_attrs), .attrs = attrs, .infer = infer, .loops = loops, .cost = cost, \
     .grad = grad, .reference = reference
 
-const hd_op hd_op_reduce_sum = {.name = "reduce_sum", .code = SUM, .summary = "(x) -> y, the sum of x over the dimensions in axes", REDUCE,
+const hd_op hd_op_reduce_sum = {.name = "reduce_sum", .code = SUM, REDUCE,
+                                .summary = "(x) -> y, the sum of x over the dimensions in axes",
                                 .linear = {1}, .can_accumulate = true, .sample = sample};
-const hd_op hd_op_reduce_mean = {.name = "reduce_mean", .code = MEAN, .summary = "(x) -> y, the mean of x over the dimensions in axes", REDUCE,
+const hd_op hd_op_reduce_mean = {.name = "reduce_mean", .code = MEAN, REDUCE,
+                                .summary = "(x) -> y, the mean of x over the dimensions in axes",
                                  .linear = {1}, .sample = sample};
-const hd_op hd_op_reduce_max = {.name = "reduce_max", .code = MAX, .summary = "(x) -> y, the largest of x over the dimensions in axes", REDUCE,
+const hd_op hd_op_reduce_max = {.name = "reduce_max", .code = MAX, REDUCE,
+                                .summary = "(x) -> y, the largest of x over the dimensions in axes",
                                 .reduce_max = true, .sample = max_sample};
 const hd_op hd_op_sum_squares = {.name = "sum_squares",
                                  .code = SQUARES,
