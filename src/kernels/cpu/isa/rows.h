@@ -14,6 +14,31 @@ HD_INLINE int64_t hd_round_up(int64_t n, int64_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
+/* vf_load_as and vf_store_as of 1 <= n <= HD_VL elements, without the cost of a partial access where n is HD_VL. */
+HD_INLINE vf vf_load_upto(const void *p, hd_dtype t, int64_t i, int n)
+{
+    return n == HD_VL ? vf_load_as(p, t, i) : vf_load_as_n(p, t, i, n);
+}
+
+HD_INLINE void vf_store_upto(void *p, hd_dtype t, int64_t i, vf v, int n)
+{
+    if (n == HD_VL) vf_store_as(p, t, i, v);
+    else vf_store_as_n(p, t, i, v, n);
+}
+
+/* Elements from j to the end of n, at most HD_VL. */
+HD_INLINE int lanes_left(int64_t n, int64_t j)
+{
+    return n - j < HD_VL ? (int)(n - j) : HD_VL;
+}
+
+/* As bf16_from_vf for what is no NaN. */
+HD_INLINE vh bf16_from_vf_finite(vf a)
+{
+    vu u = (vu)a;
+    return __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, vh);
+}
+
 /* dst[0..n) (padded) = elements i.. of a f32, bf16 or f16 array. */
 HD_INLINE void row_load(float *dst, const void *src, hd_dtype t, int64_t i, int64_t n)
 {
@@ -83,18 +108,24 @@ HD_INLINE int64_t tensor_rows(const hd_tensor *t)
     return rows;
 }
 
-/* Whether the vector loads take every operand in [first, last] and every result that is of a float type. Absent ones pass. */
+/* A zeroed struct stands for an absent operand even before any data is known. */
+HD_INLINE bool is_absent(const hd_tensor *t)
+{
+    return !t->data && t->dtype == HD_F64 && t->rank == 0;
+}
+
+/* Whether the vector loads take every operand in [first, last], and every result. Absent ones pass. */
 HD_INLINE bool operands_are_vf(const hd_kernel_args *a, int first, int last)
 {
     for (int i = first; i <= last && i < a->n_in; i++)
-        if (!is_vf_dtype(a->in[i].dtype)) return false;
+        if (!is_vf_dtype(a->in[i].dtype) && !is_absent(&a->in[i])) return false;
     return true;
 }
 
 HD_INLINE bool results_are_vf(const hd_kernel_args *a)
 {
     for (int i = 0; i < a->n_out; i++)
-        if (!is_vf_dtype(a->out[i].dtype)) return false;
+        if (!is_vf_dtype(a->out[i].dtype) && !is_absent(&a->out[i])) return false;
     return true;
 }
 

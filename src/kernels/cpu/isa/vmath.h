@@ -31,6 +31,31 @@ HD_INLINE vf vf_pow2(vi n)
     return (vf)((n + 127) << 23);
 }
 
+/* x * 2^n for an integer -150 <= n <= 129, with gradual underflow. */
+HD_INLINE vf vf_scale2(vf x, vf n)
+{
+#if HD_HAS_AVX512
+    return (vf)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    vi k = vi_from_vf(n), half = k >> 1;
+    return x * vf_pow2(half) * vf_pow2(k - half);
+#endif
+}
+
+/* 2^x for x <= 0 (or NaN): a polynomial fitted to 3e-9 on [-1/2, 1/2]. Below -149, 0. */
+HD_INLINE vf vf_exp2_negative(vf x)
+{
+    x = vf_max(vf_set1(-150.0f), x);
+    vf n = vf_round(x), r = x - n;
+    vf p = vf_set1(1.546144469646172e-4f);
+    p = vf_fma(p, r, vf_set1(1.3400428177419153e-3f));
+    p = vf_fma(p, r, vf_set1(9.61805667852609e-3f));
+    p = vf_fma(p, r, vf_set1(5.550327226670944e-2f));
+    p = vf_fma(p, r, vf_set1(0.24022650922288827f));
+    p = vf_fma(p, r, vf_set1(0.6931472067028321f));
+    return vf_scale2(vf_fma(p, r, vf_set1(1.0f)), n);
+}
+
 /* exp(x) for x already within [-104, 89]; gradual underflow, overflow to infinity. */
 HD_INLINE vf vf_exp_core(vf x)
 {
@@ -43,9 +68,7 @@ HD_INLINE vf vf_exp_core(vf x)
     p = vf_fma(p, r, vf_set1(4.1665795894e-2f));
     p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
-    p = vf_fma(p, r * r, r) + 1.0f;
-    vi k = vi_from_vf(n), half = k >> 1;
-    return p * vf_pow2(half) * vf_pow2(k - half);
+    return vf_scale2(vf_fma(p, r * r, r) + 1.0f, n);
 }
 
 HD_INLINE vf vf_exp(vf x)

@@ -1,0 +1,310 @@
+/* attention.c: forward attention: for each key head and tile of rows, over key tiles, an online softmax (Dao et al. 2022; Milakov and
+ * Gimelshein 2018), with scores in units of log 2 so that the exponential is a power of two. */
+#include "kernels/cpu/isa/attention_tile.h"
+
+#if HD_ISA_LEVEL <= 2 || HD_ISA_LEVEL == 4
+
+typedef struct forward {
+    const hd_kernel_args *a;
+    const hd_attention_attrs *at;
+    int64_t tq, tk, hk, group, e, f; /* queries, keys, key heads, query heads of a key head, widths of keys and of values */
+    int64_t ew, fp;                  /* words of a query row; floats of an output row, a multiple of HD_VL */
+    int64_t kw;                      /* words of a value column */
+    bool pairs, cached;              /* cached: a head's packed tiles are kept for all its row tiles */
+    float scale;                     /* of scores, times log2(e) */
+    key_table keys;
+    word *k, *v;       /* per tile: [ew][KEY_TILE] and [kw][fp] */
+    uint8_t *packed;   /* [tiles]: of the head at hand */
+    word *q;           /* [ROW_TILE][ew] */
+    float *o;          /* [ROW_TILE][fp] */
+    float max[ROW_TILE], sum[ROW_TILE];
+} forward;
+
+static bool use_pairs(const hd_kernel_args *a)
+{
+#if HD_ISA_LEVEL >= 4
+    return a->in[0].dtype == HD_BF16 && a->in[1].dtype == HD_BF16 && a->in[2].dtype == HD_BF16;
+#else
+    (void)a;
+    return false;
+#endif
+}
+
+static void forward_sizes(forward *s, const hd_kernel_args *a)
+{
+    const hd_tensor *q = &a->in[0], *k = &a->in[1], *v = &a->in[2];
+    s->a = a;
+    s->at = a->attrs;
+    s->tq = q->dim[0];
+    s->tk = k->dim[0];
+    s->hk = k->dim[1];
+    s->group = s->hk > 0 ? q->dim[1] / s->hk : 0;
+    s->e = q->dim[2];
+    s->f = v->dim[2];
+    s->pairs = use_pairs(a);
+    s->ew = word_count(s->e, s->pairs);
+    s->kw = word_count(KEY_TILE, s->pairs);
+    s->fp = hd_round_up(s->f, HD_VL);
+    s->cached = s->tq * s->group > ROW_TILE;
+    s->scale = (float)(s->at->scale * LOG2E);
+}
+
+static size_t forward_thread_bytes(const forward *s)
+{
+    size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1);
+    return key_table_bytes(s->tk) + aligned(tiles * (size_t)(s->ew * KEY_TILE) * 4) + aligned(tiles * (size_t)(s->kw * s->fp) * 4) +
+           aligned((size_t)key_tiles(s->tk)) + aligned((size_t)(ROW_TILE * s->ew) * 4) + aligned((size_t)(ROW_TILE * s->fp) * 4);
+}
+
+static size_t workspace_attention(const hd_kernel_args *a, int threads)
+{
+    forward s;
+    forward_sizes(&s, a);
+    return forward_thread_bytes(&s) * (size_t)threads;
+}
+
+static void forward_memory(forward *s)
+{
+    char *memory = (char *)s->a->workspace + forward_thread_bytes(s) * (size_t)s->a->tid;
+    size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1);
+    s->keys = key_table_make(&memory, s->tk, s->a->in[4].data, s->a->in[6].data);
+    s->k = take(&memory, tiles * (size_t)(s->ew * KEY_TILE) * 4);
+    s->v = take(&memory, tiles * (size_t)(s->kw * s->fp) * 4);
+    s->packed = take(&memory, (size_t)s->keys.tiles);
+    s->q = take(&memory, (size_t)(ROW_TILE * s->ew) * 4);
+    s->o = take(&memory, (size_t)(ROW_TILE * s->fp) * 4);
+}
+
+/* ---- packing ---- */
+
+static void pack_keys(const forward *s, word *dst, int64_t head, int64_t j0, int n)
+{
+    const hd_tensor *k = &s->a->in[1];
+    int64_t row = s->hk * s->e, at = j0 * row + head * s->e;
+    if (k->dtype == HD_F32) {
+        transpose_words(dst, (const word *)k->data + at, row, s->ew, n);
+        return;
+    }
+    if (s->pairs && s->e % 2 == 0) {
+        transpose_words(dst, (const word *)((const uint16_t *)k->data + at), row / 2, s->ew, n);
+        return;
+    }
+    for (int64_t w = 0; w < s->ew; w += 16) { /* a strip of 16 words through a small buffer */
+        word strip[KEY_TILE][16];
+        int64_t words = s->ew - w < 16 ? s->ew - w : 16, elements = s->pairs ? 2 : 1, from = w * elements;
+        int64_t left = s->e - from < 16 * elements ? s->e - from : 16 * elements;
+        for (int j = 0; j < n; j++) pack_row(strip[j], 16, k->data, k->dtype, at + j * row + from, left, s->pairs);
+        transpose_words(dst + w * KEY_TILE, &strip[0][0], 16, words, n);
+    }
+}
+
+/* Values of padding keys become zero, so that garbage behind a cache's end can't leak as 0 * NaN. */
+static void pack_values(const forward *s, word *dst, int64_t head, int64_t j0, int n)
+{
+    const hd_tensor *v = &s->a->in[2];
+    int64_t row = s->hk * s->f, at = j0 * row + head * s->f;
+    const int32_t *seg = s->keys.seg + j0;
+    if (s->pairs) {
+        const uint16_t *p = (const uint16_t *)v->data + at;
+        for (int j = 0; j < KEY_TILE; j += 2)
+            pack_interleaved(dst + j / 2 * s->fp, s->fp, j < n && seg[j] >= 0 ? p + j * row : NULL,
+                             j + 1 < n && seg[j + 1] >= 0 ? p + (j + 1) * row : NULL, s->f);
+        return;
+    }
+    for (int j = 0; j < KEY_TILE; j++) {
+        if (j < n && seg[j] >= 0) pack_row(dst + j * s->fp, s->fp, v->data, v->dtype, at + j * row, s->f, false);
+        else memset(dst + j * s->fp, 0, (size_t)s->fp * sizeof(word));
+    }
+}
+
+static void pack_queries(const forward *s, int64_t head, int64_t row0, int rows)
+{
+    const hd_tensor *q = &s->a->in[0];
+    for (int r = 0; r < rows; r++) {
+        int64_t i = (row0 + r) / s->group, g = (row0 + r) % s->group;
+        int64_t at = (i * s->hk * s->group + head * s->group + g) * s->e;
+        pack_row(s->q + r * s->ew, s->ew, q->data, q->dtype, at, s->e, s->pairs);
+    }
+}
+
+static void pack_tile(const forward *s, int64_t head, int64_t t, word **k, word **v)
+{
+    int64_t slot = s->cached ? t : 0, left = s->tk - t * KEY_TILE;
+    int n = (int)(left < KEY_TILE ? left : KEY_TILE);
+    *k = s->k + slot * s->ew * KEY_TILE;
+    *v = s->v + slot * s->kw * s->fp;
+    if (s->cached && s->packed[t]) return;
+    pack_keys(s, *k, head, t * KEY_TILE, n);
+    pack_values(s, *v, head, t * KEY_TILE, n);
+    s->packed[t] = 1;
+}
+
+/* ---- one block of rows against one key tile ---- */
+
+HD_INLINE float power_of_two(float x)
+{
+    return vf_exp2_negative(vf_set1(x))[0];
+}
+
+/* Scales and masks one row of scores; returns its maximum. */
+HD_INLINE float row_scores(const forward *s, float *x, int64_t j0, const row_view *view)
+{
+    vf best = vf_set1(-INFINITY);
+#pragma GCC unroll 4
+    for (int j = 0; j < KEY_TILE; j += HD_VL) {
+        vf v = vf_load(x + j) * s->scale;
+        if (view) v = vf_select(seen_mask(&s->keys, j0 + j, *view), v, vf_set1(-INFINITY));
+        vf_store(x + j, v);
+        best = vf_max(v, best);
+    }
+    return vf_hmax(best);
+}
+
+/* x becomes 2^(x - max), as words for the product with the values; returns the sum. */
+HD_INLINE float row_weights(float *x, word *w, float max, bool pairs)
+{
+    vf total[2] = {vf_zero(), vf_zero()};
+#pragma GCC unroll 4
+    for (int j = 0; j < KEY_TILE; j += HD_VL) {
+        vf p = vf_exp2_negative(vf_load(x + j) - max);
+        total[j / HD_VL % 2] += p;
+        if (pairs) vh_store((uint16_t *)w + j, bf16_from_vf_finite(p));
+        else vf_store((float *)w + j, p);
+    }
+    return vf_hsum(total[0] + total[1]);
+}
+
+HD_INLINE void forward_block(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views, bool pairs)
+{
+    _Alignas(64) float x[ROW_BLOCK][KEY_TILE];
+    _Alignas(64) word w[ROW_BLOCK][KEY_TILE];
+    float correction[ROW_BLOCK];
+    bool rescale = false;
+    product scores = {s->q + row * s->ew, k, &x[0][0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
+    product_run(&scores, KEY_TILE, rows, pairs);
+    for (int r = 0; r < rows; r++) {
+        float best = row_scores(s, x[r], t * KEY_TILE, views ? &views[r] : NULL), old = s->max[row + r];
+        float max = best > old ? best : old, base = max > -INFINITY ? max : 0;
+        correction[r] = 1;
+        if (max > old) {
+            correction[r] = power_of_two(old - base);
+            rescale = true;
+        }
+        s->max[row + r] = max;
+        s->sum[row + r] = s->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, pairs);
+    }
+    product values = {&w[0][0], v, s->o + row * s->fp, KEY_TILE, 1, s->fp, s->fp, pairs ? KEY_TILE / 2 : KEY_TILE, NULL, true};
+    values.scale = rescale ? correction : NULL;
+    product_run(&values, s->fp, rows, pairs);
+}
+
+HD_INLINE void forward_block_rows(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views, bool pairs)
+{
+    if (rows == 4) forward_block(s, row, 4, k, v, t, views, pairs);
+    else if (rows == 2) forward_block(s, row, 2, k, v, t, views, pairs);
+    else forward_block(s, row, 1, k, v, t, views, pairs);
+}
+
+static void forward_block_f32(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views)
+{
+    forward_block_rows(s, row, rows, k, v, t, views, false);
+}
+
+static void forward_block_bf16(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views)
+{
+#if HD_ISA_LEVEL >= 4
+    forward_block_rows(s, row, rows, k, v, t, views, true);
+#else
+    forward_block_f32(s, row, rows, k, v, t, views);
+#endif
+}
+
+/* ---- one tile of rows ---- */
+
+static void store_rows(const forward *s, int64_t head, int64_t row0, int rows)
+{
+    const hd_tensor *out = &s->a->out[0];
+    float *lse = s->a->n_out > 1 ? s->a->out[1].data : NULL;
+    for (int r = 0; r < rows; r++) {
+        int64_t i = (row0 + r) / s->group, g = (row0 + r) % s->group, at = i * s->hk * s->group + head * s->group + g;
+        float *o = s->o + r * s->fp, inverse = s->sum[r] == 0 ? 0 : 1 / s->sum[r];
+        for (int64_t j = 0; j < s->fp; j += HD_VL) vf_store(o + j, vf_load(o + j) * inverse);
+        if (out->data) row_store(out->data, out->dtype, at * s->f, o, s->f);
+        if (lse) lse[at] = s->sum[r] == 0 ? -INFINITY : (float)((s->max[r] + log2(s->sum[r])) * LN2);
+    }
+}
+
+/* Rows of a block: 4, or what is left as 2 and 1. */
+HD_INLINE int block_rows(int left)
+{
+    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+static void forward_rows(forward *s, int64_t head, int64_t row0, int rows)
+{
+    const int32_t *pos = s->a->in[3].data, *seg = s->a->in[5].data;
+    rows_view all = view_of_rows(s->at, pos, seg, row0, rows, s->group);
+    memset(s->o, 0, (size_t)(rows * s->fp) * sizeof(float));
+    for (int r = 0; r < rows; r++) {
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0;
+    }
+    pack_queries(s, head, row0, rows);
+    for (int64_t t = 0; t < s->keys.tiles; t++) {
+        const key_tile *tile = &s->keys.tile[t];
+        word *k, *v;
+        if (sees_none(&all, tile)) continue;
+        pack_tile(s, head, t, &k, &v);
+        for (int r = 0, n; r < rows; r += n) {
+            row_view views[ROW_BLOCK];
+            n = block_rows(rows - r);
+            rows_view block = view_of_rows(s->at, pos, seg, row0 + r, n, s->group);
+            if (sees_none(&block, tile)) continue;
+            for (int i = 0; i < n; i++) views[i] = view_of(s->at, pos[(row0 + r + i) / s->group], seg[(row0 + r + i) / s->group]);
+            (s->pairs ? forward_block_bf16 : forward_block_f32)(s, r, n, k, v, t, sees_all(&block, tile) ? NULL : views);
+        }
+    }
+    store_rows(s, head, row0, rows);
+}
+
+/* Units are tiles of rows, head by head. Whole heads go to one thread where they divide evenly (keys are packed once); else tiles
+ * go round, since later tiles of a causal head are the longer ones. */
+static void run_attention(const hd_kernel_args *a)
+{
+    forward s;
+    forward_sizes(&s, a);
+    int64_t rows = s.tq * s.group, tiles = (rows + ROW_TILE - 1) / ROW_TILE, units = s.hk * tiles, head = -1;
+    int64_t begin = a->tid, end = units, step = a->threads;
+    if (units == 0) return;
+    if (tiles == 1 || s.hk % a->threads == 0) {
+        hd_split(units, 1, a->tid, a->threads, &begin, &end);
+        step = 1;
+    }
+    if (begin >= end) return;
+    forward_memory(&s);
+    for (int64_t u = begin; u < end; u += step) {
+        int64_t row0 = u % tiles * ROW_TILE;
+        if (u / tiles != head) {
+            head = u / tiles;
+            memset(s.packed, 0, (size_t)s.keys.tiles);
+        }
+        forward_rows(&s, head, row0, (int)(rows - row0 < ROW_TILE ? rows - row0 : ROW_TILE));
+    }
+}
+
+static bool supports_attention(const hd_kernel_args *a)
+{
+    if (a->accumulate || !operands_are_vf(a, 0, 2) || !is_vf_dtype(a->out[0].dtype) || a->in[0].rank != 3 || a->in[1].rank != 3) return false;
+    for (int i = 3; i < 7; i++)
+        if (a->in[i].dtype != HD_I32) return false;
+    return true;
+}
+
+const hd_kernel HD_ISA(hd_kernels_attention)[] = {
+    {"attention", supports_attention, workspace_attention, run_attention},
+    {0},
+};
+
+#else
+const hd_kernel HD_ISA(hd_kernels_attention)[] = {{0}};
+#endif

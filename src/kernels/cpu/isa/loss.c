@@ -1,0 +1,174 @@
+/* loss.c: softmax, cross_entropy and their gradients: one row at a time, in pieces of HD_SUM_BLOCK whose sums are added in f64.
+ *
+ * Maximum and sum are found in one pass (Milakov and Gimelshein 2018): when a piece raises the maximum, the sum so far is rescaled. */
+#include "kernels/cpu/isa/rows.h"
+#include "kernels/cpu/isa/vmath.h"
+
+#if HD_ISA_LEVEL <= 2
+
+typedef struct row_stats {
+    float max;
+    double sum; /* of exp(x - max) */
+} row_stats;
+
+HD_INLINE vf sum_term_exp(vf x, vf y, float max)
+{
+    (void)y;
+    return vf_exp(x - max);
+}
+
+static float buffer_max(const float *x, int64_t n)
+{
+    vf m = vf_load(x);
+    for (int64_t j = HD_VL; j < n; j += HD_VL) m = vf_max(vf_load(x + j), m);
+    return vf_hmax(m);
+}
+
+/* At least one column. */
+static row_stats row_softmax_stats(const hd_tensor *x, int64_t at, int64_t columns)
+{
+    _Alignas(64) float buffer[HD_SUM_BLOCK];
+    row_stats s = {-INFINITY, 0};
+    for (int64_t c = 0; c < columns; c += HD_SUM_BLOCK) {
+        int64_t n = columns - c < HD_SUM_BLOCK ? columns - c : HD_SUM_BLOCK;
+        row_load(buffer, x->data, x->dtype, at + c, n);
+        for (int64_t j = n; j % HD_VL != 0; j++) buffer[j] = -INFINITY;
+        float max = buffer_max(buffer, n);
+        if (max > s.max) {
+            s.sum *= exp((double)s.max - (double)max);
+            s.max = max;
+        }
+        s.sum += row_sum_of(buffer, buffer, n, sum_term_exp, s.max > -INFINITY ? s.max : 0);
+    }
+    return s;
+}
+
+static void run_softmax(const hd_kernel_args *a)
+{
+    const hd_tensor *x = &a->in[0], *y = &a->out[0];
+    int64_t d = tensor_columns(x), begin, end;
+    if (!y->data || d == 0) return;
+    hd_split(tensor_rows(x), 1, a->tid, a->threads, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        row_stats s = row_softmax_stats(x, r * d, d);
+        float scale = (float)(1 / s.sum);
+        for (int64_t j = 0; j < d; j += HD_VL) {
+            int n = lanes_left(d, j);
+            vf v = vf_exp(vf_load_upto(x->data, x->dtype, r * d + j, n) - s.max) * scale;
+            vf_store_upto(y->data, y->dtype, r * d + j, v, n);
+        }
+    }
+}
+
+static double row_dot_of(const hd_tensor *x, const hd_tensor *y, int64_t at, int64_t columns)
+{
+    _Alignas(64) float bx[HD_SUM_BLOCK], by[HD_SUM_BLOCK];
+    double total = 0;
+    for (int64_t c = 0; c < columns; c += HD_SUM_BLOCK) {
+        int64_t n = columns - c < HD_SUM_BLOCK ? columns - c : HD_SUM_BLOCK;
+        row_load(bx, x->data, x->dtype, at + c, n);
+        row_load(by, y->data, y->dtype, at + c, n);
+        total += row_dot(bx, by, n);
+    }
+    return total;
+}
+
+/* dx = y * (dy - sum(y * dy)) */
+static void run_softmax_grad(const hd_kernel_args *a)
+{
+    const hd_tensor *y = &a->in[0], *dy = &a->in[1], *dx = &a->out[0];
+    int64_t d = tensor_columns(y), begin, end;
+    if (!dx->data || d == 0) return;
+    hd_split(tensor_rows(y), 1, a->tid, a->threads, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        float dot = (float)row_dot_of(y, dy, r * d, d);
+        for (int64_t j = 0; j < d; j += HD_VL) {
+            int n = lanes_left(d, j);
+            vf v = vf_load_upto(y->data, y->dtype, r * d + j, n) * (vf_load_upto(dy->data, dy->dtype, r * d + j, n) - dot);
+            vf_store_upto(dx->data, dx->dtype, r * d + j, v, n);
+        }
+    }
+}
+
+static void run_cross_entropy(const hd_kernel_args *a)
+{
+    const hd_tensor *x = &a->in[0];
+    const int32_t *target = a->in[1].data;
+    float *loss = a->out[0].data, *lse = a->n_out > 1 ? a->out[1].data : NULL;
+    int64_t v = tensor_columns(x), begin, end;
+    hd_split(tensor_rows(x), 1, a->tid, a->threads, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        bool counted = target[r] >= 0 && target[r] < v;
+        if (!counted && !lse) {
+            if (loss) loss[r] = 0;
+            continue;
+        }
+        row_stats s = v > 0 ? row_softmax_stats(x, r * v, v) : (row_stats){-INFINITY, 0};
+        double l = s.max + log(s.sum);
+        if (lse) lse[r] = (float)l;
+        if (loss) loss[r] = counted ? (float)(l - f32_load_as(x->data, x->dtype, r * v + target[r])) : 0;
+    }
+}
+
+static void fill_zero(const hd_tensor *y, int64_t at, int64_t n)
+{
+    size_t size = hd_dtype_size(y->dtype);
+    memset((char *)y->data + (size_t)at * size, 0, (size_t)n * size);
+}
+
+/* dlogits = (exp(x - lse) - onehot) * dloss for one row; x and y may be the same memory, so the target's entry is read first. */
+static void entropy_row(const hd_tensor *x, const hd_tensor *y, int64_t at, int64_t v, int32_t target, float lse, float dloss)
+{
+    float hit = f32_load_as(x->data, x->dtype, at + target);
+    for (int64_t j = 0; j < v; j += HD_VL) {
+        int n = lanes_left(v, j);
+        vf p = vf_exp(vf_load_upto(x->data, x->dtype, at + j, n) - lse) * dloss;
+        vf_store_upto(y->data, y->dtype, at + j, p, n);
+    }
+    f32_store_as(y->data, y->dtype, at + target, (float)(expm1((double)hit - (double)lse) * dloss));
+}
+
+static void run_cross_entropy_grad(const hd_kernel_args *a)
+{
+    const float *dloss = a->in[0].data, *lse = a->in[3].data;
+    const hd_tensor *x = &a->in[1], *y = &a->out[0];
+    const int32_t *target = a->in[2].data;
+    int64_t v = tensor_columns(x), begin, end;
+    if (!y->data) return;
+    hd_split(tensor_rows(x), 1, a->tid, a->threads, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        if (target[r] >= 0 && target[r] < v) entropy_row(x, y, r * v, v, target[r], lse[r], dloss[r]);
+        else fill_zero(y, r * v, v);
+    }
+}
+
+static bool supports_rows(const hd_kernel_args *a)
+{
+    return operands_are_vf(a, 0, a->n_in - 1) && results_are_vf(a) && !a->accumulate;
+}
+
+static bool supports_entropy(const hd_kernel_args *a)
+{
+    if (a->accumulate || a->in[0].rank < 1 || !is_vf_dtype(a->in[0].dtype) || a->in[1].dtype != HD_I32) return false;
+    for (int i = 0; i < a->n_out; i++)
+        if (a->out[i].data && a->out[i].dtype != HD_F32) return false;
+    return a->out[0].dtype == HD_F32;
+}
+
+static bool supports_entropy_grad(const hd_kernel_args *a)
+{
+    return !a->accumulate && a->in[0].dtype == HD_F32 && is_vf_dtype(a->in[1].dtype) && a->in[2].dtype == HD_I32 && a->in[3].dtype == HD_F32 &&
+           is_vf_dtype(a->out[0].dtype) && (a->out[0].dtype == a->in[1].dtype || a->out[0].data != a->in[1].data || !a->out[0].data);
+}
+
+const hd_kernel HD_ISA(hd_kernels_loss)[] = {
+    {"softmax", supports_rows, NULL, run_softmax},
+    {"softmax_grad", supports_rows, NULL, run_softmax_grad},
+    {"cross_entropy", supports_entropy, NULL, run_cross_entropy},
+    {"cross_entropy_grad", supports_entropy_grad, NULL, run_cross_entropy_grad},
+    {0},
+};
+
+#else
+const hd_kernel HD_ISA(hd_kernels_loss)[] = {{0}};
+#endif
