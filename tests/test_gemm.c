@@ -296,6 +296,95 @@ static void bitwise(void **state)
         }
 }
 
+/* ---- convolutions ---- */
+
+/* Each product x * w that y's definition has, with where it goes: the three convolutions are sums over the same list. */
+typedef struct conv_case { hd_conv_attrs at; int64_t n, c, o, h, w, oh, ow; } conv_case;
+
+static int64_t conv_out(int64_t in, int64_t pad, int64_t dilation, int64_t kernel, int64_t stride)
+{
+    return (in + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+static conv_case conv_draw(hd_rng *r)
+{
+    conv_case s;
+    do {
+        memset(&s, 0, sizeof s);
+        for (int i = 0; i < 2; i++) {
+            s.at.stride[i] = 1 + (int)hd_rng_below(r, 3), s.at.pad[i] = (int)hd_rng_below(r, 3);
+            s.at.dilation[i] = 1 + (int)hd_rng_below(r, 2), s.at.kernel[i] = 1 + (int)hd_rng_below(r, 4);
+        }
+        s.at.groups = 1 + (int)hd_rng_below(r, 3);
+        s.n = 1 + (int64_t)hd_rng_below(r, 3), s.c = s.at.groups * (1 + (int64_t)hd_rng_below(r, 5)), s.o = s.at.groups * (1 + (int64_t)hd_rng_below(r, 9));
+        s.h = 1 + (int64_t)hd_rng_below(r, 12), s.w = 1 + (int64_t)hd_rng_below(r, 12);
+        s.at.in[0] = (int32_t)s.h, s.at.in[1] = (int32_t)s.w;
+        s.oh = conv_out(s.h, s.at.pad[0], s.at.dilation[0], s.at.kernel[0], s.at.stride[0]);
+        s.ow = conv_out(s.w, s.at.pad[1], s.at.dilation[1], s.at.kernel[1], s.at.stride[1]);
+    } while (s.h + 2 * s.at.pad[0] <= s.at.dilation[0] * (s.at.kernel[0] - 1) || s.w + 2 * s.at.pad[1] <= s.at.dilation[1] * (s.at.kernel[1] - 1));
+    return s;
+}
+
+/* result: 0 for y from (x, w), 1 for dx from (dy, w), 2 for dw from (dy, x); t[] are x, w and y. */
+static void naive_conv(const conv_case *s, const hd_tensor *t, int result, double *sum, double *magnitude)
+{
+    static const int factor[3][2] = {{0, 1}, {2, 1}, {2, 0}}, target[3] = {2, 0, 1};
+    int64_t cg = s->c / s->at.groups, og = s->o / s->at.groups, kh = s->at.kernel[0], kw = s->at.kernel[1];
+    for (int64_t n = 0; n < s->n; n++)
+        for (int64_t o = 0; o < s->o; o++)
+            for (int64_t p = 0; p < s->oh * s->ow; p++)
+                for (int64_t k = 0; k < cg * kh * kw; k++) {
+                    int64_t y = p / s->ow * s->at.stride[0] + k / kw % kh * s->at.dilation[0] - s->at.pad[0];
+                    int64_t x = p % s->ow * s->at.stride[1] + k % kw * s->at.dilation[1] - s->at.pad[1];
+                    if (y < 0 || y >= s->h || x < 0 || x >= s->w) continue;
+                    int64_t channel = o / og * cg + k / (kh * kw);
+                    int64_t at[3] = {((n * s->c + channel) * s->h + y) * s->w + x, o * cg * kh * kw + k, (n * s->o + o) * s->oh * s->ow + p};
+                    const hd_tensor *f = &t[factor[result][0]], *g = &t[factor[result][1]];
+                    double v = hd_load_f64(f->data, f->dtype, at[factor[result][0]]) * hd_load_f64(g->data, g->dtype, at[factor[result][1]]);
+                    sum[at[target[result]]] += v, magnitude[at[target[result]]] += fabs(v);
+                }
+}
+
+static void check_conv(conv_case *s, hd_dtype dtype, int result, hd_rng *rng)
+{
+    static const char *const ops[3] = {"conv2d", "conv2d_grad_x", "conv2d_grad_w"};
+    static const int operand[3][2] = {{0, 1}, {2, 1}, {2, 0}}, target[3] = {2, 0, 1};
+    hd_tensor t[3] = {tensor_new(dtype, 4, (int64_t[]){s->n, s->c, s->h, s->w}),
+                      tensor_new(dtype, 4, (int64_t[]){s->o, s->c / s->at.groups, s->at.kernel[0], s->at.kernel[1]}),
+                      tensor_new(dtype, 4, (int64_t[]){s->n, s->o, s->oh, s->ow})};
+    for (int i = 0; i < 3; i++) tensor_fill(&t[i], rng);
+    hd_tensor *want = &t[target[result]], out = tensor_new(result == 2 ? HD_F32 : dtype, 4, want->dim);
+    int64_t n = hd_tensor_count(&out);
+    double *sum = hd_calloc((size_t)n + 1, 8), *magnitude = hd_calloc((size_t)n + 1, 8), *before = hd_calloc((size_t)n + 1, 8);
+    naive_conv(s, t, result, sum, magnitude);
+    s->at.dtype = dtype;
+    bool accumulate = result == 2 && hd_rng_below(rng, 2);
+    hd_tensor in[2] = {t[operand[result][0]], t[operand[result][1]]};
+    hd_kernel_args args = {.in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = &s->at, .accumulate = accumulate};
+    for (hd_isa isa = HD_ISA_PORTABLE; isa <= hd_isa_detect() && isa <= HD_ISA_AVX512; isa++) {
+        tensor_fill(&out, rng);
+        for (int64_t i = 0; i < n; i++) before[i] = hd_load_f64(out.data, out.dtype, i);
+        assert_true(run_op(ops[result], isa, &args, 1 + (int)hd_rng_below(rng, 3)));
+        int64_t wrong = count_wrong(&out, accumulate ? before : NULL, sum, magnitude);
+        if (wrong) fail_msg("%s %s %s: %lld of %lld wrong", ops[result], hd_isa_name(isa), hd_dtype_name(dtype), (long long)wrong, (long long)n);
+    }
+    for (int i = 0; i < 3; i++) hd_free(t[i].data);
+    hd_free(out.data), hd_free(sum), hd_free(magnitude), hd_free(before);
+}
+
+static void convolutions(void **state)
+{
+    (void)state;
+    hd_rng rng = hd_rng_new(5);
+    for (int round = 0; round < 60; round++) {
+        conv_case s = conv_draw(&rng);
+        for (int result = 0; result < 3; result++) check_conv(&s, round % 4 == 3 ? HD_BF16 : HD_F32, result, &rng);
+    }
+    conv_case empty = conv_draw(&rng);
+    empty.n = 0;
+    for (int result = 0; result < 3; result++) check_conv(&empty, HD_F32, result, &rng);
+}
+
 static void bad_notation(void **state)
 {
     (void)state;
@@ -313,7 +402,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_shapes), cmocka_unit_test(cache_blocks), cmocka_unit_test(extent_zero),
-        cmocka_unit_test(bitwise),       cmocka_unit_test(bad_notation),
+        cmocka_unit_test(bitwise),       cmocka_unit_test(convolutions),
+        cmocka_unit_test(bad_notation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -50,8 +50,9 @@ typedef struct gemm_source {
 /* Writes k0 .. k0+kn-1 of the source as words dst[ceil(kn/UNIT)][stride], count <= stride; k past the end is zero, columns past count are
  * whatever was there before. May write up to 2*HD_VL words past the end. bias: the bits that each int8 is xored with. */
 void HD_ISA(hd_gemm_pack_words)(uint32_t *dst, int stride, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias);
-/* The same for columns n0 .. n0+count-1 of b read through a window. */
-void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t image, int64_t n0, int count, int64_t k0, int64_t kn);
+/* The same for columns n0 .. n0+count-1 of b read through g->window, from element `origin` of b on. */
+void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t origin, int64_t n0, int count, int64_t k0,
+                                 int64_t kn);
 
 /* Whether this level multiplies operands of these dtypes. */
 bool HD_ISA(hd_gemm_takes)(const hd_gemm *g);

@@ -261,48 +261,61 @@ void HD_ISA(hd_gemm_pack_words)(uint32_t *dst, int stride, const gemm_source *s,
 /* ---- convolutions: f32 words gathered from images ---- */
 
 #if HD_GEMM_UNIT == 1
-/* Where a window reads for one column or one k: a plane offset and a (y, x) before division. */
-typedef struct window_point { int64_t plane, y, x; } window_point;
-
-static window_point position_point(const hd_gemm_window *w, int64_t i)
+/* The image coordinate that a window names before division, as an index into a row or column of `extent`; -1 where nothing is. */
+HD_INLINE int64_t window_index(int64_t at, int64_t divide, int64_t extent)
 {
-    int64_t image = i / w->out_plane, p = i % w->out_plane;
-    return (window_point){image * w->image_stride, p / w->out_w * w->step[0], p % w->out_w * w->step[1]};
-}
-
-static window_point tap_point(const hd_gemm_window *w, int64_t i)
-{
-    int64_t channel = i / w->kernel_plane, p = i % w->kernel_plane;
-    return (window_point){channel * w->height * w->width, p / w->kernel_w * w->tap[0] + w->shift[0], p % w->kernel_w * w->tap[1] + w->shift[1]};
-}
-
-/* Element offset of the sum of two points, or -1 outside of the image. */
-HD_INLINE int64_t window_offset(const hd_gemm_window *w, window_point a, window_point b)
-{
-    int64_t y = a.y + b.y, x = a.x + b.x;
-    if (w->divide[0] > 1) {
-        if (y % w->divide[0]) return -1;
-        y /= w->divide[0];
+    if (divide > 1) {
+        if (at % divide) return -1;
+        at /= divide;
     }
+    return at < 0 || at >= extent ? -1 : at;
+}
+
+/* n neighbouring output positions of one output row: image row at `from` (elements), columns x, x + step, ...; to dst[0], dst[gap], ... */
+static void gather_row(float *dst, int64_t gap, const hd_gemm *g, int64_t from, int64_t x, int64_t n)
+{
+    const hd_gemm_window *w = g->window;
+    int64_t step = w->step[1], first = 0, last = n;
     if (w->divide[1] > 1) {
-        if (x % w->divide[1]) return -1;
-        x /= w->divide[1];
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = window_index(x + i * step, w->divide[1], w->width);
+            dst[i * gap] = at < 0 ? 0.0f : f32_load_as(g->b, g->tb, from + at);
+        }
+        return;
     }
-    if (y < 0 || y >= w->height || x < 0 || x >= w->width) return -1;
-    return a.plane + b.plane + y * w->width + x;
+    while (first < n && x + first * step < 0) first++;
+    while (last > first && x + (last - 1) * step >= w->width) last--;
+    for (int64_t i = 0; i < first; i++) dst[i * gap] = 0.0f;
+    for (int64_t i = last; i < n; i++) dst[i * gap] = 0.0f;
+    if (g->tb == HD_F32 && gap == 1 && step == 1) memcpy(dst + first, (const float *)g->b + from + x + first, (size_t)(last - first) * 4);
+    else
+        for (int64_t i = first; i < last; i++) dst[i * gap] = f32_load_as(g->b, g->tb, from + x + i * step);
+}
+
+/* What tap t (channel, ky, kx) sees at output positions first .. first+n-1, to dst[0], dst[gap], ... */
+static void gather_tap(float *dst, int64_t gap, const hd_gemm *g, int64_t origin, int64_t t, int64_t first, int64_t n)
+{
+    const hd_gemm_window *w = g->window;
+    int64_t channel = t / w->kernel_plane, ky = t % w->kernel_plane / w->kernel_w, kx = t % w->kernel_w;
+    origin += channel * w->height * w->width;
+    while (n > 0) {
+        int64_t image = first / w->out_plane, oy = first % w->out_plane / w->out_w, ox = first % w->out_plane % w->out_w;
+        int64_t len = w->out_w - ox < n ? w->out_w - ox : n;
+        int64_t y = window_index(oy * w->step[0] + ky * w->tap[0] + w->shift[0], w->divide[0], w->height);
+        int64_t x = ox * w->step[1] + kx * w->tap[1] + w->shift[1];
+        if (y >= 0) gather_row(dst, gap, g, origin + image * w->image_stride + y * w->width, x, len);
+        else
+            for (int64_t i = 0; i < len; i++) dst[i * gap] = 0.0f;
+        dst += len * gap, first += len, n -= len;
+    }
 }
 
 void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t origin, int64_t n0, int count, int64_t k0, int64_t kn)
 {
-    const hd_gemm_window *w = g->window;
-    window_point column[HD_GEMM_NR];
-    for (int i = 0; i < count; i++) column[i] = w->transposed ? tap_point(w, n0 + i) : position_point(w, n0 + i);
-    for (int64_t k = 0; k < kn; k++) {
-        window_point at = w->transposed ? position_point(w, k0 + k) : tap_point(w, k0 + k);
-        for (int i = 0; i < count; i++) {
-            int64_t from = window_offset(w, at, column[i]);
-            ((float *)dst)[k * stride + i] = from < 0 ? 0.0f : f32_load_as(g->b, g->tb, origin + from);
-        }
-    }
+    float *to = (float *)dst;
+    if (g->window->transposed)
+        for (int i = 0; i < count; i++) gather_tap(to + i, stride, g, origin, n0 + i, k0, kn);
+    else
+        for (int64_t k = 0; k < kn; k++) gather_tap(to + k * stride, 1, g, origin, k0 + k, n0, count);
 }
 #endif
