@@ -1,0 +1,47 @@
+/* session.h: graphs made ready to run: passes, lowering, a store that they share, and an executor each.
+ *
+ * A session holds up to two programs over one Store: "train" (one whole step) and "eval" (forward only). They take turns on one team. */
+#ifndef HD_TRAIN_SESSION_H
+#define HD_TRAIN_SESSION_H
+
+#include "exec/exec.h"
+#include "passes/passes.h"
+#include "train/step.h"
+
+typedef enum hd_role_of_program { HD_TRAIN_PROGRAM, HD_EVAL_PROGRAM, HD_SESSION_PROGRAMS } hd_role_of_program;
+
+typedef struct hd_session_options {
+    hd_step_options step;
+    hd_plan plan;                /* micro-batches, precision, threads, back end */
+    const hd_lora_options *lora; /* NULL: none */
+    uint64_t seed;               /* of initial values */
+    int64_t memory;              /* bytes that may be used at most; 0: what the machine has available */
+} hd_session_options;
+
+typedef struct hd_session {
+    hd_graph *graph[HD_SESSION_PROGRAMS]; /* NULL where there is none; owned */
+    hd_program *program[HD_SESSION_PROGRAMS];
+    hd_exec *exec[HD_SESSION_PROGRAMS];   /* made by hd_session_start */
+    hd_backend backend;
+    hd_team *team;
+    hd_store *store;
+    int64_t predicted_bytes;              /* peak of the process */
+    double flops[HD_SESSION_PROGRAMS];    /* of one step; of one call */
+} hd_session;
+
+/* Takes over the forward graphs (with an output "loss"; either may be NULL), makes them whole, and lowers them. Nothing big is allocated yet.
+ * On failure *s is empty, and the graphs are freed. */
+int hd_session_init(hd_session *s, hd_graph *train, hd_graph *eval, const hd_session_options *o, hd_error *err);
+void hd_session_free(hd_session *s);
+
+/* Compares the predicted peak with what is available (or o->memory): HD_EMEMCAP, saying needed and available bytes, when it does not fit.
+ * Then makes store and executors. */
+int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err);
+
+/* Merges adapters into the parameters they adapt, in the store. */
+int hd_session_merge_lora(hd_session *s, const hd_session_options *o, hd_error *err);
+
+/* Floating-point operations of every node of a graph. */
+double hd_graph_flops(const hd_graph *g);
+
+#endif
