@@ -12,6 +12,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default) /* the library hides everything that is not declared here */
 
 #define HEDDLE_VERSION "0.1.0"
 
@@ -44,6 +45,7 @@ typedef enum hd_dtype {
 
 #define HD_MAX_RANK 8
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -211,7 +211,7 @@ static int walk(const hd_setting *table, void *into, int argc, char **argv, bool
             words[(*n)++] = argv[i++];
             continue;
         }
-        flag f;
+        flag f = {0};
         int rc = parse_flag(table, argc, argv, i, &f, err);
         if (!rc && !f.setting && config) rc = read_config(table, into, f.value, m, err);
         if (!rc && f.setting && !config) rc = set_value(f.setting, into, f.value, m, err);
