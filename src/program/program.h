@@ -169,6 +169,9 @@ bool hd_buffer_in_arena(const hd_program *p, int b);            /* b is a root w
 /* A buffer as a kernel would see it with these bindings (negative or NULL: maxima); data is NULL. */
 hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding);
 
+/* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
+#define HD_TENSOR_PRESENT ((void *)64)
+
 /* From the first to the last instruction (numbered through all segments, in order) between which a root must keep its contents; empty: first > last. */
 typedef struct hd_life { int first, last; } hd_life;
 void hd_program_lives(const hd_program *p, hd_life *lives); /* [n_buffers]; only roots in the arena get one */

@@ -1,0 +1,84 @@
+/* lower_int.h: what the steps of lowering share: order.c, group.c, emit.c, share.c, lower.c. */
+#ifndef HD_PROGRAM_LOWER_INT_H
+#define HD_PROGRAM_LOWER_INT_H
+
+#include "program/program.h"
+
+/* Something to put in order: a live node of the graph, or the copy of a new value into its state. */
+typedef struct hd_item {
+    const hd_node *node; /* NULL: a copy */
+    int pair;            /* copy: index into hd_graph.pairs; else -1 */
+    int segment;         /* hd_segment_kind */
+    bool dissolved;      /* its result is a sum that its addends form by themselves: emits nothing */
+} hd_item;
+
+/* One addend of a sum. */
+typedef struct hd_addend {
+    hd_value value; /* what the sum reads */
+    hd_value made;  /* value behind the views between: what the producer writes */
+    int item;       /* producer of `made`, or -1 */
+    bool direct;    /* its producer writes (or adds) straight into the target */
+} hd_addend;
+
+/* A sum that is formed in place: the target is the buffer of `root`. */
+typedef struct hd_group {
+    hd_value root;
+    int item;          /* of root's node */
+    bool micro;        /* carried over the micro-batches */
+    bool zeroed;       /* the target is cleared in prepare */
+    hd_addend *addends; size_t n_addends, cap_addends; /* in order of execution */
+} hd_group;
+
+/* An instruction while lists still grow; operands are values, kept in the program's arena. */
+typedef struct hd_draft {
+    hd_instr instr;
+    int segment; /* hd_segment_kind */
+} hd_draft;
+
+typedef struct hd_lowering {
+    const hd_graph *g;
+    const hd_plan *plan;
+    const hd_target *target;
+    hd_program *p;
+    hd_arena scratch;     /* what is not in the program */
+    hd_error *err;
+
+    /* order.c */
+    bool has_backward, has_update;
+    hd_item *items; size_t n_items, cap_items;
+    int *order;           /* [n_items] items in order of execution */
+    int *position;        /* [n_items] */
+    int *item_of;         /* [n_values] producing item or -1 (also: dead) */
+    int *uses;            /* [n_values] operands of live nodes that read it */
+    int **readers;        /* [n_values][uses] items */
+    int *available;       /* [n_values] first segment in which it can be read */
+    bool *kept;           /* [n_values] an output, or the new value of a state */
+    int *pair_in;         /* [n_values] the pair in which it is the old value, or -1 */
+    int *pair_direct;     /* [n_values] the pair whose state its producer writes in place, or -1 */
+
+    /* group.c */
+    hd_group *groups; size_t n_groups, cap_groups;
+    int *group_of_root;   /* [n_values] group whose root it is, or -1 */
+    int *group_of_made;   /* [n_values] group into which it is written directly, or -1 */
+
+    /* emit.c */
+    int *buffer_of;       /* [n_values] or -1 */
+    hd_draft *drafts; size_t n_drafts, cap_drafts;
+    size_t cap_buffers;
+} hd_lowering;
+
+/* Frequency: what is done once before the micro-batches, in each, once after. Memory is handed on only within one of them. */
+static inline int hd_segment_frequency(int segment)
+{
+    return segment == HD_SEGMENT_PREPARE ? 0 : segment == HD_SEGMENT_UPDATE ? 2 : 1;
+}
+
+bool hd_is_micro_sum(const hd_node *n);
+int64_t hd_type_bytes(const hd_type *t); /* at the maximum */
+
+int hd_lower_order(hd_lowering *l);  /* items, segments, dependences, order */
+int hd_lower_groups(hd_lowering *l); /* sums formed in place */
+int hd_lower_emit(hd_lowering *l);   /* buffers and instructions */
+int hd_lower_share(hd_lowering *l);  /* view_of: views, states, in place; classes and roles */
+
+#endif
