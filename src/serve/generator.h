@@ -1,0 +1,71 @@
+/* generator.h: text from one model, one sequence at a time: prompt in, tokens out, with a K/V cache.
+ *
+ * The cache holds the tokens of the sequence so far; feeding more tokens continues it, so that a chat pays for each turn once. One Program serves prompts and
+ * single tokens: its "tokens" and "context" dimensions are bounded. */
+#ifndef HD_SERVE_GENERATOR_H
+#define HD_SERVE_GENERATOR_H
+
+#include "data/tokenizer.h"
+#include "exec/exec.h"
+#include "models/lm.h"
+#include "serve/sampler.h"
+
+typedef struct hd_generator_options {
+    hd_dtype precision; /* of weights, cache and arithmetic: f32 or bf16 */
+    int threads;        /* 0: one per core */
+    int64_t context;    /* most tokens of a sequence, prompt included; 0: what the model was made for, at most 4096 */
+    const char *backend; /* NULL: "cpu" */
+    bool pack;          /* keep weights in the back end's own form */
+    int64_t chunk;      /* most tokens of one call; 0: 512 */
+} hd_generator_options;
+
+typedef struct hd_generator {
+    hd_lm_config config;
+    hd_tokenizer *tokenizer; /* NULL when the directory has none */
+    hd_graph *graph;
+    hd_program *program;
+    hd_store *store;
+    hd_backend backend;
+    hd_team *team;
+    hd_exec *exec;
+    int64_t context, chunk;
+    int64_t length;          /* tokens in the cache */
+    hd_tensor tokens, positions, segments, slots, context_positions, context_segments, rows; /* inputs of exec */
+} hd_generator;
+
+/* ---- life cycle ---- */
+
+/* Loads a Hugging Face directory (config.json, weights, tokenizer.json where there is one). On failure *g is empty. */
+int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err);
+/* The same for a config and a store-filling function instead of a directory: for benchmarks over random weights (seed). */
+int hd_generator_open_random(hd_generator *g, const hd_lm_config *c, uint64_t seed, const hd_generator_options *o, hd_error *err);
+void hd_generator_close(hd_generator *g);
+
+/* ---- use ---- */
+
+void hd_generator_reset(hd_generator *g); /* forgets the sequence */
+/* Appends n >= 1 tokens to the sequence and sets *logits to the row of the last one, [vocab] f32, valid until the next feed. HD_EINVAL when the
+ * sequence would be longer than the context. */
+int hd_generator_feed(hd_generator *g, const int32_t *tokens, int64_t n, const float **logits, hd_error *err);
+
+/* What becomes of a generation; text arrives as whole UTF-8 characters that can no longer become part of a stop string. */
+typedef struct hd_generate_request {
+    hd_sampling sampling;
+    int64_t max_tokens;
+    const char *const *stop; /* [n_stop] strings that end the text; not part of it */
+    int n_stop;
+    bool ignore_eos;
+    int (*text)(void *arg, const char *text, size_t n); /* non-zero stops the generation */
+    void *arg;
+} hd_generate_request;
+
+typedef struct hd_generate_result {
+    int64_t prompt_tokens, new_tokens;
+    double prompt_seconds, new_seconds;
+    enum { HD_STOP_LENGTH, HD_STOP_EOS, HD_STOP_STRING, HD_STOP_CALLER, HD_STOP_CONTEXT } why;
+} hd_generate_result;
+
+/* Feeds the prompt's tokens and draws until something stops it. The drawn tokens are part of the sequence afterwards. */
+int hd_generate(hd_generator *g, const int32_t *prompt, int64_t n, const hd_generate_request *r, hd_generate_result *out, hd_error *err);
+
+#endif
