@@ -22,6 +22,7 @@ typedef struct hd_ids {
 } hd_ids;
 
 void hd_ids_free(hd_ids *ids);
+int hd_ids_append(hd_ids *ids, int32_t id, hd_error *err);
 
 /* ---- life cycle ---- */
 

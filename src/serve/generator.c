@@ -253,6 +253,7 @@ static int one_token(generation *x, bool *done, hd_error *err)
     if (is_eos(g, token) && !x->r->ignore_eos) return x->out->why = HD_STOP_EOS, 0;
     x->out->new_tokens++;
     hd_sampler_see(x->sampler, token);
+    if (x->r->drawn && (rc = hd_ids_append(x->r->drawn, token, err))) return rc;
     if (g->tokenizer) rc = hd_token_stream_push(g->tokenizer, &x->stream, token, true, &x->outlet.held, err);
     if (rc) return rc;
     release(&x->outlet, false);

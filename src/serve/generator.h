@@ -55,6 +55,7 @@ typedef struct hd_generate_request {
     const char *const *stop; /* [n_stop] strings that end the text; not part of it */
     int n_stop;
     bool ignore_eos;
+    hd_ids *drawn; /* (optional) gets the drawn tokens; the last may not be in the cache yet: hd_generator.length tells */
     int (*text)(void *arg, const char *text, size_t n); /* non-zero stops the generation */
     void *arg;
 } hd_generate_request;
@@ -65,7 +66,7 @@ typedef struct hd_generate_result {
     enum { HD_STOP_LENGTH, HD_STOP_EOS, HD_STOP_STRING, HD_STOP_CALLER, HD_STOP_CONTEXT } why;
 } hd_generate_result;
 
-/* Feeds the prompt's tokens and draws until something stops it. The drawn tokens are part of the sequence afterwards. */
+/* Feeds the prompt's tokens and draws until something stops it. */
 int hd_generate(hd_generator *g, const int32_t *prompt, int64_t n, const hd_generate_request *r, hd_generate_result *out, hd_error *err);
 
 #endif

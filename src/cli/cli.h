@@ -1,0 +1,22 @@
+/* cli.h: what a subcommand is. Each stands in one file of this folder; main.c lists them. */
+#ifndef HD_CLI_CLI_H
+#define HD_CLI_CLI_H
+
+#include "base/error.h"
+#include "base/settings.h"
+
+typedef struct hd_command {
+    const char *name;
+    const char *usage;          /* what follows "heddle name": "[flags] DIR" */
+    const char *summary;        /* one line */
+    const char *details;        /* paragraphs for --help; may be NULL */
+    const hd_setting *settings; /* ended by a name of NULL */
+    size_t config_size;         /* bytes of the struct that settings fill */
+    int max_words;              /* words that are no flags */
+    /* config: the filled struct. 0, or an error's code with its message in err. */
+    int (*run)(const void *config, const char *const *words, int n_words, hd_error *err);
+} hd_command;
+
+extern const hd_command hd_cmd_train, hd_cmd_generate, hd_cmd_data, hd_cmd_convert, hd_cmd_inspect;
+
+#endif

@@ -1,0 +1,92 @@
+/* main.c: picks the subcommand, fills its settings, and turns errors into one line and an exit status. */
+#include <stdio.h>
+#include <string.h>
+#include "base/mem.h"
+#include "base/term.h"
+#include "cli/cli.h"
+#include "kernels/kernel.h"
+
+static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect};
+#define N_COMMANDS (sizeof commands / sizeof commands[0])
+#define MAX_WORDS 64
+
+/* Exit statuses: by kind of error, 1 for those without a number of their own. */
+enum { EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130 };
+
+static void print_usage(FILE *out)
+{
+    fprintf(out, "heddle %s: trains, plans and serves neural networks\n\nUsage: heddle COMMAND [flags]\n\nCommands:\n", HEDDLE_VERSION);
+    for (size_t i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    fprintf(out, "\nheddle COMMAND --help tells all about one; heddle --version says what this build can do.\n");
+}
+
+static void print_help(const hd_command *c)
+{
+    hd_str text;
+    hd_str_init(&text);
+    hd_settings_help(c->settings, &text);
+    printf("heddle %s: %s\n\nUsage: heddle %s %s\n", c->name, c->summary, c->name, c->usage);
+    if (c->details) printf("\n%s\n", c->details);
+    printf("\nFlags (each is also a key of the JSON file that --config FILE names; flags win):\n%s", text.data);
+    hd_str_free(&text);
+}
+
+static void print_version(void)
+{
+    printf("heddle %s\ninstruction set: %s\n", HEDDLE_VERSION, hd_isa_name(hd_isa_detect()));
+}
+
+static bool wants_help(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return true;
+    return false;
+}
+
+static int run_command(const hd_command *c, int argc, char **argv, hd_error *err)
+{
+    const char *words[MAX_WORDS];
+    int n_words = 0;
+    hd_settings_memory memory = {0};
+    void *config = hd_calloc(1, c->config_size);
+    int rc = config ? hd_settings_preset(c->settings, config, &memory, err) : hd_fail_memory(err, c->config_size, "settings");
+    if (!rc) rc = hd_settings_parse(c->settings, config, argc, argv, words, c->max_words < MAX_WORDS ? c->max_words : MAX_WORDS, &n_words, &memory, err);
+    if (!rc) rc = c->run(config, words, n_words, err);
+    hd_settings_free(&memory);
+    hd_free(config);
+    return rc;
+}
+
+static int report(const hd_command *c, int rc, const hd_error *err)
+{
+    if (!rc) return 0;
+    fflush(stdout);
+    fprintf(stderr, "heddle %s: %s: %s\n", c->name, hd_error_name(rc), err->message);
+    if (rc == HD_EINTR) return EXIT_INTERRUPTED;
+    return rc == HD_EINVAL || rc == HD_EFORMAT || rc == HD_EUNSUPPORTED ? EXIT_BAD_INPUT : 1;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        print_usage(argc < 2 ? stderr : stdout);
+        return argc < 2 ? EXIT_BAD_INPUT : 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        print_version();
+        return 0;
+    }
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        const hd_command *c = commands[i];
+        if (strcmp(argv[1], c->name)) continue;
+        if (wants_help(argc - 1, argv + 1)) {
+            print_help(c);
+            return 0;
+        }
+        hd_error err = {0};
+        int rc = run_command(c, argc - 1, argv + 1, &err);
+        return report(c, rc, &err);
+    }
+    fprintf(stderr, "heddle: there is no command \"%s\" (see heddle --help)\n", argv[1]);
+    return EXIT_BAD_INPUT;
+}
