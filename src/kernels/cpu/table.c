@@ -18,6 +18,8 @@
     X(reduce) \
     X(loss) \
     X(optimizer) \
+    X(attention) \
+    X(attention_grad) \
     X(measure)
 
 #define DECLARE_PORTABLE(name) extern const hd_kernel hd_kernels_##name##_portable[];

@@ -131,6 +131,7 @@ static void pack_head(backward *s, int64_t head)
     }
     memset(s->q + s->rows * s->ew, 0, (size_t)((padded - s->rows) * s->ew) * 4);
     memset(s->dout + s->rows * s->fw, 0, (size_t)((padded - s->rows) * s->fw) * 4);
+    for (int64_t r = s->rows; r < padded; r++) s->lse[r] = s->delta[r] = 0;
     for (int64_t r = 0; r < padded; r += ROW_TILE) {
         pack_contracted(s, s->q_rows + r / ROW_TILE * s->tw * s->ep, s->ep, s->q + r * s->ew, s->ew, s->e);
         pack_contracted(s, s->dout_rows + r / ROW_TILE * s->tw * s->fp, s->fp, s->dout + r * s->fw, s->fw, s->f);
