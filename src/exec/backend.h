@@ -17,7 +17,7 @@ struct hd_backend {
     void (*free)(const hd_backend *b, void *p, size_t bytes);
     /* The kernel for op with these operands (data pointers may be NULL). Always finds one: the reference at worst. */
     hd_kernel (*find)(const hd_backend *b, const hd_op *op, const hd_kernel_args *a);
-    /* (optional) Fills packed (target.packed_bytes) from plain operand i. */
+    /* (optional) Fills packed (target.packed_bytes) from plain operand i: member a->tid's share of a->threads. */
     void (*pack)(const hd_backend *b, const hd_op *op, const hd_kernel_args *a, int i, const void *plain, void *packed);
 };
 

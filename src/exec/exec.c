@@ -1,0 +1,330 @@
+/* exec.c: resolving a program: where each buffer is, which kernel computes each instruction, where the team has to meet. */
+#include <stdlib.h>
+
+#include "exec/exec_int.h"
+#include "base/term.h"
+
+static int no_memory(hd_error *err)
+{
+    return hd_fail_memory(err, sizeof(hd_exec), "an executor");
+}
+
+/* ---- where each buffer is ---- */
+
+/* The first instruction that reads buffer b as operand 1. */
+static const hd_instr *packed_reader(const hd_program *p, int b)
+{
+    for (int s = 0; s < p->n_segments; s++) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it));)
+            if (x->opcode == HD_KERNEL && x->n_in > 1 && x->in[1] == b) return x;
+    }
+    return NULL;
+}
+
+typedef struct packing { hd_exec *e; const hd_instr *instr; const void *plain; void *packed; } packing;
+
+static void run_packing(void *arg, int tid)
+{
+    const packing *job = arg;
+    hd_tensor in[HD_MAX_OPERANDS];
+    for (int i = 0; i < job->instr->n_in; i++) in[i] = hd_buffer_tensor(job->e->program, job->instr->in[i], NULL);
+    hd_kernel_args a = {.in = in, .n_in = job->instr->n_in, .code = job->instr->op->code, .attrs = job->instr->attrs, .team = job->e->team,
+                        .tid = tid, .threads = job->e->threads};
+    job->e->backend->pack(job->e->backend, job->instr->op, &a, 1, job->plain, job->packed);
+}
+
+/* A constant "PATH.packed(...)" that the store has not got is made from PATH. */
+static int pack_constant(hd_exec *e, int b, hd_error *err)
+{
+    const hd_buffer *x = &e->program->buffers[b];
+    const char *suffix = strstr(x->path, ".packed(");
+    packing job = {.e = e, .instr = packed_reader(e->program, b)};
+    if (!suffix || !job.instr || !e->backend->pack) return hd_fail(err, HD_EUNSUPPORTED, "%s: the back end %s packs no operands", x->path, e->backend->name);
+    char *plain = hd_arena_printf(&e->memory, "%.*s", (int)(suffix - x->path), x->path);
+    if (!plain) return no_memory(err);
+    hd_store_tensor *from = hd_store_bind(e->store, plain, &x->type, HD_PLAIN, err), *to;
+    if (!from) return err->code;
+    int rc = hd_store_add(e->store, x->path, &x->type, HD_PACKED, HD_PARAM, x->bytes, &to, err);
+    if (rc) return rc;
+    job.plain = from->data;
+    job.packed = to->data;
+    hd_team_run(e->team, run_packing, &job);
+    return 0;
+}
+
+static int locate_stored(hd_exec *e, int b, hd_error *err)
+{
+    const hd_buffer *x = &e->program->buffers[b];
+    if (x->data) {
+        e->data[b] = (void *)x->data;
+        return 0;
+    }
+    if (x->format == HD_PACKED && !hd_store_find(e->store, x->path)) {
+        int rc = pack_constant(e, b, err);
+        if (rc) return rc;
+    }
+    hd_store_tensor *t = hd_store_bind(e->store, x->path, &x->type, x->format, err);
+    if (!t) return err->code;
+    if (t->bytes < x->bytes) return hd_fail(err, HD_EINVAL, "%s was packed for another instruction set", x->path);
+    e->data[b] = t->data;
+    return 0;
+}
+
+static int locate_buffers(hd_exec *e, hd_error *err)
+{
+    const hd_program *p = e->program;
+    for (int b = 0; b < p->n_buffers; b++) {
+        int rc = 0;
+        if (hd_buffer_in_arena(p, b)) e->data[b] = (char *)e->arena + p->buffers[b].offset;
+        else if (p->buffers[b].view_of < 0) rc = locate_stored(e, b, err);
+        if (rc) return rc;
+    }
+    for (int b = 0; b < p->n_buffers; b++) e->data[b] = e->data[hd_buffer_root(p, b)];
+    return 0;
+}
+
+/* ---- instructions ---- */
+
+static hd_tensor *resolve_tensors(hd_exec *e, const int *buffers, int n, bool *bounded)
+{
+    hd_tensor *t = hd_arena_alloc(&e->memory, (size_t)(n ? n : 1) * sizeof *t);
+    for (int i = 0; t && i < n; i++) {
+        if (buffers[i] < 0) continue;
+        t[i] = hd_buffer_tensor(e->program, buffers[i], NULL);
+        t[i].data = e->data[buffers[i]];
+        *bounded |= e->program->buffers[buffers[i]].type.shape.sym >= 0;
+    }
+    return t;
+}
+
+static bool has_packed(const hd_step *s)
+{
+    for (int i = 0; i < s->args.n_in; i++)
+        if (s->args.in[i].data && s->args.in[i].format == HD_PACKED) return true;
+    return false;
+}
+
+static int resolve_kernel(hd_exec *e, hd_step *s, hd_error *err)
+{
+    const hd_op *op = s->instr->op;
+    s->kernel = e->backend->find(e->backend, op, &s->args);
+    if (!s->kernel.run) return hd_fail(err, HD_EUNSUPPORTED, "%s: the back end %s cannot compute %s", s->instr->path, e->backend->name, op->name);
+    if (s->kernel.run == op->reference && has_packed(s))
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: no kernel of this machine takes its packed operand", s->instr->path);
+    size_t want = s->kernel.workspace ? s->kernel.workspace(&s->args, e->threads) : 0;
+    if (want <= (size_t)s->workspace_bytes) return 0;
+    if (has_packed(s) || !op->reference) return hd_fail(err, HD_EINVAL, "%s: the program was lowered for another machine or back end", s->instr->path);
+    s->kernel = (hd_kernel){.op = op->name, .run = op->reference};
+    return 0;
+}
+
+static int resolve_step(hd_exec *e, hd_step *s, hd_error *err)
+{
+    const hd_program *p = e->program;
+    const hd_instr *x = s->instr;
+    s->args = (hd_kernel_args){.n_in = x->n_in, .n_out = x->n_out, .attrs = x->attrs, .team = e->team, .threads = e->threads};
+    s->args.accumulate = x->accumulate != HD_ACCUMULATE_NEVER;
+    s->args.in = resolve_tensors(e, x->in, x->n_in, &s->bounded);
+    s->args.out = resolve_tensors(e, x->out, x->n_out, &s->bounded);
+    if (!s->args.in || !s->args.out) return no_memory(err);
+    if (x->workspace >= 0) {
+        s->args.workspace = e->data[x->workspace];
+        s->workspace_bytes = p->buffers[x->workspace].bytes;
+    }
+    if (x->opcode != HD_KERNEL) return 0;
+    s->args.code = x->op->code;
+    return resolve_kernel(e, s, err);
+}
+
+/* How often each buffer is read. */
+static int *count_reads(hd_exec *e)
+{
+    const hd_program *p = e->program;
+    int *reads = hd_arena_alloc(&e->memory, (size_t)(p->n_buffers + 1) * sizeof *reads);
+    for (int s = 0; s < p->n_segments && reads; s++) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it));)
+            for (int i = 0; i < x->n_in; i++)
+                if (x->in[i] >= 0) reads[x->in[i]]++;
+    }
+    return reads;
+}
+
+static bool only_updates(const hd_exec *e, const hd_instr *x, const int *reads)
+{
+    int written = 0;
+    for (int i = 0; i < x->n_out; i++) {
+        int b = x->out[i];
+        if (b < 0) continue;
+        if (e->program->buffers[b].class != HD_BUFFER_STATE || (reads[b] && x->opcode == HD_KERNEL)) return false;
+        written++;
+    }
+    return written > 0;
+}
+
+static int resolve_segment(hd_exec *e, int segment, const int *reads, hd_error *err)
+{
+    hd_steps *out = &e->segments[segment];
+    out->steps = hd_arena_alloc(&e->memory, (size_t)(e->program->segments[segment].n_instrs + 1) * sizeof *out->steps);
+    if (!out->steps) return no_memory(err);
+    for (int i = 0; i < HD_MAX_SYMBOLS; i++) out->binding[i] = -1;
+    hd_instr_iter it = hd_segment_instrs(e->program, segment);
+    int index = 0;
+    for (const hd_instr *x; (x = hd_instr_next(&it)); index++) {
+        if (x->opcode == HD_VIEW) continue;
+        hd_step *s = &out->steps[out->n++];
+        s->instr = x;
+        s->index = index;
+        s->updates_only = only_updates(e, x, reads);
+        int rc = resolve_step(e, s, err);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+/* ---- meetings ---- */
+
+typedef struct span { const char *begin, *end; } span;
+typedef struct spans { span *list; size_t n, cap; } spans;
+
+static span buffer_span(const hd_exec *e, int b)
+{
+    const char *p = e->data[b];
+    return (span){p, p + e->program->buffers[b].bytes};
+}
+
+static bool touches(const spans *all, span s)
+{
+    for (size_t i = 0; i < all->n; i++)
+        if (s.begin < all->list[i].end && all->list[i].begin < s.end) return true;
+    return false;
+}
+
+static bool any_touches(const hd_exec *e, const spans *all, const int *buffers, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (buffers[i] >= 0 && touches(all, buffer_span(e, buffers[i]))) return true;
+    return false;
+}
+
+static int add_spans(const hd_exec *e, spans *all, const int *buffers, int n)
+{
+    for (int i = 0; i < n; i++) {
+        if (buffers[i] < 0) continue;
+        if (hd_grow(&all->list, &all->cap, all->n + 1, sizeof *all->list)) return HD_ENOMEM;
+        all->list[all->n++] = buffer_span(e, buffers[i]);
+    }
+    return 0;
+}
+
+static int find_meetings(hd_exec *e, hd_steps *segment, hd_error *err)
+{
+    spans read = {0}, written = {0};
+    int rc = 0;
+    for (int i = 0; i < segment->n && !rc; i++) {
+        hd_step *s = &segment->steps[i];
+        const hd_instr *x = s->instr;
+        s->sync = any_touches(e, &written, x->in, x->n_in) || any_touches(e, &written, x->out, x->n_out) || any_touches(e, &read, x->out, x->n_out) ||
+                  any_touches(e, &written, &x->workspace, 1) || any_touches(e, &read, &x->workspace, 1);
+        if (s->sync) read.n = written.n = 0;
+        rc = add_spans(e, &read, x->in, x->n_in);
+        if (!rc) rc = add_spans(e, &written, x->out, x->n_out);
+        if (!rc) rc = add_spans(e, &written, &x->workspace, 1);
+    }
+    hd_free(read.list);
+    hd_free(written.list);
+    return rc ? no_memory(err) : 0;
+}
+
+/* ---- life cycle ---- */
+
+static int resolve(hd_exec *e, hd_error *err)
+{
+    const hd_program *p = e->program;
+    e->arena = e->backend->alloc(e->backend, (size_t)p->arena_bytes);
+    if (!e->arena) return hd_fail_memory(err, (size_t)p->arena_bytes, "the program's arena");
+    e->data = hd_arena_alloc(&e->memory, (size_t)(p->n_buffers + 1) * sizeof *e->data);
+    e->segments = hd_arena_alloc(&e->memory, (size_t)(p->n_segments + 1) * sizeof *e->segments);
+    int *reads = count_reads(e);
+    if (!e->data || !e->segments || !reads) return no_memory(err);
+    int rc = locate_buffers(e, err);
+    for (int s = 0; s < p->n_segments && !rc; s++) {
+        rc = resolve_segment(e, s, reads, err);
+        if (!rc) rc = find_meetings(e, &e->segments[s], err);
+    }
+    return rc;
+}
+
+hd_exec *hd_exec_new(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_error *err)
+{
+    hd_error local = {0};
+    if (!err) err = &local;
+    if (hd_team_size(team) > program->threads) {
+        hd_fail(err, HD_EINVAL, "the program was lowered for %d threads, the team has %d", program->threads, hd_team_size(team));
+        return NULL;
+    }
+    hd_exec *e = hd_calloc(1, sizeof *e);
+    if (!e) {
+        no_memory(err);
+        return NULL;
+    }
+    *e = (hd_exec){.program = program, .store = store, .backend = backend, .team = team, .threads = hd_team_size(team), .only = -1};
+    for (int i = 0; i < HD_MAX_SYMBOLS; i++) e->binding[i] = -1;
+    const char *profile = getenv("HEDDLE_PROFILE");
+    e->profiling = e->print_profile = profile && !strcmp(profile, "1");
+    if (resolve(e, err)) {
+        e->print_profile = false;
+        hd_exec_free(e);
+        return NULL;
+    }
+    return e;
+}
+
+void hd_exec_free(hd_exec *e)
+{
+    if (!e) return;
+    if (e->print_profile) {
+        hd_str text;
+        hd_str_init(&text);
+        hd_exec_profile_print(e, &text);
+        hd_log("time by op\n%s", text.data);
+        hd_str_free(&text);
+    }
+    if (e->arena) e->backend->free(e->backend, e->arena, (size_t)e->program->arena_bytes);
+    for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
+    hd_free(e->rings);
+    hd_arena_free(&e->memory);
+    hd_free(e);
+}
+
+const hd_program *hd_exec_program(const hd_exec *e)
+{
+    return e->program;
+}
+
+int64_t hd_exec_arena_bytes(const hd_exec *e)
+{
+    return e->program->arena_bytes;
+}
+
+/* ---- data in and out ---- */
+
+int hd_exec_input(hd_exec *e, const char *name, hd_tensor *out, hd_error *err)
+{
+    int b = hd_program_input(e->program, name);
+    if (b < 0) return hd_fail(err, HD_EINVAL, "the program has no input \"%s\"", name);
+    *out = hd_buffer_tensor(e->program, b, NULL);
+    out->data = e->data[b];
+    return 0;
+}
+
+int hd_exec_output(hd_exec *e, const char *name, hd_tensor *out, hd_error *err)
+{
+    int b = hd_program_output(e->program, name);
+    if (b < 0) b = hd_program_find(e->program, name);
+    if (b < 0) return hd_fail(err, HD_EINVAL, "the program has no output \"%s\"", name);
+    *out = hd_buffer_tensor(e->program, b, e->binding);
+    out->data = e->data[b];
+    return 0;
+}

@@ -1,0 +1,63 @@
+/* exec_int.h: the executor's state, shared by exec.c (resolving), run.c (running) and look.c (looking inside). */
+#ifndef HD_EXEC_EXEC_INT_H
+#define HD_EXEC_EXEC_INT_H
+
+#include <stdatomic.h>
+
+#include "exec/exec.h"
+
+/* One instruction, resolved. VIEWs have none. */
+typedef struct hd_step {
+    const hd_instr *instr;
+    int index;            /* in its segment */
+    hd_kernel_args args;  /* in, out: tensors at the segment's bindings; tid and accumulate are set for each run */
+    hd_kernel kernel;     /* KERNEL only */
+    int64_t workspace_bytes;
+    bool sync;            /* the team meets before it: it conflicts with something since the last meeting */
+    bool bounded;         /* an operand's or result's extent follows a symbol */
+    bool updates_only;    /* writes nothing but states that nothing else reads: left out when looking for NaNs */
+    /* while profiling; by member 0 */
+    double seconds, flops, bytes;
+    int64_t runs;
+} hd_step;
+
+typedef struct hd_steps {
+    hd_step *steps;
+    int n;
+    int64_t binding[HD_MAX_SYMBOLS]; /* that the tensors are at */
+} hd_steps;
+
+typedef struct hd_ring {
+    hd_exec_event *events;
+    int64_t count; /* written since the start; the last `capacity` are there */
+    char pad[48];  /* one cache line a thread */
+} hd_ring;
+
+struct hd_exec {
+    const hd_program *program;
+    hd_store *store;
+    const hd_backend *backend;
+    hd_team *team;
+    int threads;
+    hd_arena memory;
+    void *arena;        /* program->arena_bytes */
+    void **data;        /* [n_buffers] where each buffer's memory is */
+    hd_steps *segments; /* [n_segments] */
+    int64_t binding[HD_MAX_SYMBOLS]; /* of the last call */
+
+    /* the running call */
+    int segment, micro;
+    int only;           /* >= 0: run just this step */
+    _Atomic bool abort;
+    bool stop[2], stopped; /* member 0 decides before a meeting, all read behind it; two, so that none is written while another still reads */
+
+    hd_ring *rings;     /* [threads] or NULL */
+    int ring_capacity;
+    bool profiling, print_profile;
+};
+
+void hd_exec_run_team(hd_exec *e);                                  /* the running call, by the team */
+int hd_exec_bind(hd_exec *e, const hd_call *call, hd_error *err);  /* checks the call, brings tensors to its bindings, makes it the running call */
+void hd_exec_count_cost(hd_step *s, double seconds);                /* adds one run to the profile */
+
+#endif

@@ -1,0 +1,230 @@
+/* store.c: tensors by path, and their initial values. */
+#include "exec/store.h"
+
+#include <math.h>
+
+#include "base/rng.h"
+#include "base/thread.h"
+
+enum { ALIGN = 64, BLOCK_BYTES = 4 << 20 };
+
+struct hd_store_block {
+    struct hd_store_block *next;
+    char *data;
+    size_t size, used; /* bytes */
+};
+
+/* ---- life cycle ---- */
+
+hd_store *hd_store_new(const hd_graph *g, uint64_t seed, hd_error *err)
+{
+    hd_store *s = hd_calloc(1, sizeof *s);
+    if (!s) {
+        hd_fail_memory(err, sizeof *s, "a model's state");
+        return NULL;
+    }
+    if (g && hd_store_add_graph(s, g, seed, err)) {
+        hd_store_free(s);
+        return NULL;
+    }
+    return s;
+}
+
+void hd_store_free(hd_store *s)
+{
+    if (!s) return;
+    for (struct hd_store_block *b = s->blocks, *next; b; b = next) {
+        next = b->next;
+        hd_unmap_memory(b->data, b->size);
+        hd_free(b);
+    }
+    hd_free(s->tensors);
+    hd_free(s->index);
+    hd_arena_free(&s->memory);
+    hd_free(s);
+}
+
+/* ---- finding ---- */
+
+static size_t slot_of(const hd_store *s, const char *path)
+{
+    size_t i = hd_hash_string(path) & (s->index_size - 1);
+    while (s->index[i] && strcmp(s->tensors[s->index[i] - 1]->path, path)) i = (i + 1) & (s->index_size - 1);
+    return i;
+}
+
+hd_store_tensor *hd_store_find(const hd_store *s, const char *path)
+{
+    if (!s->index_size) return NULL;
+    int at = s->index[slot_of(s, path)];
+    return at ? s->tensors[at - 1] : NULL;
+}
+
+/* Room for one more at a load of at most one half. */
+static int grow_index(hd_store *s)
+{
+    if (2 * (s->n_tensors + 1) <= s->index_size) return 0;
+    size_t size = s->index_size ? 2 * s->index_size : 64;
+    int *index = hd_calloc(size, sizeof *index);
+    if (!index) return HD_ENOMEM;
+    hd_free(s->index);
+    s->index = index;
+    s->index_size = size;
+    for (size_t i = 0; i < s->n_tensors; i++) index[slot_of(s, s->tensors[i]->path)] = (int)i + 1;
+    return 0;
+}
+
+static int type_differs(const hd_store_tensor *t, const hd_type *type, hd_error *err)
+{
+    char have[160], want[160];
+    if (t->type.dtype == type->dtype && hd_shape_equal(&t->type.shape, &type->shape)) return 0;
+    return hd_fail(err, HD_EINVAL, "%s is %s in the model's state, but the program wants %s", t->path, hd_type_format(have, sizeof have, &t->type, NULL),
+                   hd_type_format(want, sizeof want, type, NULL));
+}
+
+hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_type *type, hd_format format, hd_error *err)
+{
+    hd_store_tensor *t = hd_store_find(s, path);
+    if (!t) hd_fail(err, HD_EINVAL, "the model's state has no %s", path);
+    else if (t->format != format) hd_fail(err, HD_EINVAL, "%s is not held in the format that the program wants", path);
+    else if (!type_differs(t, type, err)) return t;
+    return NULL;
+}
+
+/* ---- adding ---- */
+
+static void *take_memory(hd_store *s, size_t bytes)
+{
+    struct hd_store_block *b = s->blocks;
+    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (!b || b->size - b->used < bytes) {
+        b = hd_calloc(1, sizeof *b);
+        if (!b) return NULL;
+        b->size = bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES;
+        b->data = hd_map_memory(b->size);
+        if (!b->data) {
+            hd_free(b);
+            return NULL;
+        }
+        b->next = s->blocks;
+        s->blocks = b;
+    }
+    b->used += bytes;
+    return b->data + b->used - bytes;
+}
+
+int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, hd_store_tensor **out, hd_error *err)
+{
+    if (hd_store_find(s, path)) return hd_fail(err, HD_EINVAL, "%s is in the model's state already", path);
+    if (!bytes) bytes = hd_shape_count(&type->shape) * (int64_t)hd_dtype_size(type->dtype);
+    hd_store_tensor *t = hd_arena_alloc(&s->memory, sizeof *t);
+    char *name = hd_arena_strdup(&s->memory, path);
+    if (!t || !name || grow_index(s) || hd_grow(&s->tensors, &s->cap_tensors, s->n_tensors + 1, sizeof *s->tensors))
+        return hd_fail_memory(err, sizeof *t, path);
+    *t = (hd_store_tensor){.path = name, .type = *type, .format = format, .kind = kind, .bytes = bytes, .data = take_memory(s, (size_t)bytes)};
+    if (!t->data) return hd_fail_memory(err, (size_t)bytes, path);
+    s->index[slot_of(s, path)] = (int)s->n_tensors + 1;
+    s->tensors[s->n_tensors++] = t;
+    if (out) *out = t;
+    return 0;
+}
+
+hd_tensor hd_store_tensor_view(const hd_store_tensor *t)
+{
+    hd_tensor v = {.data = t->data, .dtype = t->type.dtype, .format = t->format, .rank = t->type.shape.rank};
+    memcpy(v.dim, t->type.shape.dim, sizeof v.dim);
+    return v;
+}
+
+int64_t hd_store_bytes(const hd_store *s)
+{
+    int64_t sum = 0;
+    for (size_t i = 0; i < s->n_tensors; i++) sum += s->tensors[i]->bytes;
+    return sum;
+}
+
+/* ---- initial values ---- */
+
+typedef struct filling {
+    const hd_store_tensor *tensor;
+    hd_init init;
+    uint64_t key;
+} filling;
+
+/* Elements 4*block .. 4*block+3, from one counter, as many as there are. */
+static void fill_block(const filling *f, int64_t block, int64_t count)
+{
+    hd_philox r = hd_philox_block(f->key, (uint64_t)block, 0);
+    double v[4];
+    for (int i = 0; i < 4; i += 2) {
+        double u = hd_uniform_open(r.word[i]), w = hd_uniform_open(r.word[i + 1]);
+        if (f->init.how == HD_INIT_UNIFORM) {
+            v[i] = f->init.a * (2 * u - 1);
+            v[i + 1] = f->init.a * (2 * w - 1);
+            continue;
+        }
+        double radius = f->init.a * sqrt(-2 * log(u)), angle = 2 * M_PI * w; /* Box and Muller 1958 */
+        v[i] = radius * cos(angle);
+        v[i + 1] = radius * sin(angle);
+    }
+    for (int i = 0; i < 4 && 4 * block + i < count; i++) hd_store_f64(f->tensor->data, f->tensor->type.dtype, 4 * block + i, v[i]);
+}
+
+typedef struct fill_job { hd_team *team; const filling *list; size_t n; } fill_job;
+
+static void fill_all(void *arg, int tid)
+{
+    const fill_job *job = arg;
+    for (size_t i = 0; i < job->n; i++) {
+        const filling *f = &job->list[i];
+        int64_t count = hd_shape_count(&f->tensor->type.shape), begin, end;
+        bool random = f->init.how != HD_INIT_CONSTANT;
+        hd_split(random ? (count + 3) / 4 : count, 1, tid, hd_team_size(job->team), &begin, &end);
+        for (int64_t k = begin; k < end; k++) {
+            if (random) fill_block(f, k, count);
+            else hd_store_f64(f->tensor->data, f->tensor->type.dtype, k, f->init.a);
+        }
+    }
+}
+
+static int run_fillings(const filling *list, size_t n, hd_error *err)
+{
+    int64_t elements = 0;
+    for (size_t i = 0; i < n; i++) elements += hd_shape_count(&list[i].tensor->type.shape);
+    fill_job job = {hd_team_new(elements > 1 << 18 ? hd_core_count() : 1, false, err), list, n};
+    if (!job.team) return err ? err->code : HD_ENOMEM;
+    hd_team_run(job.team, fill_all, &job);
+    hd_team_free(job.team);
+    return 0;
+}
+
+static int add_value(hd_store *s, const hd_value_info *v, uint64_t seed, filling *out, hd_error *err)
+{
+    hd_store_tensor *t = hd_store_find(s, v->path);
+    *out = (filling){0};
+    if (t) return type_differs(t, &v->type, err);
+    int rc = hd_store_add(s, v->path, &v->type, HD_PLAIN, v->kind, 0, &t, err);
+    if (rc) return rc;
+    if (v->data) memcpy(t->data, v->data, (size_t)t->bytes);
+    else if (v->init && (v->init->how != HD_INIT_CONSTANT || v->init->a != 0)) *out = (filling){t, *v->init, hd_hash_mix(seed, hd_hash_string(v->path))};
+    return 0;
+}
+
+int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *err)
+{
+    hd_error local = {0};
+    if (!err) err = &local;
+    filling *list = hd_malloc((g->n_values + 1) * sizeof *list);
+    if (!list) return hd_fail_memory(err, g->n_values * sizeof *list, "a model's state");
+    size_t n = 0;
+    int rc = 0;
+    for (size_t i = 0; i < g->n_values && !rc; i++) {
+        const hd_value_info *v = &g->values[i];
+        if (v->kind != HD_PARAM && v->kind != HD_STATE) continue;
+        rc = add_value(s, v, seed, &list[n], err);
+        if (list[n].tensor) n++;
+    }
+    if (!rc && n) rc = run_fillings(list, n, err);
+    hd_free(list);
+    return rc;
+}
