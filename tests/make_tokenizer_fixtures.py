@@ -131,7 +131,7 @@ class Maker:
 
     def accents(self):
         marks = chars((0x300, 0x31B), (0x323, 0x328))
-        pieces = ["\u00e9", "e\u0301", "\u1ebf", "a\u0323\u0302", "a\u0302\u0323", "\u00f1", "n\u0303", "\u00c5", "\u212b", "A\u030a", "caf\u00e9s", "cafe\u0301s",
+        pieces = ["\u00e9", "e\u0301", "\u1ebf", "a\u0323\u0302", "a\u0302\u0323", "\u00f1", "n\u0303", "\u00c5", "\u212b", "A\u030a", "a\u0898\u0301", "caf\u00e9s", "cafe\u0301s",
                   "\u0344", "\u2126", "\uf900", "\u0f73", "\u1e0b\u0323", "\U0001d15e", "s\u0323\u0307", "\u09c7\u09be", "\U00011935\U00011930", "\u0c3c\u0301"]
         return "".join(self.r.choice([self.r.choice(pieces), self.word(), self.word() + self.r.choice(marks) + self.r.choice(marks), " "])
                        for _ in range(self.n(1, 10)))

@@ -126,8 +126,20 @@ bool hd_nfc_quick(const unsigned char *text, size_t n) {
 }
 
 /* Characters that came to Unicode after the tables of the normalizer in `tokenizers` (the crate unicode-normalization-alignments) or whose
- * combining class changed since: it leaves them where they stand. Found by comparing NFC of every character in three contexts. */
-static bool is_inert(uint32_t cp);
+ * combining class changed since: it leaves them where they stand. Found by comparing its NFC with Unicode 15's for every character in
+ * five contexts. */
+static const hd_unicode_range inert[] = {
+    {0x7fd, 0x7fd}, {0x898, 0x89f}, {0x8ca, 0x8d3}, {0x9fe, 0x9fe}, {0xc3c, 0xc3c}, {0xd3b, 0xd3c}, {0xeba, 0xeba}, {0x1715, 0x1715},
+    {0x1abf, 0x1ace}, {0x1df6, 0x1dfa}, {0xa82c, 0xa82c}, {0x10d24, 0x10d27}, {0x10eab, 0x10eac}, {0x10efd, 0x10eff}, {0x10f46, 0x10f50},
+    {0x10f82, 0x10f85}, {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a}, {0x11930, 0x11930},
+    {0x1193d, 0x1193e}, {0x11943, 0x11943}, {0x119e0, 0x119e0}, {0x11a34, 0x11a34}, {0x11a47, 0x11a47}, {0x11a99, 0x11a99},
+    {0x11d42, 0x11d42}, {0x11d44, 0x11d45}, {0x11d97, 0x11d97}, {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1}, {0x1e08f, 0x1e08f},
+    {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef},
+};
+
+static bool is_inert(uint32_t cp) {
+    return cp >= inert[0].first && in_ranges(inert, (int)(sizeof inert / sizeof *inert), cp);
+}
 
 /* Whether nothing before cp can change it or be changed by it in NFC: combining class 0 and never second in a composition. Says no
  * more often than needed (every mark, every Jamo), which costs time only. */
@@ -171,12 +183,4 @@ int hd_nfc(hd_str *out, const unsigned char *text, size_t n, hd_error *err) {
     }
     hd_str_add(out, text + done, n - done);
     return out->failed ? hd_fail_memory(err, n, "normalized text") : 0;
-}
-
-static const hd_unicode_range inert[] = {
-    {0, 0},
-};
-
-static bool is_inert(uint32_t cp) {
-    return cp >= 0x7fd && in_ranges(inert, (int)(sizeof inert / sizeof *inert), cp);
 }
