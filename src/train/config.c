@@ -1,0 +1,82 @@
+#include "train/config.h"
+
+#include <string.h>
+
+#define AT(field) offsetof(hd_train_config, field)
+const hd_setting hd_train_settings[] = {
+    {"model", HD_SET_STRING, AT(model), NULL, 0, 0, "PATH", "a Hugging Face directory (its weights are trained further), a config.json (a new model), or a network file"},
+    {"data", HD_SET_STRING, AT(data), NULL, 0, 0, "PATH", "text: shards made by heddle data (PREFIX of .bin and .idx), or a .jsonl or text file"},
+    {"instruct", HD_SET_STRING, AT(instruct), NULL, 0, 0, "FILE", "jsonl of {\"prompt\", \"answer\"}: only answers are learnt"},
+    {"tokenizer", HD_SET_STRING, AT(tokenizer), NULL, 0, 0, "FILE", "tokenizer.json; without it, the one beside the model"},
+    {"out", HD_SET_STRING, AT(out), NULL, 0, 0, "DIR", "where checkpoints (DIR/step-N), metrics and the loss curve go"},
+    {"steps", HD_SET_INT, AT(steps), "1000", 1, 1e12, "N", "updates of the parameters in the whole run"},
+    {"batch", HD_SET_INT, AT(batch), "8", 1, 1e6, "N", "sequences (samples) in one micro-batch"},
+    {"micro_batches", HD_SET_INT, AT(micro_batches), "1", 1, 1e6, "N", "micro-batches summed up before each update"},
+    {"sequence", HD_SET_INT, AT(sequence), "256", 1, 1e7, "N", "tokens in a sequence"},
+    {"optimizer", HD_SET_STRING, AT(optimizer), "adamw", 0, 0, "adamw|sgd", "the optimizer"},
+    {"learning_rate", HD_SET_NUMBER, AT(learning_rate), "0.0003", 0, 1e6, "X", "after warm-up"},
+    {"least_learning_rate", HD_SET_NUMBER, AT(least_learning_rate), "0", 0, 1e6, "X", "at the end of the schedule"},
+    {"schedule", HD_SET_STRING, AT(schedule), "cosine", 0, 0, "constant|cosine|linear|wsd", "shape of the learning rate; wsd: constant, then linear over the last --decay steps"},
+    {"warmup", HD_SET_INT, AT(warmup), "0", 0, 1e12, "N", "steps of linear rise at the start"},
+    {"decay", HD_SET_INT, AT(decay), "0", 0, 1e12, "N", "wsd: steps of fall at the end; 0: a tenth of all"},
+    {"beta1", HD_SET_NUMBER, AT(beta1), "0.9", 0, 0.999999, "X", "adamw: decay of the mean of gradients"},
+    {"beta2", HD_SET_NUMBER, AT(beta2), "0.95", 0, 0.999999, "X", "adamw: decay of the mean of their squares"},
+    {"epsilon", HD_SET_NUMBER, AT(epsilon), "1e-8", 0, 1, "X", "adamw: added to the root of that mean"},
+    {"momentum", HD_SET_NUMBER, AT(momentum), "0.9", 0, 0.999999, "X", "sgd"},
+    {"weight_decay", HD_SET_NUMBER, AT(weight_decay), "0.1", 0, 1e3, "X", "decoupled; not applied to norms and biases"},
+    {"clip", HD_SET_NUMBER, AT(clip), "1", 0, 1e9, "X", "largest global norm of the gradient; 0: no clipping"},
+    {"precision", HD_SET_STRING, AT(precision), "f32", 0, 0, "f32|bf16", "of products and activations; master weights are f32"},
+    {"dropout", HD_SET_NUMBER, AT(dropout), "-1", -1, 0.99, "P", "instead of what the model's config says; -1: as it says"},
+    {"lora_rank", HD_SET_INT, AT(lora_rank), "0", 0, 4096, "N", "train adapters of this rank instead of the weights; 0: the weights"},
+    {"lora_alpha", HD_SET_NUMBER, AT(lora_alpha), "16", 0, 1e6, "X", "adapters' scale is alpha / rank"},
+    {"lora_targets", HD_SET_LIST, AT(lora_targets), NULL, 0, 0, "GLOB", "parameters to adapt, such as layers.*.attn.q; without it, those of attention and feed-forward"},
+    {"validation", HD_SET_NUMBER, AT(validation), "0.01", 0, 1, "FRACTION", "of the documents, kept out of training"},
+    {"eval_every", HD_SET_INT, AT(eval_every), "0", 0, 1e12, "N", "evaluate every N steps; 0: at the end only"},
+    {"eval_batches", HD_SET_INT, AT(eval_batches), "0", 0, 1e12, "N", "batches in an evaluation; 0: all there are"},
+    {"eval_only", HD_SET_BOOL, AT(eval_only), NULL, 0, 0, NULL, "evaluate the model and leave: prints loss and perplexity"},
+    {"save_every", HD_SET_INT, AT(save_every), "0", 0, 1e12, "N", "save a checkpoint every N steps; 0: at the end only"},
+    {"keep", HD_SET_INT, AT(keep), "3", 0, 1e6, "N", "checkpoints to keep; 0: all"},
+    {"resume", HD_SET_BOOL, AT(resume), "true", 0, 0, NULL, "go on from the newest checkpoint under --out, if there is one"},
+    {"metrics", HD_SET_STRING, AT(metrics), NULL, 0, 0, "FILE", "JSON lines; without it, OUT/metrics.jsonl"},
+    {"log_every", HD_SET_INT, AT(log_every), "1", 1, 1e9, "N", "steps between two lines of metrics"},
+    {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "replay a plan (JSON)"},
+    {"seed", HD_SET_INT, AT(seed), "0", 0, 9e15, "N", "of initial values, dropout and the order of the data"},
+    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
+    {"memory", HD_SET_NUMBER, AT(memory), "0", 0, 1e6, "GIB", "most memory to use; 0: what the machine has available"},
+    {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no progress bar"},
+    {0},
+};
+
+/* What is adapted when the person names nothing. */
+static const char *const default_targets[] = {"layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v", "layers.*.attn.o",
+                                              "layers.*.mlp.gate", "layers.*.mlp.up", "layers.*.mlp.down"};
+
+static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
+{
+    *plan = hd_plan_default();
+    if (c->plan) return hd_plan_load(c->plan, plan, err);
+    plan->micro_batches = c->micro_batches;
+    plan->precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16;
+    plan->threads = (int)c->threads;
+    return 0;
+}
+
+int hd_train_config_check(const hd_train_config *c, hd_session_options *session, hd_lora_options *lora, hd_lr_schedule *lr, hd_error *err)
+{
+    if (!c->model) return hd_fail(err, HD_EINVAL, "--model is missing: a Hugging Face directory, a config.json or a network file");
+    if (c->least_learning_rate > c->learning_rate) return hd_fail(err, HD_EINVAL, "--least-learning-rate is above --learning-rate");
+    if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
+    if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
+    *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup,
+                           .decay = c->decay ? c->decay : (c->steps + 9) / 10};
+    hd_lr_shape_parse(c->schedule, &lr->shape);
+    *session = (hd_session_options){.seed = (uint64_t)c->seed, .memory = (int64_t)(c->memory * 0x1p30)};
+    session->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->epsilon,
+                                      .momentum = c->momentum, .weight_decay = c->weight_decay, .clip = c->clip};
+    if (c->lora_rank) {
+        *lora = (hd_lora_options){.pattern = default_targets, .n_patterns = sizeof default_targets / sizeof default_targets[0], .rank = c->lora_rank, .alpha = c->lora_alpha};
+        if (c->lora_targets.n) lora->pattern = c->lora_targets.item, lora->n_patterns = c->lora_targets.n;
+        session->lora = lora;
+    }
+    return fill_plan(c, &session->plan, err);
+}

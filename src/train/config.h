@@ -1,0 +1,39 @@
+/* config.h: what a person can set about a training run: one struct, one table (config.c). */
+#ifndef HD_TRAIN_CONFIG_H
+#define HD_TRAIN_CONFIG_H
+
+#include "base/settings.h"
+#include "train/schedule.h"
+#include "train/session.h"
+
+typedef struct hd_train_config {
+    /* what */
+    const char *model, *data, *tokenizer, *instruct, *out;
+    /* how long, how much at once */
+    int64_t steps, batch, micro_batches, sequence;
+    /* optimizer */
+    const char *optimizer, *schedule;
+    double learning_rate, least_learning_rate, beta1, beta2, epsilon, momentum, weight_decay, clip;
+    int64_t warmup, decay;
+    /* model */
+    const char *precision;
+    double dropout; /* negative: what the model says */
+    int64_t lora_rank;
+    double lora_alpha;
+    hd_setting_list lora_targets;
+    /* evaluation, saving, reporting */
+    double validation;
+    int64_t eval_every, eval_batches, save_every, keep, log_every;
+    bool eval_only, resume, quiet;
+    const char *metrics, *plan;
+    /* machine */
+    int64_t seed, threads;
+    double memory; /* GiB; 0: what is available */
+} hd_train_config;
+
+extern const hd_setting hd_train_settings[];
+
+/* Checks what the table cannot (settings that contradict each other) and turns names into values. lora: filled when lora_rank > 0. */
+int hd_train_config_check(const hd_train_config *c, hd_session_options *session, hd_lora_options *lora, hd_lr_schedule *lr, hd_error *err);
+
+#endif

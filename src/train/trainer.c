@@ -1,0 +1,352 @@
+#include "train/trainer.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "base/term.h"
+#include "cluster/measure.h"
+#include "report/curve.h"
+#include "train/checkpoint.h"
+#include "train/task.h"
+
+#define PATH_SIZE 4096
+
+typedef struct series {
+    double *x, *y;
+    size_t n, cap_x, cap_y;
+} series;
+
+typedef struct run {
+    const hd_train_config *c;
+    hd_session_options options;
+    hd_lora_options lora;
+    hd_lr_schedule lr;
+    hd_task *task;
+    hd_session session;
+    hd_progress_point at;       /* steps and samples done */
+    int64_t saved_step;         /* of the newest checkpoint; -1: none */
+    FILE *metrics;
+    double peak;                /* the machine's FLOP/s at this precision */
+    double start, last_report;  /* hd_time */
+    int64_t start_step, last_report_step;
+    double loss, grad_norm;
+    series train_loss, eval_loss;
+    hd_evaluation evaluation;
+    hd_progress bar;
+} run;
+
+/* ---- signals ---- */
+
+static volatile sig_atomic_t interrupts;
+
+static void on_signal(int sig)
+{
+    if (++interrupts > 1) _exit(128 + sig);
+}
+
+static void catch_signals(bool on)
+{
+    struct sigaction a = {.sa_handler = on ? on_signal : SIG_DFL};
+    sigemptyset(&a.sa_mask);
+    if (on) interrupts = 0;
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+}
+
+/* ---- starting ---- */
+
+static bool is_network(const char *path)
+{
+    json_error_t e;
+    json_t *j = json_load_file(path, 0, &e);
+    bool yes = j && json_object_get(j, "heddle_network");
+    json_decref(j);
+    return yes;
+}
+
+static int make_task(run *r, hd_error *err)
+{
+    const hd_train_config *c = r->c;
+    if (!hd_file_exists(c->model)) return hd_fail(err, HD_EINVAL, "--model %s: there is no such file or directory", c->model);
+    bool network = !hd_is_dir(c->model) && is_network(c->model);
+    r->task = network ? hd_network_task_new(c, err) : hd_lm_task_new(c, err);
+    return r->task ? 0 : err->code;
+}
+
+static int make_session(run *r, hd_error *err)
+{
+    hd_graph *train = NULL, *eval = NULL;
+    int rc = r->task->graphs(r->task, &train, &eval, err);
+    if (!rc && r->c->eval_only) {
+        hd_graph_free(train);
+        train = NULL;
+    }
+    if (!rc) rc = hd_session_init(&r->session, train, eval, &r->options, err);
+    if (rc) return rc;
+    char need[24], have[24];
+    hd_format_bytes(need, (double)r->session.predicted_bytes);
+    hd_format_bytes(have, (double)hd_memory_available());
+    if (!r->c->quiet) hd_log("memory: %s predicted at the peak, %s available", need, have);
+    return hd_session_start(&r->session, &r->options, err);
+}
+
+/* The newest checkpoint under --out if there is one, else the model given. */
+static int load_weights(run *r, hd_error *err)
+{
+    char dir[PATH_SIZE];
+    hd_store *store = r->session.store;
+    bool resume = r->c->out && r->c->resume && !r->c->eval_only && hd_checkpoint_newest(r->c->out, dir, sizeof dir);
+    if (!resume) return r->task->load(r->task, store, NULL, err);
+    int rc = hd_checkpoint_open(dir, &r->at, NULL, err);
+    if (!rc && r->at.seed != (uint64_t)r->c->seed)
+        rc = hd_fail(err, HD_EINVAL, "%s was made with --seed %llu: use that seed, another --out, or --no-resume", dir, (unsigned long long)r->at.seed);
+    if (!rc) rc = r->task->load(r->task, store, dir, err);
+    if (!rc) rc = hd_checkpoint_load_state(dir, store, err);
+    if (!rc) hd_log("going on from %s", dir);
+    r->saved_step = r->at.step;
+    return rc;
+}
+
+static int open_metrics(run *r, hd_error *err)
+{
+    char path[PATH_SIZE];
+    if (r->c->out && hd_make_dirs(r->c->out, err)) return err->code;
+    if (!r->c->metrics && !r->c->out) return 0;
+    if (r->c->metrics) snprintf(path, sizeof path, "%s", r->c->metrics);
+    else if (hd_path_join(path, sizeof path, r->c->out, "metrics.jsonl", err)) return err->code;
+    r->metrics = fopen(path, r->at.step ? "a" : "w");
+    return r->metrics ? 0 : hd_fail_errno(err, "%s", path);
+}
+
+/* ---- reporting ---- */
+
+static void series_add(series *s, double x, double y)
+{
+    if (hd_grow(&s->x, &s->cap_x, s->n + 1, sizeof *s->x) || hd_grow(&s->y, &s->cap_y, s->n + 1, sizeof *s->y)) return;
+    s->x[s->n] = x;
+    s->y[s->n++] = y;
+}
+
+static double units_per_step(const run *r)
+{
+    return r->task->units_per_sample * (double)(r->c->batch * r->options.plan.micro_batches);
+}
+
+static void report_step(run *r, double lr)
+{
+    char detail[200], memory[24];
+    double now = hd_time(), steps = (double)(r->at.step - r->last_report_step), seconds = now - r->last_report;
+    double speed = steps * units_per_step(r) / seconds, peak = steps * r->session.flops[HD_TRAIN_PROGRAM] / seconds / r->peak;
+    if (r->metrics) {
+        fprintf(r->metrics, "{\"step\": %lld, \"loss\": %.9g, \"learning_rate\": %.9g, ", (long long)r->at.step, r->loss, lr);
+        if (!isnan(r->grad_norm)) fprintf(r->metrics, "\"grad_norm\": %.9g, ", r->grad_norm);
+        fprintf(r->metrics, "\"%s_per_second\": %.6g, \"fraction_of_peak\": %.4g, \"seconds\": %.3f}\n", r->task->unit, speed, peak, now - r->start);
+        fflush(r->metrics);
+    }
+    hd_format_bytes(memory, (double)hd_memory_resident());
+    snprintf(detail, sizeof detail, "loss %.4f | %.0f %s/s | %.0f %% of peak | %s", r->loss, speed, r->task->unit, 100 * peak, memory);
+    hd_progress_update(&r->bar, (double)r->at.step, detail);
+    r->last_report = now;
+    r->last_report_step = r->at.step;
+}
+
+static void print_evaluation(run *r, const hd_evaluation *e)
+{
+    if (!e->n) return;
+    if (r->metrics) fprintf(r->metrics, "{\"step\": %lld", (long long)r->at.step);
+    printf("step %lld, held out (%lld %s):", (long long)r->at.step, (long long)e->units, r->task->unit);
+    for (int i = 0; i < e->n; i++) {
+        printf(" %s %.4f", e->metric[i].name, e->metric[i].value);
+        if (r->metrics) fprintf(r->metrics, ", \"eval_%s\": %.9g", e->metric[i].name, e->metric[i].value);
+    }
+    printf("\n");
+    fflush(stdout);
+    if (r->metrics) fprintf(r->metrics, "}\n"), fflush(r->metrics);
+}
+
+static int evaluate(run *r, hd_error *err)
+{
+    hd_exec *e = r->session.exec[HD_EVAL_PROGRAM];
+    if (!e) return 0;
+    double before = hd_time();
+    int rc = r->task->evaluate(r->task, e, r->c->eval_batches, &r->evaluation, err);
+    if (rc) return rc;
+    if (r->evaluation.n) series_add(&r->eval_loss, (double)r->at.step, r->evaluation.metric[0].value);
+    if (r->bar.total > 0) hd_progress_end(&r->bar, NULL), hd_progress_begin(&r->bar, "training", (double)r->c->steps, r->c->quiet);
+    print_evaluation(r, &r->evaluation);
+    r->last_report += hd_time() - before; /* not the steps' time */
+    return 0;
+}
+
+/* ---- one step ---- */
+
+static int before_call(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err)
+{
+    run *r = arg;
+    if (kind != HD_SEGMENT_FORWARD) return 0;
+    return r->task->fill(r->task, e, r->at.samples + call->micro * r->c->batch, err);
+}
+
+static double scalar_output(hd_exec *e, const char *name)
+{
+    hd_tensor t;
+    hd_error ignored = {0};
+    if (hd_program_output(hd_exec_program(e), name) < 0 || hd_exec_output(e, name, &t, &ignored)) return NAN;
+    return hd_load_f64(t.data, t.dtype, 0);
+}
+
+/* The update was skipped: the step runs again, unchanged, to see where it went wrong. */
+static int explain_nonfinite(run *r, hd_exec *e, const hd_exec_hooks *hooks, hd_error *err)
+{
+    char path[300];
+    hd_error inner = {0};
+    if (hd_exec_find_nonfinite(e, hooks, path, sizeof path, &inner) || !*path) snprintf(path, sizeof path, "a value that could not be found");
+    return hd_fail(err, HD_ENUMERIC, "step %lld: the loss is %g; the first value that is not a number is %s; nothing was saved after step %lld",
+                   (long long)r->at.step + 1, r->loss, path, (long long)(r->saved_step < 0 ? 0 : r->saved_step));
+}
+
+static int one_step(run *r, hd_error *err)
+{
+    hd_exec *e = r->session.exec[HD_TRAIN_PROGRAM];
+    double lr = hd_lr_at(&r->lr, r->at.step + 1);
+    hd_exec_hooks hooks = {.arg = r, .before = before_call};
+    hd_task_set_scalar(e, "lr", lr);
+    hd_task_set_scalar(e, "step", (double)(r->at.step + 1));
+    int rc = r->task->begin_step(r->task, e, r->at.samples, r->at.step, err);
+    if (!rc) rc = hd_exec_step(e, &hooks, err);
+    if (rc) return rc;
+    r->loss = scalar_output(e, "loss");
+    r->grad_norm = scalar_output(e, "grad_norm");
+    if (scalar_output(e, "ok") == 0) return explain_nonfinite(r, e, &hooks, err);
+    r->at.step++;
+    r->at.samples += r->c->batch * r->options.plan.micro_batches;
+    series_add(&r->train_loss, (double)r->at.step, r->loss);
+    if (r->at.step % r->c->log_every == 0 || r->at.step == r->c->steps) report_step(r, lr);
+    return 0;
+}
+
+/* ---- saving ---- */
+
+static int write_model(void *arg, const char *dir, hd_error *err)
+{
+    run *r = arg;
+    return r->task->write_model(r->task, r->session.store, dir, err);
+}
+
+static json_t *describe_settings(const run *r)
+{
+    const hd_train_config *c = r->c;
+    return json_pack("{s:s,s:I,s:I,s:I,s:s,s:s}", "model", c->model, "batch", (json_int_t)c->batch, "micro_batches",
+                     (json_int_t)r->options.plan.micro_batches, "sequence", (json_int_t)c->sequence, "optimizer", c->optimizer, "precision",
+                     hd_dtype_name(r->options.plan.precision));
+}
+
+static int save(run *r, hd_error *err)
+{
+    if (!r->c->out || r->saved_step == r->at.step) return 0;
+    double before = hd_time();
+    json_t *settings = describe_settings(r);
+    int rc = hd_checkpoint_save(r->c->out, &r->at, (hd_model_writer){write_model, r}, r->session.store, settings, r->c->keep, err);
+    json_decref(settings);
+    if (!rc) r->saved_step = r->at.step;
+    r->last_report += hd_time() - before;
+    return rc;
+}
+
+/* ---- the run ---- */
+
+static bool due(int64_t every, int64_t step)
+{
+    return every > 0 && step % every == 0;
+}
+
+static int loop(run *r, hd_error *err)
+{
+    int rc = 0;
+    hd_progress_begin(&r->bar, "training", (double)r->c->steps, r->c->quiet);
+    while (!rc && r->at.step < r->c->steps && !interrupts) {
+        rc = one_step(r, err);
+        bool last = r->at.step == r->c->steps;
+        if (!rc && !last && due(r->c->eval_every, r->at.step)) rc = evaluate(r, err);
+        if (!rc && (last || due(r->c->save_every, r->at.step))) rc = save(r, err);
+    }
+    hd_progress_end(&r->bar, NULL);
+    if (rc || !interrupts) return rc;
+    rc = save(r, err);
+    return rc ? rc : hd_fail(err, HD_EINTR, "stopped after step %lld%s", (long long)r->at.step, r->c->out ? ", which is saved" : "; there is no --out to save to");
+}
+
+static int draw_curves(run *r, hd_error *err)
+{
+    char path[PATH_SIZE];
+    hd_curve curves[] = {{"training", r->train_loss.x, r->train_loss.y, (int64_t)r->train_loss.n},
+                         {"held out", r->eval_loss.x, r->eval_loss.y, (int64_t)r->eval_loss.n}};
+    hd_str line;
+    hd_str_init(&line);
+    hd_curve_sparkline(&curves[0], 60, &line);
+    if (r->train_loss.n) printf("loss %.3f %s %.3f\n", r->train_loss.y[0], line.data, r->train_loss.y[r->train_loss.n - 1]);
+    hd_str_free(&line);
+    if (!r->c->out) return 0;
+    int rc = hd_path_join(path, sizeof path, r->c->out, "loss.svg", err);
+    return rc ? rc : hd_curve_svg(path, "Loss", "step", "loss (nats)", curves, 2, err);
+}
+
+static void print_summary(const run *r)
+{
+    char predicted[24], measured[24], time[24];
+    double seconds = hd_time() - r->start, steps = (double)(r->at.step - r->start_step);
+    hd_format_bytes(predicted, (double)r->session.predicted_bytes);
+    hd_format_bytes(measured, (double)hd_memory_peak());
+    printf("%lld steps in %s; memory at the peak: %s predicted, %s measured\n", (long long)steps, hd_format_seconds(time, seconds), predicted, measured);
+}
+
+/* The adapted weights, merged, as a model of their own. */
+static int write_merged(run *r, hd_error *err)
+{
+    char dir[PATH_SIZE];
+    if (!r->options.lora || !r->c->out) return 0;
+    int rc = hd_session_merge_lora(&r->session, &r->options, err);
+    if (!rc) rc = hd_path_join(dir, sizeof dir, r->c->out, "merged", err);
+    if (!rc) rc = hd_make_dirs(dir, err);
+    if (!rc) rc = r->task->write_model(r->task, r->session.store, dir, err);
+    if (!rc) printf("the merged model is in %s\n", dir);
+    return rc;
+}
+
+static int run_all(run *r, hd_error *err)
+{
+    int rc = make_task(r, err);
+    if (!rc) rc = make_session(r, err);
+    if (!rc) rc = load_weights(r, err);
+    if (!rc && r->c->eval_only) return evaluate(r, err);
+    if (!rc) rc = open_metrics(r, err);
+    if (rc) return rc;
+    r->peak = hd_measure(r->options.plan.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32, r->session.team, hd_isa_detect(), 5, NULL);
+    r->start = r->last_report = hd_time();
+    r->start_step = r->last_report_step = r->at.step;
+    if (r->at.step >= r->c->steps) hd_log("all %lld steps are done already", (long long)r->c->steps);
+    catch_signals(true);
+    rc = loop(r, err);
+    catch_signals(false);
+    if (!rc) rc = evaluate(r, err);
+    if (!rc) rc = draw_curves(r, err);
+    if (!rc) print_summary(r);
+    return rc ? rc : write_merged(r, err);
+}
+
+int hd_train(const hd_train_config *c, hd_error *err)
+{
+    run r = {.c = c, .saved_step = -1, .at = {.seed = (uint64_t)c->seed}};
+    int rc = hd_train_config_check(c, &r.options, &r.lora, &r.lr, err);
+    if (!rc) rc = run_all(&r, err);
+    if (r.metrics) fclose(r.metrics);
+    hd_session_free(&r.session);
+    if (r.task) r.task->free(r.task);
+    hd_free(r.train_loss.x);
+    hd_free(r.train_loss.y);
+    hd_free(r.eval_loss.x);
+    hd_free(r.eval_loss.y);
+    return rc;
+}
