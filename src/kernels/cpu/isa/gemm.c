@@ -5,7 +5,8 @@
  *             for jc: columns that share one pass over k
  *                 for each block of k
  *                     pack A (once for each mc when all blocks fit, else again for each jc)
- *                     for each panel of columns: pack B (or find it packed); for each MR rows: register tile
+ *                     for each few panels of columns: pack B (or find it packed)
+ *                         for each panel: for each MR rows: register tile
  *
  * Threads share nothing: each packs what it needs, and there is no barrier.
  * Partial sums go through c itself where c is f32 (int32) with columns next to each other, else through scratch, and are rounded once. */
@@ -19,6 +20,7 @@
 #define ROWS_DEEP 512                      /* rows of a block when A's depth doesn't fit */
 #define ROWS_MAX 1024
 #define COLUMNS_DEEP (16 * 48)             /* columns that share a pass over k through scratch */
+#define B_GROUP 4                          /* panels of B packed at once; columns that share a pass over k when A is kept */
 #define SLACK (2 * HD_VL + 64)             /* words that packing may spill; also keeps pieces on separate cache lines */
 #define A_BIAS (HD_GEMM_UNIT == 4 ? 0x80808080u : 0u)
 
@@ -81,13 +83,13 @@ static int64_t words_of_a(const hd_gemm *g)
 
 static int64_t words_of_b(const hd_gemm *g)
 {
-    return round_up((min64(word_count(g->k.total), KW) + 1) * NR + SLACK, 16);
+    return round_up(min64(B_GROUP, ceil_div(g->n.total, NR)) * (min64(word_count(g->k.total), KW) + 1) * NR + SLACK, 16);
 }
 
 static int64_t words_of_scratch(const hd_gemm *g)
 {
     int64_t rows = min64(round_up(g->m.total, MR), rows_in_block(g));
-    int64_t columns = keeps_a(g) ? NR : round_up(min64(round_up(g->n.total, NR), COLUMNS_DEEP), NR);
+    int64_t columns = min64(round_up(g->n.total, NR), keeps_a(g) ? B_GROUP * NR : COLUMNS_DEEP);
     return rows * columns + SLACK;
 }
 
@@ -107,6 +109,11 @@ size_t HD_ISA(hd_gemm_workspace)(const hd_gemm *g, int threads)
 static void offsets(int64_t *out, const hd_einsum_nest *l, int o, int64_t first, int count)
 {
     int64_t index[HD_EINSUM_LABELS], at = 0, rest = first;
+    if (l->n <= 1) {
+        int64_t stride = l->n ? l->stride[o][0] : 0;
+        for (int i = 0; i < count; i++) out[i] = (first + i) * stride;
+        return;
+    }
     for (int j = l->n - 1; j >= 0; j--) {
         index[j] = rest % l->extent[j];
         rest /= l->extent[j];
@@ -125,16 +132,20 @@ static void offsets(int64_t *out, const hd_einsum_nest *l, int o, int64_t first,
 
 /* ---- packing ---- */
 
+#define A_GROUP 8 /* panels of A packed at once: 64 neighbouring rows are whole cache lines even of bf16 */
+
 /* Rows mc .. mc+rows-1, one block of k; panels of MR rows (the last one narrower) one after the other. */
 static void pack_a(const walk *w, uint32_t *dst, int64_t mc, int64_t rows, int64_t k0, int64_t kn)
 {
     const hd_gemm *g = w->g;
-    int64_t offset[MR];
+    int64_t offset[A_GROUP * MR], kw = word_count(kn);
     gemm_source s = {.data = w->base_a, .dtype = g->ta, .offset = offset, .k = &g->k, .operand = 0};
-    for (int64_t i = 0; i < rows; i += MR) {
-        s.count = (int)min64(MR, rows - i);
+    for (int64_t i = 0; i < rows; i += s.count) {
+        s.count = (int)min64(A_GROUP * MR, rows - i);
+        if (s.count > MR) s.count = s.count / MR * MR;
         offsets(offset, &g->m, 0, mc + i, s.count);
-        HD_ISA(hd_gemm_pack_words)(dst + i * word_count(kn), s.count, &s, k0, kn, A_BIAS);
+        gemm_panels to = {dst + i * kw, (int)min64(MR, s.count), MR * kw};
+        HD_ISA(hd_gemm_pack_words)(&to, &s, k0, kn, A_BIAS);
     }
 }
 
@@ -164,53 +175,64 @@ static void unpack_pairs(float *dst, const uint32_t *pairs, int64_t k)
 }
 #endif
 
-/* The panel that begins at column j, block of k k0 .. k0+kn-1, of packed b. */
-static const uint32_t *packed_panel(const walk *w, int64_t j, int64_t k0, int64_t kn, const int32_t **init)
+/* One panel of one block of k, ready for the register tile. */
+typedef struct ready { const uint32_t *words; const int32_t *init; } ready;
+
+/* The panel that begins at column j of packed b. */
+static ready packed_panel(const walk *w, int64_t j, int64_t k0, int64_t kn)
 {
     const hd_gemm *g = w->g;
     int64_t words = hd_gemm_panel_words(g->tb, w->k, NR);
     const uint32_t *panel = (const uint32_t *)g->b + (w->batch * ceil_div(g->n.total, NR) + j / NR) * words;
+    (void)kn;
 #if HD_GEMM_UNIT == 1
-    (void)init;
     if (g->tb == HD_BF16) {
         unpack_pairs((float *)w->b + NR, panel + k0 / 2 * NR, kn);
-        return w->b + NR;
+        return (ready){w->b + NR, NULL};
     }
-#else
-    (void)kn;
 #endif
 #if HD_GEMM_UNIT == 4
     static const int32_t none[NR];
-    *init = k0 ? none : (const int32_t *)panel;
-    panel += NR;
+    return (ready){panel + NR + k0 / HD_GEMM_UNIT * NR, k0 ? none : (const int32_t *)panel};
 #else
-    (void)init;
+    return (ready){panel + k0 / HD_GEMM_UNIT * NR, NULL};
 #endif
-    return panel + k0 / HD_GEMM_UNIT * NR;
 }
 
-/* The same panel, packed now. */
-static const uint32_t *pack_b(const walk *w, int64_t j, int count, int64_t k0, int64_t kn, const int32_t **init)
+/* Words from one panel of a group to the next: a header row, and one block of k. */
+static int64_t group_distance(const hd_gemm *g)
+{
+    return (min64(word_count(g->k.total), KW) + 1) * NR;
+}
+
+/* Packs `count` columns from column j on, at most B_GROUP panels. */
+static void pack_b(const walk *w, int64_t j, int count, int64_t k0, int64_t kn)
 {
     const hd_gemm *g = w->g;
-    uint32_t *dst = w->b + NR;
+    gemm_panels to = {w->b + NR, NR, group_distance(g)};
 #if HD_GEMM_UNIT == 1
     if (g->window) {
-        HD_ISA(hd_gemm_pack_window)(dst, NR, g, hd_einsum_offset(&g->batch, 1, w->batch), j, count, k0, kn);
-        return dst;
+        for (int i = 0; i < count; i += NR)
+            HD_ISA(hd_gemm_pack_window)(to.words + i / NR * to.distance, NR, g, hd_einsum_offset(&g->batch, 1, w->batch), j + i,
+                                        (int)min64(NR, count - i), k0, kn);
+        return;
     }
 #endif
-    int64_t offset[NR];
+    int64_t offset[B_GROUP * NR];
     gemm_source s = {.data = w->base_b, .dtype = g->tb, .offset = offset, .count = count, .k = &g->k, .operand = 1};
     offsets(offset, &g->n, 1, j, count);
-    HD_ISA(hd_gemm_pack_words)(dst, NR, &s, k0, kn, 0);
+    HD_ISA(hd_gemm_pack_words)(&to, &s, k0, kn, 0);
 #if HD_GEMM_UNIT == 4
-    *init = (const int32_t *)w->b;
-    sum_columns((int32_t *)w->b, dst, word_count(kn));
-#else
-    (void)init;
+    for (int i = 0; i < count; i += NR)
+        sum_columns((int32_t *)w->b + i / NR * to.distance, to.words + i / NR * to.distance, word_count(kn));
 #endif
-    return dst;
+}
+
+/* Panel i of the group packed last. */
+static ready group_panel(const walk *w, int64_t i)
+{
+    const uint32_t *header = w->b + i * group_distance(w->g);
+    return (ready){header + NR, (const int32_t *)header};
 }
 
 /* ---- results ---- */
@@ -252,65 +274,67 @@ static void store_row(void *c, hd_dtype t, const gemm_acc *from, int n)
 }
 #endif
 
-/* Copies rows mc .. mc+rows-1 of a panel between c and its scratch: out when k is done, in before it begins where c accumulates. */
-static void move_panel(const walk *w, const target *t, int64_t mc, int64_t rows, bool out)
+/* Copies `rows` rows, at offsets row[] of c, between c and scratch: out when k is done, in before it begins where c accumulates. */
+static void move_rows(const walk *w, const target *t, const int64_t *row, int rows, gemm_acc *scratch, bool out)
 {
-    const hd_gemm *g = w->g;
-    size_t size = hd_dtype_size(g->tc);
-    int64_t row[MR];
-    for (int64_t i = 0; i < rows; i++) {
-        if (i % MR == 0) offsets(row, &g->m, 2, mc + i, (int)min64(MR, rows - i));
-        char *c = w->base_c + row[i % MR] * (int64_t)size;
-        gemm_acc *s = t->scratch + i * NR;
-        if (out && t->adjacent) store_row(c + t->column[0] * (int64_t)size, g->tc, s, t->count);
+    hd_dtype tc = w->g->tc;
+    int64_t size = (int64_t)hd_dtype_size(tc);
+    for (int i = 0; i < rows; i++, scratch += NR) {
+        char *c = w->base_c + row[i] * size;
+        if (out && t->adjacent) store_row(c + t->column[0] * size, tc, scratch, t->count);
         else if (out)
-            for (int j = 0; j < t->count; j++) store_c(c, g->tc, t->column[j], s[j]);
+            for (int j = 0; j < t->count; j++) store_c(c, tc, t->column[j], scratch[j]);
         else
-            for (int j = 0; j < t->count; j++) s[j] = load_c(c, g->tc, t->column[j]);
+            for (int j = 0; j < t->count; j++) scratch[j] = load_c(c, tc, t->column[j]);
     }
 }
 
 /* ---- the loops ---- */
 
-/* All rows of a block against one panel and one block of k. */
-static void multiply_panel(const walk *w, const target *t, int64_t mc, int64_t rows, const uint32_t *a, const uint32_t *b,
-                           const int32_t *init, int64_t kn, bool add)
+/* One block: rows mc .. mc+rows-1, k0 .. k0+kn-1. */
+typedef struct block { int64_t mc, rows, k0, kn; bool first, last; const uint32_t *a; } block;
+
+/* All rows of a block against one panel: the register tile, and what comes before the first and after the last block of k. */
+static void multiply_panel(const walk *w, const block *b, const target *t, ready panel)
 {
-    int64_t kw = word_count(kn), row[MR];
+    int64_t kw = word_count(b->kn), row[MR];
     int nv = (t->count + HD_VL - 1) / HD_VL;
+    bool add = !b->first || w->add_first;
     gemm_micro_fn full = HD_ISA(hd_gemm_micro)(MR, nv);
-    for (int64_t i = 0; i < rows; i += MR) {
-        int mr = (int)min64(MR, rows - i);
-        gemm_acc *c[MR];
-        if (t->direct) offsets(row, &w->g->m, 2, mc + i, mr);
-        for (int r = 0; r < mr; r++) c[r] = t->direct ? (gemm_acc *)w->base_c + row[r] + t->column[0] : t->scratch + (i + r) * NR;
-        (mr == MR ? full : HD_ISA(hd_gemm_micro)(mr, nv))(a + i * kw, b, init, kw, c, add);
+    for (int64_t i = 0; i < b->rows; i += MR) {
+        int mr = (int)min64(MR, b->rows - i);
+        gemm_acc *c[MR], *scratch = t->scratch + (b->first && b->last ? 0 : i * NR); /* one tile stays in L1 */
+        offsets(row, &w->g->m, 2, b->mc + i, mr);
+        for (int r = 0; r < mr; r++) c[r] = t->direct ? (gemm_acc *)w->base_c + row[r] + t->column[0] : scratch + r * NR;
+        if (b->first && w->add_first && !t->direct) move_rows(w, t, row, mr, scratch, false);
+        (mr == MR ? full : HD_ISA(hd_gemm_micro)(mr, nv))(b->a + i * kw, panel.words, panel.init, kw, c, add);
+        if (b->last && !t->direct) move_rows(w, t, row, mr, scratch, true);
     }
 }
 
-/* One panel, one block of k, with what comes before the first and after the last block. */
-static void run_panel(const walk *w, int64_t mc, int64_t rows, int64_t j, gemm_acc *scratch, const uint32_t *a, int64_t block)
+/* Columns jc .. end-1 of a block; scratch holds their partial sums. */
+static void run_columns(const walk *w, const block *b, int64_t jc, int64_t end)
 {
-    int64_t k0 = block * KE, kn = min64(KE, w->k - k0);
-    int count = (int)min64(NR, w->n.end - j);
-    const int32_t *init = NULL;
-    target t;
-    set_target(w, &t, j, count, scratch);
-    const uint32_t *b = w->g->packed ? packed_panel(w, j, k0, kn, &init) : pack_b(w, j, count, k0, kn, &init);
-    if (block == 0 && w->add_first && !t.direct) move_panel(w, &t, mc, rows, false);
-    multiply_panel(w, &t, mc, rows, a, b, init, kn, block > 0 || w->add_first);
-    if (block == w->blocks - 1 && !t.direct) move_panel(w, &t, mc, rows, true);
+    for (int64_t jg = jc; jg < end; jg += B_GROUP * NR) {
+        int64_t group_end = min64(jg + B_GROUP * NR, end);
+        if (!w->g->packed) pack_b(w, jg, (int)(group_end - jg), b->k0, b->kn);
+        for (int64_t j = jg; j < group_end; j += NR) {
+            target t;
+            set_target(w, &t, j, (int)min64(NR, end - j), w->edge_only ? w->scratch : w->scratch + (j - jc) * b->rows);
+            multiply_panel(w, b, &t, w->g->packed ? packed_panel(w, j, b->k0, b->kn) : group_panel(w, (j - jg) / NR));
+        }
+    }
 }
 
 static void run_rows(const walk *w, int64_t mc, int64_t rows)
 {
     for (int64_t jc = w->n.begin; jc < w->n.end; jc += w->columns_max)
-        for (int64_t block = 0; block < w->blocks; block++) {
-            int64_t k0 = block * KE, kn = min64(KE, w->k - k0), end = min64(jc + w->columns_max, w->n.end);
-            uint32_t *a = w->a + (w->keep_a ? rows * word_count(k0) : 0);
-            if (!w->keep_a || jc == w->n.begin) pack_a(w, a, mc, rows, k0, kn);
-            for (int64_t j = jc; j < end; j += NR)
-                run_panel(w, mc, rows, j, w->edge_only ? w->scratch : w->scratch + (j - jc) * rows, a, block);
+        for (int64_t i = 0; i < w->blocks; i++) {
+            block b = {.mc = mc, .rows = rows, .k0 = i * KE, .kn = min64(KE, w->k - i * KE), .first = i == 0, .last = i == w->blocks - 1};
+            uint32_t *a = w->a + (w->keep_a ? rows * word_count(b.k0) : 0);
+            b.a = a;
+            if (!w->keep_a || jc == w->n.begin) pack_a(w, a, mc, rows, b.k0, b.kn);
+            run_columns(w, &b, jc, min64(jc + w->columns_max, w->n.end));
         }
 }
 
@@ -334,7 +358,7 @@ void HD_ISA(hd_gemm_run)(const hd_gemm *g, const hd_kernel_args *args)
     w.blocks = w.k ? ceil_div(w.k, KE) : 1;
     w.rows_max = rows_in_block(g);
     w.edge_only = w.direct && g->n.n == 1 && g->n.stride[2][0] == 1;
-    w.columns_max = w.keep_a ? NR : w.edge_only ? g->n.total : COLUMNS_DEEP;
+    w.columns_max = w.keep_a ? (g->packed ? NR : B_GROUP * NR) : w.edge_only ? g->n.total : COLUMNS_DEEP;
     w.a = (uint32_t *)args->workspace + words_of_thread(g) * tid;
     w.b = w.a + words_of_a(g);
     w.scratch = (gemm_acc *)(w.b + words_of_b(g));

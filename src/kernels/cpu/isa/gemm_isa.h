@@ -47,9 +47,16 @@ typedef struct gemm_source {
     int operand;               /* which strides of k: 0 or 1 */
 } gemm_source;
 
-/* Writes k0 .. k0+kn-1 of the source as words dst[ceil(kn/UNIT)][stride], count <= stride; k past the end is zero, columns past count are
- * whatever was there before. May write up to 2*HD_VL words past the end. bias: the bits that each int8 is xored with. */
-void HD_ISA(hd_gemm_pack_words)(uint32_t *dst, int stride, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias);
+/* Where they are packed to: panels of `width` rows, panel p at words + p * distance as [ceil(kn/UNIT)][width] words. */
+typedef struct gemm_panels {
+    uint32_t *words;
+    int width;
+    int64_t distance;
+} gemm_panels;
+
+/* Packs k0 .. k0+kn-1 of the source. k past the end is zero; rows past count in the last panel are undefined. May write up to 2*HD_VL
+ * words past the end of a panel, so they are written in order. bias: the bits that each int8 is xored with. */
+void HD_ISA(hd_gemm_pack_words)(const gemm_panels *to, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias);
 /* The same for columns n0 .. n0+count-1 of b read through g->window, from element `origin` of b on. */
 void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t origin, int64_t n0, int count, int64_t k0,
                                  int64_t kn);

@@ -75,7 +75,7 @@ HD_INLINE void transpose16(__m512i *r)
 }
 #endif
 
-/* ---- one k run: elements base + offset[i] + step * k, k = 0 .. n-1 ---- */
+/* ---- one k run: elements data + offset[i] + step * k, k = 0 .. n-1 ---- */
 
 typedef struct run {
     const char *data;      /* at the run's first k */
@@ -86,130 +86,178 @@ typedef struct run {
     uint32_t bias;
 } run;
 
-HD_INLINE size_t element_size(hd_dtype t) { return t == HD_F32 ? 4 : t == HD_I8 ? 1 : 2; }
+HD_INLINE int64_t element_size(hd_dtype t) { return t == HD_F32 ? 4 : t == HD_I8 ? 1 : 2; }
 
-/* The words at w .. w+T-1 (of T each one vector) of row i: as they lie in memory for same-size words, converted where UNIT is 1. */
-HD_INLINE void load_words(uint32_t *out, int lanes, const run *r, int row, int64_t word)
+/* Into L2; L1 has too few ways for rows a power of two apart. */
+HD_INLINE void ask(const void *p) { __builtin_prefetch(p, 0, 2); }
+
+/* One vector of words of a row: as they lie in memory, or converted where UNIT is 1. lanes is 16, 8 or 4. */
+HD_INLINE void load_words(void *out, int lanes, hd_dtype t, const char *p, int64_t word)
 {
-    const char *p = r->data + r->offset[row] * (int64_t)element_size(r->dtype);
 #if HD_GEMM_UNIT == 1
-    if (r->dtype != HD_F32) {
+    if (t != HD_F32) {
         const uint16_t *h = (const uint16_t *)p + word;
 #if HD_HAS_AVX512
         if (lanes == 8) {
             __m128i x = _mm_loadu_si128((const void *)h);
-            __m256i y = r->dtype == HD_BF16 ? _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16) : _mm256_castps_si256(_mm256_cvtph_ps(x));
+            __m256i y = t == HD_BF16 ? _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16) : _mm256_castps_si256(_mm256_cvtph_ps(x));
             memcpy(out, &y, 32);
             return;
         }
 #endif
-        vf v = vf_load_as(h, r->dtype, 0);
+        vf v = vf_load_as(h, t, 0);
         memcpy(out, &v, (size_t)lanes * 4);
         return;
     }
+#else
+    (void)t;
 #endif
     memcpy(out, p + word * 4, (size_t)lanes * 4);
 }
 
-/* Transposes words w .. w+T-1 of rows first .. first+T-1 to dst[T][stride]; rows past the end repeat the last one. */
-HD_INLINE void transpose_small(uint32_t *dst, int stride, const run *r, int first, int64_t word)
+/* The first words of `lanes` rows from row `first` on; rows past the end repeat the last one. */
+HD_INLINE void row_pointers(const char **row, int lanes, const run *r, int first)
 {
+    for (int i = 0; i < lanes; i++) row[i] = r->data + r->offset[first + i < r->count ? first + i : r->count - 1] * element_size(r->dtype);
+}
+
+/* Words begin .. of rows first .. first+TILE_SMALL-1, as many whole tiles as there are before `end`. Returns where it stopped. */
+static int64_t transpose_small(uint32_t *dst, int stride, const run *r, int first, int64_t begin, int64_t end)
+{
+    const char *row[TILE_SMALL];
+    row_pointers(row, TILE_SMALL, r, first);
+    for (; begin + TILE_SMALL <= end; begin += TILE_SMALL) {
 #if HD_HAS_AVX2
-    __m256i v[8];
-    const __m256i bias = _mm256_set1_epi32((int)r->bias);
+        __m256i v[8];
+        const __m256i bias = _mm256_set1_epi32((int)r->bias);
 #else
-    w4 v[4];
-    const w4 bias = (w4){0} + r->bias;
+        w4 v[4];
+        const w4 bias = (w4){0} + r->bias;
 #endif
 #pragma GCC unroll 8
-    for (int i = 0; i < TILE_SMALL; i++) {
-        int row = first + i < r->count ? first + i : r->count - 1;
-        load_words((uint32_t *)&v[i], TILE_SMALL, r, row, word);
-        v[i] = v[i] ^ bias;
+        for (int i = 0; i < TILE_SMALL; i++) {
+            load_words(&v[i], TILE_SMALL, r->dtype, row[i], begin);
+            v[i] = v[i] ^ bias;
+        }
+#if HD_HAS_AVX2
+        transpose8(v);
+#else
+        transpose4(v);
+#endif
+#pragma GCC unroll 8
+        for (int i = 0; i < TILE_SMALL; i++) memcpy(dst + (begin + i) * stride + first, &v[i], sizeof v[i]);
     }
-#if HD_HAS_AVX2
-    transpose8(v);
-#else
-    transpose4(v);
-#endif
-#pragma GCC unroll 8
-    for (int i = 0; i < TILE_SMALL; i++) memcpy(dst + i * stride, &v[i], sizeof v[i]);
+    return begin;
 }
 
 #if HD_HAS_AVX512
-HD_INLINE void transpose_large(uint32_t *dst, int stride, const run *r, int first, int64_t word)
+static int64_t transpose_large(uint32_t *dst, int stride, const run *r, int first, int64_t end)
 {
-    __m512i v[16];
-    const __m512i bias = _mm512_set1_epi32((int)r->bias);
+    const char *row[16];
+    int64_t w = 0, ahead = r->count > 1 ? (r->offset[1] - r->offset[0]) * stride * element_size(r->dtype) : 0; /* one panel */
+    row_pointers(row, 16, r, first);
+    for (; w + 16 <= end; w += 16) {
+        __m512i v[16];
+        const __m512i bias = _mm512_set1_epi32((int)r->bias);
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) {
-        int row = first + i < r->count ? first + i : r->count - 1;
-        load_words((uint32_t *)&v[i], 16, r, row, word);
-        v[i] = _mm512_xor_si512(v[i], bias);
+        for (int i = 0; i < 16; i++) {
+            load_words(&v[i], 16, r->dtype, row[i], w);
+            ask(row[i] + w * HD_GEMM_UNIT * element_size(r->dtype) + ahead);
+            if (HD_GEMM_UNIT == 4) v[i] = _mm512_xor_si512(v[i], bias);
+        }
+        transpose16(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) memcpy(dst + (w + i) * stride + first, &v[i], 64);
     }
-    transpose16(v);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) memcpy(dst + i * stride, &v[i], 64);
+    return w;
 }
 #endif
 
-/* Word-aligned part of a run whose step is 1: k goes through memory. Returns how many elements of k it did. In a narrow panel (stride less
- * than a tile) each store spills into the next k, which is then written over: so k ascends. */
+/* The whole tiles of one panel of a run whose step is 1: k goes through memory. Returns how many elements of k it did. In a panel narrower
+ * than a tile each store spills into the next k, which is then written over: so k ascends. */
 static int64_t pack_transposed(uint32_t *dst, int stride, const run *r)
 {
-    int64_t words = r->n / HD_GEMM_UNIT, w = 0;
+    int64_t words = r->n / HD_GEMM_UNIT, large = 0, done = 0;
 #if HD_HAS_AVX512
-    if (stride >= 16)
-        for (; w + 16 <= words; w += 16)
-            for (int i = 0; i < r->count; i += 16) transpose_large(dst + w * stride + i, stride, r, i, w);
+    if (stride % 16 == 0)
+        for (int i = 0; i < r->count; i += 16) large = transpose_large(dst, stride, r, i, words);
 #endif
-    for (; w + TILE_SMALL <= words; w += TILE_SMALL)
-        for (int i = 0; i < r->count; i += TILE_SMALL) transpose_small(dst + w * stride + i, stride, r, i, w);
-    return w * HD_GEMM_UNIT;
+    for (int i = 0; i < r->count; i += TILE_SMALL) done = transpose_small(dst, stride, r, i, large, words);
+    return done * HD_GEMM_UNIT;
 }
 
-/* Interleaves two bf16 vectors into words: low half from a. */
-HD_INLINE void store_pairs(uint32_t *dst, vh a, vh b)
-{
-    vu x = __builtin_convertvector(a, vu) | __builtin_convertvector(b, vu) << 16;
-    memcpy(dst, &x, sizeof x);
-}
+typedef uint16_t h8 __attribute__((vector_size(16)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
 
-/* A run whose rows are neighbours in memory. Returns how many elements of k it did. */
-static int64_t pack_adjacent(uint32_t *dst, int stride, const run *r)
-{
-    const char *p = r->data + r->offset[0] * (int64_t)element_size(r->dtype);
-    int64_t k = 0, step = r->step * (int64_t)element_size(r->dtype);
-#if HD_GEMM_UNIT < 4
-    int full = r->count / HD_VL * HD_VL, rest = r->count - full;
-#endif
 #if HD_GEMM_UNIT == 1
-    for (; k < r->n; k++, p += step, dst += stride) {
-        for (int i = 0; i < full; i += HD_VL) vf_store((float *)dst + i, vf_load_as(p, r->dtype, i));
-        if (rest) vf_store_n((float *)dst + full, vf_load_as_n(p, r->dtype, full, rest), rest);
-    }
-#elif HD_GEMM_UNIT == 2
-    for (; k + 2 <= r->n; k += 2, p += 2 * step, dst += stride) {
-        const uint16_t *even = (const uint16_t *)p, *odd = (const uint16_t *)(p + step);
-        for (int i = 0; i < full; i += HD_VL) store_pairs(dst + i, vh_load(even + i), vh_load(odd + i));
-        if (rest) {
-            uint32_t word[HD_VL];
-            store_pairs(word, vh_load_n(even + full, rest), vh_load_n(odd + full, rest));
-            memcpy(dst + full, word, (size_t)rest * 4);
-        }
-    }
-#else
-    for (; k + 4 <= r->n; k += 4, p += 4 * step, dst += stride)
-        for (int i = 0; i < r->count; i++) {
-            uint32_t word = (uint8_t)p[i] | (uint32_t)(uint8_t)p[step + i] << 8 | (uint32_t)(uint8_t)p[2 * step + i] << 16 |
-                            (uint32_t)(uint8_t)p[3 * step + i] << 24;
-            dst[i] = word ^ r->bias;
-        }
+/* n neighbouring elements to words. */
+HD_INLINE void copy_words(uint32_t *dst, const char *p, hd_dtype t, int n)
+{
+    int i = 0;
+    for (; i + HD_VL <= n; i += HD_VL) vf_store((float *)dst + i, vf_load_as(p, t, i));
+#if HD_HAS_AVX512
+    if (i + 8 <= n) load_words(dst + i, 8, t, p, i), i += 8;
 #endif
+    for (; i < n; i++) ((float *)dst)[i] = f32_load_as(p, t, i);
+}
+#endif
+
+#if HD_GEMM_UNIT == 2
+/* n neighbouring elements of two steps of k to words: the first in the low half. */
+HD_INLINE void copy_pairs(uint32_t *dst, const uint16_t *even, const uint16_t *odd, int n)
+{
+    int i = 0;
+    for (; i + HD_VL <= n; i += HD_VL) {
+        vu x = __builtin_convertvector(vh_load(even + i), vu) | __builtin_convertvector(vh_load(odd + i), vu) << 16;
+        memcpy(dst + i, &x, sizeof x);
+    }
+    if (i + 8 <= n) {
+        h8 a, b;
+        memcpy(&a, even + i, 16), memcpy(&b, odd + i, 16);
+        u8 x = __builtin_convertvector(a, u8) | __builtin_convertvector(b, u8) << 16;
+        memcpy(dst + i, &x, 32);
+        i += 8;
+    }
+    for (; i < n; i++) dst[i] = even[i] | (uint32_t)odd[i] << 16;
+}
+#endif
+
+#if HD_GEMM_UNIT == 4
+HD_INLINE void copy_quads(uint32_t *dst, const char *p, int64_t step, int n, uint32_t bias)
+{
+    for (int i = 0; i < n; i++)
+        dst[i] = ((uint8_t)p[i] | (uint32_t)(uint8_t)p[step + i] << 8 | (uint32_t)(uint8_t)p[2 * step + i] << 16 |
+                  (uint32_t)(uint8_t)p[3 * step + i] << 24) ^ bias;
+}
+#endif
+
+#define ROWS_AHEAD 16 /* steps of k */
+
+/* A run whose rows are neighbours in memory, over all panels, so that what is read together lies together. Returns the elements of k done. */
+static int64_t pack_adjacent(const gemm_panels *to, uint32_t *dst, const run *r)
+{
+    const char *p = r->data + r->offset[0] * element_size(r->dtype);
+    int64_t k = 0, step = r->step * element_size(r->dtype), bytes = r->count * element_size(r->dtype);
+    for (; k + HD_GEMM_UNIT <= r->n; k += HD_GEMM_UNIT, p += HD_GEMM_UNIT * step, dst += to->width) {
+        for (int u = 0; u < HD_GEMM_UNIT; u++)
+            for (int64_t line = 0; line < bytes; line += 64) ask(p + (ROWS_AHEAD + u) * step + line);
+        for (int i = 0; i < r->count; i += to->width) {
+            uint32_t *panel = dst + i / to->width * to->distance;
+            int n = r->count - i < to->width ? r->count - i : to->width;
+#if HD_GEMM_UNIT == 1
+            copy_words(panel, p + i * element_size(r->dtype), r->dtype, n);
+#elif HD_GEMM_UNIT == 2
+            copy_pairs(panel, (const uint16_t *)p + i, (const uint16_t *)(p + step) + i, n);
+#else
+            copy_quads(panel, p + i, step, n, r->bias);
+#endif
+        }
+    }
     return k;
 }
 
-/* The rest, element by element, k from `done` on; `at` is the run's first k within the block. The first element of a word clears the others. */
+/* The rest of one panel, element by element, k from `done` on; `at` is the run's first k within the block. The first element of a word
+ * clears the others. */
 static void pack_elements(uint32_t *dst, int stride, const run *r, int64_t at, int64_t done)
 {
     for (int64_t k = done; k < r->n; k++) {
@@ -235,26 +283,68 @@ static bool rows_adjacent(const gemm_source *s)
 {
     for (int i = 1; i < s->count; i++)
         if (s->offset[i] != s->offset[0] + i) return false;
-    return true;
+    return s->count > 1;
 }
 
-void HD_ISA(hd_gemm_pack_words)(uint32_t *dst, int stride, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias)
+/* A single row whose step is 1 (a token's activations): as it lies. Returns the elements of k done. */
+static int64_t pack_single(uint32_t *dst, const run *r)
+{
+    const char *p = r->data + r->offset[0] * element_size(r->dtype);
+    int64_t words = r->n / HD_GEMM_UNIT;
+#if HD_GEMM_UNIT == 1
+    copy_words(dst, p, r->dtype, (int)words);
+#else
+    memcpy(dst, p, (size_t)words * 4);
+    if (HD_GEMM_UNIT == 4)
+        for (int64_t i = 0; i < words; i++) dst[i] ^= r->bias;
+#endif
+    return words * HD_GEMM_UNIT;
+}
+
+/* One run of k into every panel (rows adjacent) or into a single one. */
+static void pack_run(const gemm_panels *to, const run *all, int64_t at, bool adjacent)
+{
+    uint32_t *first = to->words + at / HD_GEMM_UNIT * to->width;
+    int64_t done = 0;
+    if (at % HD_GEMM_UNIT == 0) {
+        if (adjacent) done = pack_adjacent(to, first, all);
+        else if (all->step == 1) done = to->width == 1 ? pack_single(first, all) : pack_transposed(first, to->width, all);
+    }
+    if (done == all->n) return;
+    for (int i = 0; i < all->count; i += to->width) {
+        run r = *all;
+        r.offset += i;
+        r.count = all->count - i < to->width ? all->count - i : to->width;
+        pack_elements(to->words + i / to->width * to->distance, to->width, &r, at, done);
+    }
+}
+
+static void pack_runs(const gemm_panels *to, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias, bool adjacent)
 {
     const hd_einsum_nest *k = s->k;
     int64_t inner = k->n ? k->extent[k->n - 1] : 1, step = k->n ? k->stride[s->operand][k->n - 1] : 0;
-    bool adjacent = rows_adjacent(s);
     for (int64_t at = 0; at < kn;) {
         int64_t left = inner - (k0 + at) % inner;
-        run r = {.dtype = s->dtype, .offset = s->offset, .count = s->count, .step = step, .n = left < kn - at ? left : kn - at, .bias = bias};
-        r.data = (const char *)s->data + hd_einsum_offset(k, s->operand, k0 + at) * (int64_t)element_size(s->dtype);
-        int64_t done = 0;
-        if (at % HD_GEMM_UNIT == 0) {
-            uint32_t *to = dst + at / HD_GEMM_UNIT * stride;
-            if (adjacent && (s->count > 1 || step != 1)) done = pack_adjacent(to, stride, &r);
-            else if (step == 1) done = pack_transposed(to, stride, &r);
-        }
-        pack_elements(dst, stride, &r, at, done);
+        run r = {.dtype = s->dtype, .offset = s->offset, .count = s->count, .step = step, .bias = bias};
+        r.n = left < kn - at ? left : kn - at;
+        r.data = (const char *)s->data + hd_einsum_offset(k, s->operand, k0 + at) * element_size(s->dtype);
+        pack_run(to, &r, at, adjacent);
         at += r.n;
+    }
+}
+
+void HD_ISA(hd_gemm_pack_words)(const gemm_panels *to, const gemm_source *s, int64_t k0, int64_t kn, uint32_t bias)
+{
+    if (rows_adjacent(s)) {
+        pack_runs(to, s, k0, kn, bias, true);
+        return;
+    }
+    for (int i = 0; i < s->count; i += to->width) {
+        gemm_source part = *s;
+        gemm_panels panel = {to->words + i / to->width * to->distance, to->width, 0};
+        part.offset += i;
+        part.count = s->count - i < to->width ? s->count - i : to->width;
+        pack_runs(&panel, &part, k0, kn, bias, false);
     }
 }
 
