@@ -218,11 +218,11 @@ static int bind_argument(net_builder *b, const net_scope *caller, const char *ke
     hd_value v = HD_NONE;
     hd_error none = {0}, *err = b->err;
     b->err = &none; /* whether it names a value is a question here, not an error */
-    bool is_value = json_is_string(j) && !net_value(b, caller, j, &v, w) && v != HD_NONE;
-    none = (hd_error){0};
     json_t *copy = replaced(b, caller, key, j, w);
+    hd_error unresolved = none;
+    bool is_value = json_is_string(j) && !json_is_number(copy) && !net_value(b, caller, j, &v, w) && v != HD_NONE;
     b->err = err;
-    if (!copy && !is_value) return none.code ? hd_fail(err, none.code, "%s", none.message) : hd_fail_memory(err, 0, "arguments");
+    if (!copy && !is_value) return unresolved.code ? hd_fail(err, unresolved.code, "%s", unresolved.message) : hd_fail_memory(err, 0, "arguments");
     if (is_value && json_object_set_new(bound, key, json_integer(v))) return hd_fail_memory(err, 0, "arguments");
     return copy && json_object_set_new(args, key, copy) ? hd_fail_memory(err, 0, "arguments") : 0;
 }
