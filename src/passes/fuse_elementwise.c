@@ -127,12 +127,12 @@ typedef struct chain {
     int *reg; /* [values] the register of a member's result, -1: none; shared scratch */
 } chain;
 
-static uint8_t operand_register(chain *c, hd_value v)
+/* Operands first: a value from another group has a register there, which is not one of this chain's. */
+static uint8_t operand_register(const chain *c, hd_value v)
 {
-    if (c->reg[v] >= 0) return (uint8_t)c->reg[v];
-    int i = 0;
-    while (c->in[i] != v) i++;
-    return (uint8_t)i;
+    for (int i = 0; i < c->at.n_in; i++)
+        if (c->in[i] == v) return (uint8_t)i;
+    return (uint8_t)c->reg[v];
 }
 
 static void collect_operands(const fuser *f, int at, chain *c)
