@@ -687,6 +687,269 @@ static void test_attention(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);
 }
 
+/* ---- rows by index, positions, moves, images ---- */
+
+static void test_index(void **state)
+{
+    (void)state;
+    const int64_t widths[] = {1, 5, 64, 200};
+    for (int i = 0; i < 8; i++) {
+        int64_t d = widths[i / 2];
+        hd_dtype in = float_types[i % 2], out = float_types[i / 2 % 2];
+        hd_rows_attrs at;
+        memset(&at, 0, sizeof at);
+        at.rows = 13;
+        at.first = i % 3;
+        at.dtype = out;
+        trial t = {.op = "gather", .attrs = &at, .n_in = 2, .n_out = 1};
+        t.in[0] = tensor_normal(in, 0, 1, DIMS(13, d));
+        t.in[1] = tensor_index(i % 2 ? HD_I32 : HD_I64, 17, DIMS(7, 9));
+        t.out[0] = shape(out, DIMS(7, 9, d));
+        trial_check(&t);
+        at.dtype = HD_F32;
+        trial s = {.op = "scatter_add", .attrs = &at, .n_in = 2, .n_out = 1, .tolerance = 1e-6, .floor = 5};
+        s.in[0] = tensor_normal(in, 0, 1, DIMS(7, 9, d));
+        s.in[1] = t.in[1];
+        s.out[0] = shape(HD_F32, DIMS(13, d));
+        trial_check(&s);
+        s.accumulate = true;
+        trial_check(&s);
+        hd_free(s.in[0].data);
+        trial u = {.op = "update_rows", .attrs = &at, .n_in = 3, .n_out = 1};
+        u.in[0] = t.in[0];
+        u.in[1] = tensor_normal(in, 0, 1, DIMS(6, d));
+        u.in[2] = tensor_index(HD_I32, 15, DIMS(6));
+        u.out[0] = like(&t.in[0], in);
+        trial_check(&u);
+        u.inplace = 1;
+        trial_check(&u);
+        hd_free(u.in[1].data);
+        hd_free(u.in[2].data);
+        at.dtype = out;
+        trial o = {.op = "one_hot", .attrs = &at, .n_in = 1, .n_out = 1};
+        o.in[0] = t.in[1];
+        o.out[0] = shape(out, DIMS(7, 9, 13));
+        trial_check(&o);
+        trial_free(&t);
+    }
+}
+
+static void test_top_k(void **state)
+{
+    (void)state;
+    for (int64_t k = 1; k <= 40; k += 13) {
+        hd_topk_attrs at;
+        memset(&at, 0, sizeof at);
+        at.k = k;
+        at.extent = 40;
+        at.dtype = float_types[k % 2];
+        trial t = {.op = "top_k", .attrs = &at, .n_in = 1, .n_out = 2};
+        t.in[0] = tensor_normal(float_types[k % 2], 0, 1, DIMS(3, 5, 40)); /* bf16 has equals */
+        ((uint16_t *)t.in[0].data)[3] = 0x7fff;
+        t.out[0] = shape(at.dtype, DIMS(3, 5, k));
+        t.out[1] = shape(HD_I32, DIMS(3, 5, k));
+        trial_check(&t);
+        hd_tensor forward[2];
+        run_reference(&t, forward);
+        trial g = {.op = "top_k_grad", .attrs = &at, .n_in = 2, .n_out = 1, .tolerance = 1e-6};
+        g.in[0] = tensor_normal(HD_F32, 0, 1, DIMS(3, 5, k));
+        g.in[1] = forward[1];
+        g.out[0] = shape(at.dtype, DIMS(3, 5, 40));
+        trial_check(&g);
+        hd_free(forward[0].data);
+        trial_free(&g);
+        trial_free(&t);
+    }
+}
+
+static void test_position(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 16; i++) {
+        int64_t e = i % 4 == 0 ? 64 : i % 4 == 1 ? 13 : i % 4 == 2 ? 2 : 300, half = i % 3 == 0 ? e / 2 : (e / 2 + 1) / 2;
+        hd_rope_attrs at;
+        memset(&at, 0, sizeof at);
+        at.interleaved = i & 1;
+        at.inverse = i & 2;
+        at.scale = 1.25;
+        at.dtype = float_types[i % 2];
+        trial t = {.op = "rope", .attrs = &at, .n_in = 3, .n_out = 1, .tolerance = 6e-7, .floor = 3};
+        t.in[0] = tensor_normal(float_types[i / 2 % 2], 0, 1, DIMS(5, 3, e));
+        t.in[1] = tensor_index(HD_I32, i % 5 ? 2000 : 1000000, DIMS(5));
+        t.in[2] = tensor_normal(HD_F32, 0.3, 0.2, DIMS(half));
+        t.out[0] = shape(at.dtype, DIMS(5, 3, e));
+        trial_check(&t);
+        if (at.dtype == t.in[0].dtype) t.inplace = 1;
+        trial_check(&t);
+        trial_free(&t);
+    }
+    const int64_t widths[] = {0, 1, 7, 64, 131, 768};
+    for (int i = 0; i < 12; i++) {
+        hd_dropout_attrs at;
+        memset(&at, 0, sizeof at);
+        at.p = i % 3 == 0 ? 0.5 : i % 3 == 1 ? 0.1 : 0;
+        at.site = 0x123456789abcdef;
+        at.dtype = float_types[i % 2];
+        trial t = {.op = "dropout", .attrs = &at, .n_in = 4, .n_out = 1, .tolerance = 2e-7};
+        t.in[0] = tensor_normal(float_types[i / 3 % 2], 3, 0.5, DIMS(4, 1, widths[i / 2]));
+        t.in[1] = tensor_index(HD_I64, INT64_MAX, DIMS(2));
+        t.in[2] = tensor_index(HD_I64, INT64_MAX, DIMS(4));
+        t.in[3] = tensor_index(HD_I32, 1 << 30, DIMS(4));
+        t.out[0] = shape(at.dtype, DIMS(4, 1, widths[i / 2]));
+        trial_check(&t);
+        trial_check_rows(&t, 13, 2);
+        trial_free(&t);
+    }
+}
+
+static void check_transpose(hd_dtype dtype, int rank, const int64_t *dim, const int64_t *order)
+{
+    hd_dims_attrs at;
+    memset(&at, 0, sizeof at);
+    at.rank = rank;
+    trial t = {.op = "transpose", .attrs = &at, .n_in = 1, .n_out = 1};
+    t.in[0] = tensor_index(dtype, 100, rank, dim);
+    t.out[0] = like(&t.in[0], dtype);
+    for (int i = 0; i < rank; i++) {
+        at.dim[i] = order[i];
+        t.out[0].dim[i] = dim[order[i]];
+    }
+    trial_check(&t);
+    trial_free(&t);
+}
+
+static void test_moves(void **state)
+{
+    (void)state;
+    const hd_dtype types[] = {HD_F32, HD_BF16, HD_I64, HD_I8};
+    for (int i = 0; i < 4; i++) {
+        hd_dtype d = types[i];
+        check_transpose(d, DIMS(5, 37), (int64_t[]){1, 0});
+        check_transpose(d, DIMS(3, 5, 7, 2), (int64_t[]){3, 1, 0, 2});
+        check_transpose(d, DIMS(19, 5, 33), (int64_t[]){1, 0, 2});
+        check_transpose(d, DIMS(4, 19, 35), (int64_t[]){0, 2, 1});
+        check_transpose(d, DIMS(4, 19, 35), (int64_t[]){2, 0, 1});
+        check_transpose(d, DIMS(4, 6), (int64_t[]){0, 1});
+        check_transpose(d, DIMS(0, 6), (int64_t[]){1, 0});
+        for (int32_t axis = 0; axis < 3; axis++) {
+            hd_slice_attrs at = {.axis = axis, .begin = 1, .end = 4};
+            trial t = {.op = "slice", .attrs = &at, .n_in = 1, .n_out = 1};
+            t.in[0] = tensor_index(d, 100, DIMS(5, 7, 19));
+            t.out[0] = like(&t.in[0], d);
+            t.out[0].dim[axis] = 3;
+            trial_check(&t);
+            t.op = "pad";
+            t.out[0].dim[axis] = t.in[0].dim[axis] + 5;
+            trial_check(&t);
+            hd_axis_attrs axis_at = {axis};
+            int64_t dims[3] = {5, 7, 19};
+            t.op = "concat";
+            t.attrs = &axis_at;
+            t.n_in = 3;
+            for (int k = 1; k < 3; k++) {
+                dims[axis] = k == 1 ? 3 : 0;
+                t.in[k] = tensor_index(d, 100, 3, dims);
+            }
+            t.out[0].dim[axis] = t.in[0].dim[axis] + 3;
+            trial_check(&t);
+            trial_free(&t);
+        }
+    }
+    hd_dims_attrs at = {.rank = 3, .dim = {4, 3, 5}};
+    trial t = {.op = "broadcast", .attrs = &at, .n_in = 1, .n_out = 1};
+    t.in[0] = tensor_normal(HD_BF16, 0, 1, DIMS(3, 1));
+    t.out[0] = shape(HD_BF16, DIMS(4, 3, 5));
+    trial_check(&t);
+    trial_free(&t);
+}
+
+static void check_batch_norm(int64_t n, int64_t c, int64_t h, int64_t w, hd_dtype in)
+{
+    hd_norm_attrs at;
+    memset(&at, 0, sizeof at);
+    at.eps = 1e-5;
+    at.dtype = in;
+    trial t = {.op = "batch_norm", .attrs = &at, .n_in = 3, .n_out = 4, .tolerance = 4e-6, .floor = 2};
+    t.in[0] = tensor_normal(in, 1, 2, DIMS(n, c, h, w));
+    t.in[1] = tensor_normal(HD_F32, 1, 0.3, DIMS(c));
+    t.in[2] = tensor_normal(HD_F32, 0, 1, DIMS(c));
+    t.out[0] = like(&t.in[0], in);
+    t.out[1] = t.out[2] = t.out[3] = shape(HD_F32, DIMS(c));
+    trial_check(&t);
+    hd_tensor forward[4];
+    run_reference(&t, forward);
+    trial g = {.op = "batch_norm_grad_x", .attrs = &at, .n_in = 5, .n_out = 1, .tolerance = 1e-5, .floor = 1};
+    g.in[0] = tensor_normal(in, 0.2, 1, DIMS(n, c, h, w));
+    g.in[1] = t.in[0];
+    g.in[2] = t.in[1];
+    g.in[3] = forward[1];
+    g.in[4] = forward[2];
+    g.out[0] = like(&t.in[0], in);
+    trial_check(&g);
+    trial gamma = {.op = "batch_norm_grad_gamma", .attrs = &at, .n_in = 4, .n_out = 1, .tolerance = 1e-5};
+    gamma.floor = sqrt((double)(n * h * w));
+    gamma.in[0] = g.in[0];
+    gamma.in[1] = t.in[0];
+    gamma.in[2] = forward[1];
+    gamma.in[3] = forward[2];
+    gamma.out[0] = shape(HD_F32, DIMS(c));
+    trial_check(&gamma);
+    hd_free(g.in[0].data);
+    trial_free(&t);
+    results_free(&t, forward);
+}
+
+static void check_pool(hd_conv_attrs at, hd_dtype dtype)
+{
+    int64_t in[2] = {11, 9}, out[2];
+    for (int d = 0; d < 2; d++) out[d] = (in[d] + 2 * at.pad[d] - at.dilation[d] * (at.kernel[d] - 1) - 1) / at.stride[d] + 1;
+    at.in[0] = 11;
+    at.in[1] = 9;
+    at.dtype = dtype;
+    trial t = {.op = "max_pool2d", .attrs = &at, .n_in = 1, .n_out = 1, .tolerance = 1e-6, .floor = 1};
+    t.in[0] = tensor_normal(dtype, 0, 1, DIMS(2, 3, 11, 9));
+    t.out[0] = shape(dtype, DIMS(2, 3, out[0], out[1]));
+    trial_check(&t);
+    hd_tensor forward[1];
+    run_reference(&t, forward);
+    t.op = "avg_pool2d";
+    trial_check(&t);
+    trial g = {.op = "max_pool2d_grad", .attrs = &at, .n_in = 3, .n_out = 1, .tolerance = 1e-6, .floor = 4};
+    g.in[0] = tensor_normal(dtype, 0, 1, DIMS(2, 3, out[0], out[1]));
+    g.in[1] = t.in[0];
+    g.in[2] = forward[0];
+    g.out[0] = like(&t.in[0], HD_F32);
+    trial_check(&g);
+    g.op = "avg_pool2d_grad";
+    g.n_in = 1;
+    trial_check(&g);
+    g.n_in = 3;
+    trial_free(&g);
+}
+
+static void test_images(void **state)
+{
+    (void)state;
+    check_batch_norm(3, 5, 7, 11, HD_F32);
+    check_batch_norm(2, 3, 1, 1, HD_BF16);
+    check_batch_norm(2, 2, 40, 40, HD_BF16);
+    check_pool((hd_conv_attrs){.kernel = {2, 2}, .stride = {2, 2}, .dilation = {1, 1}}, HD_F32);
+    check_pool((hd_conv_attrs){.kernel = {3, 2}, .stride = {1, 2}, .dilation = {2, 1}, .pad = {1, 1}}, HD_BF16);
+}
+
+/* The null back end has a kernel for anything and touches nothing. */
+static void test_null(void **state)
+{
+    (void)state;
+    hd_tensor y = tensor_new(HD_F32, DIMS(4));
+    hd_kernel_args a = {.out = &y, .n_out = 1, .threads = 1};
+    const hd_kernel *k = hd_null_kernel_find("anything", &a);
+    assert_non_null(k);
+    k->run(&a);
+    assert_int_equal(((unsigned char *)y.data)[5], 0x5a);
+    hd_free(y.data);
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -708,7 +971,9 @@ int main(void)
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_broadcast),     cmocka_unit_test(test_casts),
         cmocka_unit_test(test_fused),       cmocka_unit_test(test_norms),         cmocka_unit_test(test_reductions),
         cmocka_unit_test(test_softmax),     cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_optimizers),
-        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention),   cmocka_unit_test(test_index),         cmocka_unit_test(test_top_k),
+        cmocka_unit_test(test_position),    cmocka_unit_test(test_moves),         cmocka_unit_test(test_images),
+        cmocka_unit_test(test_null),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

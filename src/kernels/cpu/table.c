@@ -20,6 +20,10 @@
     X(optimizer) \
     X(attention) \
     X(attention_grad) \
+    X(index) \
+    X(move) \
+    X(position) \
+    X(image) \
     X(measure)
 
 #define DECLARE_PORTABLE(name) extern const hd_kernel hd_kernels_##name##_portable[];

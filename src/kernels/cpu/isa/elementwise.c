@@ -514,6 +514,16 @@ static void run_fused(const hd_kernel_args *a)
     run_plan(&p, a);
 }
 
+/* broadcast is a copy to the result's shape. */
+static void run_broadcast(const hd_kernel_args *a)
+{
+    hd_ew_attrs at = {0};
+    hd_kernel_args copy = *a;
+    copy.attrs = &at;
+    copy.code = HD_EW_COPY;
+    run_single(&copy);
+}
+
 /* ---- what is taken ---- */
 
 static bool is_exact_in_f32(hd_dtype t)
@@ -550,6 +560,11 @@ static bool supports_fused(const hd_kernel_args *a)
     return true;
 }
 
+static bool supports_broadcast(const hd_kernel_args *a)
+{
+    return !a->accumulate && is_vf_dtype(a->in[0].dtype) && a->in[0].dtype == a->out[0].dtype;
+}
+
 /* Same dtype, same shape: bytes. */
 static bool supports_bytes(const hd_kernel_args *a)
 {
@@ -574,6 +589,7 @@ const hd_kernel HD_ISA(hd_kernels_elementwise)[] = {
     SINGLE("powi"), SINGLE("mini"), SINGLE("maxi"), SINGLE("cast"), SINGLE("add"), SINGLE("sub"), SINGLE("mul"), SINGLE("div"),
     SINGLE("max"), SINGLE("min"), SINGLE("pow"), SINGLE("lt"), SINGLE("le"), SINGLE("eq"), SINGLE("relu_grad"), SINGLE("gelu_grad"),
     SINGLE("gelu_tanh_grad"), SINGLE("silu_grad"), SINGLE("tanh_grad"), SINGLE("sigmoid_grad"), SINGLE("select"),
+    {.op = "broadcast", .supports = supports_broadcast, .run = run_broadcast},
     {.op = "fused", .supports = supports_fused, .run = run_fused},
     {0},
 };

@@ -237,21 +237,28 @@ HD_INLINE vf vf_gelu_tanh_grad(vf x)
     return s * vf_fma(x * (1.0f - s), slope, vf_set1(1.0f));
 }
 
-/* sin (phase 0) or cos (phase 1) of |x| <= 8192: quadrant by pi/2 in three parts, then a polynomial on [-pi/4, pi/4]. */
-HD_INLINE vf vf_sincos(vf x, int phase)
+/* sin and, through *cosine, cos of r + quadrant * pi/2, |r| <= pi/4. */
+HD_INLINE vf vf_sincos_quadrant(vf r, vi quadrant, vf *cosine)
 {
-    vf n = vf_round(x * 0.63661977236758134308f);
-    vf r = vf_fma(n, vf_set1(-1.5703125f), x);
-    r = vf_fma(n, vf_set1(-4.83751296997070312e-4f), r);
-    r = vf_fma(n, vf_set1(-7.5497894158615964e-8f), r);
     vf z = r * r;
     vf s = vf_fma(vf_fma(vf_set1(-1.9515295891e-4f), z, vf_set1(8.3321608736e-3f)), z, vf_set1(-1.6666654611e-1f));
     s = vf_fma(s * z, r, r);
     vf c = vf_fma(vf_fma(vf_set1(2.443315711809948e-5f), z, vf_set1(-1.388731625493765e-3f)), z, vf_set1(4.166664568298827e-2f));
     c = vf_fma(c, z * z, vf_fma(z, vf_set1(-0.5f), vf_set1(1.0f)));
-    vi q = vi_from_vf(n) + phase;
-    vf y = vf_select((q & 1) != 0, c, s);
-    return (vf)((vi)y ^ ((q & 2) << 30));
+    vi odd = (quadrant & 1) != 0;
+    *cosine = (vf)((vi)vf_select(odd, s, c) ^ (((quadrant + 1) & 2) << 30));
+    return (vf)((vi)vf_select(odd, c, s) ^ ((quadrant & 2) << 30));
+}
+
+/* sin (phase 0) or cos (phase 1) of |x| <= 8192, reduced by pi/2 in three parts. */
+HD_INLINE vf vf_sincos(vf x, int phase)
+{
+    vf n = vf_round(x * 0.63661977236758134308f), cosine;
+    vf r = vf_fma(n, vf_set1(-1.5703125f), x);
+    r = vf_fma(n, vf_set1(-4.83751296997070312e-4f), r);
+    r = vf_fma(n, vf_set1(-7.5497894158615964e-8f), r);
+    vf sine = vf_sincos_quadrant(r, vi_from_vf(n), &cosine);
+    return phase ? cosine : sine;
 }
 
 #endif
