@@ -127,6 +127,7 @@ static int choose_segment(hd_lowering *l, const hd_node *n)
     bool many = l->plan->micro_batches > 1, early;
     int latest = latest_operand(l, n, &early);
     bool once = l->g->values[n->out[0]].micro == HD_TIME_REPLICATE && !hd_is_micro_sum(n);
+    if (many && hd_is_micro_sum(n)) return loop_segment(l, latest > HD_SEGMENT_FORWARD ? HD_BACKWARD : HD_FORWARD, latest);
     if (n->phase != HD_UPDATE && early && once) return HD_SEGMENT_PREPARE;
     if (many && hd_is_micro_sum(n)) return loop_segment(l, n->phase, latest); /* a piece in each call, whatever phase wants the sum */
     if (n->phase == HD_UPDATE && (many || !l->has_backward)) return HD_SEGMENT_UPDATE;
