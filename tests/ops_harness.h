@@ -84,13 +84,14 @@ static double tensor_max_abs(const hd_tensor *t)
     return most;
 }
 
-/* The largest |a - b| / (|b| + floor * max|b|) over the elements; infinite where only one is a number. Equal infinities are equal. */
-static double tensor_error(const hd_tensor *a, const hd_tensor *b, double floor)
+/* The largest |a - b| / (|b| + floor * max|b|) over the elements, or with size in the place of max|b| where that is larger (size may be
+ * NULL); infinite where only one is a number. Equal infinities are equal. */
+static double tensor_error(const hd_tensor *a, const hd_tensor *b, double floor, const hd_tensor *size)
 {
     double most = tensor_max_abs(b), worst = 0;
     int64_t n = hd_tensor_count(b);
     for (int64_t i = 0; i < n; i++) {
-        double x = get(a, i), y = get(b, i), bound = fabs(y) + floor * most;
+        double x = get(a, i), y = get(b, i), bound = fabs(y) + floor * (size ? fmax(most, get(size, i)) : most);
         if (x == y || (x != x && y != y)) continue;
         double e = isfinite(x) && isfinite(y) ? fabs(x - y) / (bound > 0 ? bound : 1) : INFINITY;
         worst = fmax(worst, e);
@@ -163,8 +164,9 @@ static void tensor_fill(hd_tensor *t, hd_fill how, double limit, hd_rng *r)
 
 /* ---- an instance: an op on operands ---- */
 
-typedef enum mode { IN_F64, IN_F32, IN_BF16, IN_MIXED, MODES } mode;
-static const char *const mode_names[MODES] = {"f64", "f32", "bf16", "mixed"};
+/* What the float operands of a sample become. Mixed: f32 or bf16, each by chance. i8: products of integers, with i32 results. */
+typedef enum mode { IN_F64, IN_F32, IN_BF16, IN_MIXED, FLOAT_MODES, IN_I8 = FLOAT_MODES, MODES } mode;
+static const char *const mode_names[MODES] = {"f64", "f32", "bf16", "mixed", "i8"};
 
 typedef struct instance {
     const hd_op *op;
@@ -191,7 +193,7 @@ static int instance_infer(instance *x, hd_error *err)
 
 static hd_dtype pick_dtype(mode m, hd_rng *r)
 {
-    static const hd_dtype of[] = {[IN_F64] = HD_F64, [IN_F32] = HD_F32, [IN_BF16] = HD_BF16};
+    static const hd_dtype of[] = {[IN_F64] = HD_F64, [IN_F32] = HD_F32, [IN_BF16] = HD_BF16, [IN_I8] = HD_I8};
     return m == IN_MIXED ? (hd_rng_u32(r) & 1 ? HD_F32 : HD_BF16) : of[m];
 }
 
@@ -203,7 +205,7 @@ static void sample_retype(const hd_op *op, hd_sample *s, mode m, hd_rng *r)
     for (const hd_attr *a = op->attrs; a && a->name; a++) {
         hd_dtype *t = (hd_dtype *)(s->attrs + a->offset);
         hd_fused_attrs *chain = (hd_fused_attrs *)(s->attrs + a->offset);
-        if (a->type == HD_ATTR_DTYPE && *t == HD_F64) *t = pick_dtype(m, r);
+        if (a->type == HD_ATTR_DTYPE && *t == HD_F64) *t = m == IN_I8 ? HD_I32 : pick_dtype(m, r);
         if (a->type != HD_ATTR_CHAIN) continue;
         for (int k = 0; k < chain->n_out; k++) chain->out_dtype[k] = pick_dtype(m, r);
     }
@@ -217,7 +219,7 @@ static bool instance_new(hd_arena *arena, instance *x, const hd_op *op, mode m, 
     op->sample(&r, &first);
     for (int attempt = 0; attempt < 200; attempt++) {
         hd_sample s = first;
-        sample_retype(op, &s, attempt ? (m == IN_F64 || m == IN_F32 ? m : IN_MIXED) : m, &r);
+        sample_retype(op, &s, attempt && m == IN_BF16 ? IN_MIXED : m, &r);
         *x = (instance){.op = op, .n_in = s.n_in};
         memcpy(x->attrs, s.attrs, sizeof x->attrs);
         memcpy(x->in_type, s.in, sizeof x->in_type);
@@ -227,6 +229,7 @@ static bool instance_new(hd_arena *arena, instance *x, const hd_op *op, mode m, 
             if (s.in[i].absent) continue;
             x->in[i] = tensor_of(arena, &s.in[i]);
             tensor_fill(&x->in[i], s.fill[i].how, s.fill[i].limit, &r);
+            for (int64_t e = 0; m == IN_I8 && e < hd_tensor_count(&x->in[i]); e++) ((int8_t *)x->in[i].data)[e] = (int8_t)hd_rng_u32(&r);
         }
         return true;
     }

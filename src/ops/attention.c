@@ -37,7 +37,8 @@ static int check_operands(const hd_sig *s, int first, int ids, hd_error *err)
     for (int i = 0; i < 3; i++)
         if (hd_need_float(s, first + i, names[i], err) || hd_need_rank(s, first + i, names[i], 3, 3, err)) return HD_EINVAL;
     const hd_shape *q = &s->in[first].shape, *k = &s->in[first + 1].shape, *v = &s->in[first + 2].shape;
-    if (k->dim[2] != q->dim[2] || k->dim[1] < 1 || q->dim[1] % k->dim[1])
+    bool grouped = k->dim[1] ? q->dim[1] % k->dim[1] == 0 : q->dim[1] == 0; /* a shard may have no heads */
+    if (k->dim[2] != q->dim[2] || !grouped)
         return hd_op_fail(s, err, "k must be [Tk, Hk, %lld] with Hk dividing the %lld heads of q, is %s", (long long)q->dim[2], (long long)q->dim[1],
                           HD_TYPE_TEXT(&s->in[first + 1]));
     if (v->dim[0] != k->dim[0] || v->sym != k->sym || v->dim[1] != k->dim[1])
@@ -90,7 +91,7 @@ static void attention_loops(const hd_sig *s, hd_loops *l)
 {
     int64_t heads = s->in[ATT_K].shape.dim[1];
     int tq = hd_loop_new(l, s->in[ATT_Q].shape.dim[0], false), head = hd_loop_new(l, heads, false);
-    int group = hd_loop_new(l, s->in[ATT_Q].shape.dim[1] / heads, false);
+    int group = hd_loop_new(l, heads ? s->in[ATT_Q].shape.dim[1] / heads : 1, false);
     map_query(l->in[ATT_Q], tq, head, group);
     map_key(l->in[ATT_K], -1, head);
     map_key(l->in[ATT_V], -1, head);
@@ -105,7 +106,7 @@ static void grad_loops(const hd_sig *s, hd_loops *l)
 {
     int64_t heads = s->in[GRAD_K].shape.dim[1];
     int tq = hd_loop_new(l, s->in[GRAD_Q].shape.dim[0], true), head = hd_loop_new(l, heads, false);
-    int group = hd_loop_new(l, s->in[GRAD_Q].shape.dim[1] / heads, true), tk = hd_loop_new(l, s->in[GRAD_K].shape.dim[0], true);
+    int group = hd_loop_new(l, heads ? s->in[GRAD_Q].shape.dim[1] / heads : 1, true), tk = hd_loop_new(l, s->in[GRAD_K].shape.dim[0], true);
     static const int by_query[] = {GRAD_DOUT, GRAD_Q, GRAD_OUT, GRAD_LSE};
     for (int i = 0; i < 4; i++) map_query(l->in[by_query[i]], tq, head, group);
     map_key(l->in[GRAD_K], tk, head);
@@ -184,14 +185,15 @@ typedef struct att_view {
     const hd_kernel_args *a;
     const hd_attention_attrs *p;
     int q, qpos;                 /* operands; k, v and kpos, qseg, kseg follow them */
-    int64_t tq, tk, hq, group, e, f;
+    int64_t tq, tk, hq, hk, group, e, f;
 } att_view;
 
 static att_view view_of(const hd_kernel_args *a, int q, int qpos)
 {
     const hd_tensor *tq = &a->in[q], *tk = &a->in[q + 1];
     att_view w = {.a = a, .p = a->attrs, .q = q, .qpos = qpos, .tq = tq->dim[0], .tk = tk->dim[0], .hq = tq->dim[1], .e = tq->dim[2]};
-    w.group = tq->dim[1] / tk->dim[1];
+    w.hk = tk->dim[1];
+    w.group = w.hk ? w.hq / w.hk : 0;
     w.f = a->in[q + 2].dim[2];
     return w;
 }
@@ -213,7 +215,7 @@ static bool sees(const att_view *w, int64_t i, int64_t j)
 
 /* First element of query row i, head h in a [Tq, Hq, size] tensor; of the key row that it reads in a [Tk, Hk, size] one. */
 static int64_t at_query(const att_view *w, int64_t i, int64_t h, int64_t size) { return (i * w->hq + h) * size; }
-static int64_t at_key(const att_view *w, int64_t j, int64_t h, int64_t size) { return (j * (w->hq / w->group) + h / w->group) * size; }
+static int64_t at_key(const att_view *w, int64_t j, int64_t h, int64_t size) { return (j * w->hk + h / w->group) * size; }
 
 static double dot(const hd_kernel_args *a, int x, int64_t x_at, int y, int64_t y_at, int64_t n)
 {
@@ -310,7 +312,7 @@ static void grad_key_row(const att_view *w, int result, int64_t j, int64_t hk)
                 add_row(sum, result == 1 ? pair.ds : pair.p, w->a, result == 1 ? GRAD_Q : GRAD_DOUT, at_query(w, i, h, size) + c, n);
             }
         }
-        put_row(w->a, result, at_key(w, j, hk * w->group, size) + c, sum, n);
+        put_row(w->a, result, (j * w->hk + hk) * size + c, sum, n);
     }
 }
 
@@ -324,7 +326,7 @@ static void grad_reference(const hd_kernel_args *a)
     for (int result = 1; result < 3; result++)
         if (hd_wants(a, result))
             for (int64_t j = 0; j < w.tk; j++)
-                for (int64_t hk = 0; hk < w.hq / w.group; hk++) grad_key_row(&w, result, j, hk);
+                for (int64_t hk = 0; hk < w.hk; hk++) grad_key_row(&w, result, j, hk);
 }
 
 static void attention_sample(hd_rng *r, hd_sample *s)

@@ -27,7 +27,7 @@ static int check_index(const hd_sig *s, int operand, hd_error *err)
 static int check_rows(const hd_sig *s, hd_error *err)
 {
     const hd_rows_attrs *p = s->attrs;
-    if (p->rows < 1 || p->rows > MAX_ROWS) return hd_op_fail(s, err, "rows must be at least 1, is %lld", (long long)p->rows);
+    if (p->rows < 0 || p->rows > MAX_ROWS) return hd_op_fail(s, err, "rows must not be negative, is %lld", (long long)p->rows);
     if (p->first < 0) return hd_op_fail(s, err, "first must be at least 0, is %lld", (long long)p->first);
     return hd_need_result_dtype(s, "dtype", p->dtype, true, err);
 }

@@ -55,9 +55,9 @@ HD_INLINE void adam_lanes(const hd_kernel_args *a, const adam_step *s, int64_t i
     vf m = vf_load_upto(a->in[1].data, HD_F32, i, n), v = vf_load_upto(a->in[2].data, HD_F32, i, n);
     vf g = vf_load_upto(a->in[3].data, a->in[3].dtype, i, n);
     vf p = adam_update(s, vf_load_upto(a->in[0].data, HD_F32, i, n), &m, &v, g);
-    vf_store_upto(a->out[0].data, HD_F32, i, p, n);
-    vf_store_upto(a->out[1].data, HD_F32, i, m, n);
-    vf_store_upto(a->out[2].data, HD_F32, i, v, n);
+    if (a->out[0].data) vf_store_upto(a->out[0].data, HD_F32, i, p, n);
+    if (a->out[1].data) vf_store_upto(a->out[1].data, HD_F32, i, m, n);
+    if (a->out[2].data) vf_store_upto(a->out[2].data, HD_F32, i, v, n);
     if (a->n_out > 3 && a->out[3].data) vf_store_upto(a->out[3].data, a->out[3].dtype, i, p, n);
 }
 
@@ -93,7 +93,7 @@ HD_INLINE void sgd_lanes(const hd_kernel_args *a, const sgd_step *s, int64_t i, 
         if (a->n_out > 1 && a->out[1].data) vf_store_upto(a->out[1].data, HD_F32, i, m, n);
     }
     step = vf_fma(vf_set1(s->decay), p, step);
-    vf_store_upto(a->out[0].data, HD_F32, i, vf_fnma(vf_set1(s->lr), step, p), n);
+    if (a->out[0].data) vf_store_upto(a->out[0].data, HD_F32, i, vf_fnma(vf_set1(s->lr), step, p), n);
 }
 
 static void run_sgd(const hd_kernel_args *a)
