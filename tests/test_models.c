@@ -125,6 +125,10 @@ static void test_config_variants(void **state)
     assert_true(c.head_dim == 6 && c.kv_heads == 6 && c.arch == HD_ARCH_LLAMA && !c.qkv_bias && !c.o_bias);
     c = parse_edited("llama3", "{\"bos_token_id\": 128000, \"eos_token_id\": [128001, 5]}"); /* beyond the vocabulary: cannot occur */
     assert_true(c.bos == -1 && c.n_eos == 1 && c.eos[0] == 5);
+    c = parse_edited("llama3", "{\"rms_norm_eps\": 0.25, \"initializer_range\": 0.5, \"attention_dropout\": 0.125, \"max_position_embeddings\": 99}");
+    assert_true(c.norm_eps == 0.25 && c.init_std == 0.5 && c.attn_dropout == 0.125 && c.max_positions == 99);
+    c = parse_edited("gpt2", "{\"layer_norm_epsilon\": 0.25, \"embd_pdrop\": 0.5, \"resid_pdrop\": 0.75, \"scale_attn_weights\": false}");
+    assert_true(c.norm_eps == 0.25 && c.embd_dropout == 0.5 && c.resid_dropout == 0.75 && !c.scale_attention);
     c = parse_edited("mistral-window", "{\"sliding_window\": null}");
     assert_int_equal(c.window, 0);
     c = parse_edited("mistral-window", "{\"sliding_window\": \"DELETE\"}");

@@ -453,7 +453,7 @@ int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
     int rc = complete(c, name, err);
     for (const field *f = fields_of[c->family]; !rc && f->key; f++) rc = check_field(c, f, name, err);
     if (rc) return rc;
-    if (c->kv_heads > c->heads || c->heads % c->kv_heads)
+    if (c->heads % c->kv_heads)
         return hd_fail(err, HD_EFORMAT, "%s: %lld key/value heads do not divide %lld heads", name, (long long)c->kv_heads, (long long)c->heads);
     if (c->family == HD_FAMILY_GPT2 && (c->kv_heads != c->heads || c->head_dim * c->heads != c->width))
         return hd_fail(err, HD_EFORMAT, "%s: %lld heads do not divide a width of %lld", name, (long long)c->heads, (long long)c->width);
