@@ -1,0 +1,326 @@
+/* bench_kernels.c: GB/s or GFLOP/s of the CPU kernels other than dense products, at the shapes of GPT-2 124M (1024 tokens).
+ *
+ *     bench_kernels [--threads N] [--isa NAME] [FILTER]
+ *
+ * Prints one line a kernel: the best of several runs, bytes or flops being those the op must move or do. FILTER is a substring of the line. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/mem.h"
+#include "base/rng.h"
+#include "base/term.h"
+#include "kernels/kernel.h"
+
+#define SECONDS_PER_CASE 0.25
+
+typedef struct bench {
+    const hd_kernel *kernel;
+    hd_kernel_args args;
+    hd_tensor in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_team *team;
+    int threads;
+    hd_isa isa;
+    const char *filter;
+} bench;
+
+static void call(void *arg, int tid)
+{
+    bench *b = arg;
+    hd_kernel_args a = b->args;
+    a.tid = tid;
+    b->kernel->run(&a);
+}
+
+static hd_tensor tensor(hd_dtype t, int rank, const int64_t *dim)
+{
+    hd_tensor x = {.dtype = t, .rank = rank};
+    for (int i = 0; i < rank; i++) x.dim[i] = dim[i];
+    x.data = hd_map_memory(hd_tensor_bytes(&x) + 64);
+    if (!x.data) exit(1);
+    hd_rng r = hd_rng_new(7);
+    int64_t n = hd_tensor_count(&x);
+    bool real = hd_dtype_is_float(t);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t u = hd_rng_u32(&r);
+        hd_store_f64(x.data, t, i, real ? (double)(u >> 8) * 0x1p-23 - 1 : 0);
+    }
+    return x;
+}
+
+#define DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
+
+static void prepare(bench *b, const char *op, const void *attrs, int code)
+{
+    b->args.in = b->in;
+    b->args.out = b->out;
+    b->args.code = code;
+    b->args.attrs = attrs;
+    b->args.team = b->team;
+    b->args.threads = b->threads;
+    b->kernel = hd_cpu_kernel_find(op, b->isa, &b->args);
+    size_t bytes = b->kernel && b->kernel->workspace ? b->kernel->workspace(&b->args, b->threads) : 0;
+    b->args.workspace = bytes ? hd_map_memory(bytes) : NULL;
+}
+
+/* Runs and prints one case, then frees its memory. work: bytes or flops of one run. */
+static void measure(bench *b, const char *label, const char *op, const void *attrs, int code, double work, const char *unit)
+{
+    if (b->filter && !strstr(label, b->filter)) goto done;
+    prepare(b, op, attrs, code);
+    if (!b->kernel) {
+        printf("%-44s no kernel\n", label);
+        goto done;
+    }
+    double best = INFINITY, start = hd_time();
+    for (int i = 0; i < 3 || hd_time() - start < SECONDS_PER_CASE; i++) {
+        double t = hd_time();
+        hd_team_run(b->team, call, b);
+        t = hd_time() - t;
+        if (i > 0 && t < best) best = t;
+    }
+    printf("%-44s %9.1f us  %8.2f %s\n", label, best * 1e6, work / best * 1e-9, unit);
+done:
+    for (int i = 0; i < b->args.n_in; i++)
+        if (b->in[i].data) hd_unmap_memory(b->in[i].data, hd_tensor_bytes(&b->in[i]) + 64);
+    for (int i = 0; i < b->args.n_out; i++)
+        if (b->out[i].data) hd_unmap_memory(b->out[i].data, hd_tensor_bytes(&b->out[i]) + 64);
+    memset(b->in, 0, sizeof b->in);
+    memset(b->out, 0, sizeof b->out);
+    memset(&b->args, 0, sizeof b->args);
+}
+
+static double traffic(const bench *b)
+{
+    double bytes = 0;
+    for (int i = 0; i < b->args.n_in; i++) bytes += b->in[i].data ? (double)hd_tensor_bytes(&b->in[i]) : 0;
+    for (int i = 0; i < b->args.n_out; i++) bytes += b->out[i].data ? (double)hd_tensor_bytes(&b->out[i]) : 0;
+    return bytes;
+}
+
+static void add_in(bench *b, hd_dtype t, int rank, const int64_t *dim)
+{
+    b->in[b->args.n_in++] = tensor(t, rank, dim);
+}
+
+static void add_out(bench *b, hd_dtype t, int rank, const int64_t *dim)
+{
+    b->out[b->args.n_out++] = tensor(t, rank, dim);
+}
+
+static void bench_elementwise(bench *b, hd_dtype t, const char *type)
+{
+    char label[64];
+    const hd_ew ops[] = {HD_EW_ADD, HD_EW_GELU_TANH, HD_EW_GELU, HD_EW_GELU_TANH_GRAD, HD_EW_SILU, HD_EW_EXP, HD_EW_TANH, HD_EW_CAST};
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
+        hd_ew_attrs at = {.dtype = t};
+        bool cast = ops[i] == HD_EW_CAST;
+        for (int k = 0; k < hd_ew_arity(ops[i]); k++) add_in(b, cast ? HD_F32 : t, DIMS(1024, 3072));
+        add_out(b, cast ? HD_BF16 : t, DIMS(1024, 3072));
+        snprintf(label, sizeof label, "%s %s [1024, 3072]", hd_ew_name(ops[i]), type);
+        measure(b, label, hd_ew_name(ops[i]), &at, ops[i], traffic(b), "GB/s");
+    }
+    hd_fused_attrs f = {.n_in = 2, .n_steps = 2, .n_out = 1};
+    f.step[0] = (hd_chain_step){.op = HD_EW_ADD, .arg = {0, 1}};
+    f.step[1] = (hd_chain_step){.op = HD_EW_GELU_TANH, .arg = {2}};
+    f.out[0] = 3;
+    f.out_dtype[0] = t;
+    add_in(b, t, DIMS(1024, 3072));
+    add_in(b, HD_F32, DIMS(3072));
+    add_out(b, t, DIMS(1024, 3072));
+    snprintf(label, sizeof label, "fused bias + gelu_tanh %s [1024, 3072]", type);
+    measure(b, label, "fused", &f, 0, traffic(b), "GB/s");
+}
+
+static void bench_norm(bench *b, hd_dtype t, const char *type)
+{
+    char label[64];
+    hd_norm_attrs at = {.eps = 1e-5, .dtype = t, .sum_dtype = t};
+    add_in(b, t, DIMS(1024, 768));
+    add_in(b, HD_F32, DIMS(768));
+    add_in(b, HD_F32, DIMS(768));
+    add_in(b, t, DIMS(1024, 768));
+    add_out(b, t, DIMS(1024, 768));
+    add_out(b, HD_F32, DIMS(1024));
+    add_out(b, HD_F32, DIMS(1024));
+    add_out(b, t, DIMS(1024, 768));
+    snprintf(label, sizeof label, "layer_norm + residual %s [1024, 768]", type);
+    measure(b, label, "layer_norm", &at, 0, traffic(b), "GB/s");
+    add_in(b, t, DIMS(1024, 768));
+    add_in(b, t, DIMS(1024, 768));
+    add_in(b, HD_F32, DIMS(768));
+    add_in(b, HD_F32, DIMS(1024));
+    add_in(b, HD_F32, DIMS(1024));
+    add_in(b, t, DIMS(1024, 768));
+    add_out(b, t, DIMS(1024, 768));
+    snprintf(label, sizeof label, "layer_norm_grad_x + add %s [1024, 768]", type);
+    measure(b, label, "layer_norm_grad_x", &at, 0, traffic(b), "GB/s");
+    add_in(b, t, DIMS(1024, 768));
+    add_in(b, t, DIMS(1024, 768));
+    add_in(b, HD_F32, DIMS(1024));
+    add_in(b, HD_F32, DIMS(1024));
+    add_out(b, HD_F32, DIMS(768));
+    snprintf(label, sizeof label, "layer_norm_grad_gamma %s [1024, 768]", type);
+    measure(b, label, "layer_norm_grad_gamma", &at, 0, traffic(b), "GB/s");
+    hd_reduce_attrs r = {.axes = 1, .dtype = HD_F32};
+    add_in(b, t, DIMS(1024, 3072));
+    add_out(b, HD_F32, DIMS(3072));
+    snprintf(label, sizeof label, "reduce_sum over rows %s [1024, 3072]", type);
+    measure(b, label, "reduce_sum", &r, 0, traffic(b), "GB/s");
+}
+
+static void bench_loss(bench *b, hd_dtype t, const char *type)
+{
+    char label[64];
+    hd_dtype_attrs at = {t};
+    add_in(b, t, DIMS(256, 50257));
+    add_in(b, HD_I32, DIMS(256));
+    add_out(b, HD_F32, DIMS(256));
+    add_out(b, HD_F32, DIMS(256));
+    snprintf(label, sizeof label, "cross_entropy %s [256, 50257]", type);
+    measure(b, label, "cross_entropy", &at, 0, traffic(b), "GB/s");
+    add_in(b, HD_F32, DIMS(256));
+    add_in(b, t, DIMS(256, 50257));
+    add_in(b, HD_I32, DIMS(256));
+    add_in(b, HD_F32, DIMS(256));
+    add_out(b, t, DIMS(256, 50257));
+    snprintf(label, sizeof label, "cross_entropy_grad %s [256, 50257]", type);
+    measure(b, label, "cross_entropy_grad", &at, 0, traffic(b), "GB/s");
+}
+
+static void bench_rest(bench *b)
+{
+    hd_optimizer_attrs o = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
+    for (int i = 0; i < 4; i++) add_in(b, HD_F32, DIMS(16 << 20));
+    for (int i = 0; i < 4; i++) {
+        add_in(b, HD_F32, 0, NULL);
+        *(float *)b->in[4 + i].data = 1;
+    }
+    memset(b->in[2].data, 0, hd_tensor_bytes(&b->in[2]));
+    add_out(b, HD_BF16, DIMS(16 << 20));
+    b->out[3] = b->out[0];
+    b->args.n_out = 4;
+    for (int i = 0; i < 3; i++) add_out(b, HD_F32, 0, NULL);
+    b->args.n_out = 4;
+    hd_tensor scratch[3] = {b->in[0], b->in[1], b->in[2]};
+    for (int i = 0; i < 3; i++) b->out[i] = tensor(HD_F32, DIMS(16 << 20));
+    (void)scratch;
+    measure(b, "adamw f32 + bf16 copy [16 M], out of place", "adamw", &o, 0, traffic(b), "GB/s");
+    add_in(b, HD_F32, DIMS(32 << 20));
+    add_out(b, HD_F32, 0, NULL);
+    measure(b, "sum_squares f32 [32 M]", "sum_squares", NULL, 0, traffic(b), "GB/s");
+    hd_rows_attrs r = {.rows = 50257, .dtype = HD_F32};
+    add_in(b, HD_F32, DIMS(50257, 768));
+    add_in(b, HD_I32, DIMS(1024));
+    add_out(b, HD_F32, DIMS(1024, 768));
+    for (int i = 0; i < 1024; i++) ((int32_t *)b->in[1].data)[i] = (int32_t)((unsigned)i * 7919u % 50257u);
+    measure(b, "gather f32 [50257, 768], 1024 rows", "gather", &r, 0, 2 * (double)hd_tensor_bytes(&b->out[0]), "GB/s");
+    hd_rope_attrs rope = {.scale = 1, .dtype = HD_F32};
+    add_in(b, HD_F32, DIMS(1024, 12, 64));
+    add_in(b, HD_I32, DIMS(1024));
+    add_in(b, HD_F32, DIMS(32));
+    add_out(b, HD_F32, DIMS(1024, 12, 64));
+    measure(b, "rope f32 [1024, 12, 64]", "rope", &rope, 0, traffic(b), "GB/s");
+    hd_dropout_attrs d = {.p = 0.1, .dtype = HD_F32};
+    add_in(b, HD_F32, DIMS(1024, 768));
+    add_in(b, HD_I64, DIMS(2));
+    add_in(b, HD_I64, DIMS(1024));
+    add_in(b, HD_I32, DIMS(1024));
+    add_out(b, HD_F32, DIMS(1024, 768));
+    measure(b, "dropout f32 [1024, 768]", "dropout", &d, 0, traffic(b), "GB/s");
+    hd_dims_attrs p = {.rank = 3, .dim = {1, 0, 2}};
+    add_in(b, HD_F32, DIMS(1024, 12, 64));
+    add_out(b, HD_F32, DIMS(12, 1024, 64));
+    measure(b, "transpose f32 [1024, 12, 64] heads first", "transpose", &p, 0, traffic(b), "GB/s");
+    p = (hd_dims_attrs){.rank = 2, .dim = {1, 0}};
+    add_in(b, HD_F32, DIMS(1024, 3072));
+    add_out(b, HD_F32, DIMS(3072, 1024));
+    measure(b, "transpose f32 [1024, 3072]", "transpose", &p, 0, traffic(b), "GB/s");
+}
+
+typedef struct shape {
+    const char *name;
+    int64_t tq, tk, heads, kv_heads, e, segments;
+    bool causal;
+} shape;
+
+static void fill_ids(hd_tensor *pos, hd_tensor *seg, int64_t n, int64_t segments, int64_t first)
+{
+    int64_t length = n / segments;
+    for (int64_t i = 0; i < n; i++) {
+        ((int32_t *)pos->data)[i] = (int32_t)(first + i % length);
+        ((int32_t *)seg->data)[i] = (int32_t)(i / length);
+    }
+}
+
+/* Scores that queries see: half of a causal segment's square. */
+static double pairs_seen(const shape *s)
+{
+    double length = (double)s->tk / (double)s->segments;
+    if (s->tq == 1) return (double)s->tk;
+    return (double)s->segments * (s->causal ? length * (length + 1) / 2 : length * length);
+}
+
+static void bench_attention(bench *b, const shape *s, hd_dtype t, const char *type)
+{
+    char label[64];
+    hd_attention_attrs at = {.scale = 1 / sqrt((double)s->e), .causal = s->causal, .dtype = t};
+    double flops = 4 * pairs_seen(s) * (double)(s->heads * s->e);
+    add_in(b, t, DIMS(s->tq, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_in(b, t, DIMS(s->tk, s->kv_heads, s->e));
+    for (int i = 0; i < 4; i++) add_in(b, HD_I32, DIMS(i % 2 ? s->tk : s->tq));
+    fill_ids(&b->in[3], &b->in[5], s->tq, s->segments, s->tk - s->tq);
+    fill_ids(&b->in[4], &b->in[6], s->tk, s->segments, 0);
+    add_out(b, t, DIMS(s->tq, s->heads, s->e));
+    add_out(b, HD_F32, DIMS(s->tq, s->heads));
+    snprintf(label, sizeof label, "attention %s %s", type, s->name);
+    bool decode = s->tq == 1;
+    measure(b, label, "attention", &at, 0, decode ? traffic(b) : flops, decode ? "GB/s" : "GFLOP/s");
+    if (decode) return;
+    add_in(b, t, DIMS(s->tq, s->heads, s->e));
+    add_in(b, t, DIMS(s->tq, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_in(b, t, DIMS(s->tk, s->kv_heads, s->e));
+    add_in(b, t, DIMS(s->tq, s->heads, s->e));
+    add_in(b, HD_F32, DIMS(s->tq, s->heads));
+    for (int i = 0; i < 4; i++) add_in(b, HD_I32, DIMS(i % 2 ? s->tk : s->tq));
+    fill_ids(&b->in[6], &b->in[8], s->tq, s->segments, s->tk - s->tq);
+    fill_ids(&b->in[7], &b->in[9], s->tk, s->segments, 0);
+    add_out(b, t, DIMS(s->tq, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_out(b, t, DIMS(s->tk, s->kv_heads, s->e));
+    snprintf(label, sizeof label, "attention_grad %s %s", type, s->name);
+    measure(b, label, "attention_grad", &at, 0, flops * 2.5, "GFLOP/s");
+}
+
+int main(int argc, char **argv)
+{
+    bench b = {.threads = 1, .isa = hd_isa_detect()};
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) b.threads = atoi(argv[++i]);
+        else if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc) hd_isa_parse(argv[++i], &b.isa);
+        else b.filter = argv[i];
+    }
+    hd_error err = {0};
+    b.team = hd_team_new(b.threads, false, &err);
+    if (!b.team) {
+        fprintf(stderr, "bench_kernels: %s\n", err.message);
+        return 1;
+    }
+    printf("instruction set %s, %d thread%s\n", hd_isa_name(b.isa), b.threads, b.threads == 1 ? "" : "s");
+    static const shape shapes[] = {
+        {"4 x 256 causal, 12 heads of 64", 1024, 1024, 12, 12, 64, 4, true}, {"4096 causal, 12 heads of 64", 4096, 4096, 12, 12, 64, 1, true},
+        {"2048 full, 4 heads of 64", 2048, 2048, 4, 4, 64, 1, false},        {"2048 causal, 8/2 heads of 128", 2048, 2048, 8, 2, 128, 1, true},
+        {"1 query, 128 keys, 12 heads", 1, 128, 12, 12, 64, 1, true},        {"1 query, 4096 keys, 12 heads", 1, 4096, 12, 12, 64, 1, true},
+        {"1 query, 4096 keys, 32/8 heads", 1, 4096, 32, 8, 128, 1, true},
+    };
+    const hd_dtype types[] = {HD_F32, HD_BF16};
+    const char *const names[] = {"f32", "bf16"};
+    for (int t = 0; t < 2; t++) {
+        bench_elementwise(&b, types[t], names[t]);
+        bench_norm(&b, types[t], names[t]);
+        bench_loss(&b, types[t], names[t]);
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) bench_attention(&b, &shapes[i], types[t], names[t]);
+    }
+    bench_rest(&b);
+    hd_team_free(b.team);
+    return 0;
+}
