@@ -8,6 +8,7 @@
 cases.bin, little-endian: "HDTC", u32 classes, u32 cases; per class: u8 length, name; per case: u8 class, u32 bytes, the bytes, then for each
 of gpt2, llama3, qwen2: u32 ids, the ids as u16. Ids include what the post-processor adds (llama3: a first <|begin_of_text|>)."""
 import argparse
+import json
 import os
 import random
 import struct
@@ -195,6 +196,63 @@ def training_text(seed, path):
     return lines
 
 
+O200K = "|".join([r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+                  r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}",
+                  r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
+
+
+def variants(text):
+    """One small vocabulary under many settings: [name, tokenizer.json as an object, [[text, ids], ...]]."""
+    P, byte_level = pre_tokenizers, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer, base.decoder = P.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    base.train_from_iterator(text, trainers.BpeTrainer(vocab_size=340, special_tokens=["<s>", "</s>"], show_progress=False,
+                                                       initial_alphabet=P.ByteLevel.alphabet()))
+    plain = json.loads(base.to_str())
+    out = {}
+
+    def put(name, change):
+        j = json.loads(json.dumps(plain))
+        change(j)
+        out[name] = j
+
+    def pretok(name, p):
+        put(name, lambda j: j.update(pre_tokenizer=json.loads(p.__getstate__())))
+
+    for behavior in ("removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"):
+        for invert in (False, True):
+            pretok("split_string_%s_%d" % (behavior, invert), P.Sequence([P.Split("e", behavior, invert=invert), byte_level]))
+            pretok("split_regex_%s_%d" % (behavior, invert), P.Sequence([P.Split(Regex(r"\s|\d+"), behavior, invert=invert), byte_level]))
+    pretok("empty_matches", P.Sequence([P.Split(Regex(r"x*"), "isolated"), byte_level]))
+    pretok("prefix_space", P.ByteLevel(add_prefix_space=True))
+    pretok("digits_one", P.Sequence([P.Digits(individual_digits=True), P.ByteLevel(add_prefix_space=False)]))
+    pretok("digits_run", P.Sequence([P.Digits(individual_digits=False), P.ByteLevel(add_prefix_space=True)]))
+    pretok("whitespace", P.Sequence([P.Whitespace(), byte_level]))
+    pretok("whitespace_split", P.Sequence([P.WhitespaceSplit(), P.ByteLevel(add_prefix_space=True, use_regex=False)]))
+    pretok("o200k", P.Sequence([P.Split(Regex(O200K), "isolated"), byte_level]))
+    pretok("words", P.Sequence([P.Split(Regex(r"\w+|\W"), "isolated"), byte_level]))
+    pretok("no_split", byte_level)
+    put("prepend_replace", lambda j: j.update(normalizer={"type": "Sequence", "normalizers": [
+        {"type": "Replace", "pattern": {"String": "he"}, "content": "she "}, {"type": "Prepend", "prepend": "_"}, {"type": "NFC"}]}))
+    put("roberta", lambda j: j.update(post_processor={"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0], "trim_offsets": True,
+                                                      "add_prefix_space": False}))
+    put("ignore_merges", lambda j: (j["model"].update(ignore_merges=True), j["model"]["vocab"].update({"\u0120loom": 340, "ee e": 341})))
+    for k, (unk, fuse) in enumerate(((None, False), ("<s>", False), ("<s>", True))):
+        def remove(j, unk=unk, fuse=fuse):
+            vocab, gone = j["model"]["vocab"], ("z", "q", "\u0128")
+            j["model"]["vocab"] = {x: i for x, i in vocab.items() if not any(g in x for g in gone)}
+            j["model"]["merges"] = [m for m in j["model"]["merges"] if not any(g in "".join(m) for g in gone)]
+            j["model"].update(unk_token=unk, fuse_unk=fuse)
+        put("unknown_%d" % k, remove)
+    put("merge_twice", lambda j: j["model"]["merges"].append(j["model"]["merges"][3]))
+    maker, result = Maker(3), []
+    for name, j in out.items():
+        t = Tokenizer.from_str(json.dumps(j))
+        texts = [make(maker, c) for c in CLASSES if c not in ("invalid_utf8", "long_words")] + ["xxaxx eee 12 34", "zzqz q a z\u0006", "the loom ee e"]
+        result.append([name, j, [[s, t.encode(s).ids] for s in texts]])
+    return result
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--out", required=True)
@@ -208,6 +266,18 @@ def main():
     made = [train(name, lines, a.vocab) for name in SPECIALS]
     for name, t in zip(SPECIALS, made):
         t.save(os.path.join(a.out, name + ".json"), pretty=False)
+    if not a.text:
+        with open(os.path.join(a.out, "variants.json"), "w") as f:
+            f.write(json.dumps(variants(lines), ensure_ascii=True, separators=(",", ":")))
+        text = os.path.join(a.out, "train.txt")
+        with open(text, "w", encoding="utf-8", newline="") as f:
+            f.writelines(lines[::8] + lines[-300:])
+        t = Tokenizer(models.BPE())
+        t.pre_tokenizer = split(MODERN % "{1,3}")
+        t.train([text], trainers.BpeTrainer(vocab_size=1500, special_tokens=["<|endoftext|>"], show_progress=False,
+                                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        t.decoder = decoders.ByteLevel()
+        t.save(os.path.join(a.out, "trained.json"), pretty=False)
     maker = Maker(a.seed + 1)
     cases = [(k, make(maker, c)) for k, c in enumerate(CLASSES) for _ in range(a.per_class)]
     with open(os.path.join(a.out, "cases.bin"), "wb") as f:

@@ -242,7 +242,7 @@ int hd_bpe_word(hd_encoder *e, const unsigned char *word, size_t n, hd_ids *out,
     size_t before = out->len;
     int rc = encode_word(e, word, n, out, err);
     size_t count = out->len - before;
-    if (rc || count > HD_CACHE_IDS) return rc;
+    if (rc || !count || count > HD_CACHE_IDS) return rc;
     slot->size = (uint8_t)n;
     slot->count = (uint8_t)count;
     memcpy(slot->key, key, sizeof key);

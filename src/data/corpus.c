@@ -196,7 +196,7 @@ static int open_map(hd_map *m, const char *prefix, const char *suffix, hd_error 
 }
 
 int hd_corpus_open(hd_corpus *c, const char *prefix, hd_error *err) {
-    index_view v;
+    index_view v = {0};
     *c = (hd_corpus){0};
     int rc = open_map(&c->idx, prefix, ".idx", err);
     if (!rc) rc = open_map(&c->bin, prefix, ".bin", err);

@@ -201,12 +201,6 @@ static size_t extend_right(const hd_tokenizer *t, const unsigned char *text, siz
 
 typedef int gap_fn(hd_encoder *e, const unsigned char *text, size_t n, hd_ids *out, hd_error *err);
 
-static int put_id(hd_ids *out, int32_t id, hd_error *err) {
-    if (hd_grow(&out->data, &out->cap, out->len + 1, sizeof *out->data)) return hd_fail_memory(err, out->len * sizeof *out->data, "token ids");
-    out->data[out->len++] = id;
-    return 0;
-}
-
 /* Cuts text at the tokens of set: their ids go to out, what lies between goes to gap. A token that must stand alone as a word but does not
  * is skipped whole, and white space that a token takes in is taken from the gaps (AddedVocabulary::find_matches of `tokenizers`). */
 static int split_added(hd_encoder *e, const hd_added_set *set, const unsigned char *text, size_t n, gap_fn *gap, hd_ids *out, hd_error *err) {
@@ -220,7 +214,7 @@ static int split_added(hd_encoder *e, const hd_added_set *set, const unsigned ch
         if (a->lstrip && begin > done) begin = extend_left(e->t, text, begin, done);
         if (a->rstrip) end = extend_right(e->t, text, n, end);
         if (begin > done) rc = gap(e, text + done, begin - done, out, err);
-        if (!rc) rc = put_id(out, a->id, err);
+        if (!rc) rc = hd_ids_append(out, a->id, err);
         done = end;
     }
     return rc || done >= n ? rc : gap(e, text + done, n - done, out, err);
@@ -245,9 +239,9 @@ int hd_encoder_run(hd_encoder *e, const char *text, size_t n, bool add_special, 
         n = e->valid.len;
     }
     int rc = 0;
-    for (size_t i = 0; add_special && i < t->before_count && !rc; i++) rc = put_id(out, t->before[i], err);
+    for (size_t i = 0; add_special && i < t->before_count && !rc; i++) rc = hd_ids_append(out, t->before[i], err);
     if (!rc && n) rc = split_added(e, &t->raw, p, n, encode_raw_gap, out, err);
-    for (size_t i = 0; add_special && i < t->after_count && !rc; i++) rc = put_id(out, t->after[i], err);
+    for (size_t i = 0; add_special && i < t->after_count && !rc; i++) rc = hd_ids_append(out, t->after[i], err);
     return rc;
 }
 

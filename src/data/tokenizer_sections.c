@@ -169,8 +169,9 @@ static int read_digits(reader_state *r, const json_t *j) {
 }
 
 static int read_whitespace(reader_state *r, const json_t *j) {
+    static const char words[] = "[\\w\\x{200c}\\x{200d}]+|[^\\w\\x{200c}\\x{200d}\\s]+"; /* \w as the Rust crate `regex` has it */
     (void)j;
-    return regex_step(r, (hd_pretok_step){.behavior = HD_SPLIT_REMOVED, .invert = true}, "\\w+|[^\\w\\s]+", 13);
+    return regex_step(r, (hd_pretok_step){.behavior = HD_SPLIT_REMOVED, .invert = true}, words, sizeof words - 1);
 }
 
 static int read_whitespace_split(reader_state *r, const json_t *j) {
