@@ -24,13 +24,15 @@ static inline hd_value small_param(hd_graph *g, const char *name, int rank, int6
 static inline hd_value small_layer(hd_graph *g, hd_value x, int i)
 {
     hd_norm_attrs norm = {.eps = 1e-5, .dtype = HD_F32, .sum_dtype = HD_F32};
-    hd_graph_push(g, "layers.%d", i);
+    hd_graph_push(g, "layers");
+    hd_graph_push(g, "%d", i);
     hd_value gamma = small_param(g, "gamma", 1, WIDTH, 0), beta = small_param(g, "beta", 1, WIDTH, 0);
     hd_value up = small_param(g, "up", 2, WIDTH, HIDDEN), gate = small_param(g, "gate", 2, WIDTH, HIDDEN), down = small_param(g, "down", 2, HIDDEN, WIDTH);
     hd_value h = hd_graph_node(g, "layer_norm", "norm", &norm, (hd_value[]){x, gamma, beta}, 3);
     hd_value u = hd_contract(g, "u", "td,dh->th", h, up, HD_F32), v = hd_contract(g, "v", "td,dh->th", h, gate, HD_F32);
     hd_value a = hd_mul(g, hd_elementwise(g, "act", HD_EW_SILU, u, HD_NONE, HD_NONE, 0), v);
     hd_value y = hd_add(g, x, hd_contract(g, "y", "th,hd->td", a, down, HD_F32));
+    hd_graph_pop(g);
     hd_graph_pop(g);
     return y;
 }

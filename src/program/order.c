@@ -292,8 +292,8 @@ static void collect_deps(deps *d)
 static int64_t rank_of(const hd_lowering *l, int item)
 {
     const hd_item *x = &l->items[item];
-    bool update = x->node && x->node->phase == HD_UPDATE;
-    return (int64_t)x->segment << 40 | (int64_t)!update << 32 | item;
+    bool soon = x->node && (x->node->phase == HD_UPDATE || x->node->op->is_view); /* a view costs nothing, and an update may wait for it */
+    return (int64_t)x->segment << 40 | (int64_t)!soon << 32 | item;
 }
 
 typedef struct heap { int64_t *ranks; int n; } heap;
