@@ -148,14 +148,12 @@ static int set_json(const hd_setting *s, void *into, const json_t *v, hd_setting
     return set_value(s, into, text, m, err);
 }
 
-static int read_config(const hd_setting *table, void *into, const char *path, hd_settings_memory *m, hd_error *err)
+int hd_settings_apply(const hd_setting *table, void *into, const json_t *object, hd_settings_memory *m, hd_error *err)
 {
-    json_t *j = hd_json_load(path, err);
-    if (!j) return err->code;
-    int rc = json_is_object(j) ? 0 : hd_fail(err, HD_EFORMAT, "it is no JSON object");
+    int rc = json_is_object(object) ? 0 : hd_fail(err, HD_EFORMAT, "settings must be a JSON object");
     const char *key;
     json_t *v, *item;
-    json_object_foreach(j, key, v) {
+    json_object_foreach((json_t *)object, key, v) {
         const hd_setting *s = find(table, key);
         size_t i;
         if (rc) break;
@@ -163,6 +161,14 @@ static int read_config(const hd_setting *table, void *into, const char *path, hd
         else if (json_is_array(v) && s->type == HD_SET_LIST) json_array_foreach(v, i, item) rc = rc ? rc : set_json(s, into, item, m, err);
         else rc = set_json(s, into, v, m, err);
     }
+    return rc;
+}
+
+static int read_config(const hd_setting *table, void *into, const char *path, hd_settings_memory *m, hd_error *err)
+{
+    json_t *j = hd_json_load(path, err);
+    if (!j) return err->code;
+    int rc = hd_settings_apply(table, into, j, m, err);
     json_decref(j);
     return rc ? hd_error_context(err, "%s", path) : 0;
 }

@@ -5,6 +5,7 @@
 #ifndef HD_BASE_SETTINGS_H
 #define HD_BASE_SETTINGS_H
 
+#include <jansson.h>
 #include "base/error.h"
 #include "base/str.h"
 
@@ -29,6 +30,8 @@ void hd_settings_free(hd_settings_memory *m);
 
 /* Writes every default into the struct at `into`. */
 int hd_settings_preset(const hd_setting *table, void *into, hd_settings_memory *m, hd_error *err);
+/* Sets what a JSON object says; a key that is no setting is HD_EINVAL. */
+int hd_settings_apply(const hd_setting *table, void *into, const json_t *object, hd_settings_memory *m, hd_error *err);
 /* Reads flags argv[1..argc-1]. --config FILE (a JSON object) is read first, wherever it stands. Up to max_words words that are no flags go
  * to words (their number to *n_words); one more is an error. */
 int hd_settings_parse(const hd_setting *table, void *into, int argc, char **argv, const char **words, int max_words, int *n_words,

@@ -13,6 +13,9 @@ typedef struct hd_command {
     const hd_setting *settings; /* ended by a name of NULL */
     size_t config_size;         /* bytes of the struct that settings fill */
     int max_words;              /* words that are no flags */
+    /* (optional) Settings that something named by the flags brings along; they rank between the table's defaults and what the person says.
+     * NULL: none, or an error left in err. The caller json_decrefs it. */
+    json_t *(*brought)(const void *config, hd_error *err);
     /* config: the filled struct. 0, or an error's code with its message in err. */
     int (*run)(const void *config, const char *const *words, int n_words, hd_error *err);
 } hd_command;

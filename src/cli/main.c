@@ -43,15 +43,27 @@ static bool wants_help(int argc, char **argv)
     return false;
 }
 
+typedef struct words { const char *word[MAX_WORDS]; int n; } words;
+
+static int fill_config(const hd_command *c, int argc, char **argv, const json_t *brought, void *config, words *w, hd_settings_memory *m, hd_error *err)
+{
+    int rc = hd_settings_preset(c->settings, config, m, err);
+    if (!rc && brought) rc = hd_settings_apply(c->settings, config, brought, m, err);
+    int most = c->max_words < MAX_WORDS ? c->max_words : MAX_WORDS;
+    return rc ? rc : hd_settings_parse(c->settings, config, argc, argv, w->word, most, &w->n, m, err);
+}
+
 static int run_command(const hd_command *c, int argc, char **argv, hd_error *err)
 {
-    const char *words[MAX_WORDS];
-    int n_words = 0;
+    words w = {.n = 0};
     hd_settings_memory memory = {0};
     void *config = hd_calloc(1, c->config_size);
-    int rc = config ? hd_settings_preset(c->settings, config, &memory, err) : hd_fail_memory(err, c->config_size, "settings");
-    if (!rc) rc = hd_settings_parse(c->settings, config, argc, argv, words, c->max_words < MAX_WORDS ? c->max_words : MAX_WORDS, &n_words, &memory, err);
-    if (!rc) rc = c->run(config, words, n_words, err);
+    int rc = config ? fill_config(c, argc, argv, NULL, config, &w, &memory, err) : hd_fail_memory(err, c->config_size, "settings");
+    json_t *brought = !rc && c->brought ? c->brought(config, err) : NULL;
+    if (!rc) rc = err->code;
+    if (!rc && brought) rc = fill_config(c, argc, argv, brought, config, &w, &memory, err);
+    json_decref(brought);
+    if (!rc) rc = c->run(config, w.word, w.n, err);
     hd_settings_free(&memory);
     hd_free(config);
     return rc;

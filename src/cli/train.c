@@ -1,4 +1,5 @@
 /* train.c: heddle train: train or fine-tune. */
+#include "base/file.h"
 #include "cli/cli.h"
 #include "train/trainer.h"
 
@@ -6,6 +7,19 @@ static int run(const void *config, const char *const *words, int n_words, hd_err
 {
     (void)words, (void)n_words;
     return hd_train(config, err);
+}
+
+/* The "train" section of a network file: how that network is best trained. */
+static json_t *brought(const void *config, hd_error *err)
+{
+    const hd_train_config *c = config;
+    json_error_t e;
+    (void)err; /* what is wrong with the file is said when it is read for real */
+    if (!c->model || hd_is_dir(c->model)) return NULL;
+    json_t *j = json_load_file(c->model, 0, &e), *section = json_object_get(j, "heddle_network") ? json_object_get(j, "train") : NULL;
+    json_incref(section);
+    json_decref(j);
+    return section;
 }
 
 const hd_command hd_cmd_train = {
@@ -18,5 +32,6 @@ const hd_command hd_cmd_train = {
     .settings = hd_train_settings,
     .config_size = sizeof(hd_train_config),
     .max_words = 0,
+    .brought = brought,
     .run = run,
 };

@@ -1,4 +1,4 @@
-/* shuffle.h: a random order of n things that follows from its key alone. For this folder's files only. */
+/* shuffle.h: a random order of n things that follows from its key alone.. */
 #ifndef HD_DATA_SHUFFLE_H
 #define HD_DATA_SHUFFLE_H
 

@@ -7,7 +7,7 @@
 
 typedef struct candidate { float logit; int32_t id; } candidate;
 
-struct hd_sampler {
+struct hd_token_sampler {
     hd_sampling o;
     int64_t vocab;
     unsigned char *seen;   /* [vocab] */
@@ -32,23 +32,23 @@ int hd_sampling_check(const hd_sampling *o, hd_error *err)
     return 0;
 }
 
-hd_sampler *hd_sampler_new(const hd_sampling *o, int64_t vocab, hd_error *err)
+hd_token_sampler *hd_token_sampler_new(const hd_sampling *o, int64_t vocab, hd_error *err)
 {
     if (hd_sampling_check(o, err)) return NULL;
-    hd_sampler *s = hd_calloc(1, sizeof *s);
+    hd_token_sampler *s = hd_calloc(1, sizeof *s);
     if (s) {
-        *s = (hd_sampler){.o = *o, .vocab = vocab, .rng = hd_rng_new(o->seed)};
+        *s = (hd_token_sampler){.o = *o, .vocab = vocab, .rng = hd_rng_new(o->seed)};
         s->seen = hd_calloc((size_t)vocab, 1);
         s->candidates = hd_calloc((size_t)vocab, sizeof *s->candidates);
         s->weight = hd_calloc((size_t)vocab, sizeof *s->weight);
         if (s->seen && s->candidates && s->weight) return s;
     }
     hd_fail_memory(err, (size_t)vocab * 24, "a sampler");
-    hd_sampler_free(s);
+    hd_token_sampler_free(s);
     return NULL;
 }
 
-void hd_sampler_free(hd_sampler *s)
+void hd_token_sampler_free(hd_token_sampler *s)
 {
     if (!s) return;
     hd_free(s->seen);
@@ -57,19 +57,19 @@ void hd_sampler_free(hd_sampler *s)
     hd_free(s);
 }
 
-void hd_sampler_see(hd_sampler *s, int32_t token)
+void hd_token_sampler_see(hd_token_sampler *s, int32_t token)
 {
     if (token >= 0 && token < s->vocab) s->seen[token] = 1;
 }
 
-static float penalised(const hd_sampler *s, const float *logits, int64_t i)
+static float penalised(const hd_token_sampler *s, const float *logits, int64_t i)
 {
     float x = logits[i];
     if (!s->seen[i] || s->o.repetition_penalty == 1) return x;
     return x > 0 ? (float)(x / s->o.repetition_penalty) : (float)(x * s->o.repetition_penalty);
 }
 
-static int32_t greedy(const hd_sampler *s, const float *logits)
+static int32_t greedy(const hd_token_sampler *s, const float *logits)
 {
     int32_t best = -1;
     float most = -INFINITY;
@@ -88,7 +88,7 @@ static int likeliest_first(const void *a, const void *b)
 }
 
 /* Candidates in descending order, cut to top_k. */
-static int64_t collect(hd_sampler *s, const float *logits)
+static int64_t collect(hd_token_sampler *s, const float *logits)
 {
     int64_t n = 0;
     for (int64_t i = 0; i < s->vocab; i++) {
@@ -100,7 +100,7 @@ static int64_t collect(hd_sampler *s, const float *logits)
 }
 
 /* Probabilities (not normalised, the first is 1) of the n candidates, cut by top_p and min_p; returns how many are left, their sum in *sum. */
-static int64_t weigh(hd_sampler *s, int64_t n, double *sum)
+static int64_t weigh(hd_token_sampler *s, int64_t n, double *sum)
 {
     double total = 0, kept = 0;
     for (int64_t i = 0; i < n; i++) total += s->weight[i] = exp((s->candidates[i].logit - s->candidates[0].logit) / s->o.temperature);
@@ -110,7 +110,7 @@ static int64_t weigh(hd_sampler *s, int64_t n, double *sum)
     return left;
 }
 
-int32_t hd_sampler_draw(hd_sampler *s, const float *logits)
+int32_t hd_token_sampler_draw(hd_token_sampler *s, const float *logits)
 {
     if (s->o.temperature == 0) return greedy(s, logits);
     double sum, u = hd_rng_uniform(&s->rng);

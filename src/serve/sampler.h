@@ -14,18 +14,18 @@ typedef struct hd_sampling {
     uint64_t seed;
 } hd_sampling;
 
-typedef struct hd_sampler hd_sampler;
+typedef struct hd_token_sampler hd_token_sampler;
 
 hd_sampling hd_sampling_default(void); /* greedy, nothing cut, no penalty */
 int hd_sampling_check(const hd_sampling *o, hd_error *err);
 
 /* For one sequence over a vocabulary of that size. NULL when out of memory or o makes no sense. */
-hd_sampler *hd_sampler_new(const hd_sampling *o, int64_t vocab, hd_error *err);
-void hd_sampler_free(hd_sampler *s);
+hd_token_sampler *hd_token_sampler_new(const hd_sampling *o, int64_t vocab, hd_error *err);
+void hd_token_sampler_free(hd_token_sampler *s);
 /* Counts a token as seen (prompt tokens too). */
-void hd_sampler_see(hd_sampler *s, int32_t token);
+void hd_token_sampler_see(hd_token_sampler *s, int32_t token);
 /* Draws a token; logits[vocab] is not changed. The order of the cuts: penalty, temperature, top_k, top_p, min_p. The nth draw of a seed is always the
- * same for the same logits. -1 when no logit is a number. Doesn't call hd_sampler_see. */
-int32_t hd_sampler_draw(hd_sampler *s, const float *logits);
+ * same for the same logits. -1 when no logit is a number. Doesn't call hd_token_sampler_see. */
+int32_t hd_token_sampler_draw(hd_token_sampler *s, const float *logits);
 
 #endif

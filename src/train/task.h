@@ -38,7 +38,9 @@ struct hd_task {
 hd_task *hd_lm_task_new(const hd_train_config *c, hd_error *err);
 hd_task *hd_network_task_new(const hd_train_config *c, hd_error *err);
 
-/* Sets a scalar input of f32 if the program reads one of that name. */
+/* Set an input of the program, if it reads one of that name: a scalar; the first `bytes` bytes; "samples", for rows first, first, ... of rows_each rows. */
 void hd_task_set_scalar(hd_exec *e, const char *name, double value);
+void hd_task_put(hd_exec *e, const char *name, const void *from, size_t bytes);
+void hd_task_number_samples(hd_exec *e, int64_t first, int64_t rows_each);
 
 #endif

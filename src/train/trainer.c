@@ -97,7 +97,7 @@ static int load_weights(run *r, hd_error *err)
 {
     char dir[PATH_SIZE];
     hd_store *store = r->session.store;
-    bool resume = r->c->out && r->c->resume && !r->c->eval_only && hd_checkpoint_newest(r->c->out, dir, sizeof dir);
+    bool resume = r->c->out && r->c->resume && hd_checkpoint_newest(r->c->out, dir, sizeof dir);
     if (!resume) return r->task->load(r->task, store, NULL, err);
     int rc = hd_checkpoint_open(dir, &r->at, NULL, err);
     if (!rc && r->at.seed != (uint64_t)r->c->seed)

@@ -1,0 +1,244 @@
+/* network_task.c: a network file learning from the data that it names. */
+#include <math.h>
+#include <stdio.h>
+#include "base/file.h"
+#include "base/json.h"
+#include "data/dataset.h"
+#include "data/metrics.h"
+#include "data/shuffle.h"
+#include "models/network.h"
+#include "tensor/safetensors.h"
+#include "train/task.h"
+
+#define PATH_SIZE 4096
+
+typedef struct network_task {
+    hd_task task;
+    hd_network *network;
+    const json_t *data;    /* its section; owned by network */
+    hd_dataset train, test;
+    uint32_t *order;       /* [train.count] of the samples in `epoch` */
+    int64_t epoch;         /* -1: none yet */
+    int64_t *row;          /* [batch] rows of the micro-batch being filled */
+    float *scores;         /* [test.count, classes] of an evaluation */
+} network_task;
+
+/* ---- inputs ---- */
+
+static int fill_column(const json_t *inputs, const hd_dataset *d, hd_exec *e, const int64_t *row, int64_t n, hd_error *err)
+{
+    const char *name;
+    json_t *column;
+    json_object_foreach((json_t *)inputs, name, column) {
+        const hd_column *c = hd_dataset_column(d, json_string_value(column));
+        hd_tensor t;
+        if (hd_program_input(hd_exec_program(e), name) < 0) continue;
+        if (hd_exec_input(e, name, &t, err)) return err->code;
+        if (!c) return hd_fail(err, HD_EINVAL, "\"data\": there is no column \"%s\"", json_string_value(column));
+        if (c->elements * n != hd_tensor_count(&t))
+            return hd_fail(err, HD_EINVAL, "input \"%s\" takes %lld numbers a sample, column \"%s\" has %lld", name, (long long)(hd_tensor_count(&t) / n), c->name,
+                           (long long)c->elements);
+        hd_dataset_rows(c, row, n, t.dtype, t.data);
+    }
+    return 0;
+}
+
+static int begin_step(hd_task *base, hd_exec *e, int64_t first, int64_t step, hd_error *err)
+{
+    (void)first, (void)err;
+    hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)(base->config->batch * base->config->micro_batches));
+    hd_task_put(e, "key", (int64_t[]){base->config->seed, step}, 2 * sizeof(int64_t));
+    return 0;
+}
+
+/* Which training sample number `index` of the endless shuffled sequence is. */
+static int64_t sample_row(network_task *t, int64_t index)
+{
+    int64_t epoch = index / t->train.count;
+    if (epoch != t->epoch) hd_shuffle(t->order, (uint32_t)t->train.count, hd_hash_mix((uint64_t)t->task.config->seed, (uint64_t)epoch), true);
+    t->epoch = epoch;
+    return t->order[index % t->train.count];
+}
+
+static int fill(hd_task *base, hd_exec *e, int64_t first, hd_error *err)
+{
+    network_task *t = (network_task *)base;
+    int64_t batch = base->config->batch;
+    for (int64_t k = 0; k < batch; k++) t->row[k] = sample_row(t, first + k);
+    hd_task_number_samples(e, first, 1);
+    return fill_column(json_object_get(t->data, "inputs"), &t->train, e, t->row, batch, err);
+}
+
+/* ---- evaluation ---- */
+
+/* Scores (output `name`) of this batch's first n samples, copied behind those of the batches before. */
+static int keep_scores(network_task *t, hd_exec *e, const char *name, int64_t first, int64_t n, int64_t *classes, hd_error *err)
+{
+    hd_tensor out;
+    int rc = hd_exec_output(e, name, &out, err);
+    if (rc) return rc;
+    *classes = hd_tensor_count(&out) / t->task.config->batch;
+    if (!t->scores && !(t->scores = hd_calloc((size_t)(t->test.count * *classes), sizeof(float)))) return hd_fail_memory(err, (size_t)t->test.count, "scores");
+    hd_convert(t->scores + first * *classes, HD_F32, out.data, out.dtype, n * *classes);
+    return 0;
+}
+
+static int measure(network_task *t, const char *kind, const char *labels, int64_t classes, int64_t counted, hd_evaluation *out, hd_error *err)
+{
+    const hd_column *c = hd_dataset_column(&t->test, labels);
+    if (!c || c->dtype != HD_I32) return hd_fail(err, HD_EINVAL, "\"data\": the metric's labels \"%s\" are no column of i32", labels);
+    hd_metric *m = &out->metric[out->n++];
+    m->name = !strcmp(kind, "auc") ? "auc" : "accuracy";
+    if (!strcmp(kind, "auc")) return hd_metric_auc(t->scores, c->data, counted, &m->value, err);
+    m->value = hd_metric_accuracy(t->scores, c->data, counted, classes);
+    return 0;
+}
+
+/* All held-out samples in batches; the last batch is filled up with its first sample, which counts neither in loss nor in metric. */
+static int evaluate(hd_task *base, hd_exec *e, int64_t max_batches, hd_evaluation *out, hd_error *err)
+{
+    network_task *t = (network_task *)base;
+    const json_t *metric = json_object_get(t->data, "metric");
+    const char *kind = json_string_value(json_object_get(metric, "kind")), *scores = json_string_value(json_object_get(metric, "scores"));
+    int64_t batch = base->config->batch, counted = 0, in_loss = 0, classes = 1;
+    double loss = 0;
+    *out = (hd_evaluation){0};
+    hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)batch);
+    for (int64_t b = 0; counted < t->test.count && (!max_batches || b < max_batches); b++) {
+        int64_t n = t->test.count - counted < batch ? t->test.count - counted : batch;
+        hd_tensor l;
+        for (int64_t k = 0; k < batch; k++) t->row[k] = counted + (k < n ? k : 0);
+        int rc = fill_column(json_object_get(t->data, "inputs"), &t->test, e, t->row, batch, err);
+        if (!rc) rc = hd_exec_step(e, NULL, err);
+        if (!rc) rc = hd_exec_output(e, "loss", &l, err);
+        if (!rc && kind) rc = keep_scores(t, e, scores ? scores : "", counted, n, &classes, err);
+        if (rc) return rc;
+        if (n == batch || b == 0) loss += hd_load_f64(l.data, l.dtype, 0), in_loss++;
+        counted += n;
+    }
+    out->units = counted;
+    out->metric[out->n++] = (hd_metric){"loss", loss / (double)in_loss};
+    return kind ? measure(t, kind, json_string_value(json_object_get(metric, "labels")), classes, counted, out, err) : 0;
+}
+
+/* ---- graphs and weights ---- */
+
+static int graphs(hd_task *base, hd_graph **train, hd_graph **eval, hd_error *err)
+{
+    network_task *t = (network_task *)base;
+    hd_network_options o = {.batch = base->config->batch, .train = true};
+    *eval = NULL;
+    *train = hd_network_graph(t->network, &o, err);
+    o.train = false;
+    if (*train) *eval = hd_network_graph(t->network, &o, err);
+    if (*eval) return 0;
+    hd_graph_free(*train);
+    return err->code;
+}
+
+/* Parameters, and states that are part of the model (running statistics); the optimizer's are named after a parameter. */
+static bool of_model(const hd_store *s, const hd_store_tensor *t)
+{
+    const char *dot = strchr(t->path, '.');
+    return t->kind == HD_PARAM || !dot || !hd_store_find(s, dot + 1);
+}
+
+static int load(hd_task *base, hd_store *store, const char *from, hd_error *err)
+{
+    (void)base;
+    hd_weights w = {0};
+    if (!from) return 0;
+    int rc = hd_weights_open(&w, from, err);
+    for (size_t i = 0; i < store->n_tensors && !rc; i++) {
+        const hd_store_tensor *t = store->tensors[i];
+        if (!of_model(store, t)) continue;
+        const hd_weight *f = hd_weights_find(&w, t->path);
+        if (!f) rc = hd_fail(err, HD_EFORMAT, "%s has no tensor \"%s\"", from, t->path);
+        if (!rc) rc = hd_weight_need_shape(f, t->type.shape.rank, t->type.shape.dim, err);
+        if (!rc) hd_weight_load(f, 0, hd_shape_count(&t->type.shape), t->data, t->type.dtype);
+    }
+    hd_weights_close(&w);
+    return rc;
+}
+
+static int write_tensors(const hd_store *s, const char *path, hd_weight_spec *specs, const hd_store_tensor **from, hd_error *err)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < s->n_tensors; i++) {
+        const hd_store_tensor *t = s->tensors[i];
+        if (!of_model(s, t)) continue;
+        specs[n] = (hd_weight_spec){.name = t->path, .dtype = t->type.dtype, .rank = t->type.shape.rank};
+        memcpy(specs[n].dim, t->type.shape.dim, sizeof specs[n].dim);
+        from[n++] = t;
+    }
+    hd_safetensors_writer *w = hd_safetensors_create(path, specs, n, NULL, err);
+    int rc = w ? 0 : err->code;
+    for (size_t i = 0; i < n && !rc; i++) rc = hd_safetensors_write(w, i, 0, hd_shape_count(&from[i]->type.shape), from[i]->data, from[i]->type.dtype, err);
+    if (w && rc) hd_safetensors_abandon(w);
+    return w && !rc ? hd_safetensors_finish(w, err) : rc;
+}
+
+static int copy_network(const char *from, const char *dir, hd_error *err)
+{
+    char path[PATH_SIZE];
+    hd_str text;
+    hd_str_init(&text);
+    int rc = hd_file_read(&text, from, 0, err);
+    if (!rc) rc = hd_path_join(path, sizeof path, dir, "network.json", err);
+    if (!rc) rc = hd_file_write_atomic(path, text.data, text.len, err);
+    hd_str_free(&text);
+    return rc;
+}
+
+static int write_model(hd_task *base, const hd_store *store, const char *dir, hd_error *err)
+{
+    char path[PATH_SIZE];
+    hd_weight_spec *specs = hd_calloc(store->n_tensors + 1, sizeof *specs);
+    const hd_store_tensor **from = hd_calloc(store->n_tensors + 1, sizeof *from);
+    int rc = specs && from ? hd_path_join(path, sizeof path, dir, "model.safetensors", err) : hd_fail_memory(err, 1, "a checkpoint");
+    if (!rc) rc = write_tensors(store, path, specs, from, err);
+    hd_free(specs);
+    hd_free(from);
+    return rc ? rc : copy_network(base->config->model, dir, err);
+}
+
+static void free_task(hd_task *base)
+{
+    network_task *t = (network_task *)base;
+    hd_network_free(t->network);
+    hd_dataset_free(&t->train);
+    hd_dataset_free(&t->test);
+    hd_free(t->order);
+    hd_free(t->row);
+    hd_free(t->scores);
+    hd_free(t);
+}
+
+/* ---- opening ---- */
+
+static int open_all(network_task *t, hd_error *err)
+{
+    const hd_train_config *c = t->task.config;
+    t->network = hd_network_load(c->model, err);
+    if (!t->network) return err->code;
+    t->data = hd_network_section(t->network, "data");
+    if (!t->data) return hd_fail(err, HD_EINVAL, "%s has no \"data\" section: what should it learn from?", c->model);
+    int rc = hd_dataset_open(&t->train, t->data, false, c->model, err);
+    if (!rc) rc = hd_dataset_open(&t->test, t->data, true, c->model, err);
+    if (!rc && t->train.count < 1) rc = hd_fail(err, HD_EINVAL, "%s: its data holds no sample", c->model);
+    if (!rc && !(t->order = hd_calloc((size_t)t->train.count, sizeof *t->order))) rc = hd_fail_memory(err, (size_t)t->train.count, "the order of samples");
+    if (!rc && !(t->row = hd_calloc((size_t)c->batch, sizeof *t->row))) rc = hd_fail_memory(err, (size_t)c->batch, "a batch");
+    return rc;
+}
+
+hd_task *hd_network_task_new(const hd_train_config *c, hd_error *err)
+{
+    network_task *t = hd_calloc(1, sizeof *t);
+    if (!t) return hd_fail_memory(err, sizeof *t, "a task"), NULL;
+    t->task = (hd_task){.config = c, .unit = "samples", .units_per_sample = 1, .free = free_task, .graphs = graphs, .load = load, .begin_step = begin_step,
+                        .fill = fill, .evaluate = evaluate, .write_model = write_model};
+    t->epoch = -1;
+    if (!open_all(t, err)) return &t->task;
+    free_task(&t->task);
+    return NULL;
+}
