@@ -211,12 +211,95 @@ static void sample_retype(const hd_op *op, hd_sample *s, mode m, hd_rng *r)
     }
 }
 
-/* A random instance; where the op doesn't take the mode's dtypes (parameters that must be f32), mixtures are tried. */
-static bool instance_new(hd_arena *arena, instance *x, const hd_op *op, mode m, uint64_t seed, hd_error *err)
+/* ---- larger instances: what the vectors, tiles and blocks of fast kernels need, and gradients by differences could not afford ---- */
+
+/* Dimensions that no loop runs over, tied together: the same extent in each (operand, dimension); dimension -1 is the last. */
+static const struct { const char *op; int tied[4][2], n; } whole_dims[] = {
+    {"softmax", {{0, -1}}, 1},
+    {"layer_norm", {{0, -1}, {1, 0}, {2, 0}, {3, -1}}, 4},
+    {"rms_norm", {{0, -1}, {1, 0}, {2, -1}}, 3},
+    {"cross_entropy", {{0, 1}}, 1},
+    {"attention", {{0, 2}, {1, 2}}, 2},
+    {"attention", {{2, 2}}, 1},
+    {"attention", {{1, 0}, {2, 0}, {4, 0}, {6, 0}}, 4},
+    {"dropout", {{0, 1}}, 1},
+    {"reduce_mean", {{0, -1}}, 1},
+    {"batch_norm", {{0, 0}}, 1},
+    {"batch_norm", {{0, 3}}, 1},
+    {"top_k", {{0, -1}}, 1},
+    {"max_pool2d", {{0, 3}}, 1},
+    {"avg_pool2d", {{0, 3}}, 1},
+    {"conv2d", {{0, 3}}, 1},
+    {"rope", {{0, 2}}, 1},
+};
+
+static void grow_whole_dims(const hd_op *op, hd_sample *s, hd_rng *r)
+{
+    static const int64_t extents[] = {16, 33, 64, 100, 131, 257};
+    for (size_t k = 0; k < sizeof whole_dims / sizeof whole_dims[0]; k++) {
+        if (strcmp(whole_dims[k].op, op->name) != 0 || hd_rng_below(r, 3) == 0) continue;
+        int64_t extent = extents[hd_rng_below(r, sizeof extents / sizeof extents[0])];
+        for (int i = 0; i < whole_dims[k].n; i++) {
+            hd_type *t = &s->in[whole_dims[k].tied[i][0]];
+            int d = whole_dims[k].tied[i][1];
+            if (!t->absent && t->shape.rank) t->shape.dim[d < 0 ? t->shape.rank - 1 : d] = extent;
+        }
+    }
+}
+
+/* Some loops get a longer extent, and every operand dimension that they run over with them. */
+static void grow_loops(const hd_op *op, hd_sample *s, hd_rng *r)
+{
+    static const int64_t extents[] = {13, 17, 33, 67, 129, 200};
+    hd_type out[HD_MAX_RESULTS] = {0};
+    hd_loops l = {0};
+    hd_sig sig = {.op = op, .in = s->in, .out = out, .n_in = s->n_in, .attrs = s->attrs};
+    if (op->localise || (sig.n_out = op->infer(&sig, out, NULL)) < 0) return;
+    op->loops(&sig, &l);
+    for (int i = 0; i < l.n; i++)
+        if (hd_rng_u32(r) & 1) l.extent[i] = extents[hd_rng_below(r, sizeof extents / sizeof extents[0])];
+    for (int i = 0; i < s->n_in; i++)
+        for (int d = 0; !s->in[i].absent && d < s->in[i].shape.rank; d++) {
+            int64_t product = 1;
+            for (int k = 0; k < l.in[i][d].n; k++) product *= l.extent[l.in[i][d].loop[k]];
+            if (l.in[i][d].n) s->in[i].shape.dim[d] = product;
+        }
+}
+
+/* What the reference kernel will have to do for a sample, about; infinite when it is no longer valid. */
+static double sample_work(const hd_op *op, const hd_sample *s)
+{
+    hd_type out[HD_MAX_RESULTS] = {0};
+    hd_cost c = {INFINITY, INFINITY};
+    hd_sig sig = {.op = op, .in = s->in, .out = out, .n_in = s->n_in, .attrs = s->attrs};
+    sig.n_out = op->infer(&sig, out, NULL);
+    if (sig.n_out > 0) op->cost(&sig, &c);
+    return c.flops + c.bytes;
+}
+
+/* Makes a sample larger within a budget of flops and bytes; leaves it when it finds no way. */
+static void sample_grow(const hd_op *op, hd_sample *s, double budget, hd_rng *r)
+{
+    for (int attempt = 0; attempt < 30; attempt++) {
+        hd_sample big = *s;
+        grow_loops(op, &big, r);
+        grow_whole_dims(op, &big, r);
+        if (!(sample_work(op, &big) <= budget)) continue;
+        for (int i = 0; i < big.n_in; i++) /* distinct indices need room */
+            if (big.fill[i].how == HD_FILL_UNIQUE) big.fill[i].limit = fmax(big.fill[i].limit, (double)hd_shape_count(&big.in[i].shape));
+        *s = big;
+        return;
+    }
+}
+
+/* A random instance, made larger within a budget unless that is 0; where the op doesn't take the mode's dtypes (parameters that must be
+ * f32), mixtures are tried. */
+static bool instance_new(hd_arena *arena, instance *x, const hd_op *op, mode m, double budget, uint64_t seed, hd_error *err)
 {
     hd_rng r = hd_rng_new(hd_hash_mix(hd_hash_string(op->name), seed));
     hd_sample first = {0};
     op->sample(&r, &first);
+    if (budget > 0) sample_grow(op, &first, budget, &r);
     for (int attempt = 0; attempt < 200; attempt++) {
         hd_sample s = first;
         sample_retype(op, &s, attempt && m == IN_BF16 ? IN_MIXED : m, &r);

@@ -83,18 +83,29 @@ static const struct { const char *op; int loop; } never_empty[] = {{"conv2d", 1}
 /* Largest |fast - reference| / (|reference| + 0.05 max|reference|), the reference in f64 and not rounded to the result's dtype; for sums
  * the largest |reference| is that of the terms' magnitudes.
  * f32: some roundings of an f32 computation. bf16: half a unit in the last place (2^-8), and 2 % for the f32 computation before it. */
-typedef struct tolerance { const char *op; double f32, bf16; } tolerance;
-static const tolerance default_tolerance = {NULL, 1e-5, 0x1.05p-8};
+typedef struct tolerance { const char *op; double f32, mixed /* an f32 result of bf16 operands */, bf16; } tolerance;
+static const tolerance default_tolerance = {NULL, 1e-5, 1e-5, 0x1.05p-8};
 static const tolerance tolerances[] = {
-    {"attention", 2e-5, 2e-2},      /* bf16: probabilities are rounded before the second product */
-    {"attention_grad", 5e-5, 3e-2}, /* likewise, and their derivatives */
+    {"attention", 2e-5, 4e-2, 4e-2},              /* bf16: probabilities are rounded before the second product */
+    {"attention_grad", 5e-5, 4e-2, 4e-2},         /* likewise, and dout.v - dout.out cancels when out is rounded */
+    {"layer_norm_grad_x", 1e-4, 1e-4, 0x1.05p-8}, /* over few features nearly all of it cancels */
 };
+
+/* Ops that move elements as they are: compared exactly, in the dtype they have. */
+static const char *const moves[] = {"slice", "pad", "concat", "broadcast", "transpose", "update_rows"};
+
+static bool is_move(const char *op)
+{
+    for (size_t i = 0; i < sizeof moves / sizeof moves[0]; i++)
+        if (!strcmp(moves[i], op)) return true;
+    return false;
+}
 
 static tolerance tolerance_of(const char *op)
 {
     for (size_t i = 0; i < sizeof tolerances / sizeof tolerances[0]; i++)
         if (!strcmp(tolerances[i].op, op)) return tolerances[i];
-    return default_tolerance;
+    return is_move(op) ? (tolerance){op, 0, 0, 0} : default_tolerance;
 }
 
 static uint32_t results_without_flow(const char *op)
@@ -118,14 +129,14 @@ static bool may_be_empty(const char *op, int loop)
     return true;
 }
 
-/* Calls f on `count` instances of one op, if it has samples. */
-static void for_instances_of(const hd_op *op, int count, mode m, void (*f)(hd_arena *arena, instance *x, uint64_t seed))
+/* Calls f on `count` instances of one op, if it has samples; made larger within a budget of flops and bytes, unless that is 0. */
+static void for_instances_of(const hd_op *op, int count, mode m, double budget, void (*f)(hd_arena *arena, instance *x, uint64_t seed))
 {
     for (int seed = 0; op->sample && seed < count; seed++) {
         hd_arena arena = {0};
         instance x;
         hd_error err = {0};
-        if (instance_new(&arena, &x, op, m, (uint64_t)seed, &err)) f(&arena, &x, (uint64_t)seed);
+        if (instance_new(&arena, &x, op, m, budget, (uint64_t)seed, &err)) f(&arena, &x, (uint64_t)seed);
         else fail_op(op, "no instance in %s: %s", mode_names[m], err.message);
         hd_arena_free(&arena);
     }
@@ -133,7 +144,7 @@ static void for_instances_of(const hd_op *op, int count, mode m, void (*f)(hd_ar
 
 static void for_instances(int count, mode m, void (*f)(hd_arena *arena, instance *x, uint64_t seed))
 {
-    for (int i = 0; i < hd_op_count; i++) for_instances_of(hd_ops[i], count, m, f);
+    for (int i = 0; i < hd_op_count; i++) for_instances_of(hd_ops[i], count, m, 0, f);
 }
 
 /* ---- facets ---- */
@@ -464,7 +475,7 @@ static void test_gradients(void **state)
 {
     (void)state;
     int before = failures;
-    for_instances(12 * scale_up, IN_F64, check_gradient);
+    for_instances(10 * scale_up, IN_F64, check_gradient);
     for (int i = 0; i < hd_op_count; i++) {
         const hd_op *op = hd_ops[i];
         if (op->is_backward && !records[i].differentiated) fail_op(op, "a backward op that no gradient was made of");
@@ -560,7 +571,7 @@ static void test_loops(void **state)
 {
     (void)state;
     int before = failures;
-    for_instances(12 * scale_up, IN_F64, check_loops);
+    for_instances(10 * scale_up, IN_F64, check_loops);
     for (int i = 0; i < hd_op_count; i++)
         if (!records[i].pieces) fail_op(hd_ops[i], "no loop was cut");
     assert_int_equal(failures, before);
@@ -692,7 +703,7 @@ static void truth_size(hd_arena *arena, const instance *x, truth *t)
     uint32_t linear = 0;
     bool sums = true;
     for (int i = 0; i < 4; i++) linear |= x->op->linear[i];
-    results_new(arena, x, t->size, true);
+    results_new(arena, x, t->size, !is_move(x->op->name));
     for (int i = 0; i < x->n_in; i++) {
         if (!x->in[i].data || !hd_dtype_is_float(x->in[i].dtype)) continue;
         sums = sums && linear >> i & 1;
@@ -703,13 +714,22 @@ static void truth_size(hd_arena *arena, const instance *x, truth *t)
     else for (int i = 0; i < x->n_out; i++) memset(t->size[i].data, 0, hd_tensor_bytes(&t->size[i]));
 }
 
+static bool has_bf16(const instance *x)
+{
+    for (int i = 0; i < x->n_in; i++)
+        if (x->in[i].data && x->in[i].dtype == HD_BF16) return true;
+    return false;
+}
+
 static void check_accuracy(const instance *x, hd_isa isa, const hd_tensor *out, const truth *is, const char *what)
 {
     tolerance t = tolerance_of(x->op->name);
     record *rec = record_of(x->op);
     for (int i = 0; i < x->n_out; i++) {
         bool is_bf16 = out[i].dtype == HD_BF16;
-        double error = tensor_error(&out[i], &is->want[i], 0.05, &is->size[i]), bound = is_bf16 ? t.bf16 : hd_dtype_is_float(out[i].dtype) ? t.f32 : 0;
+        double error = tensor_error(&out[i], &is->want[i], 0.05, &is->size[i]), bound = 0;
+        if (is_bf16) bound = t.bf16;
+        else if (hd_dtype_is_float(out[i].dtype)) bound = has_bf16(x) ? t.mixed : t.f32;
         double *worst = is_bf16 ? &rec->bf16_error : &rec->f32_error;
         *worst = fmax(*worst, error);
         if (!(error <= bound)) fail_op(x->op, "%s%s: result %d is off by %.3g (allowed %.3g): %s", hd_isa_name(isa), what, i, error, bound, describe(x));
@@ -828,7 +848,7 @@ static void check_kernels_of(hd_arena *arena, const instance *x, hd_rng *r)
 {
     hd_tensor out[HD_MAX_RESULTS];
     truth is;
-    results_new(arena, x, is.want, true);
+    results_new(arena, x, is.want, !is_move(x->op->name));
     reference_run(x, is.want, false);
     truth_size(arena, x, &is);
     results_new(arena, x, out, false);
@@ -880,8 +900,12 @@ static void test_kernels(void **state)
     int before = failures;
     hd_error err = {0};
     for (int n = 1; n <= MAX_TEAM; n++) must((teams[n] = hd_team_new(n, false, &err)) != NULL, err.message);
-    for (int m = IN_F32; m < FLOAT_MODES; m++) for_instances(4 * scale_up, (mode)m, check_kernels);
-    for_instances_of(hd_op_find("contract"), 8 * scale_up, IN_I8, check_kernels);
+    for (int m = IN_F32; m < FLOAT_MODES; m++) {
+        for_instances(3 * scale_up, (mode)m, check_kernels);
+        for (int i = 0; i < hd_op_count; i++) for_instances_of(hd_ops[i], scale_up, (mode)m, scale_up > 1 ? 1e6 : 1e5, check_kernels);
+    }
+    for_instances_of(hd_op_find("contract"), 8 * scale_up, IN_I8, 0, check_kernels);
+    for_instances_of(hd_op_find("contract"), 4 * scale_up, IN_I8, 2e6, check_kernels);
     check_all_kernels_ran();
     for (int n = 1; n <= MAX_TEAM; n++) hd_team_free(teams[n]);
     assert_int_equal(failures, before);

@@ -235,7 +235,7 @@ int hd_sample_dims(hd_rng *r, int lo, int hi, int64_t most, int64_t *dims)
 void hd_sample_broadcast(hd_rng *r, hd_sample *s, int n, hd_fill how)
 {
     int64_t dims[HD_MAX_RANK], mine[HD_MAX_RANK];
-    int rank = hd_sample_dims(r, 1, 4, 6, dims), whole = (int)hd_pick(r, 0, n - 1);
+    int rank = hd_sample_dims(r, 1, 4, 4, dims), whole = (int)hd_pick(r, 0, n - 1);
     dims[rank - 1] = hd_pick(r, 1, 23);
     for (int o = 0; o < n; o++) {
         int drop = o == whole ? 0 : (int)hd_pick(r, 0, rank);

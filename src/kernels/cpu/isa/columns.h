@@ -62,6 +62,24 @@ static inline void column_finish(const hd_kernel_args *a, int64_t blocks, int64_
     }
 }
 
+/* The same for one matrix of several, by one thread: c and y begin at the matrix, part is the thread's own. Bits as of column_sum. */
+HD_INLINE void column_sum_alone(const hd_kernel_args *a, const column_source *c, void *y, float *part, int64_t rows, int64_t columns, double scale,
+                                column_term term)
+{
+    int64_t blocks = (rows + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
+    hd_tensor to = a->out[0];
+    hd_kernel_args mine = *a;
+    to.data = y;
+    mine.out = &to;
+    mine.workspace = part;
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t col = 0; col < columns; col += COLUMN_STRIP) {
+            int64_t row0 = b * COLUMN_BLOCK, row1 = row0 + COLUMN_BLOCK < rows ? row0 + COLUMN_BLOCK : rows;
+            column_strip(part + b * columns, c, row0, row1, columns, col, term);
+        }
+    column_finish(&mine, blocks, columns, scale, 0, columns);
+}
+
 /* out[0][D] = scale * sum over rows of term; workspace as column_workspace says. */
 HD_INLINE void column_sum(const hd_kernel_args *a, const column_source *c, int64_t rows, int64_t columns, double scale, column_term term)
 {

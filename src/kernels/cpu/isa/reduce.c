@@ -1,6 +1,7 @@
 /* reduce.c: reduce_sum, reduce_mean, reduce_max over any dimensions, and sum_squares.
  *
- * Trailing dimensions are reduced row by row, leading ones as column sums (columns.h); any other pattern element by element in f64. */
+ * Trailing dimensions are reduced row by row, others as column sums (columns.h), of one matrix or of one for each index in front (the same
+ * bits); any other pattern element by element in f64. */
 #include "kernels/cpu/isa/columns.h"
 #include "kernels/cpu/isa/vmath.h"
 
@@ -42,6 +43,12 @@ static bool is_rows(const groups *g)
 static bool is_columns(const groups *g)
 {
     return g->n == 2 && g->reduced[0];
+}
+
+/* Columns of one matrix for each index in front. */
+static bool is_stack(const groups *g)
+{
+    return g->n == 3 && g->reduced[1];
 }
 
 static void put(const hd_kernel_args *a, int64_t i, double v)
@@ -123,6 +130,21 @@ HD_INLINE vf term_value(const column_source *c, int64_t row, int64_t at, int n)
     return vf_load_upto(c->x->data, c->x->dtype, at, n);
 }
 
+static void reduce_stack(const hd_kernel_args *a, const groups *g, double scale)
+{
+    const hd_tensor *x = &a->in[0];
+    int64_t begin, end, rows = g->dim[1], columns = g->dim[2];
+    float *part = (float *)((char *)a->workspace + (size_t)a->tid * column_workspace(rows, columns));
+    hd_split(g->dim[0], 1, a->tid, a->threads, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        hd_tensor matrix = *x;
+        matrix.data = (char *)x->data + (size_t)(i * rows * columns) * hd_dtype_size(x->dtype);
+        column_source c = {.x = &matrix};
+        char *y = (char *)a->out[0].data + (size_t)(i * columns) * hd_dtype_size(a->out[0].dtype);
+        column_sum_alone(a, &c, y, part, rows, columns, scale, term_value);
+    }
+}
+
 static void reduce(const hd_kernel_args *a, reduction kind)
 {
     const hd_reduce_attrs *at = a->attrs;
@@ -133,6 +155,8 @@ static void reduce(const hd_kernel_args *a, reduction kind)
     } else if (is_columns(&g) && kind != REDUCE_MAX) {
         column_source c = {.x = &a->in[0]};
         column_sum(a, &c, g.dim[0], g.dim[1], kind == REDUCE_MEAN ? 1.0 / (double)g.count : 1, term_value);
+    } else if (is_stack(&g) && kind != REDUCE_MAX) {
+        reduce_stack(a, &g, kind == REDUCE_MEAN ? 1.0 / (double)g.count : 1);
     } else {
         reduce_any(a, kind, &g);
     }
@@ -156,8 +180,8 @@ static void run_reduce_max(const hd_kernel_args *a)
 static size_t workspace_reduce(const hd_kernel_args *a, int threads)
 {
     const hd_reduce_attrs *at = a->attrs;
-    (void)threads;
     groups g = group_dims(&a->in[0], at->axes);
+    if (is_stack(&g)) return (size_t)threads * column_workspace(g.dim[1], g.dim[2]);
     return is_columns(&g) ? column_workspace(g.dim[0], g.dim[1]) : 0;
 }
 
