@@ -20,7 +20,8 @@
 
 #define DATA TEST_SOURCE_DIR "/tests/data/models/logits/"
 
-static const char *const fixtures[] = { "gpt2", "gpt2-untied", "llama-grouped", "llama3", "llama-linear", "llama-yarn", "mistral-window", "qwen2" };
+static const char *const fixtures[] = { "gpt2",         "gpt2-untied", "llama-grouped",  "llama3",
+                                        "llama-linear", "llama-yarn",  "mistral-window", "qwen2" };
 enum { FIXTURES = sizeof fixtures / sizeof *fixtures };
 
 static const char *fixture_path(const char *name)
@@ -121,11 +122,13 @@ static void test_config_variants(void **state)
     c = parse_edited("llama3", "{\"rope_scaling\": \"DELETE\", \"rope_theta\": \"DELETE\","
                                " \"rope_parameters\": {\"rope_type\": \"yarn\", \"rope_theta\": 77.5, \"factor\": 3}}");
     assert_true(c.rope.kind == HD_ROPE_YARN && c.rope.theta == 77.5 && c.rope.factor == 3 && c.rope.beta_fast == 32);
-    c = parse_edited("llama3", "{\"head_dim\": null, \"num_key_value_heads\": null, \"architectures\": \"DELETE\", \"attention_bias\": false}");
+    c = parse_edited("llama3", "{\"head_dim\": null, \"num_key_value_heads\": null,"
+                               " \"architectures\": \"DELETE\", \"attention_bias\": false}");
     assert_true(c.head_dim == 6 && c.kv_heads == 6 && c.arch == HD_ARCH_LLAMA && !c.qkv_bias && !c.o_bias);
     c = parse_edited("llama3", "{\"bos_token_id\": 128000, \"eos_token_id\": [128001, 5]}"); /* beyond the vocabulary: cannot occur */
     assert_true(c.bos == -1 && c.n_eos == 1 && c.eos[0] == 5);
-    c = parse_edited("llama3", "{\"rms_norm_eps\": 0.25, \"initializer_range\": 0.5, \"attention_dropout\": 0.125, \"max_position_embeddings\": 99}");
+    c = parse_edited("llama3", "{\"rms_norm_eps\": 0.25, \"initializer_range\": 0.5,"
+                               " \"attention_dropout\": 0.125, \"max_position_embeddings\": 99}");
     assert_true(c.norm_eps == 0.25 && c.init_std == 0.5 && c.attn_dropout == 0.125 && c.max_positions == 99);
     c = parse_edited("gpt2", "{\"layer_norm_epsilon\": 0.25, \"embd_pdrop\": 0.5, \"resid_pdrop\": 0.75, \"scale_attn_weights\": false}");
     assert_true(c.norm_eps == 0.25 && c.embd_dropout == 0.5 && c.resid_dropout == 0.75 && !c.scale_attention);
@@ -176,9 +179,11 @@ static void test_config_bad(void **state)
         { "llama3", "{\"rope_scaling\": 7}", "\"rope_scaling\" must be an object" },
         { "llama3", "{\"rope_theta\": 0}", "\"rope_theta\" must be a number" },
         { "llama3", "{\"partial_rotary_factor\": 0.5}", "partial_rotary_factor" },
-        { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4, \"layer_types\": [\"full_attention\"]}", "\"layer_types\" must list 3 layers" },
-        { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4, \"layer_types\": [\"sliding_attention\", \"full_attention\", \"full_attention\"]}",
-          "behind layers with a sliding window" },
+        { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4, \"layer_types\": [\"full_attention\"]}",
+          "\"layer_types\" must list 3 layers" },
+        { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4,"
+                   " \"layer_types\": [\"sliding_attention\", \"full_attention\", \"full_attention\"]}",
+          "full attention behind layers with a sliding window" },
         { "mistral-window", "{\"sliding_window\": -3}", "\"sliding_window\" must be" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -257,7 +262,8 @@ static hd_graph *build(const hd_lm_config *c, hd_lm_options o)
 
 static hd_lm_options options(hd_lm_mode mode, hd_dtype compute, hd_dtype param)
 {
-    return (hd_lm_options){ .mode = mode, .compute = compute, .param = param, .tokens = 24, .context = 48, .rows = 3, .logits = mode == HD_LM_EVAL };
+    return (hd_lm_options){ .mode = mode, .compute = compute, .param = param, .tokens = 24, .context = 48, .rows = 3,
+                            .logits = mode == HD_LM_EVAL };
 }
 
 static int64_t count_parameters(const hd_graph *g)
@@ -517,7 +523,8 @@ static void expect_load(const char *fixture, const char *dir, const char *messag
     hd_graph *g = build(&c, options(HD_LM_EVAL, HD_F32, HD_F32));
     hd_store *s = hd_store_new(g, 1, &e);
     int rc = hd_lm_weights_load(s, &c, dir, &e);
-    if (message ? rc != HD_EFORMAT || !strstr(e.message, message) : rc) fail_msg("wanted \"%s\", got %d \"%s\"", message ? message : "success", rc, e.message);
+    bool wrong = message ? rc != HD_EFORMAT || !strstr(e.message, message) : rc;
+    if (wrong) fail_msg("wanted \"%s\", got %d \"%s\"", message ? message : "success", rc, e.message);
     hd_store_free(s);
     hd_graph_free(g);
 }
@@ -546,6 +553,28 @@ static void test_weights_tolerated(void **state)
     expect_load("llama-linear", dir, NULL);
 }
 
+/* Every allocation of a load and of a save fails once: an error each time, and the next try succeeds. */
+static void test_weights_memory(void **state)
+{
+    hd_lm_config c = load_config("gpt2");
+    hd_store *s = load_store(&c, fixture_path("gpt2"), HD_F32);
+    for (int save = 0; save < 2; save++)
+        for (uint64_t n = 1, before;; n++) {
+            hd_error e = { 0 };
+            before = hd_mem_failed();
+            hd_mem_fail_at(n);
+            int rc = save ? hd_lm_save(s, &c, *state, HD_F32, 0, &e) : hd_lm_weights_load(s, &c, fixture_path("gpt2"), &e);
+            hd_mem_fail_at(0);
+            if (hd_mem_failed() == before) {
+                assert_int_equal(rc, 0);
+                assert_true(n > 5);
+                break;
+            }
+            if (rc != HD_ENOMEM || e.code != HD_ENOMEM) fail_msg("allocation %d: %d \"%s\"", (int)n, rc, e.message);
+        }
+    hd_store_free(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -564,6 +593,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_weights_overwrite, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_weights_bad, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_weights_tolerated, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(test_weights_memory, make_dir, remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

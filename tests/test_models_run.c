@@ -106,7 +106,8 @@ static void expect_cached_equals_full(const char *name)
     filled f = { 0 };
     full_logits(name, full);
     memset(cached, 0xff, sizeof cached);
-    open_model(&m, &c, name, (hd_lm_options){ .mode = HD_LM_GENERATE, .tokens = 16, .context = CONTEXT, .rows = 3, .compute = HD_F32, .param = HD_F32 });
+    hd_lm_options o = { .mode = HD_LM_GENERATE, .tokens = 16, .context = CONTEXT, .rows = 3, .compute = HD_F32, .param = HD_F32 };
+    open_model(&m, &c, name, o);
     /* Prefill and single tokens of two sequences, interleaved. */
     static const int calls[][2] = { { 0, 9 }, { A, A + 4 }, { 9, 10 }, { A + 4, A + 5 }, { 10, 13 }, { A + 5, T }, { 13, 14 }, { 14, A } };
     static const int known[] = { 8, 9, 10, 11, 12, 13, A - 1, A + 3, A + 4, T - 1 }; /* rows whose logits were asked for */

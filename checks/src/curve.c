@@ -37,7 +37,8 @@ static int reference_open(reference *r, const char *dir, hd_error *err)
     r->hyper = r->loss ? reference_load(&r->file, "hyper", &hypers, err) : NULL;
     if (!r->hyper) return err->code;
     const hd_weight *t = hd_safetensors_find(&r->file, "tokens");
-    if (t->rank != 3 || t->dim[0] != r->steps || t->dim[2] < 2 || hypers != 6) return hd_fail(err, HD_EFORMAT, "%s: not a reference of a training curve", path);
+    if (t->rank != 3 || t->dim[0] != r->steps || t->dim[2] < 2 || hypers != 6)
+        return hd_fail(err, HD_EFORMAT, "%s: not a reference of a training curve", path);
     r->batch = t->dim[1];
     r->length = t->dim[2] - 1;
     return HD_OK;
@@ -166,7 +167,8 @@ static int check(const char *dir, const hd_lm_config *c, const reference *r, int
     if (!rc) rc = train(&t, &loss, &fall, err);
     if (!rc) rc = worst_tensor(&t, c, &tensor, name, sizeof name, err);
     if (!rc) {
-        snprintf(what, sizeof what, "%s, %lld micro-batches: |loss - PyTorch's|, worst of %lld", model, (long long)micro_batches, (long long)r->steps);
+        snprintf(what, sizeof what, "%s, %lld micro-batches: |loss - PyTorch's|, worst of %lld", model,
+                 (long long)micro_batches, (long long)r->steps);
         *pass = figure_at_most(what, loss, LOSS_BOUND);
         snprintf(what, sizeof what, "%s: tensor after, by norm: %s", model, name);
         *pass &= figure_at_most(what, tensor, TENSOR_BOUND);

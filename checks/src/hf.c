@@ -1,6 +1,6 @@
 /* hf.c: the measuring half of checks/hf: writes checkpoints and the logits that Heddle computes from them, for transformers to repeat.
  *
- *   check_hf OUT DIR...    for each model DIR: OUT/NAME, initialised anew, trained for a few steps and saved, in shards where it is large enough;
+ *   check_hf OUT DIR...    for each model DIR: OUT/NAME, initialised anew, trained for a few steps and saved, in shards if large enough;
  *                          with heddle.safetensors: tokens i32 [tokens], logits f32 [tokens, vocabulary] */
 #include "model_run.h"
 #include "train/step.h"

@@ -59,7 +59,8 @@ static inline int model_run_set(model_run *r, const char *name, const double *va
     hd_tensor t;
     int rc = hd_exec_input(r->exec, name, &t, err);
     if (rc) return rc;
-    if (hd_tensor_count(&t) != n) return hd_fail(err, HD_EINVAL, "input %s takes %lld elements, not %lld", name, (long long)hd_tensor_count(&t), (long long)n);
+    long long wanted = hd_tensor_count(&t);
+    if (wanted != n) return hd_fail(err, HD_EINVAL, "input %s takes %lld elements, not %lld", name, wanted, (long long)n);
     for (int64_t i = 0; i < n; i++) hd_store_f64(t.data, t.dtype, i, value[i]);
     return HD_OK;
 }

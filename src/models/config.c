@@ -308,7 +308,7 @@ static int read_layer_types(const json_t *j, hd_lm_config *c, const char *name, 
         if (!type || (!sliding && strcmp(type, "full_attention")))
             return hd_fail(err, HD_EUNSUPPORTED, "%s: layer type \"%.80s\" is not supported", name, type ? type : "(not a string)");
         if (!sliding && full++ != i)
-            return hd_fail(err, HD_EUNSUPPORTED, "%s: layers of full attention behind layers with a sliding window are not supported", name);
+            return hd_fail(err, HD_EUNSUPPORTED, "%s: full attention behind layers with a sliding window is not supported", name);
     }
     c->window_from = full;
     return HD_OK;
@@ -345,7 +345,8 @@ static int refuse_unknown(const json_t *j, const char *name, hd_error *err)
     static const char *const refused[] = { "quantization_config", "add_cross_attention", "is_encoder_decoder" };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const json_t *v = json_object_get(j, refused[i]);
-        if (v && !json_is_null(v) && !json_is_false(v)) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", name, refused[i]);
+        if (v && !json_is_null(v) && !json_is_false(v))
+            return hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", name, refused[i]);
     }
     double rotary = 1;
     int rc = hd_json_number(j, "partial_rotary_factor", 0, 1, &rotary, name, err);
@@ -428,7 +429,8 @@ static int check_field(const hd_lm_config *c, const field *f, const char *name, 
 static int check_rope(const hd_lm_config *c, const char *name, hd_error *err)
 {
     const hd_rope_config *r = &c->rope;
-    if (c->head_dim % 2) return hd_fail(err, HD_EFORMAT, "%s: heads of %lld features cannot be rotated in pairs", name, (long long)c->head_dim);
+    if (c->head_dim % 2)
+        return hd_fail(err, HD_EFORMAT, "%s: heads of %lld features cannot be rotated in pairs", name, (long long)c->head_dim);
     if (r->kind == HD_ROPE_LLAMA3 && !(r->low_freq < r->high_freq))
         return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: low_freq_factor must be below high_freq_factor", name);
     if (r->kind == HD_ROPE_YARN && !(r->beta_slow < r->beta_fast))
@@ -454,10 +456,12 @@ int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
     for (const field *f = fields_of[c->family]; !rc && f->key; f++) rc = check_field(c, f, name, err);
     if (rc) return rc;
     if (c->heads % c->kv_heads)
-        return hd_fail(err, HD_EFORMAT, "%s: %lld key/value heads do not divide %lld heads", name, (long long)c->kv_heads, (long long)c->heads);
+        return hd_fail(err, HD_EFORMAT, "%s: %lld key/value heads do not divide %lld heads", name, (long long)c->kv_heads,
+                       (long long)c->heads);
     if (c->family == HD_FAMILY_GPT2 && (c->kv_heads != c->heads || c->head_dim * c->heads != c->width))
         return hd_fail(err, HD_EFORMAT, "%s: %lld heads do not divide a width of %lld", name, (long long)c->heads, (long long)c->width);
-    if (c->head_dim > 4096) return hd_fail(err, HD_EUNSUPPORTED, "%s: heads of %lld features are not supported", name, (long long)c->head_dim);
+    if (c->head_dim > 4096)
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: heads of %lld features are not supported", name, (long long)c->head_dim);
     if (c->bos >= c->vocab) c->bos = -1;
     int n = 0;
     for (int i = 0; i < c->n_eos; i++)

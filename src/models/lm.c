@@ -243,20 +243,20 @@ static void loss(hd_lm *m, hd_value logits)
 
 /* ---- the whole ---- */
 
-static int check_options(const hd_lm_config *c, const hd_lm_options *o, hd_error *err)
+static int check_options(const hd_lm_options *o, hd_error *err)
 {
     const int64_t most = INT32_MAX / 2;
     if (o->compute != HD_F32 && o->compute != HD_BF16)
         return hd_fail(err, HD_EUNSUPPORTED, "language models compute in f32 or bf16, not %s", hd_dtype_name(o->compute));
     if (o->param != HD_F32 && o->param != HD_BF16)
         return hd_fail(err, HD_EUNSUPPORTED, "language models keep weights in f32 or bf16, not %s", hd_dtype_name(o->param));
-    if (o->tokens < 1 || o->tokens > most) return hd_fail(err, HD_EINVAL, "%lld tokens in a call: must be 1 to %lld", (long long)o->tokens, (long long)most);
+    if (o->tokens < 1 || o->tokens > most)
+        return hd_fail(err, HD_EINVAL, "%lld tokens in a call: must be 1 to %lld", (long long)o->tokens, (long long)most);
     if (o->mode != HD_LM_GENERATE) return HD_OK;
     if (o->context < 1 || o->context > most)
         return hd_fail(err, HD_EINVAL, "a context of %lld tokens: must be 1 to %lld", (long long)o->context, (long long)most);
     if (o->rows < 0 || o->rows > o->tokens)
         return hd_fail(err, HD_EINVAL, "%lld rows of logits from at most %lld tokens", (long long)o->rows, (long long)o->tokens);
-    (void)c;
     return HD_OK;
 }
 
@@ -264,8 +264,8 @@ static void build(hd_lm *m)
 {
     declare_inputs(m);
     hd_value x = builders[m->c->family](m);
-    if (m->o->mode == HD_LM_GENERATE)
-        x = hd_graph_node(m->g, "gather", "wanted", &(hd_rows_attrs){ .rows = m->o->tokens, .dtype = m->o->compute }, (hd_value[]){ x, m->rows }, 2);
+    hd_rows_attrs at = { .rows = m->o->tokens, .dtype = m->o->compute };
+    if (m->o->mode == HD_LM_GENERATE) x = hd_graph_node(m->g, "gather", "wanted", &at, (hd_value[]){ x, m->rows }, 2);
     hd_value logits = head(m, x);
     if (m->o->mode == HD_LM_GENERATE || (m->o->mode == HD_LM_EVAL && m->o->logits)) hd_graph_output(m->g, "logits", logits);
     if (m->o->mode != HD_LM_GENERATE) loss(m, logits);
@@ -274,7 +274,7 @@ static void build(hd_lm *m)
 hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *err)
 {
     hd_lm_config checked = *c;
-    if (hd_lm_config_check(&checked, "model", err) || check_options(c, o, err)) return NULL;
+    if (hd_lm_config_check(&checked, "model", err) || check_options(o, err)) return NULL;
     hd_lm m = { .c = &checked, .o = o, .g = hd_graph_new(), .stream = HD_NONE, .delta = HD_NONE, .key = HD_NONE, .samples = HD_NONE };
     if (!m.g) {
         hd_fail_memory(err, sizeof *m.g, "a graph");

@@ -30,7 +30,7 @@ typedef enum hd_lm_mode { HD_LM_TRAIN, HD_LM_EVAL, HD_LM_GENERATE } hd_lm_mode;
 
 typedef struct hd_lm_options {
     hd_lm_mode mode;
-    hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream, norms' sums and losses are f32 */
+    hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream and losses are f32 */
     hd_dtype param;    /* of weights as stored: f32 (masters, for training), or bf16. Norms' weights are f32 always */
     int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (GENERATE) */
     int64_t sequence;  /* longest sequence, for cost only; 0: T */

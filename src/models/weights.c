@@ -146,7 +146,8 @@ int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_e
 
 /* ---- parts of a tensor ---- */
 
-/* How part p of tensor t lies: `rows` runs of `run` elements, `stride` apart in the file from `first` on, one after another in the parameter. */
+/* How a part of a tensor lies: `rows` runs of `run` elements, `stride` apart in the file from `first` on, one after another in the
+ * parameter. */
 typedef struct pieces { int64_t rows, run, stride, first; } pieces;
 
 static pieces pieces_of(const hd_lm_tensor *t, int part)
@@ -179,7 +180,8 @@ static int check_shape(const hd_weight *w, const hd_lm_tensor *t, hd_error *err)
 {
     bool same = w->rank == t->rank;
     for (int i = 0; same && i < t->rank; i++) same = w->dim[i] == t->dim[i];
-    if (!hd_dtype_is_float(w->dtype)) return hd_fail(err, HD_EFORMAT, "%s: %s holds %s, not numbers of a weight", w->file, w->name, hd_dtype_name(w->dtype));
+    if (!hd_dtype_is_float(w->dtype))
+        return hd_fail(err, HD_EFORMAT, "%s: %s holds %s, not numbers of a weight", w->file, w->name, hd_dtype_name(w->dtype));
     if (same) return HD_OK;
     char is[192], should[64];
     print_dims(is, sizeof is, w->rank, w->dim);
@@ -220,8 +222,8 @@ static bool is_ignored(const hd_lm_config *c, const char *name)
     return false;
 }
 
-static int load_all(hd_store *s, const hd_lm_config *c, const hd_weights *w, const hd_lm_tensor *list, size_t n, bool *used, const char *path,
-                    hd_error *err)
+static int load_all(hd_store *s, const hd_lm_config *c, const hd_weights *w, const hd_lm_tensor *list, size_t n, bool *used,
+                    const char *path, hd_error *err)
 {
     for (size_t i = 0; i < n; i++) {
         const hd_weight *from = find_weight(w, &list[i], families[c->family].prefix);
@@ -289,7 +291,7 @@ static int write_shard(const hd_store *s, const hd_lm_tensor *list, size_t n, co
     hd_weight_spec *specs = hd_calloc(n, sizeof *specs);
     if (!specs) return hd_fail_memory(err, n * sizeof *specs, path);
     for (size_t i = 0; i < n; i++)
-        specs[i] = (hd_weight_spec){ .name = list[i].name, .dtype = dtype, .rank = list[i].rank, .dim = { list[i].dim[0], list[i].dim[1] } };
+        specs[i] = (hd_weight_spec){ list[i].name, dtype, list[i].rank, { list[i].dim[0], list[i].dim[1] } };
     hd_safetensors_writer *w = hd_safetensors_create(path, specs, n, NULL, err);
     int rc = w ? HD_OK : err && err->code ? err->code : HD_EIO;
     for (size_t i = 0; !rc && i < n; i++) rc = write_tensor(w, i, s, &list[i], err);
