@@ -185,14 +185,18 @@ static void cache_blocks(void **state)
     static const struct { const char *spec; int64_t m, n, k; } shapes[] = {
         {"mk,kn->mn", 1, 100, 900},  {"mk,nk->mn", 9, 97, 1700}, {"km,kn->mn", 30, 50, 2111}, {"mk,nk->mn", 5, 1601, 2100},
         {"mk,kn->mn", 1100, 20, 5},  {"km,nk->mn", 521, 49, 2065}, {"mk,nk->nm", 33, 70, 4200}, {"mk,kn->mn", 17, 48, 769},
+        {"mk,kn->mn", 4, 77, 40},    {"mk,kn->mn", 3, 1100, 810},  {"bmk,bkn->bmn", 7, 35, 2101},
     };
     hd_rng rng = hd_rng_new(2);
     for (int i = 0; i < COUNT(shapes); i++)
         for (int t = 0; t < COUNT(mixes); t++) {
             hd_einsum e;
-            int64_t extent[3];
+            int64_t extent[4];
             assert_int_equal(hd_einsum_parse(&e, shapes[i].spec, NULL), 0);
-            for (int j = 0; j < 3; j++) extent[j] = e.label[j].name == 'm' ? shapes[i].m : e.label[j].name == 'n' ? shapes[i].n : shapes[i].k;
+            for (int j = 0; j < e.count; j++) {
+                char name = e.label[j].name;
+                extent[j] = name == 'b' ? 3 : name == 'm' ? shapes[i].m : name == 'n' ? shapes[i].n : shapes[i].k;
+            }
             if (t % 2 == i % 2) check_spec(shapes[i].spec, extent, 0, mixes[t][0], mixes[t][1], mixes[t][2], t != 1 && t != 5 && i % 3 == 0, &rng);
         }
 }
@@ -241,6 +245,8 @@ static void check_row_counts(twin *t)
             a.dim[0] = rows;
             assert_true(run_contract(t->isa, "mk,nk->mn", &a, &t->b, &c, false, threads));
             expect_rows(t, &c, first, rows, "row count");
+            assert_true(run_contract(t->isa, "mk,kn->mn", &a, &t->bt, &c, false, threads));
+            expect_rows(t, &c, first, rows, "row count, b transposed");
             hd_free(c.data);
         }
 }

@@ -9,6 +9,7 @@
  *                         for each panel: for each MR rows: register tile
  *
  * Threads share nothing: each packs what it needs, and there is no barrier.
+ * With at most MR rows and columns of b next to each other in memory, b is not packed but multiplied where it lies (stream_columns).
  * Partial sums go through c itself where c is f32 (int32) with columns next to each other, else through scratch, and are rounded once. */
 #include "kernels/cpu/isa/gemm_isa.h"
 
@@ -20,6 +21,7 @@
 #define ROWS_DEEP 512                      /* rows of a block when A's depth doesn't fit */
 #define ROWS_MAX 1024
 #define COLUMNS_DEEP (16 * 48)             /* columns that share a pass over k through scratch */
+#define STREAM_COLUMNS 1024                /* of one row at a time: 4 KiB of sums, and four rows of b, stay in L1 */
 #define B_GROUP 4                          /* panels of B packed at once; columns that share a pass over k when A is kept */
 #define SLACK (2 * HD_VL + 64)             /* words that packing may spill; also keeps pieces on separate cache lines */
 #define A_BIAS (HD_GEMM_UNIT == 4 ? 0x80808080u : 0u)
@@ -33,6 +35,7 @@ typedef struct walk {
     bool keep_a;             /* all k of the rows stay packed */
     bool direct;             /* partial sums in c */
     bool edge_only;          /* ... but for the last, narrower panel, at most one of which uses scratch */
+    bool stream;             /* b is not packed: few rows */
     bool add_first;          /* the first block adds too: c accumulates */
     int64_t rows_max, columns_max;
     uint32_t *a, *b;         /* packed */
@@ -86,11 +89,18 @@ static int64_t words_of_b(const hd_gemm *g)
     return round_up(min64(B_GROUP, ceil_div(g->n.total, NR)) * (min64(word_count(g->k.total), KW) + 1) * NR + SLACK, 16);
 }
 
+/* Whether b can be read where it lies when there are few rows: its columns are neighbours, and so are c's. */
+static bool can_stream(const hd_gemm *g)
+{
+    return HD_GEMM_UNIT < 4 && !g->packed && !g->window && g->n.n == 1 && g->n.stride[1][0] == 1 && g->n.stride[2][0] == 1 && g->k.n == 1;
+}
+
 static int64_t words_of_scratch(const hd_gemm *g)
 {
     int64_t rows = min64(round_up(g->m.total, MR), rows_in_block(g));
     int64_t columns = min64(round_up(g->n.total, NR), keeps_a(g) ? B_GROUP * NR : COLUMNS_DEEP);
-    return rows * columns + SLACK;
+    int64_t stream = can_stream(g) ? 2 * STREAM_COLUMNS * min64(g->m.total, MR) : 0;
+    return (rows * columns > stream ? rows * columns : stream) + SLACK;
 }
 
 static int64_t words_of_thread(const hd_gemm *g)
@@ -326,6 +336,34 @@ static void run_columns(const walk *w, const block *b, int64_t jc, int64_t end)
     }
 }
 
+#if HD_GEMM_UNIT < 4
+/* Columns jc .. jc+count-1 of all (few) rows: sums of one block of k, then of all blocks, in scratch as [2][rows][STREAM_COLUMNS]. */
+static void stream_columns(const walk *w, int64_t jc, int count)
+{
+    const hd_gemm *g = w->g;
+    int64_t row[MR], rows = w->m.end - w->m.begin, step = g->k.stride[1][0];
+    int64_t sb = (int64_t)hd_dtype_size(g->tb), sc = (int64_t)hd_dtype_size(g->tc);
+    gemm_acc *sum = w->scratch, *total = sum + rows * STREAM_COLUMNS;
+    offsets(row, &g->m, 2, w->m.begin, (int)rows);
+    for (int64_t k0 = 0; k0 < w->k; k0 += KE) {
+        int64_t kn = min64(KE, w->k - k0);
+        uint32_t *a = w->a + (w->keep_a ? rows * word_count(k0) : 0);
+        if (!w->keep_a || jc == w->n.begin) pack_a(w, a, w->m.begin, rows, k0, kn);
+        memset(sum, 0, (size_t)(rows * STREAM_COLUMNS) * sizeof *sum);
+        for (int64_t k = 0; k < kn; k += 4 * HD_GEMM_UNIT) /* four words at a time: every row finds them in L1 */
+            for (int64_t i = 0; i < rows; i++)
+                HD_ISA(hd_gemm_stream_row)(sum + i * STREAM_COLUMNS, count, a + k / HD_GEMM_UNIT * rows + i, (int)rows,
+                                           w->base_b + ((k0 + k) * step + jc) * sb, g->tb, step, min64(4 * HD_GEMM_UNIT, kn - k));
+        for (int64_t i = 0; i < rows; i++) {
+            gemm_acc *t = total + i * STREAM_COLUMNS, *s = sum + i * STREAM_COLUMNS;
+            const char *c = w->base_c + row[i] * sc;
+            for (int j = 0; j < count; j++) t[j] = k0 ? t[j] + s[j] : w->add_first ? load_c(c, g->tc, jc + j) + s[j] : s[j];
+        }
+    }
+    for (int64_t i = 0; i < rows; i++) store_row(w->base_c + (row[i] + jc) * sc, g->tc, total + i * STREAM_COLUMNS, count);
+}
+#endif
+
 static void run_rows(const walk *w, int64_t mc, int64_t rows)
 {
     for (int64_t jc = w->n.begin; jc < w->n.end; jc += w->columns_max)
@@ -345,6 +383,12 @@ static void run_batch(walk *w, int64_t batch)
     w->base_a = (const char *)g->a + hd_einsum_offset(&g->batch, 0, batch) * (int64_t)hd_dtype_size(g->ta);
     w->base_b = (const char *)g->b + hd_einsum_offset(&g->batch, 1, batch) * (int64_t)hd_dtype_size(g->tb);
     w->base_c = (char *)g->c + hd_einsum_offset(&g->batch, 2, batch) * (int64_t)hd_dtype_size(g->tc);
+#if HD_GEMM_UNIT < 4
+    if (w->stream) {
+        for (int64_t j = w->n.begin; j < w->n.end; j += STREAM_COLUMNS) stream_columns(w, j, (int)min64(STREAM_COLUMNS, w->n.end - j));
+        return;
+    }
+#endif
     for (int64_t mc = w->m.begin; mc < w->m.end; mc += w->rows_max) run_rows(w, mc, min64(w->rows_max, w->m.end - mc));
 }
 
@@ -355,6 +399,7 @@ void HD_ISA(hd_gemm_run)(const hd_gemm *g, const hd_kernel_args *args)
     int tid = args->tid, at_b = tid / (s.tm * s.tn), at_m = tid / s.tn % s.tm, at_n = tid % s.tn;
     if (at_b >= s.tb) return;
     walk w = {.g = g, .k = g->k.total, .keep_a = keeps_a(g), .direct = g->tc == HD_F32 || g->tc == HD_I32, .add_first = g->accumulate};
+    w.stream = can_stream(g) && w.k && g->m.total <= MR;
     w.blocks = w.k ? ceil_div(w.k, KE) : 1;
     w.rows_max = rows_in_block(g);
     w.edge_only = w.direct && g->n.n == 1 && g->n.stride[2][0] == 1;

@@ -29,9 +29,26 @@
 
 #if HD_GEMM_UNIT == 4
 typedef int32_t gemm_acc;
+typedef vi vacc;
 #else
 typedef float gemm_acc;
+typedef vf vacc;
 #endif
+
+HD_INLINE vacc acc_load(const gemm_acc *p) { vacc v; memcpy(&v, p, sizeof v); return v; }
+HD_INLINE void acc_store(gemm_acc *p, vacc v) { memcpy(p, &v, sizeof v); }
+
+/* c + a * b, word by word: the one step that every sum is a chain of. */
+HD_INLINE vacc multiply_add(vf a, vf b, vacc c)
+{
+#if HD_GEMM_UNIT == 4
+    return (vi)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
+#elif HD_GEMM_UNIT == 2
+    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+    return vf_fma(a, b, c);
+#endif
+}
 
 /* c[i][0 .. nv*HD_VL) = (add ? c : 0) + sum over kw words of a[k][mr] * b[k][NR], for one register tile; init: b's header row (int8), else unused. */
 typedef void (*gemm_micro_fn)(const uint32_t *a, const uint32_t *b, const int32_t *init, int64_t kw, gemm_acc *const *c, bool add);
@@ -60,6 +77,11 @@ void HD_ISA(hd_gemm_pack_words)(const gemm_panels *to, const gemm_source *s, int
 /* The same for columns n0 .. n0+count-1 of b read through g->window, from element `origin` of b on. */
 void HD_ISA(hd_gemm_pack_window)(uint32_t *dst, int stride, const hd_gemm *g, int64_t origin, int64_t n0, int count, int64_t k0,
                                  int64_t kn);
+
+/* Few rows against a b whose columns are neighbours in memory, without packing b: sum[0 .. columns) += over kn steps of k of a row of words
+ * x[ceil(kn/UNIT)][x_stride] times b, whose element (k, j) is b[k * step + j]. The same chain as the register tile's. Not for int8. */
+void HD_ISA(hd_gemm_stream_row)(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const void *b, hd_dtype tb, int64_t step,
+                                int64_t kn);
 
 /* Whether this level multiplies operands of these dtypes. */
 bool HD_ISA(hd_gemm_takes)(const hd_gemm *g);

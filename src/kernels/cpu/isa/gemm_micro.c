@@ -2,26 +2,6 @@
  * every instance sums in the same order. */
 #include "kernels/cpu/isa/gemm_isa.h"
 
-#if HD_GEMM_UNIT == 4
-typedef vi vacc;
-#else
-typedef vf vacc;
-#endif
-
-HD_INLINE vacc acc_load(const gemm_acc *p) { vacc v; memcpy(&v, p, sizeof v); return v; }
-HD_INLINE void acc_store(gemm_acc *p, vacc v) { memcpy(p, &v, sizeof v); }
-
-HD_INLINE vacc multiply_add(vf a, vf b, vacc c)
-{
-#if HD_GEMM_UNIT == 4
-    return (vi)_mm512_dpbusd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
-#elif HD_GEMM_UNIT == 2
-    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
-#else
-    return vf_fma(a, b, c);
-#endif
-}
-
 HD_INLINE vacc start(const int32_t *init, int j)
 {
 #if HD_GEMM_UNIT == 4
@@ -105,3 +85,54 @@ gemm_micro_fn HD_ISA(hd_gemm_micro)(int mr, int nv)
 {
     return instances[mr - 1][nv - 1];
 }
+
+/* ---- one row against columns that lie next to each other ---- */
+
+#if HD_GEMM_UNIT < 4
+/* Words of columns j .. j+n-1 at one word of k; last: the word has only its first element. */
+HD_INLINE vf stream_word(const char *p, hd_dtype t, int64_t step, int64_t j, int n, bool last)
+{
+#if HD_GEMM_UNIT == 2
+    (void)t;
+    const uint16_t *even = (const uint16_t *)p + j, *odd = even + step;
+    vh a = n == HD_VL ? vh_load(even) : vh_load_n(even, n), b = {0};
+    if (!last) b = n == HD_VL ? vh_load(odd) : vh_load_n(odd, n);
+    return (vf)(__builtin_convertvector(a, vu) | __builtin_convertvector(b, vu) << 16);
+#else
+    (void)step, (void)last;
+    return n == HD_VL ? vf_load_as(p, t, j) : vf_load_as_n(p, t, j, n);
+#endif
+}
+
+/* `words` steps of the chain (a constant) for all columns. */
+HD_INLINE void stream_words(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const char *b, hd_dtype t, int64_t step, int words,
+                            bool last)
+{
+    int64_t bytes = step * HD_GEMM_UNIT * (t == HD_F32 ? 4 : 2);
+    for (int64_t j = 0; j < columns; j += HD_VL) {
+        int n = columns - j < HD_VL ? (int)(columns - j) : HD_VL;
+        vf s = n == HD_VL ? vf_load(sum + j) : vf_load_n(sum + j, n);
+#pragma GCC unroll 4
+        for (int i = 0; i < words; i++)
+            s = multiply_add(vf_set1(((const float *)x)[i * x_stride]), stream_word(b + i * bytes, t, step, j, n, last), s);
+        if (n == HD_VL) vf_store(sum + j, s);
+        else vf_store_n(sum + j, s, n);
+    }
+}
+
+HD_INLINE void stream_row(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const char *b, hd_dtype t, int64_t step, int64_t kn)
+{
+    int64_t bytes = step * HD_GEMM_UNIT * (t == HD_F32 ? 4 : 2), words = kn / HD_GEMM_UNIT, w = 0;
+    for (; w + 4 <= words; w += 4) stream_words(sum, columns, x + w * x_stride, x_stride, b + w * bytes, t, step, 4, false);
+    for (; w < words; w++) stream_words(sum, columns, x + w * x_stride, x_stride, b + w * bytes, t, step, 1, false);
+    if (kn % HD_GEMM_UNIT) stream_words(sum, columns, x + w * x_stride, x_stride, b + w * bytes, t, step, 1, true);
+}
+
+void HD_ISA(hd_gemm_stream_row)(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const void *b, hd_dtype tb, int64_t step,
+                                int64_t kn)
+{
+    if (tb == HD_F32) stream_row(sum, columns, x, x_stride, b, HD_F32, step, kn);
+    else if (tb == HD_BF16) stream_row(sum, columns, x, x_stride, b, HD_BF16, step, kn);
+    else stream_row(sum, columns, x, x_stride, b, HD_F16, step, kn);
+}
+#endif
