@@ -2,9 +2,10 @@
 """The other side of checks/tokenizer: Hugging Face `tokenizers`, and the text that both sides get.
 
     text OUT BYTES               distinct lines: Debian's documents and manual pages, then generated words (Zipf and random) up to BYTES
-    encode TOKENIZER FILE        load, encode FILE line by line; "seconds bytes ids"
+    encode TOKENIZER FILE IDS    load, encode FILE line by line; "seconds bytes ids"; ids as i32 to the file IDS
     train KIND VOCAB OUT FILE    train on FILE's lines; "seconds bytes"
     same A B                     whether two tokenizer.json hold the same vocabulary and merges"""
+import array
 import glob
 import gzip
 import json
@@ -51,18 +52,20 @@ def text(out, size):
     print(done)
 
 
-def encode(tokenizer, path):
+def encode(tokenizer, path, out):
     from tokenizers import Tokenizer
     with open(path, "rb") as f:
         data = f.read()
     batch = [x.decode(errors="replace") for x in data.split(b"\n")]
     batch = [x + "\n" for x in batch[:-1]] + [x for x in batch[-1:] if x]
-    start, ids = time.time(), 0
+    start, ids = time.time(), array.array("i")
     t = Tokenizer.from_file(tokenizer)
     for k in range(0, len(batch), 1000):
         for e in t.encode_batch(batch[k:k + 1000], add_special_tokens=False):
-            ids += len(e)
-    print("%.3f %d %d" % (time.time() - start, len(data), ids))
+            ids.extend(e.ids)
+    print("%.3f %d %d" % (time.time() - start, len(data), len(ids)))
+    with open(out, "wb") as f:
+        ids.tofile(f)
 
 
 def train(kind, vocab, out, path):

@@ -1,7 +1,7 @@
 /* tokenizer.c: the measuring half of checks/tokenizer.
  *
  *   check_tokenizer cases DIR                         compare ids with those stored in DIR/cases.bin; one line per class
- *   check_tokenizer encode TOKENIZER.json FILE        load, encode FILE line by line from a cold start; "seconds bytes ids checksum"
+ *   check_tokenizer encode TOKENIZER.json FILE [IDS]  load, encode FILE line by line from a cold start; "seconds bytes ids"; ids (i32) to IDS
  *   check_tokenizer train KIND VOCAB OUT.json FILE    train on FILE's lines; "seconds bytes" */
 #include <stdlib.h>
 #include "../../tests/tokenizer_cases.h"
@@ -61,26 +61,28 @@ static int run_cases(const char *dir, hd_error *err) {
     return rc || err->code ? complain(err) : wrong;
 }
 
-static int run_encode(const char *tokenizer, const char *file, hd_error *err) {
-    double start = hd_time(), loaded;
+static int encode_lines(hd_encoder *e, const hd_map *m, hd_ids *ids, hd_error *err) {
+    const char *p = (const char *)m->data, *end = p + m->size;
+    int rc = 0;
+    while (!rc && p < end) {
+        const char *newline = memchr(p, '\n', (size_t)(end - p)), *next = newline ? newline + 1 : end;
+        rc = hd_encoder_run(e, p, (size_t)(next - p), false, ids, err);
+        p = next;
+    }
+    return rc;
+}
+
+static int run_encode(const char *tokenizer, const char *file, const char *out, hd_error *err) {
+    double start = hd_time();
     hd_tokenizer *t = hd_tokenizer_load(tokenizer, err);
-    loaded = hd_time();
     hd_encoder *e = t ? hd_encoder_new(t, err) : NULL;
     hd_ids ids = {0};
     hd_map m = {0};
     int rc = e ? hd_map_open(&m, file, err) : err->code;
-    uint64_t checksum = HD_CHECKSUM_INIT, count = 0;
-    const char *p = (const char *)m.data, *end = p + m.size;
-    while (!rc && p < end) {
-        const char *newline = memchr(p, '\n', (size_t)(end - p)), *next = newline ? newline + 1 : end;
-        ids.len = 0;
-        rc = hd_encoder_run(e, p, (size_t)(next - p), false, &ids, err);
-        checksum = hd_checksum(checksum, ids.data, ids.len * sizeof *ids.data);
-        for (size_t i = 0; i < ids.len; i++) count++;
-        p = next;
-    }
+    if (!rc) rc = encode_lines(e, &m, &ids, err);
     double seconds = hd_time() - start;
-    if (!rc) printf("%.3f %zu %llu %.3f\n", seconds, m.size, (unsigned long long)count, loaded - start);
+    if (!rc) printf("%.3f %zu %zu\n", seconds, m.size, ids.len);
+    if (!rc && out) rc = hd_file_write_atomic(out, ids.data, ids.len * sizeof *ids.data, err);
     hd_map_close(&m);
     hd_ids_free(&ids);
     hd_encoder_free(e);
@@ -107,8 +109,8 @@ static int run_train(const char *kind, const char *vocab, const char *out, const
 int main(int argc, char **argv) {
     hd_error err = {0};
     if (argc == 3 && !strcmp(argv[1], "cases")) return run_cases(argv[2], &err);
-    if (argc == 4 && !strcmp(argv[1], "encode")) return run_encode(argv[2], argv[3], &err);
+    if ((argc == 4 || argc == 5) && !strcmp(argv[1], "encode")) return run_encode(argv[2], argv[3], argc == 5 ? argv[4] : NULL, &err);
     if (argc == 6 && !strcmp(argv[1], "train")) return run_train(argv[2], argv[3], argv[4], argv[5], &err);
-    fprintf(stderr, "usage: check_tokenizer cases DIR | encode TOKENIZER FILE | train KIND VOCAB OUT FILE\n");
+    fprintf(stderr, "usage: check_tokenizer cases DIR | encode TOKENIZER FILE [IDS] | train KIND VOCAB OUT FILE\n");
     return 2;
 }
