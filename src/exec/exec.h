@@ -34,7 +34,8 @@ int hd_exec_call(hd_exec *e, const hd_call *call, hd_error *err);
 /* What the caller does around each call of a step; both may be NULL. Non-zero returns end the step with that code. */
 typedef struct hd_exec_hooks {
     void *arg;
-    /* Fills inputs, and may set call->binding. Called before every call; inputs belong before HD_SEGMENT_FORWARD (or before the step). */
+    /* Fills inputs, and may set call->binding. Called before every call; a micro-batch's inputs belong before HD_SEGMENT_FORWARD, those of the
+     * step before the first call (or before the step). */
     int (*before)(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err);
     int (*after)(void *arg, hd_exec *e, hd_segment_kind kind, const hd_call *call, hd_error *err);
 } hd_exec_hooks;

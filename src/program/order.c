@@ -96,7 +96,9 @@ static bool is_early(const hd_lowering *l, hd_value v)
     const hd_value_info *i = &l->g->values[v];
     if (i->kind == HD_RESULT) return l->available[v] == HD_SEGMENT_PREPARE;
     if (i->kind == HD_INPUT) return l->plan->micro_batches > 1 && i->micro == HD_TIME_REPLICATE;
-    return l->has_backward || l->has_update || l->pair_in[v] < 0;
+    if (l->pair_in[v] < 0) return true;
+    bool each = l->g->values[l->g->pairs[l->pair_in[v]].out].micro != HD_TIME_REPLICATE; /* a state that changes in each micro-batch */
+    return !each && (l->has_backward || l->has_update);
 }
 
 static int latest_operand(const hd_lowering *l, const hd_node *n, bool *early)

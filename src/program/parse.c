@@ -289,7 +289,7 @@ static int *keep_list(parser *s, const int *list, int n)
 static int parse_list(parser *s, int most, const char *end, int *list, int *n)
 {
     *n = 0;
-    if (accept(s, end)) return 0;
+    if (end[0] && accept(s, end)) return 0;
     do {
         if (*n == most) return bad(s, "fewer operands");
         int rc = parse_operand(s, &list[(*n)++]);
