@@ -146,44 +146,43 @@ HD_INLINE float power_of_two(float x)
     return vf_exp2_negative(vf_set1(x))[0];
 }
 
-/* Scales and masks one row of scores; returns its maximum. */
-HD_INLINE float row_scores(const forward *s, float *x, int64_t j0, const row_view *view)
+/* Scales and masks row r of a block's scores; returns its maximum. */
+HD_INLINE float row_scores(const forward *s, float *x, int r, const block_mask *mask)
 {
     vf best = vf_set1(-INFINITY);
-#pragma GCC unroll 4
-    for (int j = 0; j < KEY_TILE; j += HD_VL) {
-        vf v = vf_load(x + j) * s->scale;
-        if (view) v = vf_select(seen_mask(&s->keys, j0 + j, *view), v, vf_set1(-INFINITY));
-        vf_store(x + j, v);
-        best = vf_max(v, best);
+    for (int v = mask->first; v < mask->last; v++) {
+        vf y = vf_load(x + v * HD_VL) * s->scale;
+        if (!mask->all) y = vf_select(mask->seen[r][v], y, vf_set1(-INFINITY));
+        vf_store(x + v * HD_VL, y);
+        best = vf_max(y, best);
     }
     return vf_hmax(best);
 }
 
-/* x becomes 2^(x - max), as words for the product with the values; returns the sum. */
-HD_INLINE float row_weights(float *x, word *w, float max, bool pairs)
+/* The words of 2^(x - max) for the product with the values; returns the sum. What lies outside the mask's range is not written. */
+HD_INLINE float row_weights(const float *x, word *w, float max, const block_mask *mask, bool pairs)
 {
-    vf total[2] = {vf_zero(), vf_zero()};
-#pragma GCC unroll 4
-    for (int j = 0; j < KEY_TILE; j += HD_VL) {
-        vf p = vf_exp2_negative(vf_load(x + j) - max);
-        total[j / HD_VL % 2] += p;
-        if (pairs) vh_store((uint16_t *)w + j, bf16_from_vf_finite(p));
-        else vf_store((float *)w + j, p);
+    vf total = vf_zero();
+    for (int v = mask->first; v < mask->last; v++) {
+        vf p = vf_exp2_negative(vf_load(x + v * HD_VL) - max);
+        total = total + p;
+        if (pairs) vh_store((uint16_t *)w + v * HD_VL, bf16_from_vf_finite(p));
+        else vf_store((float *)w + v * HD_VL, p);
     }
-    return vf_hsum(total[0] + total[1]);
+    return vf_hsum(total);
 }
 
-HD_INLINE void forward_block(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views, bool pairs)
+HD_INLINE void forward_block(forward *s, int row, int rows, const word *k, const word *v, const block_mask *mask, bool pairs)
 {
     _Alignas(64) float x[ROW_BLOCK][KEY_TILE];
     _Alignas(64) word w[ROW_BLOCK][KEY_TILE];
     float correction[ROW_BLOCK];
     bool rescale = false;
-    product scores = {s->q + row * s->ew, k, &x[0][0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
-    product_run(&scores, KEY_TILE, rows, pairs);
+    int j0 = mask->first * HD_VL, n = (mask->last - mask->first) * HD_VL, k0 = pairs ? j0 / 2 : j0;
+    product scores = {s->q + row * s->ew, k + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
+    product_run(&scores, n, rows, pairs);
     for (int r = 0; r < rows; r++) {
-        float best = row_scores(s, x[r], t * KEY_TILE, views ? &views[r] : NULL), old = s->max[row + r];
+        float best = row_scores(s, x[r], r, mask), old = s->max[row + r];
         float max = best > old ? best : old, base = max > -INFINITY ? max : 0;
         correction[r] = 1;
         if (max > old) {
@@ -191,32 +190,29 @@ HD_INLINE void forward_block(forward *s, int row, int rows, const word *k, const
             rescale = true;
         }
         s->max[row + r] = max;
-        s->sum[row + r] = s->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, pairs);
+        s->sum[row + r] = s->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, pairs);
     }
-    product values = {&w[0][0], v, s->o + row * s->fp, KEY_TILE, 1, s->fp, s->fp, pairs ? KEY_TILE / 2 : KEY_TILE, NULL, true};
+    product values = {&w[0][k0], v + k0 * s->fp, s->o + row * s->fp, KEY_TILE, 1, s->fp, s->fp, pairs ? n / 2 : n, NULL, true};
     values.scale = rescale ? correction : NULL;
     product_run(&values, s->fp, rows, pairs);
 }
 
-HD_INLINE void forward_block_rows(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views, bool pairs)
+HD_INLINE void forward_block_rows(forward *s, int row, int rows, const word *k, const word *v, const block_mask *mask, bool pairs)
 {
-    if (rows == 4) forward_block(s, row, 4, k, v, t, views, pairs);
-    else if (rows == 2) forward_block(s, row, 2, k, v, t, views, pairs);
-    else forward_block(s, row, 1, k, v, t, views, pairs);
+    if (rows == 4) forward_block(s, row, 4, k, v, mask, pairs);
+    else if (rows == 2) forward_block(s, row, 2, k, v, mask, pairs);
+    else forward_block(s, row, 1, k, v, mask, pairs);
 }
 
-static void forward_block_f32(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views)
-{
-    forward_block_rows(s, row, rows, k, v, t, views, false);
-}
-
-static void forward_block_bf16(forward *s, int row, int rows, const word *k, const word *v, int64_t t, const row_view *views)
+static void forward_block_any(forward *s, int row, int rows, const word *k, const word *v, const block_mask *mask)
 {
 #if HD_ISA_LEVEL >= 4
-    forward_block_rows(s, row, rows, k, v, t, views, true);
-#else
-    forward_block_f32(s, row, rows, k, v, t, views);
+    if (s->pairs) {
+        forward_block_rows(s, row, rows, k, v, mask, true);
+        return;
+    }
 #endif
+    forward_block_rows(s, row, rows, k, v, mask, false);
 }
 
 /* ---- one tile of rows ---- */
@@ -240,6 +236,14 @@ HD_INLINE int block_rows(int left)
     return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
+static void make_mask(const forward *s, block_mask *mask, int64_t row, int n, int64_t tile)
+{
+    const int32_t *pos = s->a->in[3].data, *seg = s->a->in[5].data;
+    row_view views[ROW_BLOCK];
+    for (int i = 0; i < n; i++) views[i] = view_of(s->at, pos[(row + i) / s->group], seg[(row + i) / s->group]);
+    block_mask_make(mask, &s->keys, tile * KEY_TILE, views, n);
+}
+
 static void forward_rows(forward *s, int64_t head, int64_t row0, int rows)
 {
     const int32_t *pos = s->a->in[3].data, *seg = s->a->in[5].data;
@@ -256,12 +260,13 @@ static void forward_rows(forward *s, int64_t head, int64_t row0, int rows)
         if (sees_none(&all, tile)) continue;
         pack_tile(s, head, t, &k, &v);
         for (int r = 0, n; r < rows; r += n) {
-            row_view views[ROW_BLOCK];
+            block_mask mask;
             n = block_rows(rows - r);
             rows_view block = view_of_rows(s->at, pos, seg, row0 + r, n, s->group);
             if (sees_none(&block, tile)) continue;
-            for (int i = 0; i < n; i++) views[i] = view_of(s->at, pos[(row0 + r + i) / s->group], seg[(row0 + r + i) / s->group]);
-            (s->pairs ? forward_block_bf16 : forward_block_f32)(s, r, n, k, v, t, sees_all(&block, tile) ? NULL : views);
+            if (sees_all(&block, tile)) block_mask_all(&mask);
+            else make_mask(s, &mask, row0 + r, n, t);
+            if (mask.first < mask.last) forward_block_any(s, r, n, k, v, &mask);
         }
     }
     store_rows(s, head, row0, rows);

@@ -162,16 +162,19 @@ static void pack_key_tile(backward *s, int64_t head, int64_t t)
 
 /* ---- a block of ROW_BLOCK rows against the key tile ---- */
 
-/* Row i of P and of dS, in place over scores and dP. */
-HD_INLINE void row_gradient(const backward *s, float *x, float *dp, int64_t row, int64_t j0, const row_view *view)
+/* Row i of a block's P and dS, in place over scores and dP; zero outside the mask's range. */
+HD_INLINE void row_gradient(const backward *s, float *x, float *dp, int64_t row, int i, const block_mask *mask)
 {
     float lse = s->lse[row], delta = s->delta[row], scale = (float)s->at->scale;
-#pragma GCC unroll 4
-    for (int j = 0; j < KEY_TILE; j += HD_VL) {
-        vf p = vf_exp2_negative(vf_fma(vf_load(x + j), vf_set1(s->scale), vf_set1(-lse)));
-        if (view) p = vf_select(seen_mask(&s->keys, j0 + j, *view), p, vf_zero());
-        vf_store(x + j, p);
-        vf_store(dp + j, p * (vf_load(dp + j) - delta) * scale);
+    for (int v = 0; v < TILE_VECTORS; v++) {
+        vf p = vf_zero(), ds = vf_zero();
+        if (v >= mask->first && v < mask->last) {
+            p = vf_exp2_negative(vf_fma(vf_load(x + v * HD_VL), vf_set1(s->scale), vf_set1(-lse)));
+            if (!mask->all) p = vf_select(mask->seen[i][v], p, vf_zero());
+            ds = p * (vf_load(dp + v * HD_VL) - delta) * scale;
+        }
+        vf_store(x + v * HD_VL, p);
+        vf_store(dp + v * HD_VL, ds);
     }
 }
 
@@ -181,39 +184,47 @@ HD_INLINE void store_words(const float (*x)[KEY_TILE], word *over_rows, int r, w
     for (int i = 0; i < ROW_BLOCK; i++) {
         if (!pairs) memcpy(over_rows + (r + i) * KEY_TILE, x[i], sizeof x[i]);
         if (!pairs && block) memcpy(block + i * KEY_TILE, x[i], sizeof x[i]);
-        if (pairs && block)
-            for (int j = 0; j < KEY_TILE; j += HD_VL) vh_store((uint16_t *)block + i * KEY_TILE + j, bf16_from_vf(vf_load(x[i] + j)));
     }
-    if (!pairs) return;
-    for (int i = 0; i < ROW_BLOCK; i += 2)
+    for (int i = 0; i < ROW_BLOCK && pairs; i += 2)
         for (int j = 0; j < KEY_TILE; j += HD_VL) {
-            vu lo = __builtin_convertvector(bf16_from_vf(vf_load(x[i] + j)), vu), hi = __builtin_convertvector(bf16_from_vf(vf_load(x[i + 1] + j)), vu);
-            vi_store((int32_t *)over_rows + (r + i) / 2 * KEY_TILE + j, (vi)(lo | hi << 16));
+            vh even = bf16_from_vf(vf_load(x[i] + j)), odd = bf16_from_vf(vf_load(x[i + 1] + j));
+            vu both = __builtin_convertvector(even, vu) | __builtin_convertvector(odd, vu) << 16;
+            vi_store((int32_t *)over_rows + (r + i) / 2 * KEY_TILE + j, (vi)both);
+            if (!block) continue;
+            vh_store((uint16_t *)block + i * KEY_TILE + j, even);
+            vh_store((uint16_t *)block + (i + 1) * KEY_TILE + j, odd);
         }
 }
 
-/* views: one of each row of the block, or NULL when every row sees every key. */
-HD_INLINE void backward_block(backward *s, int64_t row0, int r, int64_t t, const row_view *views, bool pairs)
+HD_INLINE void backward_block(backward *s, int64_t row0, int r, const block_mask *mask, bool pairs)
 {
     _Alignas(64) float x[ROW_BLOCK][KEY_TILE], dp[ROW_BLOCK][KEY_TILE];
     int64_t row = row0 + r;
-    product scores = {s->q + row * s->ew, s->kt, &x[0][0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
-    product_run(&scores, KEY_TILE, ROW_BLOCK, pairs);
-    product dots = {s->dout + row * s->fw, s->vt, &dp[0][0], s->fw, 1, KEY_TILE, KEY_TILE, (int)s->fw, NULL, false};
-    product_run(&dots, KEY_TILE, ROW_BLOCK, pairs);
-    for (int i = 0; i < ROW_BLOCK; i++) row_gradient(s, x[i], dp[i], row + i, t * KEY_TILE, views ? &views[i] : NULL);
+    int j0 = mask->first * HD_VL, n = (mask->last - mask->first) * HD_VL, k0 = pairs ? j0 / 2 : j0;
+    product scores = {s->q + row * s->ew, s->kt + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
+    product_run(&scores, n, ROW_BLOCK, pairs);
+    product dots = {s->dout + row * s->fw, s->vt + j0, &dp[0][j0], s->fw, 1, KEY_TILE, KEY_TILE, (int)s->fw, NULL, false};
+    product_run(&dots, n, ROW_BLOCK, pairs);
+    for (int i = 0; i < ROW_BLOCK; i++) row_gradient(s, x[i], dp[i], row + i, i, mask);
     store_words(x, s->p, r, NULL, pairs);
     store_words(dp, s->ds, r, s->ds_block, pairs);
-    product queries = {s->ds_block, s->k_rows, s->dq + row * s->ep, s->tw, 1, s->ep, s->ep, (int)s->tw, NULL, true};
+    product queries = {s->ds_block + k0, s->k_rows + k0 * s->ep, s->dq + row * s->ep, s->tw, 1, s->ep, s->ep, pairs ? n / 2 : n, NULL, true};
     product_run(&queries, s->ep, ROW_BLOCK, pairs);
 }
 
-/* Gradients of the tile's keys and values from rows [first, last) of a row tile; both are multiples of ROW_BLOCK. */
-HD_INLINE void backward_keys(backward *s, int64_t tile, int first, int last, bool pairs)
+/* Rows of a tile that see something of each vector of keys; both ends are multiples of ROW_BLOCK. */
+typedef struct row_ranges {
+    int first[TILE_VECTORS], last[TILE_VECTORS];
+} row_ranges;
+
+/* Gradients of the tile's keys and values from the rows that see them. */
+HD_INLINE void backward_keys(backward *s, int64_t tile, const row_ranges *rows, bool pairs)
 {
-    int per_word = pairs ? 2 : 1, k0 = first / per_word, k = (last - first) / per_word;
-    const word *dout = s->dout_rows + (tile * s->tw + k0) * s->fp, *q = s->q_rows + (tile * s->tw + k0) * s->ep;
+    int per_word = pairs ? 2 : 1;
     for (int j = 0; j < KEY_TILE; j += ROW_BLOCK) {
+        int k0 = rows->first[j / HD_VL] / per_word, k = rows->last[j / HD_VL] / per_word - k0;
+        if (k <= 0) continue;
+        const word *dout = s->dout_rows + (tile * s->tw + k0) * s->fp, *q = s->q_rows + (tile * s->tw + k0) * s->ep;
         product dv = {s->p + k0 * KEY_TILE + j, dout, s->dv + j * s->fp, 1, KEY_TILE, s->fp, s->fp, k, NULL, true};
         product_run(&dv, s->fp, ROW_BLOCK, pairs);
         product dk = {s->ds + k0 * KEY_TILE + j, q, s->dk + j * s->ep, 1, KEY_TILE, s->ep, s->ep, k, NULL, true};
@@ -221,26 +232,26 @@ HD_INLINE void backward_keys(backward *s, int64_t tile, int first, int last, boo
     }
 }
 
-static void backward_block_any(backward *s, int64_t row0, int r, int64_t t, const row_view *views)
+static void backward_block_any(backward *s, int64_t row0, int r, const block_mask *mask)
 {
 #if HD_ISA_LEVEL >= 4
     if (s->pairs) {
-        backward_block(s, row0, r, t, views, true);
+        backward_block(s, row0, r, mask, true);
         return;
     }
 #endif
-    backward_block(s, row0, r, t, views, false);
+    backward_block(s, row0, r, mask, false);
 }
 
-static void backward_keys_any(backward *s, int64_t tile, int first, int last)
+static void backward_keys_any(backward *s, int64_t tile, const row_ranges *rows)
 {
 #if HD_ISA_LEVEL >= 4
     if (s->pairs) {
-        backward_keys(s, tile, first, last, true);
+        backward_keys(s, tile, rows, true);
         return;
     }
 #endif
-    backward_keys(s, tile, first, last, false);
+    backward_keys(s, tile, rows, false);
 }
 
 /* ---- a tile of rows against the key tile ---- */
@@ -254,12 +265,22 @@ static void zero_block(backward *s, int r)
 }
 
 /* Rows past the end see nothing. */
-static void block_views(const backward *s, int64_t row, row_view views[ROW_BLOCK])
+static void make_mask(const backward *s, block_mask *mask, int64_t row, int64_t tile)
 {
     const int32_t *pos = s->a->in[6].data, *seg = s->a->in[8].data;
+    row_view views[ROW_BLOCK];
     for (int64_t i = 0; i < ROW_BLOCK; i++) {
         int64_t q = (row + i) / s->group;
         views[i] = row + i < s->rows ? view_of(s->at, pos[q], seg[q]) : (row_view){-2, 0, 0};
+    }
+    block_mask_make(mask, &s->keys, tile * KEY_TILE, views, ROW_BLOCK);
+}
+
+static void note_range(row_ranges *ranges, const block_mask *mask, int r)
+{
+    for (int v = mask->first; v < mask->last; v++) {
+        if (ranges->last[v] == 0) ranges->first[v] = r;
+        ranges->last[v] = r + ROW_BLOCK;
     }
 }
 
@@ -267,23 +288,21 @@ static void backward_rows(backward *s, int64_t row0, int64_t t)
 {
     const int32_t *pos = s->a->in[6].data, *seg = s->a->in[8].data;
     const key_tile *tile = &s->keys.tile[t];
-    int rows = (int)(s->rows - row0 < ROW_TILE ? s->rows - row0 : ROW_TILE), first = ROW_TILE, last = 0;
+    int rows = (int)(s->rows - row0 < ROW_TILE ? s->rows - row0 : ROW_TILE);
     rows_view all = view_of_rows(s->at, pos, seg, row0, rows, s->group);
+    row_ranges ranges = {{0}, {0}};
     if (sees_none(&all, tile)) return;
     for (int r = 0; r < rows; r += ROW_BLOCK) {
-        row_view views[ROW_BLOCK];
+        block_mask mask = {.first = 0, .last = 0};
         int n = rows - r < ROW_BLOCK ? rows - r : ROW_BLOCK;
         rows_view block = view_of_rows(s->at, pos, seg, row0 + r, n, s->group);
-        if (sees_none(&block, tile)) {
-            if (first < r) zero_block(s, r);
-            continue;
-        }
-        block_views(s, row0 + r, views);
-        backward_block_any(s, row0, r, t, n == ROW_BLOCK && sees_all(&block, tile) ? NULL : views);
-        if (first == ROW_TILE) first = r;
-        last = r + ROW_BLOCK;
+        if (n == ROW_BLOCK && sees_all(&block, tile)) block_mask_all(&mask);
+        else if (!sees_none(&block, tile)) make_mask(s, &mask, row0 + r, t);
+        if (mask.first < mask.last) backward_block_any(s, row0, r, &mask);
+        else zero_block(s, r);
+        note_range(&ranges, &mask, r);
     }
-    if (first < last) backward_keys_any(s, row0 / ROW_TILE, first, last);
+    backward_keys_any(s, row0 / ROW_TILE, &ranges);
 }
 
 static void store_keys(const backward *s, int64_t head, int64_t t)

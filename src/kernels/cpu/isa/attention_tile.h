@@ -89,6 +89,7 @@ HD_INLINE void product_run(const product *p, int64_t columns, int rows, bool pai
 {
     int64_t col = 0;
     for (; col + GROUP * HD_VL <= columns; col += GROUP * HD_VL) product_group(p, col, rows, GROUP, pairs);
+    for (; GROUP > 2 && col + 2 * HD_VL <= columns; col += 2 * HD_VL) product_group(p, col, rows, 2, pairs);
     for (; col < columns; col += HD_VL) product_group(p, col, rows, 1, pairs);
 }
 
@@ -278,11 +279,50 @@ HD_INLINE bool sees_all(const rows_view *r, const key_tile *k)
            r->lo_max < k->pos_min;
 }
 
-/* Lanes j .. j+HD_VL-1 of the keys that the row sees. */
-HD_INLINE vi seen_mask(const key_table *t, int64_t j, row_view r)
+#define TILE_VECTORS (KEY_TILE / HD_VL)
+
+/* What the rows of a block see of a key tile, which all of it lies in vectors [first, last). */
+typedef struct block_mask {
+    bool all; /* every row sees every key: seen is not filled */
+    int first, last;
+    vi seen[ROW_BLOCK][TILE_VECTORS];
+} block_mask;
+
+HD_INLINE bool any_lane(vi mask)
 {
-    vi seg = vi_load(t->seg + j), pos = vi_load(t->pos + j);
-    return (vi)(seg == r.seg) & (vi)(pos > r.lo) & (vi)(pos <= r.hi);
+#if HD_HAS_AVX512
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif HD_HAS_AVX2
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+    int32_t any = 0;
+    for (int i = 0; i < HD_VL; i++) any |= mask[i];
+    return any != 0;
+#endif
+}
+
+static inline void block_mask_make(block_mask *m, const key_table *t, int64_t j0, const row_view *views, int rows)
+{
+    m->all = false;
+    m->first = TILE_VECTORS;
+    m->last = 0;
+    for (int v = 0; v < TILE_VECTORS; v++) {
+        vi seg = vi_load(t->seg + j0 + v * HD_VL), pos = vi_load(t->pos + j0 + v * HD_VL), any = {0};
+        for (int r = 0; r < rows; r++) {
+            m->seen[r][v] = (vi)(seg == views[r].seg) & (vi)(pos > views[r].lo) & (vi)(pos <= views[r].hi);
+            any |= m->seen[r][v];
+        }
+        if (!any_lane(any)) continue;
+        if (m->first == TILE_VECTORS) m->first = v;
+        m->last = v + 1;
+    }
+}
+
+HD_INLINE void block_mask_all(block_mask *m)
+{
+    m->all = true;
+    m->first = 0;
+    m->last = TILE_VECTORS;
 }
 
 #endif
