@@ -497,16 +497,32 @@ static void compare_with_naive(const hd_graph *g, int graph, int micro, const ch
     rig_close(&r, false);
 }
 
+/* Whether an output is the old value of the state that the step overwrites: refused. */
+static bool is_refused(const hd_graph *g)
+{
+    hd_error err = {0};
+    hd_backend b;
+    hd_program *p;
+    hd_plan plan = hd_plan_default();
+    hd_backend_open(&b, "reference", &err);
+    bool refused = hd_lower(g, &plan, &b.target, &p, &err) == HD_EUNSUPPORTED;
+    hd_program_free(p);
+    return refused;
+}
+
 static void test_random_graphs(void **state)
 {
     (void)state;
+    int run = 0;
     for (int i = 0; i < 150; i++) {
         hd_rng r = hd_rng_new((uint64_t)i);
         hd_graph *g = random_graph(&r);
-        if (getenv("DEBUG_GRAPH") && atoi(getenv("DEBUG_GRAPH")) == i) { hd_str s; hd_str_init(&s); hd_graph_dump(g, &s); puts(s.data); hd_str_clear(&s); for (int m = 1; m < 3; m++) { hd_program *p = lower(g, "reference", m, false); hd_program_dump(p, &s); } puts(s.data); fflush(stdout); }
-        for (int micro = 1; micro <= 3; micro++) compare_with_naive(g, i, micro, i % 2 ? "reference" : "cpu");
+        bool refused = is_refused(g);
+        for (int micro = 1; micro <= 3 && !refused; micro++) compare_with_naive(g, i, micro, i % 2 ? "reference" : "cpu");
+        run += !refused;
         hd_graph_free(g);
     }
+    assert_true(run > 80);
 }
 
 /* ---- the Plan ---- */

@@ -227,6 +227,19 @@ static int add_copy(hd_lowering *l, int pair)
     return add_item(l, (hd_item){.pair = pair, .segment = latest});
 }
 
+/* An output is read after the step, when a state has its new value already. */
+static int check_outputs(hd_lowering *l)
+{
+    const hd_graph *g = l->g;
+    for (size_t i = 0; i < g->n_outputs; i++) {
+        hd_value v = g->outputs[i].value;
+        while (g->values[v].kind == HD_RESULT && g->nodes[g->values[v].node]->op->is_view) v = g->nodes[g->values[v].node]->in[0];
+        if (l->pair_in[v] >= 0 && g->pairs[l->pair_in[v]].out != v)
+            return hd_fail(l->err, HD_EUNSUPPORTED, "output %s is the old value of state %s, which the step writes over", g->outputs[i].name, g->values[v].path);
+    }
+    return 0;
+}
+
 static int plan_states(hd_lowering *l)
 {
     for (size_t i = 0; i < l->g->n_pairs; i++) {
@@ -395,6 +408,7 @@ int hd_lower_order(hd_lowering *l)
     if (!rc) rc = collect_items(l);
     if (!rc) rc = collect_readers(l);
     if (!rc) rc = assign_segments(l);
+    if (!rc) rc = check_outputs(l);
     if (!rc) rc = plan_states(l);
     return rc ? rc : order_items(l);
 }
