@@ -227,13 +227,19 @@ static int add_copy(hd_lowering *l, int pair)
     return add_item(l, (hd_item){.pair = pair, .segment = latest});
 }
 
+static hd_value behind_views(const hd_graph *g, hd_value v)
+{
+    while (g->values[v].kind == HD_RESULT && g->nodes[g->values[v].node]->op->is_view && !hd_is_micro_sum(g->nodes[g->values[v].node]))
+        v = g->nodes[g->values[v].node]->in[0];
+    return v;
+}
+
 /* An output is read after the step, when a state has its new value already. */
 static int check_outputs(hd_lowering *l)
 {
     const hd_graph *g = l->g;
     for (size_t i = 0; i < g->n_outputs; i++) {
-        hd_value v = g->outputs[i].value;
-        while (g->values[v].kind == HD_RESULT && g->nodes[g->values[v].node]->op->is_view) v = g->nodes[g->values[v].node]->in[0];
+        hd_value v = behind_views(g, g->outputs[i].value);
         if (l->pair_in[v] >= 0 && g->pairs[l->pair_in[v]].out != v)
             return hd_fail(l->err, HD_EUNSUPPORTED, "output %s is the old value of state %s, which the step writes over", g->outputs[i].name, g->values[v].path);
     }
@@ -248,7 +254,7 @@ static int plan_states(hd_lowering *l)
         if (in->type.dtype != out->type.dtype || !hd_shape_equal(&in->type.shape, &out->type.shape))
             return hd_fail(l->err, HD_EINVAL, "state %s would become a value of another type, %s", in->path, out->path);
         if (is_direct_pair(l, pair)) l->pair_direct[pair->out] = (int)i;
-        else if (pair->in != pair->out && add_copy(l, (int)i)) return l->err ? l->err->code : HD_ENOMEM;
+        else if (behind_views(l->g, pair->out) != pair->in && add_copy(l, (int)i)) return l->err ? l->err->code : HD_ENOMEM;
     }
     return 0;
 }
