@@ -93,22 +93,33 @@ hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_typ
 
 /* ---- adding ---- */
 
-static void *take_memory(hd_store *s, size_t bytes)
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+/* A current block with room for `bytes`. NULL when out of memory. */
+static struct hd_store_block *reserve(hd_store *s, size_t bytes)
 {
     struct hd_store_block *b = s->blocks;
-    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
-    if (!b || b->size - b->used < bytes) {
-        b = hd_calloc(1, sizeof *b);
-        if (!b) return NULL;
-        b->size = bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES;
-        b->data = hd_map_memory(b->size);
-        if (!b->data) {
-            hd_free(b);
-            return NULL;
-        }
-        b->next = s->blocks;
-        s->blocks = b;
+    if (b && b->size - b->used >= bytes) return b;
+    b = hd_calloc(1, sizeof *b);
+    if (!b) return NULL;
+    b->size = bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES;
+    b->data = hd_map_memory(b->size);
+    if (!b->data) {
+        hd_free(b);
+        return NULL;
     }
+    b->next = s->blocks;
+    return s->blocks = b;
+}
+
+static void *take_memory(hd_store *s, size_t bytes)
+{
+    bytes = aligned(bytes);
+    struct hd_store_block *b = reserve(s, bytes);
+    if (!b) return NULL;
     b->used += bytes;
     return b->data + b->used - bytes;
 }
@@ -210,6 +221,22 @@ static int add_value(hd_store *s, const hd_value_info *v, uint64_t seed, filling
     return 0;
 }
 
+static bool is_kept(const hd_value_info *v)
+{
+    return v->kind == HD_PARAM || v->kind == HD_STATE;
+}
+
+/* One block for all that will be added: pieces of blocks left over would cost up to a huge page each. */
+static int reserve_for_graph(hd_store *s, const hd_graph *g, hd_error *err)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < g->n_values; i++) {
+        const hd_value_info *v = &g->values[i];
+        if (is_kept(v) && !hd_store_find(s, v->path)) bytes += aligned((size_t)hd_shape_count(&v->type.shape) * hd_dtype_size(v->type.dtype));
+    }
+    return !bytes || reserve(s, bytes) ? 0 : hd_fail_memory(err, bytes, "a model's state");
+}
+
 int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *err)
 {
     hd_error local = {0};
@@ -217,10 +244,10 @@ int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *
     filling *list = hd_malloc((g->n_values + 1) * sizeof *list);
     if (!list) return hd_fail_memory(err, g->n_values * sizeof *list, "a model's state");
     size_t n = 0;
-    int rc = 0;
+    int rc = reserve_for_graph(s, g, err);
     for (size_t i = 0; i < g->n_values && !rc; i++) {
         const hd_value_info *v = &g->values[i];
-        if (v->kind != HD_PARAM && v->kind != HD_STATE) continue;
+        if (!is_kept(v)) continue;
         rc = add_value(s, v, seed, &list[n], err);
         if (list[n].tensor) n++;
     }
