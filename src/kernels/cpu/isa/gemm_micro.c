@@ -18,32 +18,32 @@ HD_INLINE vacc start(const int32_t *init, int j)
 HD_INLINE void micro(int mr, int nv, const uint32_t *a, const uint32_t *b, const int32_t *init, int64_t kw, gemm_acc *const *c, bool add)
 {
     vacc acc[HD_GEMM_MR][HD_GEMM_NV];
-#pragma GCC unroll 16
+    HD_UNROLL
     for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
+        HD_UNROLL
         for (int j = 0; j < nv; j++) {
             acc[i][j] = start(init, j);
             __builtin_prefetch(c[i] + j * HD_VL, 1);
         }
     for (int64_t k = 0; k < kw; k++) {
         vf bv[HD_GEMM_NV];
-#pragma GCC unroll 4
+        HD_UNROLL
         for (int j = 0; j < nv; j++) {
             bv[j] = vf_load((const float *)b + j * HD_VL);
             if (mr <= 2) __builtin_prefetch(b + STREAM_AHEAD * HD_GEMM_NR + j * HD_VL);
         }
-#pragma GCC unroll 16
+        HD_UNROLL
         for (int i = 0; i < mr; i++) {
             vf av = vf_set1(((const float *)a)[i]);
-#pragma GCC unroll 4
+            HD_UNROLL
             for (int j = 0; j < nv; j++) acc[i][j] = multiply_add(av, bv[j], acc[i][j]);
         }
         a += mr;
         b += HD_GEMM_NR;
     }
-#pragma GCC unroll 16
+    HD_UNROLL
     for (int i = 0; i < mr; i++)
-#pragma GCC unroll 4
+        HD_UNROLL
         for (int j = 0; j < nv; j++) {
             gemm_acc *p = c[i] + j * HD_VL;
             acc_store(p, add ? acc_load(p) + acc[i][j] : acc[i][j]);
@@ -112,7 +112,7 @@ HD_INLINE void stream_words(gemm_acc *sum, int64_t columns, const uint32_t *x, i
     for (int64_t j = 0; j < columns; j += HD_VL) {
         int n = columns - j < HD_VL ? (int)(columns - j) : HD_VL;
         vf s = n == HD_VL ? vf_load(sum + j) : vf_load_n(sum + j, n);
-#pragma GCC unroll 4
+        HD_UNROLL
         for (int i = 0; i < words; i++)
             s = multiply_add(vf_set1(((const float *)x)[i * x_stride]), stream_word(b + i * bytes, t, step, j, n, last), s);
         if (n == HD_VL) vf_store(sum + j, s);

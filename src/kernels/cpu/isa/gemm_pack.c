@@ -24,19 +24,19 @@ HD_INLINE void transpose4(w4 *r)
 HD_INLINE void transpose8(__m256i *r)
 {
     __m256i t[8];
-#pragma GCC unroll 4
+    HD_UNROLL
     for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
     }
-#pragma GCC unroll 2
+    HD_UNROLL
     for (int i = 0; i < 8; i += 4) {
         r[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
         r[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
         r[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
         r[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-#pragma GCC unroll 4
+    HD_UNROLL
     for (int i = 0; i < 4; i++) {
         t[i] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x20);
         t[i + 4] = _mm256_permute2x128_si256(r[i], r[i + 4], 0x31);
@@ -49,25 +49,25 @@ HD_INLINE void transpose8(__m256i *r)
 HD_INLINE void transpose16(__m512i *r)
 {
     __m512i t[16];
-#pragma GCC unroll 8
+    HD_UNROLL
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-#pragma GCC unroll 4
+    HD_UNROLL
     for (int i = 0; i < 16; i += 4) {
         r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
         r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
         r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
         r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-#pragma GCC unroll 8
+    HD_UNROLL
     for (int j = 0; j < 8; j++) { /* quarters 0 and 2 of rows j and j+4, then 1 and 3 */
         int i = j < 4 ? j : j + 4;
         t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
         t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
     }
-#pragma GCC unroll 8
+    HD_UNROLL
     for (int i = 0; i < 8; i++) {
         r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
         r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
@@ -134,7 +134,7 @@ static int64_t transpose_small(uint32_t *dst, int stride, const run *r, int firs
         w4 v[4];
         const w4 bias = (w4){0} + r->bias;
 #endif
-#pragma GCC unroll 8
+        HD_UNROLL
         for (int i = 0; i < TILE_SMALL; i++) {
             load_words(&v[i], TILE_SMALL, r->dtype, row[i], begin);
             v[i] = v[i] ^ bias;
@@ -144,7 +144,7 @@ static int64_t transpose_small(uint32_t *dst, int stride, const run *r, int firs
 #else
         transpose4(v);
 #endif
-#pragma GCC unroll 8
+        HD_UNROLL
         for (int i = 0; i < TILE_SMALL; i++) memcpy(dst + (begin + i) * stride + first, &v[i], sizeof v[i]);
     }
     return begin;
@@ -159,14 +159,14 @@ static int64_t transpose_large(uint32_t *dst, int stride, const run *r, int firs
     for (; w + 16 <= end; w += 16) {
         __m512i v[16];
         const __m512i bias = _mm512_set1_epi32((int)r->bias);
-#pragma GCC unroll 16
+        HD_UNROLL
         for (int i = 0; i < 16; i++) {
             load_words(&v[i], 16, r->dtype, row[i], w);
             ask(row[i] + w * HD_GEMM_UNIT * element_size(r->dtype) + ahead);
             if (HD_GEMM_UNIT == 4) v[i] = _mm512_xor_si512(v[i], bias);
         }
         transpose16(v);
-#pragma GCC unroll 16
+        HD_UNROLL
         for (int i = 0; i < 16; i++) memcpy(dst + (w + i) * stride + first, &v[i], 64);
     }
     return w;

@@ -45,6 +45,13 @@
 #define HD_VL 4
 #endif
 
+/* Before a loop of constant length (at most 16): unrolls it, so that an array of vectors becomes registers. */
+#if defined(__clang__)
+#define HD_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define HD_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #define HD_INLINE static inline __attribute__((always_inline, unused))
 
 typedef float vf __attribute__((vector_size(HD_VL * 4)));
@@ -193,9 +200,20 @@ HD_INLINE vf vf_from_vd(vd low, vd high)
 
 HD_INLINE float vf_hsum(vf a)
 {
+#if HD_HAS_AVX2
+#if HD_HAS_AVX512
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256((__m512)a), _mm512_extractf32x8_ps((__m512)a, 1));
+#else
+    __m256 h = (__m256)a;
+#endif
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+#else
     for (int half = HD_VL / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) a[i] = a[i] + a[i + half];
     return a[0];
+#endif
 }
 HD_INLINE double vd_hsum(vd a)
 {
