@@ -339,7 +339,8 @@ static void results_new(hd_arena *arena, const instance *x, hd_tensor *out, bool
 /* ---- the interpreter ---- */
 
 /* Value v's tensor is at[v]; inputs are filled by the caller. */
-static void interpret(hd_arena *arena, const hd_graph *g, hd_tensor *at, void (*visit)(void *arg, const hd_node *n, const instance *x), void *arg)
+static void interpret(hd_arena *arena, const hd_graph *g, hd_tensor *at, void (*visit)(void *arg, const hd_node *n, const instance *x),
+                      void *arg)
 {
     for (size_t v = 0; v < g->n_values; v++) {
         if (g->values[v].kind != HD_CONST) continue;
@@ -385,7 +386,8 @@ static bool map_has(const hd_dim_map *map, int rank, int loop)
 }
 
 /* The part of t that belongs to [begin, end) of the loop. */
-static hd_tensor tensor_slice(hd_arena *arena, const hd_tensor *t, const hd_loops *l, const hd_dim_map *map, int loop, int64_t begin, int64_t end)
+static hd_tensor tensor_slice(hd_arena *arena, const hd_tensor *t, const hd_loops *l, const hd_dim_map *map, int loop, int64_t begin,
+                              int64_t end)
 {
     int64_t dim[HD_MAX_RANK], n = hd_tensor_count(t), to = 0;
     for (int d = 0; d < t->rank; d++) {
@@ -407,7 +409,8 @@ static hd_tensor tensor_slice(hd_arena *arena, const hd_tensor *t, const hd_loop
 }
 
 /* x restricted to [begin, end) of a loop: operands sliced, parameters localised, results typed anew. A negative code if it isn't valid. */
-static int instance_slice(hd_arena *arena, const instance *x, const hd_loops *l, int loop, int64_t begin, int64_t end, instance *part, hd_error *err)
+static int instance_slice(hd_arena *arena, const instance *x, const hd_loops *l, int loop, int64_t begin, int64_t end, instance *part,
+                          hd_error *err)
 {
     *part = *x;
     hd_sig s = instance_sig(x);

@@ -63,8 +63,8 @@ static inline void column_finish(const hd_kernel_args *a, int64_t blocks, int64_
 }
 
 /* The same for one matrix of several, by one thread: c and y begin at the matrix, part is the thread's own. Bits as of column_sum. */
-HD_INLINE void column_sum_alone(const hd_kernel_args *a, const column_source *c, void *y, float *part, int64_t rows, int64_t columns, double scale,
-                                column_term term)
+HD_INLINE void column_sum_alone(const hd_kernel_args *a, const column_source *c, void *y, float *part, int64_t rows, int64_t columns,
+                                double scale, column_term term)
 {
     int64_t blocks = (rows + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
     hd_tensor to = a->out[0];
