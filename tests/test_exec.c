@@ -191,6 +191,42 @@ static void test_abort(void **state)
     rig_close(&r, false);
 }
 
+/* A back end whose every kernel asks the executor to stop. */
+static struct { hd_exec *exec; int runs; } stopper;
+
+static void run_stopping(const hd_kernel_args *a)
+{
+    if (a->tid != 0) return;
+    stopper.runs++;
+    if (stopper.exec) hd_exec_abort(stopper.exec);
+}
+
+static hd_kernel find_stopping(const hd_backend *b, const hd_op *op, const hd_kernel_args *a)
+{
+    (void)b, (void)a;
+    return (hd_kernel){.op = op->name, .run = run_stopping};
+}
+
+static void test_abort_inside_a_call(void **state)
+{
+    (void)state;
+    rig r;
+    hd_graph *g = small_training(4, false, 0);
+    rig_open(&r, g, "null", 1, 2);
+    hd_graph_free(g);
+    hd_exec_free(r.exec);
+    r.backend.find = find_stopping;
+    stopper.exec = NULL;
+    r.exec = hd_exec_new(r.program, r.store, &r.backend, r.team, &r.err);
+    assert_int_equal(hd_exec_step(r.exec, NULL, &r.err), 0);
+    int all = stopper.runs;
+    stopper.exec = r.exec;
+    stopper.runs = 0;
+    assert_int_equal(hd_exec_step(r.exec, NULL, &r.err), HD_EINTR);
+    assert_in_range(stopper.runs, 1, all / 4);
+    rig_close(&r, false);
+}
+
 static void test_trace_and_profile(void **state)
 {
     (void)state;
@@ -288,6 +324,7 @@ int main(void)
         cmocka_unit_test(test_packed_constants),
         cmocka_unit_test(test_find_nonfinite),
         cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_abort_inside_a_call),
         cmocka_unit_test(test_trace_and_profile),
         cmocka_unit_test(test_store),
         cmocka_unit_test(test_out_of_memory),
