@@ -126,20 +126,31 @@ size_t hd_gemm_packed_bytes(hd_isa isa, const char *spec, const hd_tensor *b)
     return (size_t)(batch.total * ceil_div(n.total, width) * hd_gemm_panel_words(b->dtype, k.total, width)) * 4;
 }
 
+/* One step of k of a panel: from[column[j]] to to[j * unit], in elements of 4, 2 or 1 bytes. */
+static void copy_step(void *to, const void *from, const int64_t *column, int count, int unit)
+{
+    if (unit == 1)
+        for (int j = 0; j < count; j++) ((uint32_t *)to)[j] = ((const uint32_t *)from)[column[j]];
+    else if (unit == 2)
+        for (int j = 0; j < count; j++) ((uint16_t *)to)[j * 2] = ((const uint16_t *)from)[column[j]];
+    else
+        for (int j = 0; j < count; j++) ((uint8_t *)to)[j * 4] = ((const uint8_t *)from)[column[j]];
+}
+
 /* One panel: columns at element offsets column[count], k steps as in the loops k. */
 static void pack_panel(char *dst, const char *src, hd_dtype t, const int64_t *column, int count, const hd_einsum_nest *k, int width)
 {
-    size_t size = hd_dtype_size(t);
+    int64_t size = (int64_t)hd_dtype_size(t), run = k->n ? k->extent[k->n - 1] : 1, step = k->n ? k->stride[1][k->n - 1] : 0;
     int unit = hd_gemm_unit(t);
     memset(dst, 0, (size_t)hd_gemm_panel_words(t, k->total, width) * 4);
     int32_t *header = (int32_t *)dst;
     if (t == HD_I8) dst += width * 4;
-    for (int64_t i = 0; i < k->total; i++) {
-        const char *from = src + hd_einsum_offset(k, 1, i) * (int64_t)size;
-        char *to = dst + ((i / unit) * width * unit + i % unit) * (int64_t)size;
-        for (int j = 0; j < count; j++) {
-            memcpy(to + j * unit * (int64_t)size, from + column[j] * (int64_t)size, size);
-            if (t == HD_I8) header[j] -= 128 * (int32_t)*(const int8_t *)(from + column[j]);
+    for (int64_t first = 0; first < k->total; first += run) {
+        const char *from = src + hd_einsum_offset(k, 1, first) * size;
+        for (int64_t i = first; i < first + run; i++, from += step * size) {
+            copy_step(dst + (i / unit * width * unit + i % unit) * size, from, column, count, unit);
+            if (t == HD_I8)
+                for (int j = 0; j < count; j++) header[j] -= 128 * ((const int8_t *)from)[column[j]];
         }
     }
 }
