@@ -64,6 +64,7 @@ static int fill(hd_task *base, hd_exec *e, int64_t first, hd_error *err)
 {
     network_task *t = (network_task *)base;
     int64_t batch = base->config->batch;
+    if (!t->data) return hd_fail(err, HD_EINVAL, "%s has no \"data\" section: what should it learn from?", base->config->model);
     for (int64_t k = 0; k < batch; k++) t->row[k] = sample_row(t, first + k);
     hd_task_number_samples(e, first, 1);
     return fill_column(json_object_get(t->data, "inputs"), &t->train, e, t->row, batch, err);
@@ -103,6 +104,7 @@ static int evaluate(hd_task *base, hd_exec *e, int64_t max_batches, hd_evaluatio
     int64_t batch = base->config->batch, counted = 0, in_loss = 0, classes = 1;
     double loss = 0;
     *out = (hd_evaluation){0};
+    if (!t->test.count) return 0; /* no data section, or none held out */
     hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)batch);
     for (int64_t b = 0; counted < t->test.count && (!max_batches || b < max_batches); b++) {
         int64_t n = t->test.count - counted < batch ? t->test.count - counted : batch;
@@ -222,11 +224,10 @@ static int open_all(network_task *t, hd_error *err)
     t->network = hd_network_load(c->model, err);
     if (!t->network) return err->code;
     t->data = hd_network_section(t->network, "data");
-    if (!t->data) return hd_fail(err, HD_EINVAL, "%s has no \"data\" section: what should it learn from?", c->model);
-    int rc = hd_dataset_open(&t->train, t->data, false, c->model, err);
-    if (!rc) rc = hd_dataset_open(&t->test, t->data, true, c->model, err);
-    if (!rc && t->train.count < 1) rc = hd_fail(err, HD_EINVAL, "%s: its data holds no sample", c->model);
-    if (!rc && !(t->order = hd_calloc((size_t)t->train.count, sizeof *t->order))) rc = hd_fail_memory(err, (size_t)t->train.count, "the order of samples");
+    int rc = t->data ? hd_dataset_open(&t->train, t->data, false, c->model, err) : 0;
+    if (!rc && t->data) rc = hd_dataset_open(&t->test, t->data, true, c->model, err);
+    if (!rc && t->data && t->train.count < 1) rc = hd_fail(err, HD_EINVAL, "%s: its data holds no sample", c->model);
+    if (!rc && t->data && !(t->order = hd_calloc((size_t)t->train.count, sizeof *t->order))) rc = hd_fail_memory(err, (size_t)t->train.count, "the order of samples");
     if (!rc && !(t->row = hd_calloc((size_t)c->batch, sizeof *t->row))) rc = hd_fail_memory(err, (size_t)c->batch, "a batch");
     return rc;
 }
