@@ -366,11 +366,11 @@ static void gather_row(float *dst, int64_t gap, const hd_gemm *g, int64_t from, 
 {
     const hd_gemm_window *w = g->window;
     int64_t step = w->step[1], first = 0, last = n;
-    if (w->divide[1] > 1) {
-        for (int64_t i = 0; i < n; i++) {
-            int64_t at = window_index(x + i * step, w->divide[1], w->width);
-            dst[i * gap] = at < 0 ? 0.0f : f32_load_as(g->b, g->tb, from + at);
-        }
+    if (w->divide[1] > 1) { /* a gradient's window, whose step is 1: every divide-th position is one of dy's */
+        int64_t divide = w->divide[1], phase = (x % divide + divide) % divide, i = phase ? divide - phase : 0;
+        for (int64_t j = 0; j < n; j++) dst[j * gap] = 0.0f;
+        for (int64_t at = (x + i) / divide; i < n; i += divide, at++)
+            if (at >= 0 && at < w->width) dst[i * gap] = f32_load_as(g->b, g->tb, from + at);
         return;
     }
     while (first < n && x + first * step < 0) first++;
