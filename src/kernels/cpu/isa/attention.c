@@ -77,10 +77,17 @@ static void forward_memory(forward *s)
 
 /* ---- packing ---- */
 
+/* Asks for the tile after the one at key j0. */
+static void prefetch_tile(const forward *s, const hd_tensor *x, int64_t head, int64_t j0, int64_t n)
+{
+    for (int64_t j = j0 + KEY_TILE; j < j0 + 2 * KEY_TILE; j++) prefetch_row(x, (j * s->hk + head) * n, n);
+}
+
 static void pack_keys(const forward *s, word *dst, int64_t head, int64_t j0, int n)
 {
     const hd_tensor *k = &s->a->in[1];
     int64_t row = s->hk * s->e, at = j0 * row + head * s->e;
+    prefetch_tile(s, k, head, j0, s->e);
     if (k->dtype == HD_F32) {
         transpose_words(dst, (const word *)k->data + at, row, s->ew, n);
         return;
@@ -104,6 +111,7 @@ static void pack_values(const forward *s, word *dst, int64_t head, int64_t j0, i
     const hd_tensor *v = &s->a->in[2];
     int64_t row = s->hk * s->f, at = j0 * row + head * s->f;
     const int32_t *seg = s->keys.seg + j0;
+    prefetch_tile(s, v, head, j0, s->f);
     if (s->pairs) {
         const uint16_t *p = (const uint16_t *)v->data + at;
         for (int j = 0; j < KEY_TILE; j += 2)
@@ -123,20 +131,37 @@ static void pack_queries(const forward *s, int64_t head, int64_t row0, int rows)
     for (int r = 0; r < rows; r++) {
         int64_t i = (row0 + r) / s->group, g = (row0 + r) % s->group;
         int64_t at = (i * s->hk * s->group + head * s->group + g) * s->e;
+        prefetch_row(q, at + ROW_TILE / s->group * s->hk * s->group * s->e, s->e);
         pack_row(s->q + r * s->ew, s->ew, q->data, q->dtype, at, s->e, s->pairs);
     }
 }
 
-static void pack_tile(const forward *s, int64_t head, int64_t t, word **k, word **v)
+/* A key tile as the products take it. */
+typedef struct packed_tile {
+    const word *k, *v;
+    int64_t ldv; /* words between rows of v */
+} packed_tile;
+
+/* Values that are read once, whole and in f32 are taken where they lie: for decoding, packing costs as much as the product. */
+static bool values_in_place(const forward *s, int64_t t)
+{
+    return !s->cached && s->a->in[2].dtype == HD_F32 && s->f % HD_VL == 0 && !s->keys.tile[t].padded;
+}
+
+static packed_tile pack_tile(const forward *s, int64_t head, int64_t t)
 {
     int64_t slot = s->cached ? t : 0, left = s->tk - t * KEY_TILE;
     int n = (int)(left < KEY_TILE ? left : KEY_TILE);
-    *k = s->k + slot * s->ew * KEY_TILE;
-    *v = s->v + slot * s->kw * s->fp;
-    if (s->cached && s->packed[t]) return;
-    pack_keys(s, *k, head, t * KEY_TILE, n);
-    pack_values(s, *v, head, t * KEY_TILE, n);
-    s->packed[t] = 1;
+    word *k = s->k + slot * s->ew * KEY_TILE, *v = s->v + slot * s->kw * s->fp;
+    bool in_place = values_in_place(s, t);
+    if (!s->cached || !s->packed[t]) {
+        pack_keys(s, k, head, t * KEY_TILE, n);
+        if (in_place) prefetch_tile(s, &s->a->in[2], head, t * KEY_TILE, s->f);
+        else pack_values(s, v, head, t * KEY_TILE, n);
+        s->packed[t] = 1;
+    }
+    if (in_place) return (packed_tile){k, (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->f, s->hk * s->f};
+    return (packed_tile){k, v, s->fp};
 }
 
 /* ---- one block of rows against one key tile ---- */
@@ -172,14 +197,14 @@ HD_INLINE float row_weights(const float *x, word *w, float max, const block_mask
     return vf_hsum(total);
 }
 
-HD_INLINE void forward_block(forward *s, int row, int rows, const word *k, const word *v, const block_mask *mask, bool pairs)
+HD_INLINE void forward_block(forward *s, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
 {
     _Alignas(64) float x[ROW_BLOCK][KEY_TILE];
     _Alignas(64) word w[ROW_BLOCK][KEY_TILE];
     float correction[ROW_BLOCK];
     bool rescale = false;
     int j0 = mask->first * HD_VL, n = (mask->last - mask->first) * HD_VL, k0 = pairs ? j0 / 2 : j0;
-    product scores = {s->q + row * s->ew, k + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
+    product scores = {s->q + row * s->ew, tile->k + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
     product_run(&scores, n, rows, pairs);
     for (int r = 0; r < rows; r++) {
         float best = row_scores(s, x[r], r, mask), old = s->max[row + r];
@@ -192,27 +217,27 @@ HD_INLINE void forward_block(forward *s, int row, int rows, const word *k, const
         s->max[row + r] = max;
         s->sum[row + r] = s->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, pairs);
     }
-    product values = {&w[0][k0], v + k0 * s->fp, s->o + row * s->fp, KEY_TILE, 1, s->fp, s->fp, pairs ? n / 2 : n, NULL, true};
+    product values = {&w[0][k0], tile->v + k0 * tile->ldv, s->o + row * s->fp, KEY_TILE, 1, tile->ldv, s->fp, pairs ? n / 2 : n, NULL, true};
     values.scale = rescale ? correction : NULL;
     product_run(&values, s->fp, rows, pairs);
 }
 
-HD_INLINE void forward_block_rows(forward *s, int row, int rows, const word *k, const word *v, const block_mask *mask, bool pairs)
+HD_INLINE void forward_block_rows(forward *s, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
 {
-    if (rows == 4) forward_block(s, row, 4, k, v, mask, pairs);
-    else if (rows == 2) forward_block(s, row, 2, k, v, mask, pairs);
-    else forward_block(s, row, 1, k, v, mask, pairs);
+    if (rows == 4) forward_block(s, row, 4, tile, mask, pairs);
+    else if (rows == 2) forward_block(s, row, 2, tile, mask, pairs);
+    else forward_block(s, row, 1, tile, mask, pairs);
 }
 
-static void forward_block_any(forward *s, int row, int rows, const word *k, const word *v, const block_mask *mask)
+static void forward_block_any(forward *s, int row, int rows, const packed_tile *tile, const block_mask *mask)
 {
 #if HD_ISA_LEVEL >= 4
     if (s->pairs) {
-        forward_block_rows(s, row, rows, k, v, mask, true);
+        forward_block_rows(s, row, rows, tile, mask, true);
         return;
     }
 #endif
-    forward_block_rows(s, row, rows, k, v, mask, false);
+    forward_block_rows(s, row, rows, tile, mask, false);
 }
 
 /* ---- one tile of rows ---- */
@@ -256,9 +281,8 @@ static void forward_rows(forward *s, int64_t head, int64_t row0, int rows)
     pack_queries(s, head, row0, rows);
     for (int64_t t = 0; t < s->keys.tiles; t++) {
         const key_tile *tile = &s->keys.tile[t];
-        word *k, *v;
         if (sees_none(&all, tile)) continue;
-        pack_tile(s, head, t, &k, &v);
+        packed_tile packed = pack_tile(s, head, t);
         for (int r = 0, n; r < rows; r += n) {
             block_mask mask;
             n = block_rows(rows - r);
@@ -266,7 +290,7 @@ static void forward_rows(forward *s, int64_t head, int64_t row0, int rows)
             if (sees_none(&block, tile)) continue;
             if (sees_all(&block, tile)) block_mask_all(&mask);
             else make_mask(s, &mask, row0 + r, n, t);
-            if (mask.first < mask.last) forward_block_any(s, r, n, k, v, &mask);
+            if (mask.first < mask.last) forward_block_any(s, r, n, &packed, &mask);
         }
     }
     store_rows(s, head, row0, rows);

@@ -106,20 +106,39 @@ static inline void pack_row(word *dst, int64_t words, const void *src, hd_dtype 
 {
     if (pairs) {
         memcpy(dst, (const uint16_t *)src + at, (size_t)n * 2);
-        memset((uint16_t *)dst + n, 0, (size_t)(words * 2 - n) * 2);
+        if (n < words * 2) memset((uint16_t *)dst + n, 0, (size_t)(words * 2 - n) * 2);
         return;
     }
     float *f = (float *)dst;
     int64_t j = 0;
     for (; j + HD_VL <= n; j += HD_VL) vf_store(f + j, vf_load_as(src, t, at + j));
     if (j < n) vf_store_n(f + j, vf_load_as_n(src, t, at + j, (int)(n - j)), (int)(n - j));
-    memset(f + n, 0, (size_t)(words - n) * sizeof(float));
+    if (n < words) memset(f + n, 0, (size_t)(words - n) * sizeof(float));
+}
+
+/* Asks for n elements at `at`, to be read soon. Rows of one head lie far apart, which the hardware's own prefetching doesn't follow.
+ * The address may be past the array's end. */
+HD_INLINE void prefetch_row(const hd_tensor *t, int64_t at, int64_t n)
+{
+    size_t size = t->dtype == HD_F32 ? 4 : 2;
+    uintptr_t p = (uintptr_t)t->data + (size_t)at * size, end = p + (size_t)n * size;
+    for (; p < end; p += 64) __builtin_prefetch((const void *)p);
 }
 
 /* Rows 2i and 2i+1 of n bf16 elements interleaved into dst[0 .. words); b may be NULL for zeros. words is a multiple of HD_VL. */
 static inline void pack_interleaved(word *dst, int64_t words, const uint16_t *a, const uint16_t *b, int64_t n)
 {
-    for (int64_t j = 0; j < words; j += HD_VL) {
+    int64_t j = 0;
+#if HD_HAS_AVX512
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    low = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16)); /* a0 b0 a1 b1 ... */
+    for (; a && b && j + 32 <= n; j += 32) {
+        __m512i x = _mm512_loadu_si512(a + j), y = _mm512_loadu_si512(b + j);
+        _mm512_storeu_si512(dst + j, _mm512_permutex2var_epi16(x, low, y));
+        _mm512_storeu_si512(dst + j + 16, _mm512_permutex2var_epi16(x, _mm512_add_epi16(low, _mm512_set1_epi16(16)), y));
+    }
+#endif
+    for (; j < words; j += HD_VL) {
         int m = j >= n ? 0 : lanes_left(n, j);
         vu lo = m > 0 && a ? __builtin_convertvector(vh_load_n(a + j, m), vu) : (vu){0};
         vu hi = m > 0 && b ? __builtin_convertvector(vh_load_n(b + j, m), vu) : (vu){0};
