@@ -145,6 +145,7 @@ static void refuses_damaged_files(void **state) {
         assert_int_equal(hd_file_write_atomic(in_dir("d.idx"), s.data, s.len, &err), 0);
         if (!hd_corpus_open(&c, in_dir("d"), &e)) {
             int32_t ids[10];
+            assert_true(n / 2 >= 34 + 4 * 12); /* only where documents begin may change: to another order of whole sequences */
             assert_int_equal(hd_corpus_tokens(&c), 10);
             assert_int_equal(hd_corpus_read(&c, 0, 10, 100, ids, &e), 0);
             hd_corpus_close(&c);
@@ -243,7 +244,9 @@ static void threads_build_the_same_files(void **state) {
     write_file(path, text.data);
     for (int threads = 1; threads <= 3; threads += 2) {
         hd_corpus_spec spec = {.tokenizer = t, .end_id = -1, .threads = threads, .quiet = true};
-        assert_int_equal(hd_corpus_build(&spec, &path, 1, in_dir("t"), NULL, &err), 0);
+        hd_corpus_counts counts;
+        assert_int_equal(hd_corpus_build(&spec, &path, 1, in_dir("t"), &counts, &err), 0);
+        assert_true(counts.documents == 3000 && counts.tokens == counts.bytes); /* a token a byte */
         for (int k = 0; k < 2; k++) {
             hd_str_init(&file[threads / 2][k]);
             assert_int_equal(hd_file_read(&file[threads / 2][k], in_dir(k ? "t.idx" : "t.bin"), 0, &err), 0);

@@ -81,8 +81,8 @@ static int flush(builder *b, hd_error *err) {
     for (int i = 0; i < b->count && !rc; i++) {
         document *d = &b->batch[i];
         if (d->err.code) rc = hd_fail(err, d->err.code, "%s", d->err.message);
-        else if (d->bytes) rc = hd_corpus_writer_add(b->writer, d->ids.data, d->ids.len, err);
-        if (rc || !d->bytes) continue;
+        else if (d->ids.len) rc = hd_corpus_writer_add(b->writer, d->ids.data, d->ids.len, err);
+        if (rc || !d->ids.len) continue;
         b->counts.documents++;
         b->counts.tokens += (int64_t)d->ids.len;
         b->counts.bytes += d->bytes;
