@@ -160,29 +160,35 @@ static void refuses_damaged_files(void **state) {
     hd_str_free(&s);
 }
 
-/* A file size limit stands in for a full disk. */
-static void full_disk_leaves_the_old_corpus(void **state) {
-    (void)state;
-    hd_error err = {0};
-    write_corpus(in_dir("f"), 3, 100);
+/* Tries to write `documents` of `size` tokens each over the corpus f with files limited to a MiB. */
+static int write_limited(int documents, int size, hd_error *err) {
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
     small = old;
     small.rlim_cur = 1 << 20;
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &small);
-    hd_corpus_writer *w = hd_corpus_writer_new(in_dir("f"), 100, &err);
+    hd_corpus_writer *w = hd_corpus_writer_new(in_dir("f"), 100, err);
     int32_t ids[1000] = {0};
     int rc = 0;
-    for (int i = 0; i < 2000 && !rc; i++) rc = hd_corpus_writer_add(w, ids, 1000, &err);
-    if (!rc) rc = hd_corpus_writer_finish(w, &err);
+    for (int i = 0; i < documents && !rc; i++) rc = hd_corpus_writer_add(w, ids, (size_t)size, err);
+    if (!rc) rc = hd_corpus_writer_finish(w, err);
     hd_corpus_writer_free(w);
     setrlimit(RLIMIT_FSIZE, &old);
-    assert_int_equal(rc, HD_EIO);
-    assert_non_null(strstr(err.message, "f.bin"));
-    assert_false(hd_file_exists(in_dir("f.bin.tmp")));
+    return rc;
+}
+
+/* A file size limit stands in for a full disk: once for the tokens, once for the index. */
+static void full_disk_leaves_the_old_corpus(void **state) {
+    (void)state;
+    hd_error tokens = {0}, index = {0}, fine = {0};
     hd_corpus c;
-    hd_error fine = {0};
+    write_corpus(in_dir("f"), 3, 100);
+    assert_int_equal(write_limited(2000, 1000, &tokens), HD_EIO);
+    assert_non_null(strstr(tokens.message, "f.bin"));
+    assert_int_equal(write_limited(100000, 1, &index), HD_EIO);
+    assert_non_null(strstr(index.message, "f.idx"));
+    assert_false(hd_file_exists(in_dir("f.bin.tmp")) || hd_file_exists(in_dir("f.idx.new")) || hd_file_exists(in_dir("f.idx.new.tmp")));
     assert_int_equal(hd_corpus_open(&c, in_dir("f"), &fine), 0);
     assert_int_equal(c.documents, 3);
     hd_corpus_close(&c);

@@ -100,19 +100,27 @@ static int write_index(const hd_corpus_writer *w, const char *path, hd_error *er
     return rc;
 }
 
-/* The old index goes first and the new one comes last, so that an index never stands beside another corpus's tokens. */
+/* Both files are whole on disk before the old ones are touched, so a full disk costs nothing. The old index goes first and the new one comes
+ * last, so that an index never stands beside another corpus's tokens. */
+static int replace_files(const hd_corpus_writer *w, const char *new_idx, const char *bin, const char *idx, hd_error *err) {
+    int rc = write_index(w, new_idx, err);
+    if (rc) return rc;
+    if (unlink(idx) && errno != ENOENT) rc = hd_fail_errno(err, "%s", idx);
+    if (!rc && rename(w->bin_tmp, bin)) rc = hd_fail_errno(err, "%s", bin);
+    if (!rc && rename(new_idx, idx)) rc = hd_fail_errno(err, "%s", idx);
+    if (rc) unlink(new_idx);
+    return rc;
+}
+
 int hd_corpus_writer_finish(hd_corpus_writer *w, hd_error *err) {
     int rc = flush(w, err);
     if (!rc && fsync(w->fd)) rc = hd_fail_errno(err, "%s", w->bin_tmp);
-    char *bin = with_suffix(w->prefix, ".bin"), *idx = with_suffix(w->prefix, ".idx");
-    if (!rc && (!bin || !idx)) rc = hd_fail_memory(err, PATH_MAX, "writing a corpus");
-    if (!rc && unlink(idx) && errno != ENOENT) rc = hd_fail_errno(err, "%s", idx);
-    if (!rc && rename(w->bin_tmp, bin)) rc = hd_fail_errno(err, "%s", bin);
-    bool named = !rc;
-    if (!rc) rc = write_index(w, idx, err);
-    if (rc && named) unlink(bin);
+    if (rc) return rc;
+    char *bin = with_suffix(w->prefix, ".bin"), *idx = with_suffix(w->prefix, ".idx"), *new_idx = with_suffix(w->prefix, ".idx.new");
+    rc = bin && idx && new_idx ? replace_files(w, new_idx, bin, idx, err) : hd_fail_memory(err, PATH_MAX, "writing a corpus");
     hd_free(bin);
     hd_free(idx);
+    hd_free(new_idx);
     return rc;
 }
 
