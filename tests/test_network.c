@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "data/dataset.h"
 #include "data/metrics.h"
@@ -282,6 +283,36 @@ static void test_memory_runs_out(void **state)
     assert_true(injected > 0);
 }
 
+/* ---- documentation ---- */
+
+static const char *const not_for_files[] = {"fused", "prefix", "micro_sum", "adamw", "sgd"};
+
+/* docs/network-files.md has a row for every op that files may name, with all its parameters, and for no other. */
+static void test_documentation(void **state)
+{
+    (void)state;
+    hd_str doc;
+    hd_str_init(&doc);
+    assert_int_equal(hd_file_read(&doc, TEST_SOURCE_DIR "/docs/network-files.md", 0, NULL), 0);
+    int wrong = 0;
+    for (int i = 0; i < hd_op_count; i++) {
+        const hd_op *op = hd_ops[i];
+        char key[80];
+        bool hidden = op->is_backward;
+        for (size_t k = 0; k < sizeof not_for_files / sizeof *not_for_files; k++) hidden |= !strcmp(op->name, not_for_files[k]);
+        snprintf(key, sizeof key, "\n| `%s` |", op->name);
+        const char *row = strstr(doc.data, key);
+        if (!row != hidden) print_error("op %s is %s\n", op->name, hidden ? "documented, though files can't name it" : "not documented"), wrong++;
+        for (const hd_attr *a = op->attrs; row && a && a->name; a++) {
+            snprintf(key, sizeof key, "`%s`", a->name);
+            const char *at = strstr(row + 1, key);
+            if (!at || at > strchr(row + 1, '\n')) print_error("op %s: parameter %s is not documented\n", op->name, a->name), wrong++;
+        }
+    }
+    hd_str_free(&doc);
+    assert_int_equal(wrong, 0);
+}
+
 /* ---- data ---- */
 
 static void test_digits(void **state)
@@ -373,7 +404,7 @@ int main(void)
         cmocka_unit_test(test_examples),         cmocka_unit_test(test_examples_data),    cmocka_unit_test(test_errors),
         cmocka_unit_test(test_templates),        cmocka_unit_test(test_arguments_keep_their_scope),
         cmocka_unit_test(test_modes_and_states), cmocka_unit_test(test_memory_runs_out),  cmocka_unit_test(test_digits),
-        cmocka_unit_test(test_clicks),           cmocka_unit_test(test_metrics),          cmocka_unit_test(test_data_errors),
+        cmocka_unit_test(test_documentation),   cmocka_unit_test(test_clicks),           cmocka_unit_test(test_metrics),          cmocka_unit_test(test_data_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

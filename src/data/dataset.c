@@ -46,7 +46,7 @@ void hd_dataset_free(hd_dataset *d)
 
 static int open_generator(hd_dataset *d, const char *generator, const json_t *section, bool test, const char *where, hd_error *err)
 {
-    hd_synthetic o = {.size = 28, .users = 1000, .items = 500, .noise = 0.15, .seed = 1, .count = test ? 2000 : 10000, .test = test};
+    hd_synthetic o = {.size = 28, .users = 1000, .items = 500, .noise = 0.2, .seed = 1, .count = test ? 2000 : 10000, .test = test};
     int64_t seed = 1;
     int rc = hd_json_int(section, "size", 8, 64, &o.size, where, err);
     if (!rc) rc = hd_json_int(section, "users", 1, 1 << 24, &o.users, where, err);

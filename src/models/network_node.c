@@ -127,12 +127,15 @@ static int check_node_keys(const json_t *item, const hd_op *op, const net_where 
 
 /* ---- the node ---- */
 
-/* Ops that are steps of Heddle's own passes: what another op's gradient makes, chains, symbols. */
+/* Whether a file may name it: not what another op's gradient makes, not chains and symbols, which Heddle's passes make, not a step's end. */
 static bool is_for_files(const hd_op *op)
 {
+    static const char *const own[] = {"micro_sum", "adamw", "sgd"};
     for (const hd_attr *a = op->attrs; a && a->name; a++)
         if (a->type == HD_ATTR_CHAIN || !strcmp(a->name, "sym")) return false;
-    return !op->is_backward && strcmp(op->name, "micro_sum") != 0;
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        if (!strcmp(op->name, own[i])) return false;
+    return !op->is_backward;
 }
 
 static const hd_op *find_op(net_builder *b, const json_t *item, const net_where *w)
