@@ -1,5 +1,5 @@
-/* Dense products against the machine's bounds, measured in the same run, and against oneDNN (when built with it) and OpenBLAS (when it can be
- * loaded). Sides take turns, best of several rounds each.
+/* Dense products against the machine's bounds, measured in the same run, and against oneDNN (when built with it) and OpenBLAS (when it
+ * can be loaded). Sides take turns, best of several rounds each.
  *     bench_gemm [threads [rounds]]
  * Products of many rows are held against the arithmetic bound, products of one row against the read bandwidth. */
 #include <dlfcn.h>
@@ -244,8 +244,8 @@ static void dnnl_member(void *arg, int tid)
 }
 #endif
 
-typedef void (*sgemm_fn)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b, int ldb, float beta,
-                         float *c, int ldc);
+typedef void (*sgemm_fn)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b, int ldb,
+                         float beta, float *c, int ldc);
 
 /* OpenBLAS's sgemm with its own threads; NULL when it isn't there. */
 static sgemm_fn load_openblas(int threads)
@@ -343,14 +343,16 @@ int main(int argc, char **argv)
     static const hd_dtype dtypes[] = {HD_F32, HD_BF16, HD_I8};
     for (int i = 0; i < 3; i++) bound[dtypes[i]] = measure_bound(team, dtypes[i], NULL);
     bound[HD_DTYPE_COUNT] = measure_bound(team, HD_F32, memory);
-    printf("%s, %d threads; bounds: f32 %.1f GFLOP/s, bf16 %.1f GFLOP/s, int8 %.1f GOP/s, read %.1f GB/s\n", hd_isa_name(hd_isa_detect()), threads,
+    printf("%s, %d threads; bounds: f32 %.1f GFLOP/s, bf16 %.1f GFLOP/s, int8 %.1f GOP/s, read %.1f GB/s\n",
+           hd_isa_name(hd_isa_detect()), threads,
            bound[HD_F32] * 1e-9, bound[HD_BF16] * 1e-9, bound[HD_I8] * 1e-9, bound[HD_DTYPE_COUNT] * 1e-9);
     printf("GFLOP/s and fraction of the bound; one to four rows: GB/s of weights\n");
     printf("%-22s %-4s %5s %6s %5s     %14s%14s%14s  workspace\n", "", "", "m", "n", "k", "heddle", "oneDNN", "OpenBLAS");
     sgemm_fn sgemm = load_openblas(threads);
     for (int d = 0; d < 3; d++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-            product p = {shapes[i].what, shapes[i].m, shapes[i].n, shapes[i].k, shapes[i].ta, shapes[i].tb, dtypes[d], dtypes[d], shapes[i].packed};
+            product p = {shapes[i].what, shapes[i].m, shapes[i].n, shapes[i].k, shapes[i].ta, shapes[i].tb, dtypes[d], dtypes[d],
+                         shapes[i].packed};
             if (dtypes[d] == HD_I8) p.result = HD_I32;
             run_product(&p, team, rounds, bound, sgemm);
         }

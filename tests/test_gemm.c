@@ -75,7 +75,8 @@ static bool run_contract(hd_isa isa, const char *spec, const hd_tensor *a, const
 /* ---- the definition, in f64 ---- */
 
 /* expected and the sum of absolute products, for each element of c. */
-static void naive_contract(const hd_einsum *e, const int64_t *extent, const hd_tensor *a, const hd_tensor *b, double *sum, double *magnitude)
+static void naive_contract(const hd_einsum *e, const int64_t *extent, const hd_tensor *a, const hd_tensor *b, double *sum,
+                           double *magnitude)
 {
     hd_einsum_nest l[HD_EINSUM_GROUPS];
     for (int g = 0; g < HD_EINSUM_GROUPS; g++) hd_einsum_loops(e, extent, g, &l[g]);
@@ -104,7 +105,8 @@ static int64_t count_wrong(const hd_tensor *c, const double *before, const doubl
     int64_t wrong = 0, n = hd_tensor_count(c);
     for (int64_t i = 0; i < n; i++) {
         double want = sum[i] + (before ? before[i] : 0), got = hd_load_f64(c->data, c->dtype, i);
-        double tol = c->dtype == HD_I32 ? 0 : 1e-5 * (magnitude[i] + fabs(want)) + rounding_of(c->dtype) * fabs(want) + (c->dtype == HD_F16 ? 0x1p-24 : 1e-30);
+        double tol = c->dtype == HD_I32 ? 0 : 1e-5 * (magnitude[i] + fabs(want)) + rounding_of(c->dtype) * fabs(want) +
+                     (c->dtype == HD_F16 ? 0x1p-24 : 1e-30);
         wrong += !(fabs(got - want) <= tol);
     }
     return wrong;
@@ -144,7 +146,8 @@ static void check_spec(const char *spec, const int64_t *want_extent, int64_t mos
             int64_t wrong = ran ? count_wrong(&c, accumulate ? before : NULL, sum, magnitude) : 0;
             if (wrong) {
                 fprintf(stderr, "%s %s%s %s x %s -> %s%s: %lld of %lld wrong; extents", spec, hd_isa_name(isa), packed ? " packed" : "",
-                        hd_dtype_name(ta), hd_dtype_name(tb), hd_dtype_name(tc), accumulate ? " accumulate" : "", (long long)wrong, (long long)n);
+                        hd_dtype_name(ta), hd_dtype_name(tb), hd_dtype_name(tc), accumulate ? " accumulate" : "", (long long)wrong,
+                        (long long)n);
                 for (int i = 0; i < e.count; i++) fprintf(stderr, " %c=%lld", e.label[i].name, (long long)extent[i]);
                 fprintf(stderr, "\n");
             }
@@ -158,7 +161,8 @@ static void check_spec(const char *spec, const int64_t *want_extent, int64_t mos
 
 static const char *const specs[] = {
     "mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->mn", "mk,kn->nm", "km,nk->nm", "td,hed->the", "the,hed->td", "the,td->hed",
-    "bhqe,bhke->bhqk", "bqhe,bkhe->bhqk", "bhqk,bkhe->bqhe", "eti,eio->eto", "ab,b->a", "a,ab->b", "a,b->ab", "ab,ab->", "ab,ab->a", "ab,ab->b",
+    "bhqe,bhke->bhqk", "bqhe,bkhe->bhqk", "bhqk,bkhe->bqhe", "eti,eio->eto", "ab,b->a", "a,ab->b", "a,b->ab", "ab,ab->", "ab,ab->a",
+    "ab,ab->b",
     "abc,cd->abd", "acb,bd->dca", "ab,c->ac", "ab,cd->ac", "ab,ab->ab", "a,->a", ",a->a", ",->", "thd,hed->teh", "xyz,zwx->wy",
 };
 static const hd_dtype mixes[][3] = {
@@ -197,7 +201,8 @@ static void cache_blocks(void **state)
                 char name = e.label[j].name;
                 extent[j] = name == 'b' ? 3 : name == 'm' ? shapes[i].m : name == 'n' ? shapes[i].n : shapes[i].k;
             }
-            if (t % 2 == i % 2) check_spec(shapes[i].spec, extent, 0, mixes[t][0], mixes[t][1], mixes[t][2], t != 1 && t != 5 && i % 3 == 0, &rng);
+            if (t % 2 == i % 2) check_spec(shapes[i].spec, extent, 0, mixes[t][0], mixes[t][1], mixes[t][2],
+                                           t != 1 && t != 5 && i % 3 == 0, &rng);
         }
 }
 
@@ -322,12 +327,14 @@ static conv_case conv_draw(hd_rng *r)
             s.at.dilation[i] = 1 + (int)hd_rng_below(r, 2), s.at.kernel[i] = 1 + (int)hd_rng_below(r, 4);
         }
         s.at.groups = 1 + (int)hd_rng_below(r, 3);
-        s.n = 1 + (int64_t)hd_rng_below(r, 3), s.c = s.at.groups * (1 + (int64_t)hd_rng_below(r, 5)), s.o = s.at.groups * (1 + (int64_t)hd_rng_below(r, 9));
+        s.n = 1 + (int64_t)hd_rng_below(r, 3), s.c = s.at.groups * (1 + (int64_t)hd_rng_below(r, 5));
+        s.o = s.at.groups * (1 + (int64_t)hd_rng_below(r, 9));
         s.h = 1 + (int64_t)hd_rng_below(r, 12), s.w = 1 + (int64_t)hd_rng_below(r, 12);
         s.at.in[0] = (int32_t)s.h, s.at.in[1] = (int32_t)s.w;
         s.oh = conv_out(s.h, s.at.pad[0], s.at.dilation[0], s.at.kernel[0], s.at.stride[0]);
         s.ow = conv_out(s.w, s.at.pad[1], s.at.dilation[1], s.at.kernel[1], s.at.stride[1]);
-    } while (s.h + 2 * s.at.pad[0] <= s.at.dilation[0] * (s.at.kernel[0] - 1) || s.w + 2 * s.at.pad[1] <= s.at.dilation[1] * (s.at.kernel[1] - 1));
+    } while (s.h + 2 * s.at.pad[0] <= s.at.dilation[0] * (s.at.kernel[0] - 1) ||
+             s.w + 2 * s.at.pad[1] <= s.at.dilation[1] * (s.at.kernel[1] - 1));
     return s;
 }
 
@@ -344,9 +351,11 @@ static void naive_conv(const conv_case *s, const hd_tensor *t, int result, doubl
                     int64_t x = p % s->ow * s->at.stride[1] + k % kw * s->at.dilation[1] - s->at.pad[1];
                     if (y < 0 || y >= s->h || x < 0 || x >= s->w) continue;
                     int64_t channel = o / og * cg + k / (kh * kw);
-                    int64_t at[3] = {((n * s->c + channel) * s->h + y) * s->w + x, o * cg * kh * kw + k, (n * s->o + o) * s->oh * s->ow + p};
+                    int64_t at[3] = {((n * s->c + channel) * s->h + y) * s->w + x, o * cg * kh * kw + k,
+                                     (n * s->o + o) * s->oh * s->ow + p};
                     const hd_tensor *f = &t[factor[result][0]], *g = &t[factor[result][1]];
-                    double v = hd_load_f64(f->data, f->dtype, at[factor[result][0]]) * hd_load_f64(g->data, g->dtype, at[factor[result][1]]);
+                    double v = hd_load_f64(f->data, f->dtype, at[factor[result][0]]) *
+                               hd_load_f64(g->data, g->dtype, at[factor[result][1]]);
                     sum[at[target[result]]] += v, magnitude[at[target[result]]] += fabs(v);
                 }
 }
@@ -372,7 +381,8 @@ static void check_conv(conv_case *s, hd_dtype dtype, int result, hd_rng *rng)
         for (int64_t i = 0; i < n; i++) before[i] = hd_load_f64(out.data, out.dtype, i);
         assert_true(run_op(ops[result], isa, &args, 1 + (int)hd_rng_below(rng, 3)));
         int64_t wrong = count_wrong(&out, accumulate ? before : NULL, sum, magnitude);
-        if (wrong) fail_msg("%s %s %s: %lld of %lld wrong", ops[result], hd_isa_name(isa), hd_dtype_name(dtype), (long long)wrong, (long long)n);
+        if (wrong) fail_msg("%s %s %s: %lld of %lld wrong", ops[result], hd_isa_name(isa), hd_dtype_name(dtype), (long long)wrong,
+                            (long long)n);
     }
     for (int i = 0; i < 3; i++) hd_free(t[i].data);
     hd_free(out.data), hd_free(sum), hd_free(magnitude), hd_free(before);

@@ -11,7 +11,8 @@ static int split_spec(const char *spec, char part[3][HD_MAX_RANK + 1], hd_error 
         int n = 0;
         for (; isalpha((unsigned char)*p); p++) {
             if (n == HD_MAX_RANK) return hd_fail(err, HD_EINVAL, "contract \"%s\": more than %d dimensions", spec, HD_MAX_RANK);
-            if (memchr(part[operand], *p, (size_t)n)) return hd_fail(err, HD_EINVAL, "contract \"%s\": label %c twice in one operand", spec, *p);
+            if (memchr(part[operand], *p, (size_t)n))
+                return hd_fail(err, HD_EINVAL, "contract \"%s\": label %c twice in one operand", spec, *p);
             part[operand][n++] = *p;
         }
         part[operand][n] = 0;

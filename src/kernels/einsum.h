@@ -1,7 +1,8 @@
 /* einsum.h: the einsum notation of contract ("td,hed->the"), parsed and sorted into what a matrix product needs.
  *
- * Invariants of a parsed hd_einsum: labels are single letters, none occurs twice in one operand; label[] is ordered by group (batch, M, N, K),
- * and begin[g] .. begin[g+1]-1 are the labels of group g: batch, M and N in the order of c, K in the order of a, then those only in b.
+ * Invariants of a parsed hd_einsum: labels are single letters, none occurs twice in one operand; label[] is ordered by group (batch, M,
+ * N, K), and begin[g] .. begin[g+1]-1 are the labels of group g: batch, M and N in the order of c, K in the order of a, then those only
+ * in b.
  *     batch  in a, b and c        M  in a and c        N  in b and c        K  not in c: summed (in a, in b, or in both)
  * With c[batch, m, n] = sum over k of a[batch, m, k] * b[batch, n, k], each of the four being a tuple of labels. */
 #ifndef HD_KERNELS_EINSUM_H

@@ -76,7 +76,8 @@ static double split_cost(const hd_gemm *g, int tm, int tn, int unit, int rows, i
 hd_gemm_split hd_gemm_choose_split(const hd_gemm *g, int threads, int unit, int rows, int width)
 {
     hd_gemm_split best = {1, 1, threads};
-    if (g->batch.total >= 4 * (int64_t)threads || (g->batch.total > 1 && g->batch.total % threads == 0)) return (hd_gemm_split){threads, 1, 1};
+    if (g->batch.total >= 4 * (int64_t)threads || (g->batch.total > 1 && g->batch.total % threads == 0))
+        return (hd_gemm_split){threads, 1, 1};
     double best_cost = 0;
     for (int tm = 1; tm <= threads; tm++) {
         double cost = split_cost(g, tm, threads / tm, unit, rows, width);

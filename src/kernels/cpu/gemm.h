@@ -5,13 +5,13 @@
  * with batch, m, n and k each a nest of loops with any strides, so that transposed and headed tensors are read and written where they lie.
  *
  * Summation order, one for each (dtypes, instruction set): k ascending in blocks of HD_GEMM_KWORDS words; inside a block one chain of
- * fused multiply-adds from zero for each element of c (a word is one f32, a pair of bf16 as vdpbf16ps adds them, or four int8); the blocks are
- * added in order. It doesn't depend on m, n, the number of threads, the layout of the operands, or whether b came packed.
+ * fused multiply-adds from zero for each element of c (a word is one f32, a pair of bf16 as vdpbf16ps adds them, or four int8); the
+ * blocks are added in order. It doesn't depend on m, n, the number of threads, the layout of the operands, or whether b came packed.
  *
  * Packed b (HD_PACKED): [batch][panel][header][k words][panel width] words of 4 bytes, where a panel is hd_gemm_panel_width(isa)
  * columns, padded with zeros, and a word holds hd_gemm_unit(dtype) neighbours in k, lowest first. Only int8 has a header: one row of
- * int32, -128 times each column's sum, which undoes the offset that makes the other operand unsigned. The k order is that of the K labels in
- * the notation; every K label must occur in b. */
+ * int32, -128 times each column's sum, which undoes the offset that makes the other operand unsigned. The k order is that of the K
+ * labels in the notation; every K label must occur in b. */
 #ifndef HD_KERNELS_CPU_GEMM_H
 #define HD_KERNELS_CPU_GEMM_H
 
@@ -44,7 +44,8 @@ typedef struct hd_gemm {
     const hd_gemm_window *window; /* not NULL: b is read through it, and the b strides of n and k are not used */
 } hd_gemm;
 
-/* Fills g from contract's operands; false when the notation and the operands don't agree. Swaps a and b where that makes c's rows contiguous. */
+/* Fills g from contract's operands; false when the notation and the operands don't agree. Swaps a and b where that makes c's rows
+ * contiguous. */
 bool hd_gemm_from_contract(hd_gemm *g, const hd_kernel_args *args);
 
 /* How a team shares one problem: batches over tb, rows over tm, columns over tn threads. */

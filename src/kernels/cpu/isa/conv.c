@@ -28,9 +28,11 @@ typedef struct conv_shape {
     int64_t kh, kw, kernel;
 } conv_shape;
 
-static conv_shape make_shape(const hd_conv_attrs *at, int64_t images, int64_t channels, int64_t h, int64_t w, int64_t out, int64_t kh, int64_t kw)
+static conv_shape make_shape(const hd_conv_attrs *at, int64_t images, int64_t channels, int64_t h, int64_t w, int64_t out, int64_t kh,
+                             int64_t kw)
 {
-    conv_shape s = {.images = images, .groups = at->groups, .c = channels / at->groups, .o = out / at->groups, .h = h, .w = w, .kh = kh, .kw = kw};
+    conv_shape s = {.images = images, .groups = at->groups, .c = channels / at->groups, .o = out / at->groups, .h = h, .w = w, .kh = kh,
+                    .kw = kw};
     int64_t reach_h = h + 2 * at->pad[0] - at->dilation[0] * (kh - 1) - 1, reach_w = w + 2 * at->pad[1] - at->dilation[1] * (kw - 1) - 1;
     s.oh = reach_h < 0 ? 0 : reach_h / at->stride[0] + 1;
     s.ow = reach_w < 0 ? 0 : reach_w / at->stride[1] + 1;
@@ -43,7 +45,8 @@ static hd_gemm_window window_on_x(const hd_conv_attrs *at, const conv_shape *s, 
 {
     return (hd_gemm_window){
         .height = s->h, .width = s->w, .out_w = s->ow, .out_plane = s->oplane, .kernel_w = s->kw, .kernel_plane = s->kernel,
-        .step = {at->stride[0], at->stride[1]}, .tap = {at->dilation[0], at->dilation[1]}, .shift = {-at->pad[0], -at->pad[1]}, .divide = {1, 1},
+        .step = {at->stride[0], at->stride[1]}, .tap = {at->dilation[0], at->dilation[1]}, .shift = {-at->pad[0], -at->pad[1]},
+        .divide = {1, 1},
         .image_stride = s->groups * s->c * s->plane, .transposed = transposed,
     };
 }
@@ -53,7 +56,8 @@ static hd_gemm_window window_on_dy(const hd_conv_attrs *at, const conv_shape *s)
 {
     return (hd_gemm_window){
         .height = s->oh, .width = s->ow, .out_w = s->w, .out_plane = s->plane, .kernel_w = s->kw, .kernel_plane = s->kernel,
-        .step = {1, 1}, .tap = {-at->dilation[0], -at->dilation[1]}, .shift = {at->pad[0], at->pad[1]}, .divide = {at->stride[0], at->stride[1]},
+        .step = {1, 1}, .tap = {-at->dilation[0], -at->dilation[1]}, .shift = {at->pad[0], at->pad[1]},
+        .divide = {at->stride[0], at->stride[1]},
         .image_stride = s->groups * s->o * s->oplane,
     };
 }

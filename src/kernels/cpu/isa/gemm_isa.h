@@ -14,7 +14,8 @@
 #define HD_GEMM_UNIT 1
 #endif
 
-/* The register tile: MR rows by NV vectors of accumulators, sized to 32 (AVX-512) or 16 registers with B's vectors and a broadcast beside. */
+/* The register tile: MR rows by NV vectors of accumulators, sized to 32 (AVX-512) or 16 registers with B's vectors and a broadcast
+ * beside. */
 #if HD_HAS_AVX512
 #define HD_GEMM_MR 8
 #define HD_GEMM_NV 3
@@ -50,7 +51,8 @@ HD_INLINE vacc multiply_add(vf a, vf b, vacc c)
 #endif
 }
 
-/* c[i][0 .. nv*HD_VL) = (add ? c : 0) + sum over kw words of a[k][mr] * b[k][NR], for one register tile; init: b's header row (int8), else unused. */
+/* c[i][0 .. nv*HD_VL) = (add ? c : 0) + sum over kw words of a[k][mr] * b[k][NR], for one register tile; init: b's header row (int8),
+ * else unused. */
 typedef void (*gemm_micro_fn)(const uint32_t *a, const uint32_t *b, const int32_t *init, int64_t kw, gemm_acc *const *c, bool add);
 gemm_micro_fn HD_ISA(hd_gemm_micro)(int mr, int nv);
 

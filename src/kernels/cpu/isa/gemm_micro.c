@@ -105,14 +105,13 @@ HD_INLINE vf stream_word(const char *p, hd_dtype t, int64_t step, int64_t j, int
 }
 
 /* `words` steps of the chain (a constant) for all columns. */
-HD_INLINE void stream_words(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const char *b, hd_dtype t, int64_t step, int words,
-                            bool last)
+HD_INLINE void stream_words(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const char *b, hd_dtype t, int64_t step,
+                            int words, bool last)
 {
     int64_t bytes = step * HD_GEMM_UNIT * (t == HD_F32 ? 4 : 2);
     for (int64_t j = 0; j < columns; j += HD_VL) {
         int n = columns - j < HD_VL ? (int)(columns - j) : HD_VL;
         vf s = n == HD_VL ? vf_load(sum + j) : vf_load_n(sum + j, n);
-        HD_UNROLL
         for (int i = 0; i < words; i++)
             s = multiply_add(vf_set1(((const float *)x)[i * x_stride]), stream_word(b + i * bytes, t, step, j, n, last), s);
         if (n == HD_VL) vf_store(sum + j, s);
@@ -120,7 +119,8 @@ HD_INLINE void stream_words(gemm_acc *sum, int64_t columns, const uint32_t *x, i
     }
 }
 
-HD_INLINE void stream_row(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const char *b, hd_dtype t, int64_t step, int64_t kn)
+HD_INLINE void stream_row(gemm_acc *sum, int64_t columns, const uint32_t *x, int x_stride, const char *b, hd_dtype t, int64_t step,
+                          int64_t kn)
 {
     int64_t bytes = step * HD_GEMM_UNIT * (t == HD_F32 ? 4 : 2), words = kn / HD_GEMM_UNIT, w = 0;
     for (; w + 4 <= words; w += 4) stream_words(sum, columns, x + w * x_stride, x_stride, b + w * bytes, t, step, 4, false);

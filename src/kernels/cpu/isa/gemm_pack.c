@@ -1,7 +1,7 @@
 /* Packing: from wherever an operand lies to words [k][rows], converting on the way.
  *
- * Three routes: rows next to each other in memory are copied k by k; rows with k running through memory are transposed in registers, a square
- * of vectors at a time; anything else goes element by element. */
+ * Three routes: rows next to each other in memory are copied k by k; rows with k running through memory are transposed in registers, a
+ * square of vectors at a time; anything else goes element by element. */
 #include "kernels/cpu/isa/gemm_isa.h"
 
 /* ---- registers: T x T words transposed; T is 4, 8 or 16 ---- */
@@ -233,7 +233,8 @@ HD_INLINE void copy_quads(uint32_t *dst, const char *p, int64_t step, int n, uin
 
 #define ROWS_AHEAD 16 /* steps of k */
 
-/* A run whose rows are neighbours in memory, over all panels, so that what is read together lies together. Returns the elements of k done. */
+/* A run whose rows are neighbours in memory, over all panels, so that what is read together lies together. Returns the elements of k
+ * done. */
 static int64_t pack_adjacent(const gemm_panels *to, uint32_t *dst, const run *r)
 {
     const char *p = r->data + r->offset[0] * element_size(r->dtype);
