@@ -15,10 +15,17 @@ typedef struct forward {
     key_table keys;
     word *k, *v;       /* per tile: [ew][KEY_TILE] and [kw][fp] */
     uint8_t *packed;   /* [tiles]: of the head at hand */
-    word *q;           /* [ROW_TILE][ew] */
-    float *o;          /* [ROW_TILE][fp] */
-    float max[ROW_TILE], sum[ROW_TILE];
 } forward;
+
+/* A tile of rows on its way over the keys. */
+typedef struct row_tile {
+    int64_t head, first; /* key head; first row */
+    int rows;
+    rows_view view;
+    word *q;             /* [rows][ew] */
+    float *o;            /* [rows][fp]: sum of weights * values, the weights relative to 2^max */
+    float *max, *sum;    /* [rows] */
+} row_tile;
 
 static bool use_pairs(const hd_kernel_args *a)
 {
@@ -49,11 +56,30 @@ static void forward_sizes(forward *s, const hd_kernel_args *a)
     s->scale = (float)(s->at->scale * LOG2E);
 }
 
+/* Rows of a row tile: all that a key head has, where one tile holds them. */
+static int64_t tile_rows(const forward *s)
+{
+    int64_t rows = s->tq * s->group;
+    return rows < ROW_TILE ? rows : ROW_TILE;
+}
+
+static size_t row_tile_bytes(const forward *s)
+{
+    size_t rows = (size_t)tile_rows(s);
+    return aligned(rows * (size_t)s->ew * 4) + aligned(rows * (size_t)s->fp * 4) + 2 * aligned(rows * 4);
+}
+
+/* Row tiles that a thread has under way at once: one, or one for each key head. */
+static int64_t tiles_at_once(const forward *s)
+{
+    return s->cached ? 1 : s->hk;
+}
+
 static size_t forward_thread_bytes(const forward *s)
 {
-    size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1);
+    size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1), at_once = (size_t)tiles_at_once(s);
     return key_table_bytes(s->tk) + aligned(tiles * (size_t)(s->ew * KEY_TILE) * 4) + aligned(tiles * (size_t)(s->kw * s->fp) * 4) +
-           aligned((size_t)key_tiles(s->tk)) + aligned((size_t)(ROW_TILE * s->ew) * 4) + aligned((size_t)(ROW_TILE * s->fp) * 4);
+           aligned((size_t)key_tiles(s->tk)) + aligned(at_once * sizeof(row_tile)) + at_once * row_tile_bytes(s);
 }
 
 static size_t workspace_attention(const hd_kernel_args *a, int threads)
@@ -63,7 +89,8 @@ static size_t workspace_attention(const hd_kernel_args *a, int threads)
     return forward_thread_bytes(&s) * (size_t)threads;
 }
 
-static void forward_memory(forward *s)
+/* Returns the thread's row tiles, tiles_at_once of them. */
+static row_tile *forward_memory(forward *s)
 {
     char *memory = (char *)s->a->workspace + forward_thread_bytes(s) * (size_t)s->a->tid;
     size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1);
@@ -71,23 +98,23 @@ static void forward_memory(forward *s)
     s->k = take(&memory, tiles * (size_t)(s->ew * KEY_TILE) * 4);
     s->v = take(&memory, tiles * (size_t)(s->kw * s->fp) * 4);
     s->packed = take(&memory, (size_t)s->keys.tiles);
-    s->q = take(&memory, (size_t)(ROW_TILE * s->ew) * 4);
-    s->o = take(&memory, (size_t)(ROW_TILE * s->fp) * 4);
+    size_t rows = (size_t)tile_rows(s), at_once = (size_t)tiles_at_once(s);
+    row_tile *t = take(&memory, at_once * sizeof(row_tile));
+    for (size_t i = 0; i < at_once; i++) {
+        t[i].q = take(&memory, rows * (size_t)s->ew * 4);
+        t[i].o = take(&memory, rows * (size_t)s->fp * 4);
+        t[i].max = take(&memory, rows * 4);
+        t[i].sum = take(&memory, rows * 4);
+    }
+    return t;
 }
 
 /* ---- packing ---- */
-
-/* Asks for the tile after the one at key j0. */
-static void prefetch_tile(const forward *s, const hd_tensor *x, int64_t head, int64_t j0, int64_t n)
-{
-    for (int64_t j = j0 + KEY_TILE; j < j0 + 2 * KEY_TILE; j++) prefetch_row(x, (j * s->hk + head) * n, n);
-}
 
 static void pack_keys(const forward *s, word *dst, int64_t head, int64_t j0, int n)
 {
     const hd_tensor *k = &s->a->in[1];
     int64_t row = s->hk * s->e, at = j0 * row + head * s->e;
-    prefetch_tile(s, k, head, j0, s->e);
     if (k->dtype == HD_F32) {
         transpose_words(dst, (const word *)k->data + at, row, s->ew, n);
         return;
@@ -111,7 +138,6 @@ static void pack_values(const forward *s, word *dst, int64_t head, int64_t j0, i
     const hd_tensor *v = &s->a->in[2];
     int64_t row = s->hk * s->f, at = j0 * row + head * s->f;
     const int32_t *seg = s->keys.seg + j0;
-    prefetch_tile(s, v, head, j0, s->f);
     if (s->pairs) {
         const uint16_t *p = (const uint16_t *)v->data + at;
         for (int j = 0; j < KEY_TILE; j += 2)
@@ -125,14 +151,13 @@ static void pack_values(const forward *s, word *dst, int64_t head, int64_t j0, i
     }
 }
 
-static void pack_queries(const forward *s, int64_t head, int64_t row0, int rows)
+static void pack_queries(const forward *s, row_tile *x)
 {
     const hd_tensor *q = &s->a->in[0];
-    for (int r = 0; r < rows; r++) {
-        int64_t i = (row0 + r) / s->group, g = (row0 + r) % s->group;
-        int64_t at = (i * s->hk * s->group + head * s->group + g) * s->e;
-        prefetch_row(q, at + ROW_TILE / s->group * s->hk * s->group * s->e, s->e);
-        pack_row(s->q + r * s->ew, s->ew, q->data, q->dtype, at, s->e, s->pairs);
+    for (int r = 0; r < x->rows; r++) {
+        int64_t i = (x->first + r) / s->group, g = (x->first + r) % s->group;
+        int64_t at = (i * s->hk * s->group + x->head * s->group + g) * s->e;
+        pack_row(x->q + r * s->ew, s->ew, q->data, q->dtype, at, s->e, s->pairs);
     }
 }
 
@@ -156,8 +181,7 @@ static packed_tile pack_tile(const forward *s, int64_t head, int64_t t)
     bool in_place = values_in_place(s, t);
     if (!s->cached || !s->packed[t]) {
         pack_keys(s, k, head, t * KEY_TILE, n);
-        if (in_place) prefetch_tile(s, &s->a->in[2], head, t * KEY_TILE, s->f);
-        else pack_values(s, v, head, t * KEY_TILE, n);
+        if (!in_place) pack_values(s, v, head, t * KEY_TILE, n);
         s->packed[t] = 1;
     }
     if (in_place) return (packed_tile){k, (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->f, s->hk * s->f};
@@ -197,61 +221,76 @@ HD_INLINE float row_weights(const float *x, word *w, float max, const block_mask
     return vf_hsum(total);
 }
 
-HD_INLINE void forward_block(forward *s, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
+HD_INLINE void forward_block(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
 {
     _Alignas(64) float x[ROW_BLOCK][KEY_TILE];
     _Alignas(64) word w[ROW_BLOCK][KEY_TILE];
     float correction[ROW_BLOCK];
     bool rescale = false;
     int j0 = mask->first * HD_VL, n = (mask->last - mask->first) * HD_VL, k0 = pairs ? j0 / 2 : j0;
-    product scores = {s->q + row * s->ew, tile->k + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
+    product scores = {y->q + row * s->ew, tile->k + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
     product_run(&scores, n, rows, pairs);
     for (int r = 0; r < rows; r++) {
-        float best = row_scores(s, x[r], r, mask), old = s->max[row + r];
+        float best = row_scores(s, x[r], r, mask), old = y->max[row + r];
         float max = best > old ? best : old, base = max > -INFINITY ? max : 0;
         correction[r] = 1;
         if (max > old) {
             correction[r] = power_of_two(old - base);
             rescale = true;
         }
-        s->max[row + r] = max;
-        s->sum[row + r] = s->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, pairs);
+        y->max[row + r] = max;
+        y->sum[row + r] = y->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, pairs);
     }
-    product values = {&w[0][k0], tile->v + k0 * tile->ldv, s->o + row * s->fp, KEY_TILE, 1, tile->ldv, s->fp, pairs ? n / 2 : n, NULL, true};
+    product values = {&w[0][k0], tile->v + k0 * tile->ldv, y->o + row * s->fp, KEY_TILE, 1, tile->ldv, s->fp, pairs ? n / 2 : n, NULL, true};
     values.scale = rescale ? correction : NULL;
     product_run(&values, s->fp, rows, pairs);
 }
 
-HD_INLINE void forward_block_rows(forward *s, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
+HD_INLINE void forward_block_rows(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
 {
-    if (rows == 4) forward_block(s, row, 4, tile, mask, pairs);
-    else if (rows == 2) forward_block(s, row, 2, tile, mask, pairs);
-    else forward_block(s, row, 1, tile, mask, pairs);
+    if (rows == 4) forward_block(s, y, row, 4, tile, mask, pairs);
+    else if (rows == 2) forward_block(s, y, row, 2, tile, mask, pairs);
+    else forward_block(s, y, row, 1, tile, mask, pairs);
 }
 
-static void forward_block_any(forward *s, int row, int rows, const packed_tile *tile, const block_mask *mask)
+static void forward_block_any(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask)
 {
 #if HD_ISA_LEVEL >= 4
     if (s->pairs) {
-        forward_block_rows(s, row, rows, tile, mask, true);
+        forward_block_rows(s, y, row, rows, tile, mask, true);
         return;
     }
 #endif
-    forward_block_rows(s, row, rows, tile, mask, false);
+    forward_block_rows(s, y, row, rows, tile, mask, false);
 }
 
 /* ---- one tile of rows ---- */
 
-static void store_rows(const forward *s, int64_t head, int64_t row0, int rows)
+static void row_tile_begin(const forward *s, row_tile *x, int64_t head, int64_t first)
+{
+    int64_t left = s->tq * s->group - first;
+    x->head = head;
+    x->first = first;
+    x->rows = (int)(left < ROW_TILE ? left : ROW_TILE);
+    x->view = view_of_rows(s->at, s->a->in[3].data, s->a->in[5].data, first, x->rows, s->group);
+    memset(x->o, 0, (size_t)(x->rows * s->fp) * sizeof(float));
+    for (int r = 0; r < x->rows; r++) {
+        x->max[r] = -INFINITY;
+        x->sum[r] = 0;
+    }
+    pack_queries(s, x);
+}
+
+static void row_tile_end(const forward *s, const row_tile *x)
 {
     const hd_tensor *out = &s->a->out[0];
     float *lse = s->a->n_out > 1 ? s->a->out[1].data : NULL;
-    for (int r = 0; r < rows; r++) {
-        int64_t i = (row0 + r) / s->group, g = (row0 + r) % s->group, at = i * s->hk * s->group + head * s->group + g;
-        float *o = s->o + r * s->fp, inverse = s->sum[r] == 0 ? 0 : 1 / s->sum[r];
+    for (int r = 0; r < x->rows; r++) {
+        int64_t i = (x->first + r) / s->group, g = (x->first + r) % s->group, at = i * s->hk * s->group + x->head * s->group + g;
+        float *o = x->o + r * s->fp, inverse = x->sum[r] == 0 ? 0 : 1 / x->sum[r];
         for (int64_t j = 0; j < s->fp; j += HD_VL) vf_store(o + j, vf_load(o + j) * inverse);
         if (out->data) row_store(out->data, out->dtype, at * s->f, o, s->f);
-        if (lse) lse[at] = s->sum[r] == 0 ? -INFINITY : (float)((s->max[r] + log2(s->sum[r])) * LN2);
+        if (lse) lse[at] = x->sum[r] == 0 ? -INFINITY : (float)((x->max[r] + log2(x->sum[r])) * LN2);
     }
 }
 
@@ -269,56 +308,78 @@ static void make_mask(const forward *s, block_mask *mask, int64_t row, int n, in
     block_mask_make(mask, &s->keys, tile * KEY_TILE, views, n);
 }
 
-static void forward_rows(forward *s, int64_t head, int64_t row0, int rows)
+/* Takes a row tile over key tile t. */
+static void row_tile_advance(const forward *s, row_tile *x, int64_t t)
 {
     const int32_t *pos = s->a->in[3].data, *seg = s->a->in[5].data;
-    rows_view all = view_of_rows(s->at, pos, seg, row0, rows, s->group);
-    memset(s->o, 0, (size_t)(rows * s->fp) * sizeof(float));
-    for (int r = 0; r < rows; r++) {
-        s->max[r] = -INFINITY;
-        s->sum[r] = 0;
+    const key_tile *tile = &s->keys.tile[t];
+    if (sees_none(&x->view, tile)) return;
+    packed_tile packed = pack_tile(s, x->head, t);
+    for (int r = 0, n; r < x->rows; r += n) {
+        block_mask mask;
+        n = block_rows(x->rows - r);
+        rows_view block = view_of_rows(s->at, pos, seg, x->first + r, n, s->group);
+        if (sees_none(&block, tile)) continue;
+        if (sees_all(&block, tile)) block_mask_all(&mask);
+        else make_mask(s, &mask, x->first + r, n, t);
+        if (mask.first < mask.last) forward_block_any(s, x, r, n, &packed, &mask);
     }
-    pack_queries(s, head, row0, rows);
-    for (int64_t t = 0; t < s->keys.tiles; t++) {
-        const key_tile *tile = &s->keys.tile[t];
-        if (sees_none(&all, tile)) continue;
-        packed_tile packed = pack_tile(s, head, t);
-        for (int r = 0, n; r < rows; r += n) {
-            block_mask mask;
-            n = block_rows(rows - r);
-            rows_view block = view_of_rows(s->at, pos, seg, row0 + r, n, s->group);
-            if (sees_none(&block, tile)) continue;
-            if (sees_all(&block, tile)) block_mask_all(&mask);
-            else make_mask(s, &mask, row0 + r, n, t);
-            if (mask.first < mask.last) forward_block_any(s, r, n, &packed, &mask);
-        }
-    }
-    store_rows(s, head, row0, rows);
 }
 
-/* Units are tiles of rows, head by head. Whole heads go to one thread where they divide evenly (keys are packed once); else tiles
- * go round, since later tiles of a causal head are the longer ones. */
+/* Many rows: units are tiles of rows, head by head. Whole heads go to one thread where they divide evenly (keys are packed once); else
+ * tiles go round, since later tiles of a causal head are the longer ones. */
+static void run_by_rows(forward *s, row_tile *x)
+{
+    const hd_kernel_args *a = s->a;
+    int64_t tiles = (s->tq * s->group + ROW_TILE - 1) / ROW_TILE, head = -1, begin = a->tid, end = s->hk * tiles, step = a->threads;
+    if (s->hk % a->threads == 0) {
+        hd_split(s->hk * tiles, 1, a->tid, a->threads, &begin, &end);
+        step = 1;
+    }
+    for (int64_t u = begin; u < end; u += step) {
+        if (u / tiles != head) {
+            head = u / tiles;
+            memset(s->packed, 0, (size_t)s->keys.tiles);
+        }
+        row_tile_begin(s, x, head, u % tiles * ROW_TILE);
+        for (int64_t t = 0; t < s->keys.tiles; t++) row_tile_advance(s, x, t);
+        row_tile_end(s, x);
+    }
+}
+
+/* Asks for a part of key tile t of heads [begin, end), in the order of memory: while head i of n is at work, the i-th part of the next
+ * tile. One head's pieces lie far apart, and the hardware would not fetch them ahead by itself. */
+static void prefetch_part(const forward *s, int64_t t, int64_t begin, int64_t end, int64_t i)
+{
+    int64_t n = end - begin, j = t * KEY_TILE + i * KEY_TILE / n, last = t * KEY_TILE + (i + 1) * KEY_TILE / n;
+    for (; j < last && j < s->tk; j++) {
+        prefetch_row(&s->a->in[1], (j * s->hk + begin) * s->e, n * s->e);
+        prefetch_row(&s->a->in[2], (j * s->hk + begin) * s->f, n * s->f);
+    }
+}
+
+/* Few rows (decoding): all of the thread's heads go over the keys together, so that memory is read in order. */
+static void run_by_keys(forward *s, row_tile *x)
+{
+    int64_t begin, end;
+    hd_split(s->hk, 1, s->a->tid, s->a->threads, &begin, &end);
+    for (int64_t h = begin; h < end; h++) row_tile_begin(s, &x[h - begin], h, 0);
+    for (int64_t t = 0; t < s->keys.tiles; t++)
+        for (int64_t h = begin; h < end; h++) {
+            if (t + 1 < s->keys.tiles && s->keys.tile[t + 1].seg_max >= 0) prefetch_part(s, t + 1, begin, end, h - begin);
+            row_tile_advance(s, &x[h - begin], t);
+        }
+    for (int64_t h = begin; h < end; h++) row_tile_end(s, &x[h - begin]);
+}
+
 static void run_attention(const hd_kernel_args *a)
 {
     forward s;
     forward_sizes(&s, a);
-    int64_t rows = s.tq * s.group, tiles = (rows + ROW_TILE - 1) / ROW_TILE, units = s.hk * tiles, head = -1;
-    int64_t begin = a->tid, end = units, step = a->threads;
-    if (units == 0) return;
-    if (tiles == 1 || s.hk % a->threads == 0) {
-        hd_split(units, 1, a->tid, a->threads, &begin, &end);
-        step = 1;
-    }
-    if (begin >= end) return;
-    forward_memory(&s);
-    for (int64_t u = begin; u < end; u += step) {
-        int64_t row0 = u % tiles * ROW_TILE;
-        if (u / tiles != head) {
-            head = u / tiles;
-            memset(s.packed, 0, (size_t)s.keys.tiles);
-        }
-        forward_rows(&s, head, row0, (int)(rows - row0 < ROW_TILE ? rows - row0 : ROW_TILE));
-    }
+    if (s.tq * s.group * s.hk == 0) return;
+    row_tile *x = forward_memory(&s);
+    if (s.cached) run_by_rows(&s, x);
+    else run_by_keys(&s, x);
 }
 
 static bool supports_attention(const hd_kernel_args *a)
