@@ -22,6 +22,68 @@ static void must(bool ok, const char *what)
     exit(1);
 }
 
+/* ---- tables of what the test must know of single ops ---- */
+
+/* Results that carry no gradient: statistics for the backward pass, indices. */
+static const struct { const char *op; uint32_t results; } no_flow_results[] = {
+    {"layer_norm", 1u << 1 | 1u << 2}, {"rms_norm", 1u << 1},  {"batch_norm", 1u << 1 | 1u << 2 | 1u << 3},
+    {"cross_entropy", 1u << 1},        {"attention", 1u << 1}, {"top_k", 1u << 1}};
+
+/* Float operands on which results depend, and whose gradient is not made on purpose. */
+static const struct { const char *op; uint32_t operands; } no_flow_operands[] = {{"rope", 1u << 2}};
+
+/* Loops whose empty piece cannot be typed: without groups a convolution's channels of one group are in no operand. */
+static const struct { const char *op; int loop; } never_empty[] = {{"conv2d", 1}, {"conv2d_grad_x", 1}, {"conv2d_grad_w", 1}};
+
+/* Largest |fast - reference| / (|reference| + 0.05 max|reference|), the reference in f64 and not rounded to the result's dtype; for sums
+ * the largest |reference| is that of the terms' magnitudes.
+ * f32: some roundings of an f32 computation. bf16: half a unit in the last place (2^-8), and 2 % for the f32 computation before it. */
+typedef struct tolerance { const char *op; double f32, mixed /* an f32 result of bf16 operands */, bf16; } tolerance;
+static const tolerance default_tolerance = {NULL, 1e-5, 1e-5, 0x1.05p-8};
+static const tolerance tolerances[] = {
+    {"attention", 2e-5, 5e-2, 5e-2},              /* bf16: probabilities are rounded before the second product */
+    {"attention_grad", 5e-5, 5e-2, 5e-2},         /* likewise, and dout.v - dout.out cancels when out is rounded */
+    {"layer_norm_grad_x", 1e-4, 1e-4, 0x1.05p-8}, /* over few features nearly all of it cancels */
+};
+
+/* Ops that move elements as they are: compared exactly, in the dtype they have. */
+static const char *const moves[] = {"slice", "pad", "concat", "broadcast", "transpose", "update_rows"};
+
+static bool is_move(const char *op)
+{
+    for (size_t i = 0; i < sizeof moves / sizeof moves[0]; i++)
+        if (!strcmp(moves[i], op)) return true;
+    return false;
+}
+
+static tolerance tolerance_of(const char *op)
+{
+    for (size_t i = 0; i < sizeof tolerances / sizeof tolerances[0]; i++)
+        if (!strcmp(tolerances[i].op, op)) return tolerances[i];
+    return is_move(op) ? (tolerance){op, 0, 0, 0} : default_tolerance;
+}
+
+static uint32_t results_without_flow(const char *op)
+{
+    for (size_t i = 0; i < sizeof no_flow_results / sizeof no_flow_results[0]; i++)
+        if (!strcmp(no_flow_results[i].op, op)) return no_flow_results[i].results;
+    return 0;
+}
+
+static uint32_t operands_without_flow(const char *op)
+{
+    for (size_t i = 0; i < sizeof no_flow_operands / sizeof no_flow_operands[0]; i++)
+        if (!strcmp(no_flow_operands[i].op, op)) return no_flow_operands[i].operands;
+    return 0;
+}
+
+static bool may_be_empty(const char *op, int loop)
+{
+    for (size_t i = 0; i < sizeof never_empty / sizeof never_empty[0]; i++)
+        if (!strcmp(never_empty[i].op, op) && never_empty[i].loop == loop) return false;
+    return true;
+}
+
 /* ---- tensors ---- */
 
 static hd_tensor tensor_new(hd_arena *arena, hd_dtype dtype, int rank, const int64_t *dim)
