@@ -142,6 +142,8 @@ static void test_packed_constants(void **state)
     }
     assert_true(hd_store_find(plain.store, "layers.0.up.packed(td,dh->th)") != NULL || hd_isa_detect() == HD_ISA_PORTABLE);
     if (!(loss[0] == loss[1])) fail_msg("packed: %.9g instead of %.9g", loss[1], loss[0]);
+    if (hd_store_find(plain.store, "layers.0.up.packed(td,dh->th)")) assert_int_equal(hd_program_find(packed.program, "layers.0.up"), -1);
+    assert_true(hd_program_find(packed.program, "embed") >= 0); /* read by rows too */
     rig_close(&packed, true);
     rig_close(&plain, false);
 }
@@ -280,6 +282,34 @@ static void test_store(void **state)
     hd_graph_free(other);
 }
 
+static void test_store_drops(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    hd_store *s = hd_store_new(NULL, 0, &err);
+    char name[16];
+    for (int i = 0; i < 40; i++) {
+        hd_type t = hd_type_of(HD_F32, 1, (int64_t[]){i % 3 ? 100 * i : 300000 + i});
+        hd_store_tensor *x;
+        snprintf(name, sizeof name, "t%d", i);
+        assert_int_equal(hd_store_add(s, name, &t, HD_PLAIN, HD_PARAM, 0, &x, &err), 0);
+        assert_true((uintptr_t)x->data % 64 == 0);
+        for (int64_t k = 0; k < t.shape.dim[0]; k++) ((float *)x->data)[k] = (float)i;
+    }
+    for (int i = 0; i < 40; i += 2) {
+        snprintf(name, sizeof name, "t%d", i);
+        hd_store_drop(s, name);
+    }
+    assert_int_equal(s->n_tensors, 20);
+    for (int i = 0; i < 40; i++) {
+        snprintf(name, sizeof name, "t%d", i);
+        hd_store_tensor *x = hd_store_find(s, name);
+        assert_true((x != NULL) == (i % 2 == 1));
+        for (int64_t k = 0; x && k < x->type.shape.dim[0]; k++) assert_true(((float *)x->data)[k] == (float)i);
+    }
+    hd_store_free(s);
+}
+
 /* Every allocation of lowering and setting up fails once: a clean error each time. */
 static void test_out_of_memory(void **state)
 {
@@ -327,6 +357,7 @@ int main(void)
         cmocka_unit_test(test_abort_inside_a_call),
         cmocka_unit_test(test_trace_and_profile),
         cmocka_unit_test(test_store),
+        cmocka_unit_test(test_store_drops),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

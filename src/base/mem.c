@@ -90,6 +90,12 @@ void hd_unmap_memory(void *p, size_t bytes)
     if (p) munmap(p, round_to_huge(bytes));
 }
 
+void hd_release_pages(void *p, size_t bytes)
+{
+    uintptr_t page = 4096, begin = ((uintptr_t)p + page - 1) / page * page, end = ((uintptr_t)p + bytes) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 /* ---- growing arrays ---- */
 
 int hd_grow(void *array, size_t *capacity, size_t need, size_t size)

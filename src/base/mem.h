@@ -23,6 +23,8 @@ uint64_t hd_mem_failed(void);
 /* Big zeroed memory straight from the kernel, 2 MiB aligned, transparent huge pages asked for; touched lazily. NULL on failure. */
 void *hd_map_memory(size_t bytes);
 void hd_unmap_memory(void *p, size_t bytes);
+/* Gives the whole pages inside a piece of such memory back; they read as zeros afterwards. */
+void hd_release_pages(void *p, size_t bytes);
 
 /* Ensures *array (elements of size bytes, *capacity of them) holds at least `need`, doubling. Returns 0 or HD_ENOMEM. */
 int hd_grow(void *array, size_t *capacity, size_t need, size_t size);

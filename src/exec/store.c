@@ -140,6 +140,19 @@ int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format f
     return 0;
 }
 
+void hd_store_drop(hd_store *s, const char *path)
+{
+    hd_store_tensor *t = hd_store_find(s, path);
+    if (!t) return;
+    size_t at = 0;
+    while (s->tensors[at] != t) at++;
+    memmove(&s->tensors[at], &s->tensors[at + 1], (s->n_tensors - at - 1) * sizeof *s->tensors);
+    s->n_tensors--;
+    hd_release_pages(t->data, (size_t)t->bytes);
+    memset(s->index, 0, s->index_size * sizeof *s->index);
+    for (size_t i = 0; i < s->n_tensors; i++) s->index[slot_of(s, s->tensors[i]->path)] = (int)i + 1;
+}
+
 hd_tensor hd_store_tensor_view(const hd_store_tensor *t)
 {
     hd_tensor v = {.data = t->data, .dtype = t->type.dtype, .format = t->format, .rank = t->type.shape.rank};

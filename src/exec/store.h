@@ -38,6 +38,9 @@ int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *
 int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, hd_store_tensor **out,
                  hd_error *err);
 
+/* Forgets a tensor and gives the whole pages of its memory back to the system. No executor may be bound to it. */
+void hd_store_drop(hd_store *s, const char *path);
+
 /* ---- use ---- */
 
 hd_store_tensor *hd_store_find(const hd_store *s, const char *path); /* NULL if there is none */

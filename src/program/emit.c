@@ -162,24 +162,34 @@ static int emit_add(hd_lowering *l, int segment, const hd_group *group, hd_value
 
 /* ---- packed constants ---- */
 
-/* The buffer of operand 1 of product x in packed form, if it is a constant of the Store and the back end can take it so; else x.in[1]. */
-static int packed_operand(hd_lowering *l, const hd_node *n, const hd_instr *x)
+static hd_tensor value_tensor(const hd_lowering *l, hd_value v)
 {
+    const hd_type *t = &l->g->values[v].type;
+    hd_tensor x = {.data = HD_TENSOR_PRESENT, .dtype = t->dtype, .rank = t->shape.rank};
+    memcpy(x.dim, t->shape.dim, sizeof x.dim);
+    return x;
+}
+
+/* *out: the buffer of product n's second operand in packed form, if that is a constant of the Store and the back end can take it so; else -1. */
+static int packed_operand(hd_lowering *l, const hd_node *n, int *out)
+{
+    *out = -1;
+    if (!l->plan->pack || !l->target->packed_bytes || n->op != &hd_op_contract) return 0;
     hd_value v = n->in[1];
-    int plain = x->in[1];
-    if (!l->plan->pack || !l->target->packed_bytes || n->op != &hd_op_contract || l->g->values[v].kind != HD_PARAM || l->pair_in[v] >= 0) return plain;
-    hd_tensor in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
-    hd_kernel_args a = max_args(l, x, in, out);
+    if (l->g->values[v].kind != HD_PARAM || l->pair_in[v] >= 0) return 0;
+    hd_tensor in[2] = {value_tensor(l, n->in[0]), value_tensor(l, v)}, result = value_tensor(l, n->out[0]);
+    hd_kernel_args a = {.in = in, .out = &result, .n_in = 2, .n_out = 1, .code = n->op->code, .attrs = n->attrs, .threads = l->p->threads};
     size_t bytes = l->target->packed_bytes(l->target, n->op, &a, 1);
-    if (!bytes) return plain;
+    if (!bytes) return 0;
     /* One form per (parameter, equation): the panels depend on which labels are summed. */
     const hd_contract_attrs *attrs = n->attrs;
     char *path = hd_arena_printf(&l->p->memory, "%s.packed(%s)", l->g->values[v].path, attrs->spec);
     if (!path) return no_memory(l);
-    int found = hd_program_find(l->p, path);
-    if (found >= 0) return found;
-    return new_buffer(l, (hd_buffer){.path = path, .type = l->g->values[v].type, .format = HD_PACKED, .class = HD_BUFFER_CONSTANT,
-                                     .role = HD_ROLE_PARAMETER, .view_of = -1, .bytes = (int64_t)bytes});
+    *out = hd_program_find(l->p, path);
+    if (*out < 0)
+        *out = new_buffer(l, (hd_buffer){.path = path, .type = l->g->values[v].type, .format = HD_PACKED, .class = HD_BUFFER_CONSTANT,
+                                         .role = HD_ROLE_PARAMETER, .view_of = -1, .bytes = (int64_t)bytes});
+    return *out < 0 ? l->err->code : 0;
 }
 
 /* ---- items ---- */
@@ -202,8 +212,11 @@ static const hd_group *direct_group(const hd_lowering *l, const hd_node *n, hd_a
 
 static int fill_operands(hd_lowering *l, const hd_node *n, int *in, int *out)
 {
+    int packed, rc = packed_operand(l, n, &packed);
+    if (rc) return rc;
     for (int k = 0; k < n->n_in; k++) {
-        in[k] = n->in[k] == HD_NONE ? -1 : value_buffer(l, n->in[k]);
+        if (k == 1 && packed >= 0) in[k] = packed;
+        else in[k] = n->in[k] == HD_NONE ? -1 : value_buffer(l, n->in[k]);
         if (n->in[k] != HD_NONE && in[k] < 0) return l->err->code;
     }
     for (int k = 0; k < n->n_out; k++) {
@@ -229,8 +242,6 @@ static int emit_node(hd_lowering *l, const hd_item *item)
     const hd_group *group = direct_group(l, n, &x.accumulate);
     int target = group ? l->buffer_of[group->root] : -1;
     bool renamed = group && target != out[0] && n->n_out == 1; /* through a reshape: the contents change their name before and after */
-    if (n->n_in > 1 && in[1] >= 0) in[1] = packed_operand(l, n, &x);
-    if (n->n_in > 1 && n->in[1] != HD_NONE && in[1] < 0) return l->err->code;
     if (renamed && x.accumulate) rc = emit_plain(l, item->segment, HD_VIEW, n->path, out[0], target);
     if (!rc) rc = emit_kernel(l, item->segment, x);
     if (!rc && renamed) rc = emit_plain(l, item->segment, HD_VIEW, n->path, target, out[0]);
@@ -320,12 +331,14 @@ static int emit_zeros(hd_lowering *l)
     return 0;
 }
 
-/* Leaves first, in the graph's order; inputs even when nothing reads them, since the caller may fill them. */
+/* Leaves first, in the graph's order; inputs even when nothing reads them, since the caller may fill them. Parameters that may be wanted only in
+ * packed form wait until an instruction asks for them. */
 static int make_leaves(hd_lowering *l)
 {
     const hd_graph *g = l->g;
     for (size_t v = 0; v < g->n_values; v++) {
         hd_kind kind = g->values[v].kind;
+        if (kind == HD_PARAM && l->plan->pack && l->pair_in[v] < 0) continue;
         bool wanted = kind == HD_INPUT || (kind != HD_RESULT && (l->uses[v] || l->kept[v] || l->pair_in[v] >= 0));
         if (wanted && value_buffer(l, (hd_value)v) < 0) return l->err->code;
     }
