@@ -1,0 +1,49 @@
+#!/bin/sh
+# The demo: trains a small language model on English text from a Debian package, measures it on documents it has not seen, and lets it write.
+#
+#   tools/demo.sh BUILD_DIR [STEPS]
+#
+# Everything it makes lies in BUILD_DIR/demo. Fails when the model does worse on held-out documents than gzip -9 on the same text.
+set -eu
+build=$1
+steps=${2:-600}
+heddle=$build/heddle
+here=$(cd "$(dirname "$0")/.." && pwd)
+out=$build/demo
+start=$(date +%s)
+say() { printf '\n== %s (%s s)\n' "$1" "$(($(date +%s) - start))"; }
+
+rm -rf "$out/run" && mkdir -p "$out"
+say "English text from a Debian package"
+[ -s "$out/text.jsonl" ] || "$here/tools/demo-corpus.sh" "$out/text.jsonl"
+
+# Every 20th document is kept from tokenizer and model.
+awk -v train="$out/train.jsonl" -v held="$out/held.jsonl" '{ print > (NR % 20 == 0 ? held : train) }' "$out/text.jsonl"
+plain() { sed -e 's/^{"text": "//' -e 's/"}$//' -e 's/\\n/\n/g' -e 's/\\t/\t/g' -e 's/\\"/"/g' -e 's/\\\\/\\/g' "$1"; }
+plain "$out/held.jsonl" > "$out/held.txt"
+
+say "a tokenizer of 4096 tokens from that text, and the text as tokens"
+"$heddle" data --train-tokenizer "$out/tokenizer.json" --vocab-size 4096 --out "$out/train" "$out/train.jsonl"
+"$heddle" data --tokenizer "$out/tokenizer.json" --out "$out/held" "$out/held.jsonl"
+
+say "training a Llama-style model"
+# bf16 where the processor computes with it, f32 elsewhere
+precision=f32
+"$heddle" --version | grep -q 'instruction set: bf16' && precision=bf16
+cp "$here/examples/demo/config.json" "$out/config.json"
+"$heddle" train --model "$out/config.json" --data "$out/train" --out "$out/run" --steps "$steps" --batch 8 --sequence 256 --precision $precision \
+    --learning-rate 0.003 --least-learning-rate 0.0003 --warmup 40 --validation 0.01 --eval-every 200 --keep 1
+model=$out/run/step-$steps
+
+say "held-out documents: bits for each byte of text"
+"$heddle" train --model "$model" --data "$out/held" --eval-only --validation 1 --batch 8 --sequence 256 --quiet > "$out/eval.txt"
+ours=$(sed -n 's/.*bits_per_byte \([0-9.]*\).*/\1/p' "$out/eval.txt")
+bytes=$(wc -c < "$out/held.txt")
+gzip=$(gzip -9 -c "$out/held.txt" | wc -c | awk -v n="$bytes" '{ printf "%.3f", 8 * $1 / n }')
+echo "heddle   $ours"
+echo "gzip -9  $gzip   ($bytes bytes)"
+
+say "the model goes on from \"An operating system is\""
+"$heddle" generate "$model" --prompt "An operating system is" --max-tokens 120 --temperature 0.7 --top-p 0.95 --repetition-penalty 1.1 --seed 1
+say "done: the model is in $model, its loss curve in $out/run/loss.svg"
+awk -v a="$ours" -v b="$gzip" 'BEGIN { exit !(a > 0 && a < b) }' || { echo "demo: the model does not beat gzip -9" >&2; exit 1; }
