@@ -290,7 +290,8 @@ typedef struct net {
 static void net_inputs(net *n, const instance *x, hd_rng *r)
 {
     for (int i = 0; i < x->n_in; i++)
-        if (!x->in_type[i].absent && x->in_type[i].shape.sym == 0 && !n->g->n_symbols) hd_graph_symbol(n->g, "n", x->in_type[i].shape.dim[0]);
+        if (!x->in_type[i].absent && x->in_type[i].shape.sym == 0 && !n->g->n_symbols)
+            hd_graph_symbol(n->g, "n", x->in_type[i].shape.dim[0]);
     for (int i = 0; i < x->n_in; i++) {
         char name[16];
         snprintf(name, sizeof name, "in%d", i);
