@@ -309,6 +309,12 @@ static void test_documentation(void **state)
             if (!at || at > strchr(row + 1, '\n')) print_error("op %s: parameter %s is not documented\n", op->name, a->name), wrong++;
         }
     }
+    hd_str example;
+    hd_str_init(&example);
+    assert_int_equal(hd_file_read(&example, EXAMPLES "mlp.json", 0, NULL), 0);
+    for (char *line = strtok(example.data, "\n"); line; line = strtok(NULL, "\n"))
+        if (!strstr(doc.data, line)) print_error("the whole file that is shown lacks: %s\n", line), wrong++;
+    hd_str_free(&example);
     hd_str_free(&doc);
     assert_int_equal(wrong, 0);
 }
