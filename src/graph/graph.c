@@ -97,21 +97,21 @@ void hd_graph_push(hd_graph *g, const char *fmt, ...)
     vsnprintf(name, sizeof name, fmt, ap);
     va_end(ap);
     const char *scope = hd_arena_printf(&g->arena, "%s%s%s", g->scope, *g->scope ? "." : "", name);
-    if (scope) g->scope = scope;
-    else out_of_memory(g);
-}
-
-void hd_graph_pop(hd_graph *g)
-{
-    const char *dot = strrchr(g->scope, '.');
-    size_t n = dot ? (size_t)(dot - g->scope) : 0;
-    char *scope = hd_arena_alloc(&g->arena, n + 1);
     if (!scope) {
         out_of_memory(g);
         return;
     }
-    memcpy(scope, g->scope, n);
+    if (g->depth == (int)(sizeof g->outer / sizeof g->outer[0])) {
+        hd_graph_fail(g, HD_EINVAL, "names are nested too deeply");
+        return;
+    }
+    g->outer[g->depth++] = g->scope;
     g->scope = scope;
+}
+
+void hd_graph_pop(hd_graph *g)
+{
+    if (g->depth) g->scope = g->outer[--g->depth]; /* nothing was pushed where memory ran out */
 }
 
 /* A path for name under the current scope; the nth of that name gets "~n" behind it, so that paths stay stable and unique. */

@@ -83,6 +83,7 @@ typedef struct hd_graph {
     hd_state_pair *pairs; size_t n_pairs, cap_pairs;
     hd_output *outputs; size_t n_outputs, cap_outputs;
     const char *scope;  /* "" or "layers.3.attn" */
+    const char *outer[16]; int depth; /* the scopes that hd_graph_pop goes back to */
     hd_phase phase;     /* of nodes built from now on */
     struct hd_path_set *paths; /* paths in use */
     hd_error err;

@@ -51,6 +51,15 @@ static int find_inputs(hd_generator *g, hd_error *err)
     return 0;
 }
 
+/* Plain weights that no instruction reads, since they are held packed. */
+static void drop_plain(hd_generator *g)
+{
+    for (size_t i = g->store->n_tensors; i-- > 0;) {
+        const char *path = g->store->tensors[i]->path;
+        if (g->store->tensors[i]->format == HD_PLAIN && hd_program_find(g->program, path) < 0) hd_store_drop(g->store, path);
+    }
+}
+
 static int check_memory(const hd_generator *g, hd_error *err)
 {
     hd_memory m;
@@ -71,6 +80,7 @@ static int open_model(hd_generator *g, const char *dir, uint64_t seed, const hd_
     if (!rc && !(g->store = hd_store_new(g->graph, seed, err))) rc = err->code;
     if (!rc && dir) rc = hd_lm_weights_load(g->store, &g->config, dir, err);
     if (!rc && !(g->exec = hd_exec_new(g->program, g->store, &g->backend, g->team, err))) rc = err->code;
+    if (!rc) drop_plain(g);
     if (!rc) rc = find_inputs(g, err);
     if (rc) hd_generator_close(g);
     return rc;
