@@ -1,9 +1,12 @@
 /* bench_train.c: speed of a whole training step (forward, backward, AdamW) of a language model with random weights on random tokens.
  *
  *   bench_train [key=value ...]
- * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, batch, sequence, precision (f32|bf16), threads, seconds, clip, profile (0|1), text (0|1)
- * Without keys: GPT-2 124M, batch 4 x 256, f32. Prints one JSON line: tokens/s (median step), FLOP/s, the bound measured before and after
- * (FLOP/s in registers, read bandwidth), predicted and measured peak memory. */
+ * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, batch, sequence, precision (f32|bf16), threads, seconds, clip, profile (0|1),
+ *       text (0|1), serve (0|1), table (NAME: one line for people instead of JSON)
+ * Without keys: GPT-2 124M, batch 4 x 256, f32. Prints one JSON line: tokens/s (median step), FLOP/s, the bounds measured before and after
+ * (FLOP/s in registers; read bandwidth), predicted and measured peak memory.
+ * serve=1: stays resident for a driver. It prints "ready FLOPS" (of one step), then answers each line on standard input: "run N" runs N steps and
+ * prints "ran SECONDS PEAK_BYTES"; "quit" or the end of input ends it. It measures no bounds then, so that the peak is the step's own. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +20,8 @@ typedef struct bench {
     double seconds, clip;
     hd_architecture arch;
     hd_dtype precision;
-    bool profile, text;
+    bool profile, text, serve;
+    const char *table;
     hd_session session;
     double step_seconds[4096];
     int steps;
@@ -35,6 +39,8 @@ static bool set_key(bench *b, const char *key, const char *value)
     if (!strcmp(key, "clip")) return b->clip = atof(value), true;
     if (!strcmp(key, "profile")) return b->profile = atoi(value), true;
     if (!strcmp(key, "text")) return b->text = atoi(value), true;
+    if (!strcmp(key, "serve")) return b->serve = atoi(value), true;
+    if (!strcmp(key, "table")) return b->table = value, true;
     if (!strcmp(key, "arch")) return !hd_architecture_parse(value, &b->arch);
     if (!strcmp(key, "precision")) return !hd_dtype_parse(value, &b->precision);
     return false;
@@ -106,9 +112,7 @@ static int by_value(const void *a, const void *b)
 static int run(bench *b, hd_error *err)
 {
     hd_exec *e = b->session.exec[0];
-    int rc = fill(b, err);
-    if (!rc) rc = hd_exec_step(e, NULL, err);
-    if (b->profile && !rc) rc = hd_exec_profile(e, true, err);
+    int rc = b->profile ? hd_exec_profile(e, true, err) : 0;
     for (double begin = hd_time(); !rc && b->steps < 4096 && (b->steps < 3 || hd_time() - begin < b->seconds);) {
         double t = hd_time();
         rc = hd_exec_step(e, NULL, err);
@@ -118,14 +122,72 @@ static int run(bench *b, hd_error *err)
     return rc;
 }
 
-static void report(bench *b, double bound_before, double bound_after, double read_before, double read_after)
+/* ---- results ---- */
+
+typedef struct bounds { double flops, read; } bounds;
+
+/* READ maps 512 MiB for a moment: the peak is taken before. */
+static bounds measure_bounds(const bench *b)
+{
+    hd_bound kind = b->precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32;
+    return (bounds){hd_measure(kind, b->session.team, hd_isa_detect(), 9, NULL), hd_measure_median(HD_BOUND_READ, b->session.team, hd_isa_detect(), 5, NULL)};
+}
+
+static void print_json(const bench *b, const bounds *before, const bounds *after, uint64_t peak)
 {
     double seconds = b->step_seconds[b->steps / 2], tokens = (double)(b->batch * b->sequence), flops = b->session.flops[0] / seconds;
     printf("{\"tokens_per_second\": %.1f, \"step_seconds\": %.5f, \"fastest\": %.5f, \"steps\": %d, \"gflops\": %.1f, \"bound_gflops\": %.1f, \"fraction\": %.3f, "
            "\"read_gbs_before\": %.1f, \"read_gbs_after\": %.1f, \"predicted_bytes\": %lld, \"peak_bytes\": %llu}\n",
-           tokens / seconds, seconds, b->step_seconds[0], b->steps, flops * 1e-9, fmin(bound_before, bound_after) * 1e-9,
-           flops / fmax(bound_before, bound_after), read_before * 1e-9, read_after * 1e-9, (long long)b->session.predicted_bytes,
-           (unsigned long long)hd_memory_peak());
+           tokens / seconds, seconds, b->step_seconds[0], b->steps, flops * 1e-9, fmin(before->flops, after->flops) * 1e-9,
+           flops / fmax(before->flops, after->flops), before->read * 1e-9, after->read * 1e-9, (long long)b->session.predicted_bytes,
+           (unsigned long long)peak);
+}
+
+static void print_line(const bench *b, const bounds *before, const bounds *after, uint64_t peak)
+{
+    char predicted[24], measured[24];
+    double seconds = b->step_seconds[b->steps / 2], flops = b->session.flops[0] / seconds, bound = fmax(before->flops, after->flops);
+    printf("%-14s %-4s %lld x %-4lld %9.0f tokens/s %8.1f GFLOP/s of %7.1f: %5.1f %%   memory %s, predicted %s\n", b->table, hd_dtype_name(b->precision),
+           (long long)b->batch, (long long)b->sequence, (double)(b->batch * b->sequence) / seconds, flops * 1e-9, bound * 1e-9, 100 * flops / bound,
+           hd_format_bytes(measured, (double)peak), hd_format_bytes(predicted, (double)b->session.predicted_bytes));
+}
+
+static int measure(bench *b, hd_error *err)
+{
+    int rc = fill(b, err);
+    if (!rc) rc = hd_exec_step(b->session.exec[0], NULL, err);
+    uint64_t peak = hd_memory_peak(); /* every step takes the same memory */
+    bounds before = measure_bounds(b);
+    if (!rc) rc = run(b, err);
+    bounds after = measure_bounds(b);
+    if (rc) return rc;
+    if (b->table) print_line(b, &before, &after, peak);
+    else print_json(b, &before, &after, peak);
+    if (!b->profile) return 0;
+    hd_str s;
+    hd_str_init(&s);
+    hd_exec_profile_print(b->session.exec[0], &s);
+    fprintf(stderr, "%s", s.data);
+    hd_str_free(&s);
+    return 0;
+}
+
+/* ---- as a driver's worker ---- */
+
+static int serve(bench *b, hd_error *err)
+{
+    char line[64];
+    int rc = fill(b, err);
+    if (!rc) rc = hd_exec_step(b->session.exec[0], NULL, err);
+    if (!rc) printf("ready %.0f\n", b->session.flops[0]), fflush(stdout);
+    while (!rc && fgets(line, sizeof line, stdin) && strncmp(line, "run ", 4) == 0) {
+        int steps = atoi(line + 4);
+        double begin = hd_time();
+        for (int i = 0; i < steps && !rc; i++) rc = hd_exec_step(b->session.exec[0], NULL, err);
+        printf("ran %.6f %llu\n", hd_time() - begin, (unsigned long long)hd_memory_peak());
+        fflush(stdout);
+    }
+    return rc;
 }
 
 int main(int argc, char **argv)
@@ -134,22 +196,7 @@ int main(int argc, char **argv)
     hd_error err = {0};
     if (!parse(&b, argc, argv)) return 2;
     int rc = start(&b, &err);
-    if (!rc) {
-        uint64_t peak = 0;
-        (void)peak;
-        hd_bound bound = b.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32;
-        double before = hd_measure(bound, b.session.team, hd_isa_detect(), 9, NULL);
-        rc = run(&b, &err);
-        double after = hd_measure(bound, b.session.team, hd_isa_detect(), 9, NULL);
-        if (!rc) report(&b, before, after, 0, 0);
-        if (b.profile && !rc) {
-            hd_str s;
-            hd_str_init(&s);
-            hd_exec_profile_print(b.session.exec[0], &s);
-            fprintf(stderr, "%s", s.data);
-            hd_str_free(&s);
-        }
-    }
+    if (!rc) rc = b.serve ? serve(&b, &err) : measure(&b, &err);
     if (rc) fprintf(stderr, "bench_train: %s\n", err.message);
     hd_session_free(&b.session);
     return rc ? 1 : 0;
