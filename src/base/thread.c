@@ -15,6 +15,7 @@
 #include "base/mem.h"
 
 enum { MAX_THREADS = 256, CACHE_LINE = 64, SPINS_PER_CLOCK = 32 };
+#define POLITE_NS 5000
 #define SPIN_NS 300000 /* then sleep: an idle team must not burn cores, and waking costs some 5-50 us */
 
 /* ---- gates: a word that waiters watch until it changes ---- */
@@ -52,6 +53,7 @@ static bool gate_spin(gate *g, uint32_t old)
         int64_t now = now_ns();
         if (!end) end = now + SPIN_NS;
         else if (now > end) return false;
+        else if (end - now < SPIN_NS - POLITE_NS) sched_yield(); /* perhaps the one we wait for wants this core */
     }
 }
 

@@ -15,10 +15,13 @@ typedef struct hd_command {
     int max_words;              /* words that are no flags */
     /* (optional) Settings that something named by the flags brings along; they rank between the table's defaults and what the person says.
      * NULL: none, or an error left in err. The caller json_decrefs it. */
-    json_t *(*brought)(const void *config, hd_error *err);
+    json_t *(*brought)(const void *config, const char *const *words, int n_words, hd_error *err);
     /* config: the filled struct. 0, or an error's code with its message in err. */
     int (*run)(const void *config, const char *const *words, int n_words, hd_error *err);
 } hd_command;
+
+/* Appends the man page of n commands, as troff. */
+void hd_cli_man(const hd_command *const *commands, size_t n, hd_str *out);
 
 extern const hd_command hd_cmd_train, hd_cmd_generate, hd_cmd_data, hd_cmd_convert, hd_cmd_inspect;
 

@@ -31,9 +31,24 @@ static void print_help(const hd_command *c)
     hd_str_free(&text);
 }
 
+#ifdef HEDDLE_HAVE_ONEDNN
+#define ONEDNN "built in"
+#else
+#define ONEDNN "absent"
+#endif
+
 static void print_version(void)
 {
-    printf("heddle %s\ninstruction set: %s\n", HEDDLE_VERSION, hd_isa_name(hd_isa_detect()));
+    printf("heddle %s\ninstruction set: %s\noneDNN (for comparison in bench_gemm only): %s\n", HEDDLE_VERSION, hd_isa_name(hd_isa_detect()), ONEDNN);
+}
+
+static void print_man(void)
+{
+    hd_str text;
+    hd_str_init(&text);
+    hd_cli_man(commands, N_COMMANDS, &text);
+    fputs(text.data, stdout);
+    hd_str_free(&text);
 }
 
 static bool wants_help(int argc, char **argv)
@@ -59,7 +74,7 @@ static int run_command(const hd_command *c, int argc, char **argv, hd_error *err
     hd_settings_memory memory = {0};
     void *config = hd_calloc(1, c->config_size);
     int rc = config ? fill_config(c, argc, argv, NULL, config, &w, &memory, err) : hd_fail_memory(err, c->config_size, "settings");
-    json_t *brought = !rc && c->brought ? c->brought(config, err) : NULL;
+    json_t *brought = !rc && c->brought ? c->brought(config, w.word, w.n, err) : NULL;
     if (!rc) rc = err->code;
     if (!rc && brought) rc = fill_config(c, argc, argv, brought, config, &w, &memory, err);
     json_decref(brought);
@@ -86,6 +101,10 @@ int main(int argc, char **argv)
     }
     if (!strcmp(argv[1], "--version")) {
         print_version();
+        return 0;
+    }
+    if (!strcmp(argv[1], "--man")) {
+        print_man();
         return 0;
     }
     for (size_t i = 0; i < N_COMMANDS; i++) {

@@ -4,7 +4,7 @@
 
 #define AT(field) offsetof(hd_train_config, field)
 const hd_setting hd_train_settings[] = {
-    {"model", HD_SET_STRING, AT(model), NULL, 0, 0, "PATH", "a Hugging Face directory (its weights are trained further), a config.json (a new model), or a network file"},
+    {"model", HD_SET_STRING, AT(model), NULL, 0, 0, "PATH", "the same as MODEL: a Hugging Face directory (its weights are trained further), a config.json (a new model), or a network file"},
     {"data", HD_SET_STRING, AT(data), NULL, 0, 0, "PATH", "text: shards made by heddle data (PREFIX of .bin and .idx), or a .jsonl or text file"},
     {"instruct", HD_SET_STRING, AT(instruct), NULL, 0, 0, "FILE", "jsonl of {\"prompt\", \"answer\"}: only answers are learnt"},
     {"tokenizer", HD_SET_STRING, AT(tokenizer), NULL, 0, 0, "FILE", "tokenizer.json; without it, the one beside the model"},
@@ -63,7 +63,7 @@ static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
 
 int hd_train_config_check(const hd_train_config *c, hd_session_options *session, hd_lora_options *lora, hd_lr_schedule *lr, hd_error *err)
 {
-    if (!c->model) return hd_fail(err, HD_EINVAL, "--model is missing: a Hugging Face directory, a config.json or a network file");
+    if (!c->model) return hd_fail(err, HD_EINVAL, "name a model: a Hugging Face directory, a config.json or a network file");
     if (c->least_learning_rate > c->learning_rate) return hd_fail(err, HD_EINVAL, "--least-learning-rate is above --learning-rate");
     if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
     if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
