@@ -31,12 +31,12 @@ say "training a Llama-style model"
 precision=f32
 "$heddle" --version | grep -q 'instruction set: bf16' && precision=bf16
 cp "$here/examples/demo/config.json" "$out/config.json"
-"$heddle" train --model "$out/config.json" --data "$out/train" --out "$out/run" --steps "$steps" --batch 8 --sequence 256 --precision $precision \
+"$heddle" train "$out/config.json" --data "$out/train" --out "$out/run" --steps "$steps" --batch 8 --sequence 256 --precision $precision \
     --learning-rate 0.003 --least-learning-rate 0.0003 --warmup 40 --validation 0.01 --eval-every 200 --keep 1
 model=$out/run/step-$steps
 
 say "held-out documents: bits for each byte of text"
-"$heddle" train --model "$model" --data "$out/held" --eval-only --validation 1 --batch 8 --sequence 256 --quiet > "$out/eval.txt"
+"$heddle" train "$model" --data "$out/held" --eval-only --validation 1 --batch 8 --sequence 256 --quiet > "$out/eval.txt"
 ours=$(sed -n 's/.*bits_per_byte \([0-9.]*\).*/\1/p' "$out/eval.txt")
 bytes=$(wc -c < "$out/held.txt")
 gzip=$(gzip -9 -c "$out/held.txt" | wc -c | awk -v n="$bytes" '{ printf "%.3f", 8 * $1 / n }')
