@@ -328,6 +328,26 @@ static void test_casts(void **state)
         }
 }
 
+/* f64 and integers: the definition itself. */
+static void test_any_dtype(void **state)
+{
+    (void)state;
+    const hd_dtype types[][3] = {{HD_F64, HD_F64, HD_F64}, {HD_I32, HD_I32, HD_I32}, {HD_I64, HD_I64, HD_U8}, {HD_I32, HD_F32, HD_F32}};
+    const int ops[] = {HD_EW_ADD, HD_EW_MUL, HD_EW_LT, HD_EW_EQ, HD_EW_MAX};
+    hd_ew_attrs at;
+    memset(&at, 0, sizeof at);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        for (size_t k = 0; k < sizeof ops / sizeof *ops; k++) {
+            trial t = {.op = hd_ew_name((hd_ew)ops[k]), .attrs = &at, .n_in = 2, .n_out = 1};
+            at.dtype = types[i][2];
+            t.in[0] = tensor_index(types[i][0], 100, DIMS(3, 1, 7));
+            t.in[1] = tensor_index(types[i][1], 100, DIMS(5, 7));
+            t.out[0] = shape(types[i][2], DIMS(3, 5, 7));
+            trial_check(&t);
+            trial_free(&t);
+        }
+}
+
 /* y0 = gelu(x + bias) * s, y1 = bf16(x + bias), with the operand also a result. */
 static void test_fused(void **state)
 {
@@ -918,7 +938,7 @@ static void check_pool(hd_conv_attrs at, hd_dtype dtype)
     g.in[0] = tensor_normal(dtype, 0, 1, DIMS(2, 3, out[0], out[1]));
     g.in[1] = t.in[0];
     g.in[2] = forward[0];
-    g.out[0] = like(&t.in[0], HD_F32);
+    g.out[0] = like(&t.in[0], dtype);
     trial_check(&g);
     g.op = "avg_pool2d_grad";
     g.n_in = 1;
@@ -973,7 +993,7 @@ int main(void)
         cmocka_unit_test(test_softmax),     cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_optimizers),
         cmocka_unit_test(test_attention),   cmocka_unit_test(test_index),         cmocka_unit_test(test_top_k),
         cmocka_unit_test(test_position),    cmocka_unit_test(test_moves),         cmocka_unit_test(test_images),
-        cmocka_unit_test(test_null),
+        cmocka_unit_test(test_any_dtype),   cmocka_unit_test(test_null),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -58,9 +58,9 @@ typedef struct product {
 HD_INLINE void product_group(const product *p, int64_t col, int rows, int nv, bool pairs)
 {
     vf acc[ROW_BLOCK][GROUP];
-#pragma GCC unroll 8
+    HD_UNROLL
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 8
+        HD_UNROLL
         for (int v = 0; v < nv; v++) {
             acc[i][v] = p->add ? vf_load(p->c + i * p->ldc + col + v * HD_VL) : vf_zero();
             if (p->scale) acc[i][v] = acc[i][v] * p->scale[i];
@@ -69,18 +69,18 @@ HD_INLINE void product_group(const product *p, int64_t col, int rows, int nv, bo
     int64_t ldb = p->ldb, a_row = p->a_row, a_step = p->a_step;
     for (int k = 0; k < p->k; k++, b += ldb, a += a_step) {
         vi bv[GROUP];
-#pragma GCC unroll 8
+        HD_UNROLL
         for (int v = 0; v < nv; v++) bv[v] = words_load(b + v * HD_VL);
-#pragma GCC unroll 8
+        HD_UNROLL
         for (int i = 0; i < rows; i++) {
             vi av = vi_set1((int32_t)a[i * a_row]);
-#pragma GCC unroll 8
+            HD_UNROLL
             for (int v = 0; v < nv; v++) acc[i][v] = word_multiply_add(acc[i][v], av, bv[v], pairs);
         }
     }
-#pragma GCC unroll 8
+    HD_UNROLL
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 8
+        HD_UNROLL
         for (int v = 0; v < nv; v++) vf_store(p->c + i * p->ldc + col + v * HD_VL, acc[i][v]);
 }
 
@@ -150,16 +150,16 @@ static inline void pack_interleaved(word *dst, int64_t words, const uint16_t *a,
 /* In place: x[i] lane j <-> x[j] lane i, by halves of 1, 2, 4 and 8 lanes. */
 HD_INLINE void transpose_16(__m512i x[16])
 {
-#pragma GCC unroll 4
+    HD_UNROLL
     for (int d = 1; d < 16; d *= 2) {
         int32_t lo[16], hi[16];
-#pragma GCC unroll 16
+        HD_UNROLL
         for (int l = 0; l < 16; l++) {
             lo[l] = l & d ? 16 + l - d : l;
             hi[l] = l & d ? 16 + l : l + d;
         }
         __m512i ilo = _mm512_loadu_si512(lo), ihi = _mm512_loadu_si512(hi);
-#pragma GCC unroll 16
+        HD_UNROLL
         for (int i = 0; i < 16; i++)
             if (!(i & d)) {
                 __m512i a = x[i], b = x[i + d];
@@ -178,11 +178,11 @@ static inline void transpose_words(word *dst, const word *src, int64_t ld, int64
         for (int j = 0; j < KEY_TILE; j += 16) {
             __m512i x[16];
             __mmask16 mask = (__mmask16)(words - w >= 16 ? 0xffff : (1u << (words - w)) - 1);
-#pragma GCC unroll 16
+            HD_UNROLL
             for (int i = 0; i < 16; i++)
                 x[i] = j + i < n ? _mm512_maskz_loadu_epi32(mask, src + (j + i) * ld + w) : _mm512_setzero_si512();
             transpose_16(x);
-#pragma GCC unroll 16
+            HD_UNROLL
             for (int i = 0; i < 16; i++)
                 if (w + i < words) _mm512_storeu_si512(dst + (w + i) * KEY_TILE + j, x[i]);
         }

@@ -524,7 +524,39 @@ static void run_broadcast(const hd_kernel_args *a)
     run_single(&copy);
 }
 
+/* Any dtypes, through the definition, one element at a time: f64, and arithmetic on integers. */
+static void run_any(const hd_kernel_args *a)
+{
+    const hd_ew_attrs *at = a->attrs;
+    const hd_tensor *y = &a->out[0];
+    plan p;
+    int64_t begin, end;
+    if (!y->data) return;
+    plan_operands(&p, a, a->n_in);
+    hd_split(hd_tensor_count(y), 16, a->tid, a->threads, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        double x[3] = {0};
+        for (int o = 0; o < a->n_in; o++) {
+            int64_t from = 0, rest = i;
+            for (int d = p.rank - 1; d >= 0; d--) {
+                from += rest % p.dim[d] * p.in[o].stride[d];
+                rest /= p.dim[d];
+            }
+            x[o] = hd_load_f64(a->in[o].data, a->in[o].dtype, from);
+        }
+        hd_store_f64(y->data, y->dtype, i, hd_ew_eval((hd_ew)a->code, at->imm, x[0], x[1], x[2]));
+    }
+}
+
 /* ---- what is taken ---- */
+
+/* Except i64 results of integers, for which f64 is too short. */
+static bool supports_any(const hd_kernel_args *a)
+{
+    bool integers = a->out[0].dtype == HD_I64;
+    for (int i = 0; i < a->n_in; i++) integers = integers && !hd_dtype_is_float(a->in[i].dtype);
+    return !integers && !a->accumulate && a->n_in == hd_ew_arity((hd_ew)a->code) && a->n_out == 1;
+}
 
 static bool is_exact_in_f32(hd_dtype t)
 {
@@ -579,7 +611,7 @@ static void run_bytes(const hd_kernel_args *a)
     if (begin < end) memcpy((char *)a->out[0].data + begin, (const char *)a->in[0].data + begin, (size_t)(end - begin));
 }
 
-#define SINGLE(name) {.op = name, .supports = supports_single, .run = run_single}
+#define SINGLE(name) {.op = name, .supports = supports_single, .run = run_single}, {.op = name, .supports = supports_any, .run = run_any}
 const hd_kernel HD_ISA(hd_kernels_elementwise)[] = {
     {.op = "copy", .supports = supports_bytes, .run = run_bytes},
     {.op = "cast", .supports = supports_bytes, .run = run_bytes},

@@ -173,18 +173,31 @@ static void run_max_pool(const hd_kernel_args *a)
     }
 }
 
+/* The thread's plane of dx in f32. */
+static size_t workspace_pool_grad(const hd_kernel_args *a, int threads)
+{
+    return (size_t)threads * (size_t)hd_round_up(a->out[0].dim[2] * a->out[0].dim[3], 16) * sizeof(float);
+}
+
+static float *plane_buffer(const hd_kernel_args *a)
+{
+    return (float *)a->workspace + a->tid * hd_round_up(a->out[0].dim[2] * a->out[0].dim[3], 16);
+}
+
 static void run_max_pool_grad(const hd_kernel_args *a)
 {
     const hd_tensor *dy = &a->in[0], *x = &a->in[1], *dx = &a->out[0];
     int64_t in[2] = {x->dim[2], x->dim[3]}, size = dy->dim[2] * dy->dim[3], pixels = in[0] * in[1], begin, end;
+    float *plane = plane_buffer(a);
     if (!dx->data) return;
     hd_split(dx->dim[0] * dx->dim[1], 1, a->tid, a->threads, &begin, &end);
-    for (int64_t i = begin * pixels; i < end * pixels; i++) f32_store_as(dx->data, dx->dtype, i, 0);
-    for (int64_t u = begin * size; u < end * size; u++) {
-        int64_t best = window_max(a->attrs, x, u / size, in, u % size / dy->dim[3], u % dy->dim[3]);
-        if (best < 0) continue;
-        float sum = f32_load_as(dx->data, dx->dtype, best) + f32_load_as(dy->data, dy->dtype, u);
-        f32_store_as(dx->data, dx->dtype, best, sum);
+    for (int64_t p = begin; p < end; p++) {
+        memset(plane, 0, (size_t)pixels * sizeof(float));
+        for (int64_t u = 0; u < size; u++) {
+            int64_t best = window_max(a->attrs, x, p, in, u / dy->dim[3], u % dy->dim[3]);
+            if (best >= 0) plane[best - p * pixels] += f32_load_as(dy->data, dy->dtype, p * size + u);
+        }
+        row_store(dx->data, dx->dtype, p * pixels, plane, pixels);
     }
 }
 
@@ -210,17 +223,18 @@ static void run_avg_pool_grad(const hd_kernel_args *a)
     const hd_conv_attrs *p = a->attrs;
     const hd_tensor *dy = &a->in[0], *dx = &a->out[0];
     int64_t in[2] = {dx->dim[2], dx->dim[3]}, size = dy->dim[2] * dy->dim[3], pixels = in[0] * in[1], begin, end;
+    float *plane = plane_buffer(a);
     if (!dx->data) return;
     hd_split(dx->dim[0] * dx->dim[1], 1, a->tid, a->threads, &begin, &end);
-    for (int64_t i = begin * pixels; i < end * pixels; i++) f32_store_as(dx->data, dx->dtype, i, 0);
-    for (int64_t u = begin * size; u < end * size; u++) {
-        window w = window_at(p, in, u % size / dy->dim[3], u % dy->dim[3]);
-        float share = (float)(f32_load_as(dy->data, dy->dtype, u) / ((double)p->kernel[0] * p->kernel[1]));
-        for (int64_t ki = w.first[0]; ki < w.last[0]; ki++)
-            for (int64_t kj = w.first[1]; kj < w.last[1]; kj++) {
-                int64_t at = u / size * pixels + tap_at(p, &w, in, ki, kj);
-                f32_store_as(dx->data, dx->dtype, at, f32_load_as(dx->data, dx->dtype, at) + share);
-            }
+    for (int64_t c = begin; c < end; c++) {
+        memset(plane, 0, (size_t)pixels * sizeof(float));
+        for (int64_t u = 0; u < size; u++) {
+            window w = window_at(p, in, u / dy->dim[3], u % dy->dim[3]);
+            float share = (float)(f32_load_as(dy->data, dy->dtype, c * size + u) / ((double)p->kernel[0] * p->kernel[1]));
+            for (int64_t ki = w.first[0]; ki < w.last[0]; ki++)
+                for (int64_t kj = w.first[1]; kj < w.last[1]; kj++) plane[tap_at(p, &w, in, ki, kj)] += share;
+        }
+        row_store(dx->data, dx->dtype, c * pixels, plane, pixels);
     }
 }
 
@@ -229,20 +243,14 @@ static bool supports_pool(const hd_kernel_args *a)
     return !a->accumulate && operands_are_vf(a, 0, a->n_in - 1) && results_are_vf(a) && a->in[0].rank == 4;
 }
 
-/* Gradients add up in the result itself: only where that loses nothing. */
-static bool supports_pool_grad(const hd_kernel_args *a)
-{
-    return supports_pool(a) && a->out[0].dtype == HD_F32;
-}
-
 const hd_kernel HD_ISA(hd_kernels_image)[] = {
     {"batch_norm", supports_batch_norm, NULL, run_batch_norm},
     {"batch_norm_grad_x", supports_batch_norm, NULL, run_batch_norm_grad_x},
     {"batch_norm_grad_gamma", supports_batch_gamma, NULL, run_batch_norm_grad_gamma},
     {"max_pool2d", supports_pool, NULL, run_max_pool},
-    {"max_pool2d_grad", supports_pool_grad, NULL, run_max_pool_grad},
+    {"max_pool2d_grad", supports_pool, workspace_pool_grad, run_max_pool_grad},
     {"avg_pool2d", supports_pool, NULL, run_avg_pool},
-    {"avg_pool2d_grad", supports_pool_grad, NULL, run_avg_pool_grad},
+    {"avg_pool2d_grad", supports_pool, workspace_pool_grad, run_avg_pool_grad},
     {0},
 };
 
