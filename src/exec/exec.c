@@ -242,7 +242,7 @@ static int find_meetings(hd_exec *e, hd_steps *segment, hd_error *err)
 static int resolve(hd_exec *e, hd_error *err)
 {
     const hd_program *p = e->program;
-    e->arena = e->backend->alloc(e->backend, (size_t)p->arena_bytes);
+    if (!e->arena) e->arena = e->own_arena = e->backend->alloc(e->backend, (size_t)p->arena_bytes);
     if (!e->arena) return hd_fail_memory(err, (size_t)p->arena_bytes, "the program's arena");
     e->data = hd_arena_alloc(&e->memory, (size_t)(p->n_buffers + 1) * sizeof *e->data);
     e->segments = hd_arena_alloc(&e->memory, (size_t)(p->n_segments + 1) * sizeof *e->segments);
@@ -258,6 +258,11 @@ static int resolve(hd_exec *e, hd_error *err)
 
 hd_exec *hd_exec_new(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_error *err)
 {
+    return hd_exec_new_sharing(program, store, backend, team, NULL, err);
+}
+
+hd_exec *hd_exec_new_sharing(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_exec *host, hd_error *err)
+{
     hd_error local = {0};
     if (!err) err = &local;
     if (hd_team_size(team) > program->threads) {
@@ -270,6 +275,7 @@ hd_exec *hd_exec_new(const hd_program *program, hd_store *store, const hd_backen
         return NULL;
     }
     *e = (hd_exec){.program = program, .store = store, .backend = backend, .team = team, .threads = hd_team_size(team), .only = -1};
+    if (host && program->arena_bytes <= host->program->arena_bytes) e->arena = host->arena;
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) e->binding[i] = -1;
     const char *profile = getenv("HEDDLE_PROFILE");
     e->profiling = e->print_profile = profile && !strcmp(profile, "1");
@@ -291,7 +297,7 @@ void hd_exec_free(hd_exec *e)
         hd_log("time by op\n%s", text.data);
         hd_str_free(&text);
     }
-    if (e->arena) e->backend->free(e->backend, e->arena, (size_t)e->program->arena_bytes);
+    if (e->own_arena) e->backend->free(e->backend, e->own_arena, (size_t)e->program->arena_bytes);
     for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
     hd_free(e->rings);
     hd_arena_free(&e->memory);
@@ -305,7 +311,7 @@ const hd_program *hd_exec_program(const hd_exec *e)
 
 int64_t hd_exec_arena_bytes(const hd_exec *e)
 {
-    return e->program->arena_bytes;
+    return e->own_arena ? e->program->arena_bytes : 0;
 }
 
 /* ---- data in and out ---- */

@@ -16,6 +16,9 @@ typedef struct hd_exec hd_exec;
 /* program, store, backend and team must outlive it. The team may be smaller than program->threads, not larger. NULL on failure. Packed
  * constants that the store has not got are made from the plain ones here. */
 hd_exec *hd_exec_new(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_error *err);
+/* The same with the arena of `host` (which must outlive it; NULL: none) where that is large enough: what one of them holds between its steps, inputs and
+ * outputs too, is lost when the other runs. */
+hd_exec *hd_exec_new_sharing(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_exec *host, hd_error *err);
 void hd_exec_free(hd_exec *e);
 const hd_program *hd_exec_program(const hd_exec *e);
 
@@ -68,6 +71,6 @@ bool hd_exec_event_get(const hd_exec *e, int tid, int i, hd_exec_event *out);
 int hd_exec_profile(hd_exec *e, bool on, hd_error *err);
 void hd_exec_profile_print(const hd_exec *e, hd_str *out); /* op, calls, seconds, share, GFLOP/s, GB/s; most time first */
 
-int64_t hd_exec_arena_bytes(const hd_exec *e);
+int64_t hd_exec_arena_bytes(const hd_exec *e); /* of its own */
 
 #endif

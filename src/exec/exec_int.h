@@ -41,6 +41,7 @@ struct hd_exec {
     int threads;
     hd_arena memory;
     void *arena;        /* program->arena_bytes */
+    void *own_arena;    /* the same, or NULL when it is another executor's */
     void **data;        /* [n_buffers] where each buffer's memory is */
     hd_steps *segments; /* [n_segments] */
     int64_t binding[HD_MAX_SYMBOLS]; /* of the last call */

@@ -46,14 +46,14 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     return rc;
 }
 
-static int predict(hd_session *s, hd_error *err)
+static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
 {
     int64_t arena = 0, store = 0;
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++) {
         hd_memory m;
         if (!s->program[i]) continue;
         if (hd_program_memory(s->program[i], &m, err)) return err->code;
-        arena += m.arena;
+        if (!o->share_arena || m.arena > arena) arena += m.arena; /* hd_exec_new_sharing: too large to share is apart */
         if (m.store > store) store = m.store;
     }
     s->predicted_bytes = (int64_t)hd_memory_resident() + arena + store;
@@ -65,7 +65,7 @@ int hd_session_init(hd_session *s, hd_graph *train, hd_graph *eval, const hd_ses
     *s = (hd_session){.graph = {train, eval}};
     int rc = hd_backend_open(&s->backend, o->plan.backend[0] ? o->plan.backend : "cpu", err);
     for (int i = 0; i < HD_SESSION_PROGRAMS && !rc; i++) rc = make_program(s, i, o, err);
-    if (!rc) rc = predict(s, err);
+    if (!rc) rc = predict(s, o, err);
     if (rc) hd_session_free(s);
     return rc;
 }
@@ -108,7 +108,7 @@ int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++) {
         if (!s->program[i]) continue;
         if (hd_store_add_graph(s->store, s->graph[i], o->seed, err)) return err->code;
-        s->exec[i] = hd_exec_new(s->program[i], s->store, &s->backend, s->team, err);
+        s->exec[i] = hd_exec_new_sharing(s->program[i], s->store, &s->backend, s->team, o->share_arena ? s->exec[HD_TRAIN_PROGRAM] : NULL, err);
         if (!s->exec[i]) return err->code;
     }
     return 0;

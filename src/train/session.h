@@ -15,6 +15,7 @@ typedef struct hd_session_options {
     hd_plan plan;                /* micro-batches, precision, threads, back end */
     const hd_lora_options *lora; /* NULL: none */
     uint64_t seed;               /* of initial values */
+    bool share_arena;            /* evaluation works in the training program's arena: inputs and outputs of one are lost when the other runs */
     int64_t memory;              /* bytes that may be used at most; 0: what the machine has available */
 } hd_session_options;
 

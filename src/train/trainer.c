@@ -297,8 +297,12 @@ static void print_summary(const run *r)
 {
     char predicted[24], measured[24], time[24];
     double seconds = hd_time() - r->start, steps = (double)(r->at.step - r->start_step);
+    uint64_t peak = hd_memory_peak();
     hd_format_bytes(predicted, (double)r->session.predicted_bytes);
-    hd_format_bytes(measured, (double)hd_memory_peak());
+    hd_format_bytes(measured, (double)peak);
+    if (r->metrics)
+        fprintf(r->metrics, "{\"step\": %lld, \"predicted_bytes\": %lld, \"peak_bytes\": %llu}\n", (long long)r->at.step, (long long)r->session.predicted_bytes,
+                (unsigned long long)peak);
     printf("%lld steps in %s; memory at the peak: %s predicted, %s measured\n", (long long)steps, hd_format_seconds(time, seconds), predicted, measured);
 }
 
@@ -340,6 +344,7 @@ int hd_train(const hd_train_config *c, hd_error *err)
 {
     run r = {.c = c, .saved_step = -1, .at = {.seed = (uint64_t)c->seed}};
     int rc = hd_train_config_check(c, &r.options, &r.lora, &r.lr, err);
+    r.options.share_arena = true;
     if (!rc) rc = run_all(&r, err);
     if (r.metrics) fclose(r.metrics);
     hd_session_free(&r.session);
