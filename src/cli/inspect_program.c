@@ -1,0 +1,205 @@
+/* inspect_program.c: what a model becomes: its Graph and its Program, as text and in numbers. */
+#include <stdio.h>
+#include <string.h>
+#include "base/file.h"
+#include "base/json.h"
+#include "cli/inspect.h"
+#include "models/lm.h"
+#include "models/network.h"
+#include "train/session.h"
+
+#define PATH_SIZE 4096
+
+static hd_dtype precision_of(const inspect_config *c)
+{
+    return strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16;
+}
+
+/* ---- forward graphs ---- */
+
+static hd_graph *language_model_graph(const inspect_config *c, const hd_lm_config *model, hd_error *err)
+{
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = precision_of(c), .param = HD_F32, .tokens = c->batch * c->sequence, .sequence = c->sequence};
+    if (!strcmp(c->mode, "eval")) o.mode = HD_LM_EVAL;
+    if (!strcmp(c->mode, "generate")) {
+        int64_t tokens = c->sequence < c->context ? c->sequence : c->context;
+        o = (hd_lm_options){.mode = HD_LM_GENERATE, .compute = o.compute, .param = o.compute, .tokens = tokens, .context = c->context, .rows = 1};
+    }
+    return hd_lm_graph(model, &o, err);
+}
+
+static hd_graph *network_graph(const inspect_config *c, const char *path, hd_error *err)
+{
+    if (!strcmp(c->mode, "generate")) return hd_fail(err, HD_EINVAL, "%s is a network file: --mode generate is for language models", path), NULL;
+    hd_network *n = hd_network_load(path, err);
+    hd_graph *g = n ? hd_network_graph(n, &(hd_network_options){.batch = c->batch, .train = !strcmp(c->mode, "train")}, err) : NULL;
+    hd_network_free(n);
+    return g;
+}
+
+static bool is_network(const char *path)
+{
+    json_t *j = json_load_file(path, 0, NULL);
+    bool yes = json_object_get(j, "heddle_network");
+    json_decref(j);
+    return yes;
+}
+
+static int load_config(hd_lm_config *model, const char *path, hd_error *err)
+{
+    hd_str text;
+    hd_str_init(&text);
+    int rc = hd_file_read(&text, path, 16 << 20, err);
+    if (!rc) rc = hd_lm_config_parse(model, text.data, text.len, path, err);
+    hd_str_free(&text);
+    return rc;
+}
+
+/* Of a model directory, a config.json or a network file. */
+static hd_graph *forward_graph(const inspect_config *c, const char *path, hd_error *err)
+{
+    hd_lm_config model;
+    char inside[PATH_SIZE];
+    if (!hd_is_dir(path) && is_network(path)) return network_graph(c, path, err);
+    if (hd_is_dir(path) && !hd_path_join(inside, sizeof inside, path, "network.json", err) && hd_file_exists(inside)) return network_graph(c, inside, err);
+    int rc = hd_is_dir(path) ? hd_lm_config_load(&model, path, err) : load_config(&model, path, err);
+    return rc ? NULL : language_model_graph(c, &model, err);
+}
+
+/* Canonical graph and program, as `heddle train` and `heddle generate` make them. Frees nothing on success: hd_session_free does. */
+static int make_session(const inspect_config *c, const char *path, hd_session *s, hd_error *err)
+{
+    bool train = !strcmp(c->mode, "train");
+    hd_session_options o = {.plan = hd_plan_default()};
+    o.step = (hd_step_options){.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
+    o.plan.micro_batches = train ? c->micro_batches : 1;
+    o.plan.precision = precision_of(c);
+    o.plan.threads = (int)c->threads;
+    o.plan.pack = !strcmp(c->mode, "generate");
+    hd_graph *g = forward_graph(c, path, err);
+    return g ? hd_session_init(s, train ? g : NULL, train ? NULL : g, &o, err) : err->code;
+}
+
+/* ---- descriptions ---- */
+
+static int finish(json_t *j, hd_str *text, json_t **out, hd_error *err)
+{
+    bool ok = j && !text->failed && !json_object_set_new(j, "text", json_stringn(text->data, text->len));
+    hd_str_free(text);
+    if (ok) return *out = j, 0;
+    json_decref(j);
+    return hd_fail_memory(err, 0, "a description");
+}
+
+static json_t *describe_shape(const hd_type *t)
+{
+    json_t *shape = json_array();
+    for (int i = 0; i < t->shape.rank; i++) json_array_append_new(shape, json_integer((json_int_t)t->shape.dim[i]));
+    return shape;
+}
+
+static json_t *list_values(const hd_graph *g, hd_kind kind, json_int_t *elements)
+{
+    json_t *out = json_array();
+    for (size_t i = 0; i < g->n_values; i++) {
+        const hd_value_info *v = &g->values[i];
+        if (v->kind != kind) continue;
+        *elements += (json_int_t)hd_shape_count(&v->type.shape);
+        json_array_append_new(out, json_pack("{s:s, s:s, s:o}", "name", v->path, "dtype", hd_dtype_name(v->type.dtype), "shape", describe_shape(&v->type)));
+    }
+    return out;
+}
+
+static json_t *describe_graph(const hd_graph *g, const char *kind, const char *path)
+{
+    char fingerprint[24];
+    json_int_t parameters = 0, ignored = 0;
+    json_t *list = list_values(g, HD_PARAM, &parameters);
+    snprintf(fingerprint, sizeof fingerprint, "%016llx", (unsigned long long)hd_graph_fingerprint(g));
+    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:o, s:o}", "kind", kind, "path", path, "nodes", (json_int_t)g->n_nodes, "parameters", parameters, "fingerprint",
+                     fingerprint, "inputs", list_values(g, HD_INPUT, &ignored), "tensors", list);
+}
+
+int hd_inspect_graph(const inspect_config *c, const char *path, json_t **out, hd_error *err)
+{
+    hd_session s;
+    hd_str text;
+    int rc = make_session(c, path, &s, err);
+    if (rc) return rc;
+    hd_str_init(&text);
+    const hd_graph *g = s.graph[HD_TRAIN_PROGRAM] ? s.graph[HD_TRAIN_PROGRAM] : s.graph[HD_EVAL_PROGRAM];
+    hd_graph_dump(g, &text);
+    rc = finish(describe_graph(g, "graph", path), &text, out, err);
+    hd_session_free(&s);
+    return rc;
+}
+
+int hd_inspect_network(const inspect_config *c, const char *path, json_t **out, hd_error *err)
+{
+    hd_str text;
+    inspect_config eval = *c;
+    eval.mode = strcmp(c->mode, "generate") ? c->mode : "eval";
+    hd_graph *g = network_graph(&eval, path, err);
+    if (!g) return err->code;
+    hd_str_init(&text);
+    hd_graph_dump(g, &text);
+    int rc = finish(describe_graph(g, "network", path), &text, out, err);
+    hd_graph_free(g);
+    return rc;
+}
+
+static json_t *describe_segments(const hd_program *p)
+{
+    json_t *out = json_array();
+    for (int i = 0; i < p->n_segments; i++)
+        json_array_append_new(out, json_pack("{s:s, s:i}", "name", hd_segment_name(p->segments[i].kind), "instructions", p->segments[i].n_instrs));
+    return out;
+}
+
+static json_t *describe_memory(const hd_memory *m)
+{
+    json_t *out = json_object();
+    for (int r = 0; r < HD_ROLE_COUNT; r++)
+        if (m->role[r]) json_object_set_new(out, hd_role_name((hd_role)r), json_integer((json_int_t)m->role[r]));
+    json_object_set_new(out, "store", json_integer((json_int_t)m->store));
+    json_object_set_new(out, "arena", json_integer((json_int_t)m->arena));
+    json_object_set_new(out, "total", json_integer((json_int_t)m->total));
+    return out;
+}
+
+static int describe_program(const hd_program *p, const char *path, json_t **out, hd_error *err)
+{
+    hd_memory m;
+    hd_str text;
+    int rc = hd_program_verify(p, err);
+    if (!rc) rc = hd_program_memory(p, &m, err);
+    if (rc) return rc;
+    hd_str_init(&text);
+    hd_program_dump(p, &text);
+    json_t *j = json_pack("{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:o, s:o}", "kind", "program", "path", path, "threads", p->threads, "buffers", p->n_buffers, "calls",
+                          p->n_calls, "arena_bytes", (json_int_t)p->arena_bytes, "arena_bound", (json_int_t)p->arena_bound, "segments", describe_segments(p),
+                          "memory", describe_memory(&m));
+    return finish(j, &text, out, err);
+}
+
+bool hd_inspect_is_program(const char *path)
+{
+    char start[9] = "";
+    FILE *f = fopen(path, "r");
+    bool yes = f && fread(start, 1, 8, f) == 8 && !strcmp(start, "program ");
+    if (f) fclose(f);
+    return yes;
+}
+
+int hd_inspect_program(const inspect_config *c, const char *path, json_t **out, hd_error *err)
+{
+    hd_program *p = NULL;
+    hd_session s = {0};
+    if (!hd_file_exists(path)) return hd_fail(err, HD_EINVAL, "%s: there is no such file or directory", path);
+    bool text = !hd_is_dir(path) && hd_inspect_is_program(path);
+    int rc = text ? hd_program_load(path, &p, err) : make_session(c, path, &s, err);
+    if (!rc) rc = describe_program(text ? p : s.program[HD_TRAIN_PROGRAM] ? s.program[HD_TRAIN_PROGRAM] : s.program[HD_EVAL_PROGRAM], path, out, err);
+    if (text) hd_program_free(p);
+    else hd_session_free(&s);
+    return rc;
+}
