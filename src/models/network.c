@@ -236,11 +236,10 @@ static int use_once(net_builder *b, const net_scope *caller, const json_t *block
     if (n < 0 || n >= (int)sizeof path) return hd_fail(b->err, HD_EFORMAT, "%s: the name is too long", w->text);
     net_scope s = {.path = path, .args = args, .bound = bound, .depth = caller->depth + 1};
     if (s.depth > MAX_DEPTH) return hd_fail(b->err, HD_EFORMAT, "%s: templates are nested too deep", w->text);
-    const char *scope = b->g->scope;
     hd_graph_push(b->g, "%s", label);
     int rc = build_block(b, &s, block);
     if (!rc) rc = net_need(block, "result", JSON_STRING, w, b->err) ? net_value(b, &s, json_object_get(block, "result"), result, w) : b->err->code;
-    b->g->scope = scope;
+    hd_graph_pop(b->g);
     return rc;
 }
 
