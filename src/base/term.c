@@ -136,7 +136,8 @@ static void draw(const hd_progress *p, double done, const char *detail)
     if (p->total > 0) hd_str_printf(&s, "%3.0f %%", 100 * fraction);
     if (detail && *detail) hd_str_printf(&s, "  %s", detail);
     double elapsed = hd_time() - p->start;
-    if (fraction > 0 && fraction < 1) hd_str_printf(&s, "  %s left", hd_format_seconds(left, elapsed / fraction * (1 - fraction)));
+    if (done > p->first && done < p->total)
+        hd_str_printf(&s, "  %s left", hd_format_seconds(left, elapsed / (done - p->first) * (p->total - done)));
     if (s.failed) s.len = 0;
     if (p->terminal) {
         int width = terminal_width() - 1;
@@ -154,6 +155,12 @@ void hd_progress_update(hd_progress *p, double done, const char *detail)
     if (p->quiet || now - p->last_draw < (p->terminal ? 0.1 : 5.0)) return;
     p->last_draw = now;
     draw(p, done, detail);
+}
+
+void hd_progress_hide(hd_progress *p)
+{
+    if (p->terminal && !p->quiet) fputs(CLEAR_LINE, stderr);
+    p->last_draw = 0;
 }
 
 void hd_progress_end(hd_progress *p, const char *detail)

@@ -17,6 +17,7 @@ void hd_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 typedef struct hd_progress {
     const char *label; /* not owned */
     double total;      /* units of work; 0 when not known */
+    double first;      /* units that were done before the start; for the time left */
     double start, last_draw;
     bool terminal, quiet;
 } hd_progress;
@@ -24,6 +25,8 @@ typedef struct hd_progress {
 void hd_progress_begin(hd_progress *p, const char *label, double total, bool quiet);
 /* Draws at most ten times a second (terminal) or once in 5 s (elsewhere); detail may be NULL. */
 void hd_progress_update(hd_progress *p, double done, const char *detail);
+/* Takes the bar off the terminal's line, so that something else can be printed; the next update draws it again. */
+void hd_progress_hide(hd_progress *p);
 void hd_progress_end(hd_progress *p, const char *detail);
 
 #endif

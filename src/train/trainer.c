@@ -174,7 +174,7 @@ static int evaluate(run *r, hd_error *err)
     int rc = r->task->evaluate(r->task, e, r->c->eval_batches, &r->evaluation, err);
     if (rc) return rc;
     if (r->evaluation.n) series_add(&r->eval_loss, (double)r->at.step, r->evaluation.metric[0].value);
-    if (r->bar.total > 0) hd_progress_end(&r->bar, NULL), hd_progress_begin(&r->bar, "training", (double)r->c->steps, r->c->quiet);
+    hd_progress_hide(&r->bar);
     print_evaluation(r, &r->evaluation);
     r->last_report += hd_time() - before; /* not the steps' time */
     return 0;
@@ -266,6 +266,7 @@ static int loop(run *r, hd_error *err)
 {
     int rc = 0;
     hd_progress_begin(&r->bar, "training", (double)r->c->steps, r->c->quiet);
+    r->bar.first = (double)r->at.step;
     while (!rc && r->at.step < r->c->steps && !interrupts) {
         rc = one_step(r, err);
         bool last = r->at.step == r->c->steps;
