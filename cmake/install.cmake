@@ -10,14 +10,10 @@ if(EXISTS ${PROJECT_SOURCE_DIR}/docs/heddle.1)
 endif()
 
 # The prefix is known only when installing (cmake --install --prefix), so the pkg-config file is made then.
-if(HEDDLE_ONEDNN AND dnnl_FOUND)
-  set(HEDDLE_PC_ONEDNN -ldnnl)
-endif()
 install(CODE "
   set(PROJECT_VERSION \"${PROJECT_VERSION}\")
   set(CMAKE_INSTALL_INCLUDEDIR \"${CMAKE_INSTALL_INCLUDEDIR}\")
   set(CMAKE_INSTALL_LIBDIR \"${CMAKE_INSTALL_LIBDIR}\")
-  set(HEDDLE_PC_ONEDNN \"${HEDDLE_PC_ONEDNN}\")
   configure_file(\"${PROJECT_SOURCE_DIR}/cmake/heddle.pc.in\" \"${PROJECT_BINARY_DIR}/heddle.pc\" @ONLY)
   file(INSTALL \"${PROJECT_BINARY_DIR}/heddle.pc\" DESTINATION \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig\")
 ")

@@ -10,7 +10,7 @@ set -eu
 
 # package:what shows that it is there (a command, or a header below /usr/include)
 wanted="cmake:cmake ninja-build:ninja gcc:cc libc6-dev:stdio.h pkg-config:pkg-config libjansson-dev:jansson.h libpcre2-dev:pcre2.h libutf8proc-dev:utf8proc.h
-libcmocka-dev:cmocka.h libdnnl-dev:dnnl.h"
+libcmocka-dev:cmocka.h"
 for_ci="clang:clang llvm:llvm-symbolizer"
 mode=${1:-}
 
