@@ -192,7 +192,7 @@ static packed_tile pack_tile(const forward *s, int64_t head, int64_t t)
 
 HD_INLINE float power_of_two(float x)
 {
-    return vf_exp2_negative(vf_set1(x))[0];
+    return vf_exp2(vf_set1(x))[0];
 }
 
 /* Scales and masks row r of a block's scores; returns its maximum. */
@@ -213,7 +213,7 @@ HD_INLINE float row_weights(const float *x, word *w, float max, const block_mask
 {
     vf total = vf_zero();
     for (int v = mask->first; v < mask->last; v++) {
-        vf p = vf_exp2_negative(vf_load(x + v * HD_VL) - max);
+        vf p = vf_exp2(vf_load(x + v * HD_VL) - max);
         total = total + p;
         if (pairs) vh_store((uint16_t *)w + v * HD_VL, bf16_from_vf_finite(p));
         else vf_store((float *)w + v * HD_VL, p);

@@ -169,7 +169,7 @@ HD_INLINE void row_gradient(const backward *s, float *x, float *dp, int64_t row,
     for (int v = 0; v < TILE_VECTORS; v++) {
         vf p = vf_zero(), ds = vf_zero();
         if (v >= mask->first && v < mask->last) {
-            p = vf_exp2_negative(vf_fma(vf_load(x + v * HD_VL), vf_set1(s->scale), vf_set1(-lse)));
+            p = vf_exp2(vf_fma(vf_load(x + v * HD_VL), vf_set1(s->scale), vf_set1(-lse)));
             if (!mask->all) p = vf_select(mask->seen[i][v], p, vf_zero());
             ds = p * (vf_load(dp + v * HD_VL) - delta) * scale;
         }

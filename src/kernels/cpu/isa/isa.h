@@ -238,11 +238,18 @@ HD_INLINE float vf_hmax(vf a)
 HD_INLINE vf vf_from_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
 HD_INLINE vh bf16_from_vf(vf a)
 {
+#if HD_HAS_AVX512
+    __m512i u = (__m512i)a, high = _mm512_srli_epi32(u, 16), odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff)), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q);
+    return (vh)_mm512_cvtepi32_epi16(_mm512_mask_or_epi32(r, nan, high, _mm512_set1_epi32(0x40)));
+#else
     vu u = (vu)a;
     vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     vu nan = (u >> 16) | 0x40u;
     vi is_nan = (vi)(a != a);
     return __builtin_convertvector((rounded & ~(vu)is_nan) | (nan & (vu)is_nan), vh);
+#endif
 }
 HD_INLINE vf vf_from_f16(vh h)
 {

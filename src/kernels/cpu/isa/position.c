@@ -125,6 +125,28 @@ HD_INLINE void multiply_wide(vu x, uint32_t m, vu *high, vu *low)
     *low = (vu)((even & 0xffffffffu) | (odd << 32));
 }
 
+/* Which of HD_VL consecutive blocks a lane makes: so that transposing groups of four lanes puts all words in order (see store_words). */
+HD_INLINE uint32_t block_of_lane(int lane)
+{
+    return (uint32_t)(lane % 4 * (HD_VL / 4) + lane / 4);
+}
+
+/* The words of HD_VL blocks, in the order of features. */
+HD_INLINE void store_words(uint32_t *word, const vu c[4])
+{
+#if HD_HAS_AVX512
+    __m512i a = _mm512_unpacklo_epi32((__m512i)c[0], (__m512i)c[1]), b = _mm512_unpackhi_epi32((__m512i)c[0], (__m512i)c[1]);
+    __m512i d = _mm512_unpacklo_epi32((__m512i)c[2], (__m512i)c[3]), e = _mm512_unpackhi_epi32((__m512i)c[2], (__m512i)c[3]);
+    _mm512_storeu_si512(word, _mm512_unpacklo_epi64(a, d));
+    _mm512_storeu_si512(word + 16, _mm512_unpackhi_epi64(a, d));
+    _mm512_storeu_si512(word + 32, _mm512_unpacklo_epi64(b, e));
+    _mm512_storeu_si512(word + 48, _mm512_unpackhi_epi64(b, e));
+#else
+    for (int l = 0; l < HD_VL; l++)
+        for (int w = 0; w < 4; w++) word[4 * block_of_lane(l) + (uint32_t)w] = c[w][l];
+#endif
+}
+
 /* hd_philox_block for HD_VL counters at once: counter (sample, position << 32 | block .. block + HD_VL - 1). */
 HD_INLINE void philox_lanes(uint64_t key, uint64_t sample, uint32_t position, uint32_t block, vu c[4])
 {
@@ -133,7 +155,7 @@ HD_INLINE void philox_lanes(uint64_t key, uint64_t sample, uint32_t position, ui
     c[1] = (vu)vi_set1((int32_t)(uint32_t)(sample >> 32));
     c[3] = (vu)vi_set1((int32_t)position);
     uint32_t blocks[HD_VL];
-    for (int l = 0; l < HD_VL; l++) blocks[l] = block + (uint32_t)l;
+    for (int l = 0; l < HD_VL; l++) blocks[l] = block + block_of_lane(l);
     memcpy(&c[2], blocks, sizeof blocks);
     for (int round = 0; round < 10; round++) {
         vu h0, l0, h1, l1;
@@ -163,8 +185,7 @@ static void dropout_row(const hd_kernel_args *a, int64_t row, int64_t size, uint
         _Alignas(64) uint32_t word[4 * HD_VL];
         vu c[4];
         philox_lanes(key, sample, position, (uint32_t)(f / 4), c);
-        for (int l = 0; l < HD_VL; l++)
-            for (int w = 0; w < 4; w++) word[4 * l + w] = c[w][l];
+        store_words(word, c);
         for (int64_t j = f; j < size && j < f + 4 * HD_VL; j += HD_VL) {
             int m = lanes_left(size, j);
             vi keep = (vi)(((vu)vi_load((const int32_t *)word + (j - f)) >> 8) >= from);

@@ -42,10 +42,13 @@ HD_INLINE vf vf_scale2(vf x, vf n)
 #endif
 }
 
-/* 2^x for x <= 0 (or NaN): a polynomial fitted to 3e-9 on [-1/2, 1/2]. Below -149, 0. */
-HD_INLINE vf vf_exp2_negative(vf x)
+/* 2^x for x <= 315 (or NaN): a polynomial fitted to 3e-9 on [-1/2, 1/2]; 0 below -149, infinity from 129 on. */
+HD_INLINE vf vf_exp2(vf x)
 {
     x = vf_max(vf_set1(-150.0f), x);
+#if !HD_HAS_AVX512
+    x = vf_min(vf_set1(129.0f), x);
+#endif
     vf n = vf_round(x), r = x - n;
     vf p = vf_set1(1.546144469646172e-4f);
     p = vf_fma(p, r, vf_set1(1.3400428177419153e-3f));
@@ -146,8 +149,8 @@ HD_INLINE vf vf_softplus(vf x)
 
 HD_INLINE vf vf_silu(vf x)
 {
-    vf y = x / (1.0f + vf_exp(-x));
-    return vf_select(x < -100.0f, vf_set1(-0.0f), y);
+    x = vf_max(vf_set1(-104.0f), x); /* where it is -0 already */
+    return x / (1.0f + vf_exp(-x));
 }
 
 HD_INLINE vf vf_silu_grad(vf x)
@@ -192,7 +195,7 @@ HD_INLINE vf vf_erf(vf x)
 HD_INLINE vf vf_normal_cdf(vf x, vf *density)
 {
     vf a = vf_abs(x);
-    vf e = vf_exp_core(-0.5f * a * a);
+    vf e = vf_exp2(-0.72134752044448170f * a * a); /* log2(e) / 2 */
     vf t = 1.0f / vf_fma(a, vf_set1(0.28284271247461901f), vf_set1(1.0f)); /* 0.4 / sqrt(2) */
     vf tail = 0.5f * t * vf_erfcx_over_t(t) * e;
     *density = e;
@@ -217,23 +220,27 @@ HD_INLINE vf vf_gelu_grad(vf x)
     return vf_fma(x * 0.39894228040143267794f, e, cdf);
 }
 
-/* 2 sqrt(2/pi) (x + 0.044715 x^3): x / (1 + exp(-this)) is the tanh form of gelu. */
-HD_INLINE vf vf_gelu_tanh_arg(vf x)
+#define GELU_SLOPE 1.5957691216057308f /* 2 sqrt(2/pi) */
+#define GELU_CUBIC 0.0713548162726f    /* that times 0.044715 */
+
+/* The logistic function of 2 sqrt(2/pi) (x + 0.044715 x^3): x times this is the tanh form of gelu. x >= -14. */
+HD_INLINE vf vf_gelu_tanh_gate(vf x)
 {
-    return x * vf_fma(x * x, vf_set1(2 * 0.79788456080286535588f * 0.044715f), vf_set1(2 * 0.79788456080286535588f));
+    vf minus = x * vf_fma(x * x, vf_set1(-GELU_CUBIC * 1.4426950408889634f), vf_set1(-GELU_SLOPE * 1.4426950408889634f));
+    return 1.0f / (1.0f + vf_exp2(minus));
 }
 
 HD_INLINE vf vf_gelu_tanh(vf x)
 {
-    vf y = x / (1.0f + vf_exp(-vf_gelu_tanh_arg(x)));
-    return vf_select(x < -14.0f, vf_set1(-0.0f), y);
+    x = vf_max(vf_set1(-14.0f), x); /* where it is -0 already */
+    return x * vf_gelu_tanh_gate(x);
 }
 
 HD_INLINE vf vf_gelu_tanh_grad(vf x)
 {
     x = vf_clamp(x, 14.0f);
-    vf s = vf_sigmoid(vf_gelu_tanh_arg(x));
-    vf slope = vf_fma(x * x, vf_set1(6 * 0.79788456080286535588f * 0.044715f), vf_set1(2 * 0.79788456080286535588f));
+    vf s = vf_gelu_tanh_gate(x);
+    vf slope = vf_fma(x * x, vf_set1(3 * GELU_CUBIC), vf_set1(GELU_SLOPE));
     return s * vf_fma(x * (1.0f - s), slope, vf_set1(1.0f));
 }
 
