@@ -7,6 +7,9 @@
 /* Before differentiation: norm(a + b) becomes one norm with a residual operand, whose `sum` result replaces a + b. */
 int hd_pass_fuse_residual_norm(hd_graph *g);
 
+/* Before differentiation: operands of f32 contractions are cast to dtype (HD_BF16; HD_F32 changes nothing). */
+int hd_pass_precision(hd_graph *g, hd_dtype dtype);
+
 /* After differentiation: runs of elementwise nodes of one shape become one `fused` node, which reads and writes each element once
  * (bias + activation is such a run). Results are bit for bit those of the nodes alone. */
 int hd_pass_fuse_elementwise(hd_graph *g);

@@ -25,6 +25,7 @@ double hd_graph_flops(const hd_graph *g)
 static int finish_graph(hd_graph *g, bool train, const hd_session_options *o)
 {
     hd_pass_fuse_residual_norm(g);
+    hd_pass_precision(g, o->plan.precision);
     if (o->lora) hd_pass_lora(g, o->lora);
     if (train) hd_step_append(g, &o->step);
     else hd_graph_cse(g), hd_graph_dce(g);
