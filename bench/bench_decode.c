@@ -2,7 +2,7 @@
  *
  *   bench_decode [key=value ...]
  * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, context, prompt, precision (f32|bf16), threads, seconds, pack (0|1), equal (N),
- *       table (NAME: lines for people instead of JSON)
+ *       text (1: the program on standard error), table (NAME: lines for people instead of JSON)
  * Without keys: GPT-2 124M in bf16, decoding around a context of 128 tokens, a prompt of 512. Prints one JSON line. Decoding is held against the read
  * bandwidth that the same threads reach, measured around each round: bytes are those of the matrices that one token must read, the head once.
  * Prefill is held against the arithmetic bound: FLOPs are those of the matrices for every token, of causal attention, and of one row of logits.
@@ -20,7 +20,7 @@
 enum { MAX_ROUNDS = 512, TRIES = 4, TOKENS_A_ROUND = 32 };
 
 typedef struct bench {
-    int64_t layers, width, heads, kv_heads, mlp, vocab, context, prompt, threads, pack, equal;
+    int64_t layers, width, heads, kv_heads, mlp, vocab, context, prompt, threads, pack, equal, text;
     double seconds;
     hd_architecture arch;
     hd_dtype precision;
@@ -35,7 +35,7 @@ static bool set_key(bench *b, const char *key, const char *value)
 {
     const struct { const char *name; int64_t *at; } whole[] = {
         {"layers", &b->layers}, {"width", &b->width}, {"heads", &b->heads}, {"kv_heads", &b->kv_heads}, {"mlp", &b->mlp}, {"vocab", &b->vocab},
-        {"context", &b->context}, {"prompt", &b->prompt}, {"threads", &b->threads}, {"pack", &b->pack}, {"equal", &b->equal},
+        {"context", &b->context}, {"prompt", &b->prompt}, {"threads", &b->threads}, {"pack", &b->pack}, {"equal", &b->equal}, {"text", &b->text},
     };
     for (size_t i = 0; i < sizeof whole / sizeof whole[0]; i++)
         if (!strcmp(key, whole[i].name)) return *whole[i].at = atoll(value), true;
@@ -67,6 +67,15 @@ static int64_t longest(const bench *b)
     return b->equal + 1 > n ? b->equal + 1 : n;
 }
 
+static void print_program(const hd_program *p)
+{
+    hd_str s;
+    hd_str_init(&s);
+    hd_program_dump(p, &s);
+    fwrite(s.data, 1, s.len, stderr);
+    hd_str_free(&s);
+}
+
 static int start(bench *b, hd_error *err)
 {
     hd_lm_config c;
@@ -79,6 +88,7 @@ static int start(bench *b, hd_error *err)
     hd_generator_options o = {.precision = b->precision, .threads = (int)b->threads, .context = longest(b), .pack = b->pack != 0, .chunk = b->prompt};
     int rc = hd_generator_open_random(&b->g, &c, 1, &o, err);
     if (rc) return rc;
+    if (b->text) print_program(b->g.program);
     b->tokens = hd_malloc((size_t)longest(b) * sizeof *b->tokens);
     b->team = hd_team_new((int)b->threads, false, err);
     b->buffer = b->equal ? NULL : hd_map_memory(HD_MEASURE_READ_BYTES);
