@@ -1,4 +1,6 @@
 /* main.c: picks the subcommand, fills its settings, and turns errors into one line and an exit status. */
+#include <signal.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include "base/mem.h"
@@ -6,9 +8,18 @@
 #include "cli/cli.h"
 #include "kernels/kernel.h"
 
-static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect};
+static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect, &hd_cmd_bench};
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 #define MAX_WORDS 64
+
+/* What was printed must have arrived: a full disk behind standard output is an error too. */
+static int close_output(int rc, hd_error *err)
+{
+    bool failed = ferror(stdout);
+    if (fflush(stdout) && !rc) rc = hd_fail_errno(err, "standard output");
+    if (failed && !rc) rc = hd_fail(err, HD_EIO, "standard output could not be written");
+    return rc;
+}
 
 /* Exit statuses: by kind of error, 1 for those without a number of their own. */
 enum { EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130 };
@@ -87,7 +98,6 @@ static int run_command(const hd_command *c, int argc, char **argv, hd_error *err
 static int report(const hd_command *c, int rc, const hd_error *err)
 {
     if (!rc) return 0;
-    fflush(stdout);
     fprintf(stderr, "heddle %s: %s: %s\n", c->name, hd_error_name(rc), err->message);
     if (rc == HD_EINTR) return EXIT_INTERRUPTED;
     return rc == HD_EINVAL || rc == HD_EFORMAT || rc == HD_EUNSUPPORTED ? EXIT_BAD_INPUT : 1;
@@ -95,6 +105,8 @@ static int report(const hd_command *c, int rc, const hd_error *err)
 
 int main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an error like a full disk */
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of the write, as on a full disk */
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_usage(argc < 2 ? stderr : stdout);
         return argc < 2 ? EXIT_BAD_INPUT : 0;
@@ -115,7 +127,7 @@ int main(int argc, char **argv)
             return 0;
         }
         hd_error err = {0};
-        int rc = run_command(c, argc - 1, argv + 1, &err);
+        int rc = close_output(run_command(c, argc - 1, argv + 1, &err), &err);
         return report(c, rc, &err);
     }
     fprintf(stderr, "heddle: there is no command \"%s\" (see heddle --help)\n", argv[1]);
