@@ -316,9 +316,12 @@ int main(int argc, char **argv)
     }
     printf("instruction set %s, %d thread%s\n", hd_isa_name(b.isa), b.threads, b.threads == 1 ? "" : "s");
     static const shape shapes[] = {
-        {"4 x 256 causal, 12 heads of 64", 1024, 1024, 12, 12, 64, 4, true}, {"4096 causal, 12 heads of 64", 4096, 4096, 12, 12, 64, 1, true},
-        {"2048 full, 4 heads of 64", 2048, 2048, 4, 4, 64, 1, false},        {"2048 causal, 8/2 heads of 128", 2048, 2048, 8, 2, 128, 1, true},
-        {"1 query, 128 keys, 12 heads", 1, 128, 12, 12, 64, 1, true},        {"1 query, 4096 keys, 12 heads", 1, 4096, 12, 12, 64, 1, true},
+        {"4 x 256 causal, 12 heads of 64", 1024, 1024, 12, 12, 64, 4, true},
+        {"4096 causal, 12 heads of 64", 4096, 4096, 12, 12, 64, 1, true},
+        {"2048 full, 4 heads of 64", 2048, 2048, 4, 4, 64, 1, false},
+        {"2048 causal, 8/2 heads of 128", 2048, 2048, 8, 2, 128, 1, true},
+        {"1 query, 128 keys, 12 heads", 1, 128, 12, 12, 64, 1, true},
+        {"1 query, 4096 keys, 12 heads", 1, 4096, 12, 12, 64, 1, true},
         {"1 query, 4096 keys, 32/8 heads", 1, 4096, 32, 8, 128, 1, true},
     };
     const hd_dtype types[] = {HD_F32, HD_BF16};

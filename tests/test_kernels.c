@@ -114,7 +114,8 @@ static hd_kernel_args trial_args(const trial *t, hd_tensor *out)
             out[i].data = NULL;
         }
     }
-    return (hd_kernel_args){.in = t->in, .out = out, .n_in = t->n_in, .n_out = t->n_out, .code = op->code, .accumulate = t->accumulate, .attrs = t->attrs};
+    return (hd_kernel_args){.in = t->in, .out = out, .n_in = t->n_in, .n_out = t->n_out, .code = op->code, .accumulate = t->accumulate,
+                            .attrs = t->attrs};
 }
 
 static void results_free(const trial *t, hd_tensor *out)
@@ -251,7 +252,8 @@ static void check_ew(int op, hd_dtype in, hd_dtype out, int64_t n, bool special)
     memset(&at, 0, sizeof at);
     at.imm = 0.37;
     at.dtype = out;
-    trial t = {.op = hd_ew_name((hd_ew)op), .attrs = &at, .n_in = hd_ew_arity((hd_ew)op), .n_out = 1, .tolerance = ew_tolerance(op), .floor = 0.3};
+    trial t = {.op = hd_ew_name((hd_ew)op), .attrs = &at, .n_in = hd_ew_arity((hd_ew)op), .n_out = 1, .floor = 0.3};
+    t.tolerance = ew_tolerance(op);
     bool positive = op == HD_EW_POW || op == HD_EW_POWI;
     for (int i = 0; i < t.n_in; i++) {
         t.in[i] = tensor_normal(in, positive ? 3 : 0, positive ? 0.4 : 2, DIMS(3, n));
@@ -433,7 +435,8 @@ static void check_norm_grads(int64_t rows, int64_t d, hd_dtype in, hd_dtype out,
     at.eps = 1e-6;
     at.dtype = out;
     at.offset = layer ? 0 : 1;
-    trial t = {.op = layer ? "layer_norm_grad_x" : "rms_norm_grad_x", .attrs = &at, .n_in = layer ? 6 : 5, .n_out = 1, .tolerance = 2e-5, .floor = 1};
+    trial t = {.op = layer ? "layer_norm_grad_x" : "rms_norm_grad_x", .attrs = &at, .n_in = layer ? 6 : 5, .n_out = 1, .floor = 1};
+    t.tolerance = 2e-5;
     int k = 0;
     t.in[k++] = tensor_normal(in, 0.1, 1, DIMS(rows, d));
     t.in[k++] = tensor_normal(in, 0, 1, DIMS(rows, d));
@@ -444,7 +447,8 @@ static void check_norm_grads(int64_t rows, int64_t d, hd_dtype in, hd_dtype out,
     t.out[0] = shape(out, DIMS(rows, d));
     trial_check(&t);
     if (rows > 2) trial_check_rows(&t, ~4u, rows / 2);
-    trial g = {.op = layer ? "layer_norm_grad_gamma" : "rms_norm_grad_gamma", .attrs = &at, .n_in = layer ? 4 : 3, .n_out = 1, .tolerance = 2e-5};
+    trial g = {.op = layer ? "layer_norm_grad_gamma" : "rms_norm_grad_gamma", .attrs = &at, .n_in = layer ? 4 : 3, .n_out = 1};
+    g.tolerance = 2e-5;
     g.floor = sqrt((double)rows + 1);
     at.dtype = HD_F32;
     g.in[0] = t.in[0];

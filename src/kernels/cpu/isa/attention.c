@@ -241,12 +241,13 @@ HD_INLINE void forward_block(const forward *s, row_tile *y, int row, int rows, c
         y->max[row + r] = max;
         y->sum[row + r] = y->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, pairs);
     }
-    product values = {&w[0][k0], tile->v + k0 * tile->ldv, y->o + row * s->fp, KEY_TILE, 1, tile->ldv, s->fp, pairs ? n / 2 : n, NULL, true};
-    values.scale = rescale ? correction : NULL;
+    product values = {&w[0][k0], tile->v + k0 * tile->ldv, y->o + row * s->fp, KEY_TILE, 1, tile->ldv, s->fp, pairs ? n / 2 : n,
+                      rescale ? correction : NULL, true};
     product_run(&values, s->fp, rows, pairs);
 }
 
-HD_INLINE void forward_block_rows(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
+HD_INLINE void forward_block_rows(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask,
+                                  bool pairs)
 {
     if (rows == 4) forward_block(s, y, row, 4, tile, mask, pairs);
     else if (rows == 2) forward_block(s, y, row, 2, tile, mask, pairs);
@@ -384,7 +385,8 @@ static void run_attention(const hd_kernel_args *a)
 
 static bool supports_attention(const hd_kernel_args *a)
 {
-    if (a->accumulate || !operands_are_vf(a, 0, 2) || !is_vf_dtype(a->out[0].dtype) || a->in[0].rank != 3 || a->in[1].rank != 3) return false;
+    if (a->accumulate || !operands_are_vf(a, 0, 2) || !is_vf_dtype(a->out[0].dtype)) return false;
+    if (a->in[0].rank != 3 || a->in[1].rank != 3) return false;
     for (int i = 3; i < 7; i++)
         if (a->in[i].dtype != HD_I32) return false;
     return true;

@@ -208,7 +208,8 @@ HD_INLINE void backward_block(backward *s, int64_t row0, int r, const block_mask
     for (int i = 0; i < ROW_BLOCK; i++) row_gradient(s, x[i], dp[i], row + i, i, mask);
     store_words(x, s->p, r, NULL, pairs);
     store_words(dp, s->ds, r, s->ds_block, pairs);
-    product queries = {s->ds_block + k0, s->k_rows + k0 * s->ep, s->dq + row * s->ep, s->tw, 1, s->ep, s->ep, pairs ? n / 2 : n, NULL, true};
+    product queries = {s->ds_block + k0, s->k_rows + k0 * s->ep, s->dq + row * s->ep, s->tw, 1, s->ep, s->ep, pairs ? n / 2 : n,
+                       NULL, true};
     product_run(&queries, s->ep, ROW_BLOCK, pairs);
 }
 

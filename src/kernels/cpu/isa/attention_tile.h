@@ -1,8 +1,8 @@
 /* attention_tile.h: what forward and backward attention share: small dense products on packed tiles, packing, and which keys a query sees.
  *
- * Words: packed operands are 32-bit words, either one f32 or two consecutive bf16 of the contracted dimension, so that one product serves
- * both: a word of A is broadcast, a vector of words of B is loaded, and the step is a fused multiply-add or a bf16 dot product. The bf16 form
- * (PAIRS) is used when all operands are bf16 and the instruction set has it.
+ * Words: packed operands are 32-bit words, either one f32 or two consecutive bf16 of the contracted dimension, so that one product
+ * serves both: a word of A is broadcast, a vector of words of B is loaded, and the step is a fused multiply-add or a bf16 dot product. The
+ * bf16 form (pairs) is used when all operands are bf16 and the instruction set has it.
  * Key tiles lie at multiples of KEY_TILE from key 0, so that a query row's arithmetic never depends on which other rows are in the call.
  * Rows: query i and head g of a group of G share their keys; row r = i * G + g. Blocks of up to ROW_BLOCK rows go through the products. */
 #ifndef HD_KERNELS_CPU_ATTENTION_TILE_H
@@ -270,7 +270,8 @@ HD_INLINE row_view view_of(const hd_attention_attrs *at, int32_t pos, int32_t se
 }
 
 /* Rows [first, first + n) of row r = query * group + head. */
-static inline rows_view view_of_rows(const hd_attention_attrs *at, const int32_t *pos, const int32_t *seg, int64_t first, int64_t n, int64_t group)
+static inline rows_view view_of_rows(const hd_attention_attrs *at, const int32_t *pos, const int32_t *seg, int64_t first, int64_t n,
+                                     int64_t group)
 {
     rows_view v = {INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN};
     for (int64_t q = first / group; q <= (first + n - 1) / group; q++) {

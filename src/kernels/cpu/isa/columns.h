@@ -1,7 +1,7 @@
 /* columns.h: sums over rows for each column: y[D] = sum over t of term(t, column).
  *
- * Rows are cut into blocks of COLUMN_BLOCK. Within a block a column is summed in f32 in ascending order; the blocks' sums are added in f64 in
- * ascending order. Which thread does which block or strip of columns therefore changes nothing. */
+ * Rows are cut into blocks of COLUMN_BLOCK. Within a block a column is summed in f32 in ascending order; the blocks' sums are added in
+ * f64 in ascending order. Which thread does which block or strip of columns therefore changes nothing. */
 #ifndef HD_KERNELS_CPU_COLUMNS_H
 #define HD_KERNELS_CPU_COLUMNS_H
 

@@ -37,8 +37,8 @@ static double channel_sum(image m, int64_t c, const hd_tensor *x, const hd_tenso
 }
 
 /* out = (x - mean) * gain + shift + extra * y over one channel; y may be NULL. */
-static void channel_map(image m, int64_t c, const hd_tensor *out, const hd_tensor *x, float mean, float gain, float shift, const hd_tensor *y,
-                        float extra)
+static void channel_map(image m, int64_t c, const hd_tensor *out, const hd_tensor *x, float mean, float gain, float shift,
+                        const hd_tensor *y, float extra)
 {
     for (int64_t n = 0; n < m.samples; n++) {
         int64_t at = (n * m.channels + c) * m.pixels;

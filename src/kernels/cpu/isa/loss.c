@@ -116,16 +116,18 @@ static void fill_zero(const hd_tensor *y, int64_t at, int64_t n)
     memset((char *)y->data + (size_t)at * size, 0, (size_t)n * size);
 }
 
-/* dlogits = (exp(x - lse) - onehot) * dloss for one row; x and y may be the same memory, so the target's entry is read first. */
-static void entropy_row(const hd_tensor *x, const hd_tensor *y, int64_t at, int64_t v, int32_t target, float lse, float dloss)
+/* dlogits = (exp(x - lse) - onehot) * dloss for one row; x and y may be the same memory, so the target's entry is
+ * read first. The tensors are copies, so that stores can't be taken to change them. */
+static void entropy_row(hd_tensor x, hd_tensor y, int64_t at, int64_t v, int32_t target, float lse, float dloss)
 {
-    float hit = f32_load_as(x->data, x->dtype, at + target);
-    for (int64_t j = 0; j < v; j += HD_VL) {
-        int n = lanes_left(v, j);
-        vf p = vf_exp(vf_load_upto(x->data, x->dtype, at + j, n) - lse) * dloss;
-        vf_store_upto(y->data, y->dtype, at + j, p, n);
+    float hit = f32_load_as(x.data, x.dtype, at + target);
+    int64_t j = 0;
+    for (; j + HD_VL <= v; j += HD_VL) vf_store_as(y.data, y.dtype, at + j, vf_exp(vf_load_as(x.data, x.dtype, at + j) - lse) * dloss);
+    if (j < v) {
+        vf p = vf_exp(vf_load_as_n(x.data, x.dtype, at + j, (int)(v - j)) - lse) * dloss;
+        vf_store_as_n(y.data, y.dtype, at + j, p, (int)(v - j));
     }
-    f32_store_as(y->data, y->dtype, at + target, (float)(expm1((double)hit - (double)lse) * dloss));
+    f32_store_as(y.data, y.dtype, at + target, (float)(expm1((double)hit - (double)lse) * dloss));
 }
 
 static void run_cross_entropy_grad(const hd_kernel_args *a)
@@ -137,7 +139,7 @@ static void run_cross_entropy_grad(const hd_kernel_args *a)
     if (!y->data) return;
     hd_split(tensor_rows(x), 1, a->tid, a->threads, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
-        if (target[r] >= 0 && target[r] < v) entropy_row(x, y, r * v, v, target[r], lse[r], dloss[r]);
+        if (target[r] >= 0 && target[r] < v) entropy_row(*x, *y, r * v, v, target[r], lse[r], dloss[r]);
         else fill_zero(y, r * v, v);
     }
 }
@@ -157,8 +159,8 @@ static bool supports_entropy(const hd_kernel_args *a)
 
 static bool supports_entropy_grad(const hd_kernel_args *a)
 {
-    return !a->accumulate && a->in[0].dtype == HD_F32 && is_vf_dtype(a->in[1].dtype) && a->in[2].dtype == HD_I32 && a->in[3].dtype == HD_F32 &&
-           is_vf_dtype(a->out[0].dtype) && (a->out[0].dtype == a->in[1].dtype || a->out[0].data != a->in[1].data || !a->out[0].data);
+    return !a->accumulate && a->in[0].dtype == HD_F32 && is_vf_dtype(a->in[1].dtype) && a->in[2].dtype == HD_I32 &&
+           a->in[3].dtype == HD_F32 && is_vf_dtype(a->out[0].dtype) && (a->out[0].dtype == a->in[1].dtype || a->out[0].data != a->in[1].data || !a->out[0].data);
 }
 
 const hd_kernel HD_ISA(hd_kernels_loss)[] = {

@@ -4,7 +4,8 @@
 #if HD_ISA_LEVEL <= 2
 
 /* `outer` runs of `run` bytes, run i from src + i * src_stride to dst + i * dst_stride; the thread's share of the bytes. */
-static void copy_runs(const hd_kernel_args *a, char *dst, int64_t dst_stride, const char *src, int64_t src_stride, int64_t outer, int64_t run)
+static void copy_runs(const hd_kernel_args *a, char *dst, int64_t dst_stride, const char *src, int64_t src_stride, int64_t outer,
+                      int64_t run)
 {
     int64_t begin, end;
     if (run == 0) return;

@@ -33,15 +33,14 @@ static double row_deviation(float *x, int64_t d, float mean)
 }
 
 /* s = x + residual into the buffer; optionally stored as `sum`. */
-static void load_sum(float *s, const hd_tensor *x, const hd_tensor *residual, hd_tensor *sum, int64_t at, int64_t d)
+static void load_sum(float *s, const hd_tensor *x, const hd_tensor *residual, const hd_tensor *sum, int64_t at, int64_t d)
 {
     row_load(s, x->data, x->dtype, at, d);
-    if (residual && residual->data) {
-        int64_t j = 0;
-        for (; j + HD_VL <= d; j += HD_VL) vf_store(s + j, vf_load(s + j) + vf_load_as(residual->data, residual->dtype, at + j));
-        if (j < d) vf_store(s + j, vf_load(s + j) + vf_load_upto(residual->data, residual->dtype, at + j, (int)(d - j)));
+    if (residual) {
+        hd_tensor r = *residual;
+        for (int64_t j = 0; j < d; j += HD_VL) vf_store(s + j, vf_load(s + j) + vf_load_upto(r.data, r.dtype, at + j, lanes_left(d, j)));
     }
-    if (sum && sum->data) row_store(sum->data, sum->dtype, at, s, d);
+    if (sum) row_store(sum->data, sum->dtype, at, s, d);
 }
 
 static const hd_tensor *optional(const hd_kernel_args *a, int i)
@@ -54,38 +53,32 @@ static hd_tensor *result(const hd_kernel_args *a, int i)
     return i < a->n_out && a->out[i].data ? &a->out[i] : NULL;
 }
 
-/* y = (s - mean) * rstd * (gamma + offset) + beta, n elements from column j of the row at `at`. */
-HD_INLINE void normalise(const hd_tensor *y, int64_t at, int64_t j, int n, const float *s, float mean, float rstd, const hd_tensor *gamma,
-                         float offset, const hd_tensor *beta)
+/* y = (s - mean) * rstd * (gamma + offset) + beta for the row at `at`. The tensors are copies, so that stores can't be taken to change
+ * them; an absent beta has no data. */
+static void normalise_row(hd_tensor y, int64_t at, int64_t d, const float *s, float mean, float rstd, hd_tensor gamma, float offset,
+                          hd_tensor beta)
 {
-    vf g = vf_load_upto(gamma->data, gamma->dtype, j, n) + offset;
-    vf v = (vf_load(s + j) - mean) * rstd;
-    v = beta ? vf_fma(v, g, vf_load_upto(beta->data, beta->dtype, j, n)) : v * g;
-    vf_store_upto(y->data, y->dtype, at + j, v, n);
-}
-
-static void normalise_row(const hd_tensor *y, int64_t at, int64_t d, const float *s, float mean, float rstd, const hd_tensor *gamma,
-                          float offset, const hd_tensor *beta)
-{
-    int64_t j = 0;
-    if (!y) return;
-    for (; j + HD_VL <= d; j += HD_VL) normalise(y, at, j, HD_VL, s, mean, rstd, gamma, offset, beta);
-    if (j < d) normalise(y, at, j, (int)(d - j), s, mean, rstd, gamma, offset, beta);
+    for (int64_t j = 0; j < d; j += HD_VL) {
+        int n = lanes_left(d, j);
+        vf g = vf_load_upto(gamma.data, gamma.dtype, j, n) + offset;
+        vf v = (vf_load(s + j) - mean) * rstd;
+        v = beta.data ? vf_fma(v, g, vf_load_upto(beta.data, beta.dtype, j, n)) : v * g;
+        vf_store_upto(y.data, y.dtype, at + j, v, n);
+    }
 }
 
 static void run_layer_norm(const hd_kernel_args *a)
 {
     const hd_norm_attrs *at = a->attrs;
     int64_t d = tensor_columns(&a->in[0]), begin, end;
-    const hd_tensor *beta = optional(a, 2);
-    hd_tensor *mean_out = result(a, 1), *rstd_out = result(a, 2);
+    hd_tensor beta = optional(a, 2) ? a->in[2] : (hd_tensor){0}, *mean_out = result(a, 1), *rstd_out = result(a, 2);
     float *s = thread_rows(a, d);
     hd_split(tensor_rows(&a->in[0]), 1, a->tid, a->threads, &begin, &end);
     for (int64_t r = begin; r < end && d > 0; r++) {
         load_sum(s, &a->in[0], optional(a, 3), result(a, 3), r * d, d);
         float mean = (float)(row_sum(s, d) / (double)d);
         float rstd = (float)(1 / sqrt(row_deviation(s, d, mean) / (double)d + at->eps));
-        normalise_row(result(a, 0), r * d, d, s, mean, rstd, &a->in[1], 0, beta);
+        if (a->out[0].data) normalise_row(a->out[0], r * d, d, s, mean, rstd, a->in[1], 0, beta);
         if (mean_out) ((float *)mean_out->data)[r] = mean;
         if (rstd_out) ((float *)rstd_out->data)[r] = rstd;
     }
@@ -101,7 +94,7 @@ static void run_rms_norm(const hd_kernel_args *a)
     for (int64_t r = begin; r < end && d > 0; r++) {
         load_sum(s, &a->in[0], optional(a, 2), result(a, 2), r * d, d);
         float rstd = (float)(1 / sqrt(row_dot(s, s, d) / (double)d + at->eps));
-        normalise_row(result(a, 0), r * d, d, s, 0, rstd, &a->in[1], (float)at->offset, NULL);
+        if (a->out[0].data) normalise_row(a->out[0], r * d, d, s, 0, rstd, a->in[1], (float)at->offset, (hd_tensor){0});
         if (rstd_out) ((float *)rstd_out->data)[r] = rstd;
     }
 }
@@ -109,25 +102,25 @@ static void run_rms_norm(const hd_kernel_args *a)
 /* g = dy * (gamma + offset) and xhat = (s - mean) * rstd into padded buffers. */
 static void load_gradient(float *g, float *xhat, const hd_kernel_args *a, int64_t at, int64_t d, float mean, float rstd, float offset)
 {
-    const hd_tensor *dy = &a->in[0], *s = &a->in[1], *gamma = &a->in[2];
+    hd_tensor dy = a->in[0], s = a->in[1], gamma = a->in[2];
     for (int64_t j = 0; j < d; j += HD_VL) {
         int n = lanes_left(d, j);
-        vf weight = vf_load_upto(gamma->data, gamma->dtype, j, n) + offset;
-        vf_store(g + j, vf_load_upto(dy->data, dy->dtype, at + j, n) * weight);
-        vf_store(xhat + j, (vf_load_upto(s->data, s->dtype, at + j, n) - mean) * rstd);
+        vf weight = vf_load_upto(gamma.data, gamma.dtype, j, n) + offset;
+        vf_store(g + j, vf_load_upto(dy.data, dy.dtype, at + j, n) * weight);
+        vf_store(xhat + j, (vf_load_upto(s.data, s.dtype, at + j, n) - mean) * rstd);
     }
     for (int64_t j = d; j % HD_VL != 0; j++) xhat[j] = 0;
 }
 
 /* dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) + add; without the first mean for rms_norm. */
-static void store_gradient(const hd_kernel_args *a, const hd_tensor *add, int64_t at, int64_t d, const float *g, const float *xhat, float rstd,
-                           float mean_g, float mean_gx)
+static void store_gradient(hd_tensor dx, hd_tensor add, int64_t at, int64_t d, const float *g, const float *xhat, float rstd, float mean_g,
+                           float mean_gx)
 {
     for (int64_t j = 0; j < d; j += HD_VL) {
         int n = lanes_left(d, j);
         vf v = vf_fnma(vf_load(xhat + j), vf_set1(mean_gx), vf_load(g + j) - mean_g) * rstd;
-        if (add) v = v + vf_load_upto(add->data, add->dtype, at + j, n);
-        vf_store_upto(a->out[0].data, a->out[0].dtype, at + j, v, n);
+        if (add.data) v = v + vf_load_upto(add.data, add.dtype, at + j, n);
+        vf_store_upto(dx.data, dx.dtype, at + j, v, n);
     }
 }
 
@@ -141,7 +134,7 @@ static void norm_grad_x(const hd_kernel_args *a, bool centred, const float *mean
         load_gradient(g, xhat, a, r * d, d, centred ? mean[r] : 0, rstd[r], offset);
         float mean_g = centred ? (float)(row_sum(g, d) / (double)d) : 0;
         float mean_gx = (float)(row_dot(g, xhat, d) / (double)d);
-        store_gradient(a, add, r * d, d, g, xhat, rstd[r], mean_g, mean_gx);
+        store_gradient(a->out[0], add ? *add : (hd_tensor){0}, r * d, d, g, xhat, rstd[r], mean_g, mean_gx);
     }
 }
 

@@ -208,8 +208,8 @@ static void run_dropout(const hd_kernel_args *a)
 
 static bool supports_dropout(const hd_kernel_args *a)
 {
-    return !a->accumulate && is_vf_dtype(a->in[0].dtype) && a->in[1].dtype == HD_I64 && a->in[2].dtype == HD_I64 && a->in[3].dtype == HD_I32 &&
-           is_vf_dtype(a->out[0].dtype) && a->in[0].rank > 0;
+    return !a->accumulate && is_vf_dtype(a->in[0].dtype) && a->in[1].dtype == HD_I64 && a->in[2].dtype == HD_I64 &&
+           a->in[3].dtype == HD_I32 && is_vf_dtype(a->out[0].dtype) && a->in[0].rank > 0;
 }
 
 const hd_kernel HD_ISA(hd_kernels_position)[] = {
