@@ -159,8 +159,10 @@ static bool supports_entropy(const hd_kernel_args *a)
 
 static bool supports_entropy_grad(const hd_kernel_args *a)
 {
-    return !a->accumulate && a->in[0].dtype == HD_F32 && is_vf_dtype(a->in[1].dtype) && a->in[2].dtype == HD_I32 &&
-           a->in[3].dtype == HD_F32 && is_vf_dtype(a->out[0].dtype) && (a->out[0].dtype == a->in[1].dtype || a->out[0].data != a->in[1].data || !a->out[0].data);
+    const hd_tensor *logits = &a->in[1], *y = &a->out[0];
+    if (a->accumulate || a->in[0].dtype != HD_F32 || a->in[2].dtype != HD_I32 || a->in[3].dtype != HD_F32) return false;
+    if (y->data && y->data == logits->data && y->dtype != logits->dtype) return false;
+    return is_vf_dtype(logits->dtype) && is_vf_dtype(y->dtype);
 }
 
 const hd_kernel HD_ISA(hd_kernels_loss)[] = {
