@@ -152,6 +152,7 @@ static int check_files(const char *dir, const json_t *files, hd_error *err)
         int rc = hd_path_join(path, sizeof path, dir, name, err);
         if (!rc) rc = hd_json_int(f, "bytes", 0, INT64_MAX, &expected, name, err);
         if (!rc) rc = hd_json_string(f, "checksum", &want, name, err);
+        if (!rc && !hd_file_exists(path)) rc = hd_fail(err, HD_EFORMAT, "%s is missing", name);
         if (!rc && hd_file_size(path) != expected)
             rc = hd_fail(err, HD_EFORMAT, "%s has %lld bytes instead of %lld", name, (long long)hd_file_size(path), (long long)expected);
         if (!rc) rc = file_checksum(path, &sum, &bytes, err);

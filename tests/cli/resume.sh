@@ -11,7 +11,7 @@ last=$(sum_of whole/step-6)
 first=$(sum_of whole/step-3)
 mkdir part
 cp -r whole/step-3 part/
-ok train --steps 6 --out part
+ok train --steps 6 --out part --no-quiet
 has 'going on from part/step-3' err
 same "the run that was cut in two" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 same "its first half" "$(cd part && sum_of step-3)" "$(cd whole && sum_of step-3)"
@@ -21,6 +21,9 @@ ok train --steps 2 --out part
 same "a shorter run leaves what is there" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 
 # The newest checkpoint is damaged in every kind of way: the one before is taken, and the end is the same.
+# What each kind of damage is called.
+declare -A called=([sizes]='state.safetensors has [0-9]+ bytes instead of' [bits]='state.safetensors is damaged' [config]='config.json is damaged'
+    [missing]='model.safetensors is missing' [manifest]='manifest.json: line' [no_manifest]='manifest.json: No such file')
 spoil_sizes() { truncate -s -1 part/step-6/state.safetensors; }
 spoil_bits() { printf 'xyz' | dd of=part/step-6/state.safetensors bs=1 seek=3000 conv=notrunc status=none; }
 spoil_config() { sed -i 's/32/48/' part/step-6/config.json; }
@@ -29,9 +32,9 @@ spoil_manifest() { echo '{' > part/step-6/manifest.json; }
 spoil_no_manifest() { rm part/step-6/manifest.json; }
 for how in sizes bits config missing manifest no_manifest; do
     spoil_$how
-    [ $how = no_manifest ] || refuses 'step-6' "$heddle" inspect part/step-6
-    ok train --steps 6 --out part
-    has 'passing over a checkpoint' err
+    [ $how = no_manifest ] || refuses "${called[$how]}" "$heddle" inspect part/step-6
+    ok train --steps 6 --out part --no-quiet
+    has "passing over a checkpoint: .*${called[$how]}" err
     has 'going on from part/step-3' err
     same "after damage ($how)" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 done
@@ -40,7 +43,7 @@ ok train --steps 6 --out part
 [ ! -e part/.step-6.partial ] || fail "an unfinished checkpoint stayed"
 same "after an unfinished save" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 
-# All are damaged: a run that was told to go on starts over, saying so; with --no-resume without looking.
+# A run that must not go on starts over.
 ok train --steps 6 --save-every 3 --keep 0 --no-resume --out part
 same "without resuming" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 
@@ -60,7 +63,7 @@ for signal in INT TERM; do
     has 'stopped after step [0-9]+, which is saved' err
     same "lines after SIG$signal" "$(wc -l < err)" 1
     step=$(sed -E 's/.*stopped after step ([0-9]+),.*/\1/' err)
-    ok train --steps $((step + 2)) --schedule constant --out stopped-$signal
+    ok train --steps $((step + 2)) --schedule constant --out stopped-$signal --no-quiet
     has "going on from stopped-$signal/step-$step" err
     ok train --steps $((step + 2)) --schedule constant --out straight-$signal
     same "stopped by SIG$signal, and not" "$(cd stopped-$signal && sum_of step-$((step + 2)))" "$(cd straight-$signal && sum_of step-$((step + 2)))"
