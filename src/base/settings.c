@@ -247,12 +247,13 @@ static void wrap(const char *text, size_t column, hd_str *out)
         if (at + n > HELP_WIDTH && at > column) {
             hd_str_printf(out, "\n%*s", (int)column, "");
             at = column;
+        } else if (at > column) {
+            hd_str_putc(out, ' ');
         }
         hd_str_add(out, text, n);
         at += n + 1;
         text += n;
         while (*text == ' ') text++;
-        if (*text) hd_str_putc(out, ' ');
     }
     hd_str_putc(out, '\n');
 }

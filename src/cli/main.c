@@ -50,7 +50,13 @@ static void print_help(const hd_command *c)
 
 static void print_version(void)
 {
-    printf("heddle %s\ninstruction set: %s\noneDNN (for comparison in bench_gemm only): %s\n", HEDDLE_VERSION, hd_isa_name(hd_isa_detect()), ONEDNN);
+    printf("heddle %s\ninstruction set: %s (kernels built in:", HEDDLE_VERSION, hd_isa_name(hd_isa_detect()));
+    for (int isa = 0; isa < HD_ISA_COUNT; isa++) {
+        int n;
+        hd_cpu_kernels((hd_isa)isa, &n);
+        if (n) printf(" %s", hd_isa_name((hd_isa)isa));
+    }
+    printf(")\noneDNN (for comparison in bench_gemm only): %s\n", ONEDNN);
 }
 
 static void print_man(void)
