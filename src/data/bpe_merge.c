@@ -230,7 +230,8 @@ static int learn(learner *l, int32_t vocab_size, int64_t min_frequency, bool qui
         hd_free(top.where.data);
         if ((l->v->merge_count & 63) == 0) hd_progress_update(&bar, l->v->count, NULL);
     }
-    hd_progress_end(&bar, NULL);
+    if (rc) hd_progress_hide(&bar);
+    else hd_progress_end(&bar, NULL);
     return rc;
 }
 

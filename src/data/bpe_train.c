@@ -171,7 +171,8 @@ hd_tokenizer *hd_bpe_train_files(const hd_bpe_spec *spec, const char *const *pat
         done += (double)m.size;
         hd_map_close(&m);
     }
-    hd_progress_end(&bar, NULL);
+    if (rc) hd_progress_hide(&bar);
+    else hd_progress_end(&bar, NULL);
     if (!rc) t = hd_bpe_trainer_finish(b, err);
     hd_bpe_trainer_free(b);
     return t;

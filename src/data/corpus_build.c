@@ -194,9 +194,10 @@ int hd_corpus_build(const hd_corpus_spec *spec, const char *const *paths, int co
     if (!rc) {
         hd_progress_begin(&b.bar, "tokenizing", b.total, spec->quiet);
         for (int i = 0; i < count && !rc; i++) rc = read_file(&b, paths[i], err);
-        hd_progress_end(&b.bar, NULL);
+        if (!rc && !b.counts.documents) rc = hd_fail(err, HD_EINVAL, "the corpus is empty: no text in %s%s", count ? paths[0] : "no files", count > 1 ? " and the others" : "");
+        if (rc) hd_progress_hide(&b.bar);
+        else hd_progress_end(&b.bar, NULL);
     }
-    if (!rc && !b.counts.documents) rc = hd_fail(err, HD_EINVAL, "the corpus is empty: no text in %s%s", count ? paths[0] : "no files", count > 1 ? " and the others" : "");
     if (!rc) rc = hd_corpus_writer_finish(b.writer, err);
     if (!rc && counts) *counts = b.counts;
     finish(&b);

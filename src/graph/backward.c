@@ -21,15 +21,29 @@ static void mark_needed(backward *b, const hd_value *wrt, int n)
     }
 }
 
-/* A value of the step (weights, or what is computed from them once) sums the pieces of all micro-batches. */
-static void finish_value(backward *b, hd_value v)
+/* A value of the step (weights, or what is computed from them once) sums the pieces of all micro-batches: d, or its sum. */
+static hd_value sum_of_pieces(hd_graph *g, hd_value v, hd_value d)
+{
+    if (d == HD_NONE || g->err.code) return d;
+    if (g->values[v].micro != HD_TIME_REPLICATE || g->values[d].micro == HD_TIME_REPLICATE) return d;
+    const char *scope = g->scope;
+    g->scope = "grad";
+    hd_value sum = hd_graph_node(g, "micro_sum", g->values[v].path, NULL, &d, 1);
+    g->scope = scope;
+    return sum;
+}
+
+/* Adds a contribution to the gradient of v. Where one of two is a piece per call and the other the step's already (a weight that is read both
+ * as it is and rounded once per step), each is summed over the calls by itself. */
+static void contribute(backward *b, hd_value v, hd_value d)
 {
     hd_graph *g = b->g;
-    hd_value d = b->grad[v];
-    if (d == HD_NONE || g->err.code) return;
-    if (g->values[v].micro != HD_TIME_REPLICATE || g->values[d].micro == HD_TIME_REPLICATE) return;
-    g->scope = "grad";
-    b->grad[v] = hd_graph_node(g, "micro_sum", g->values[v].path, NULL, &d, 1);
+    hd_value old = b->grad[v];
+    if (old != HD_NONE && d != HD_NONE && !g->err.code && g->values[old].micro != g->values[d].micro) {
+        old = sum_of_pieces(g, v, old);
+        d = sum_of_pieces(g, v, d);
+    }
+    b->grad[v] = hd_add(g, old, d);
 }
 
 static bool gather_results(const backward *b, const hd_node *n, hd_value *dy)
@@ -46,14 +60,14 @@ static void node_backward(backward *b, const hd_node *n)
 {
     hd_graph *g = b->g;
     hd_value dy[HD_MAX_RESULTS];
-    for (int k = 0; k < n->n_out; k++) finish_value(b, n->out[k]);
+    for (int k = 0; k < n->n_out; k++) b->grad[n->out[k]] = sum_of_pieces(g, n->out[k], b->grad[n->out[k]]);
     if (!gather_results(b, n, dy) || !n->op->grad) return;
     for (int k = 0; k < n->n_in && !g->err.code; k++) {
         if (n->in[k] == HD_NONE || !b->needed[n->in[k]]) continue;
         const char *scope = hd_arena_printf(&g->arena, "grad.%s", n->path);
         g->scope = scope ? scope : "grad";
         hd_value d = n->op->grad(g, n, dy, k);
-        b->grad[n->in[k]] = hd_add(g, b->grad[n->in[k]], d);
+        contribute(b, n->in[k], d);
     }
 }
 
@@ -71,7 +85,7 @@ static int run(backward *b, hd_value loss, const hd_value *wrt, int n, hd_value 
         if (wanted) node_backward(b, node);
     }
     for (int i = 0; i < n; i++) {
-        if (g->values[wrt[i]].kind != HD_RESULT) finish_value(b, wrt[i]);
+        if (g->values[wrt[i]].kind != HD_RESULT) b->grad[wrt[i]] = sum_of_pieces(g, wrt[i], b->grad[wrt[i]]);
         grad[i] = b->grad[wrt[i]];
         for (int k = 0; k < i; k++)
             if (wrt[k] == wrt[i]) grad[i] = grad[k];

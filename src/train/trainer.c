@@ -104,7 +104,7 @@ static int load_weights(run *r, hd_error *err)
         rc = hd_fail(err, HD_EINVAL, "%s was made with --seed %llu: use that seed, another --out, or --no-resume", dir, (unsigned long long)r->at.seed);
     if (!rc) rc = r->task->load(r->task, store, dir, err);
     if (!rc) rc = hd_checkpoint_load_state(dir, store, err);
-    if (!rc) hd_log("going on from %s", dir);
+    if (!rc && !r->c->quiet) hd_log("going on from %s", dir);
     r->saved_step = r->at.step;
     return rc;
 }
@@ -243,10 +243,34 @@ static json_t *describe_settings(const run *r)
                      hd_dtype_name(r->options.plan.precision));
 }
 
+static bool all_finite(const hd_store_tensor *t)
+{
+    uint32_t worst = 0;
+    int64_t n = hd_shape_count(&t->type.shape);
+    if (t->type.dtype != HD_F32) return true; /* masters and the optimizer's state are f32 */
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t exponent = ((const uint32_t *)t->data)[i] & 0x7f800000u;
+        worst = exponent > worst ? exponent : worst;
+    }
+    return worst < 0x7f800000u;
+}
+
+/* Without clipping, a gradient can overflow where the loss did not: then the next loss would show it, after the save. */
+static int check_finite(const run *r, hd_error *err)
+{
+    const hd_store *s = r->session.store;
+    for (size_t i = 0; i < s->n_tensors; i++)
+        if (!all_finite(s->tensors[i]))
+            return hd_fail(err, HD_ENUMERIC, "step %lld: the first value that is not a number is %s; nothing was saved after step %lld", (long long)r->at.step,
+                           s->tensors[i]->path, (long long)(r->saved_step < 0 ? 0 : r->saved_step));
+    return 0;
+}
+
 static int save(run *r, hd_error *err)
 {
     if (!r->c->out || r->saved_step == r->at.step) return 0;
     double before = hd_time();
+    if (check_finite(r, err)) return err->code;
     json_t *settings = describe_settings(r);
     int rc = hd_checkpoint_save(r->c->out, &r->at, (hd_model_writer){write_model, r}, r->session.store, settings, r->c->keep, err);
     json_decref(settings);
@@ -273,7 +297,8 @@ static int loop(run *r, hd_error *err)
         if (!rc && !last && due(r->c->eval_every, r->at.step)) rc = evaluate(r, err);
         if (!rc && (last || due(r->c->save_every, r->at.step))) rc = save(r, err);
     }
-    hd_progress_end(&r->bar, NULL);
+    if (rc) hd_progress_hide(&r->bar);
+    else hd_progress_end(&r->bar, NULL);
     if (rc || !interrupts) return rc;
     rc = save(r, err);
     return rc ? rc : hd_fail(err, HD_EINTR, "stopped after step %lld%s", (long long)r->at.step, r->c->out ? ", which is saved" : "; there is no --out to save to");
