@@ -1,13 +1,16 @@
 /* bench_decode.c: speed of generating from a language model with random weights: prefill, then one token at a time with the K/V cache.
  *
  *   bench_decode [key=value ...]
- * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, context, prompt, precision (f32|bf16), threads, seconds, pack (0|1), equal (N),
- *       text (1: the program on standard error), table (NAME: lines for people instead of JSON)
- * Without keys: GPT-2 124M in bf16, decoding around a context of 128 tokens, a prompt of 512. Prints one JSON line. Decoding is held against the read
- * bandwidth that the same threads reach, measured around each round: bytes are those of the matrices that one token must read, the head once.
- * Prefill is held against the arithmetic bound: FLOPs are those of the matrices for every token, of causal attention, and of one row of logits.
- * A round around which the bandwidth differs by over 10 % is done again, a few times at most; figures are medians of rounds.
- * equal=N measures nothing: it decodes N tokens with the cache and compares each one's logits with those of feeding all tokens so far at once. */
+ * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, context, prompt, precision (f32|bf16), threads, seconds, pack (0|1),
+ *       equal (N), text (1: the program on standard error), table (NAME: lines for people instead of JSON)
+ * Without keys: GPT-2 124M in bf16, decoding around a context of 128 tokens, a prompt of 512. Prints one JSON line.
+ *
+ * Decoding is held against the read bandwidth that the same threads reach, measured around each round: bytes are those of the matrices that
+ * one token must read, the head once. Prefill is held against the arithmetic bound: FLOPs are those of the matrices for every token, of
+ * causal attention, and of one row of logits. A round around which the bandwidth differs by over 10 % is done again, a few times at most;
+ * figures are medians of rounds.
+ * equal=N measures nothing: it decodes N tokens with the cache and compares each one's logits with those of feeding all tokens so far at
+ * once. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,8 +37,9 @@ typedef struct bench {
 static bool set_key(bench *b, const char *key, const char *value)
 {
     const struct { const char *name; int64_t *at; } whole[] = {
-        {"layers", &b->layers}, {"width", &b->width}, {"heads", &b->heads}, {"kv_heads", &b->kv_heads}, {"mlp", &b->mlp}, {"vocab", &b->vocab},
-        {"context", &b->context}, {"prompt", &b->prompt}, {"threads", &b->threads}, {"pack", &b->pack}, {"equal", &b->equal}, {"text", &b->text},
+        {"layers", &b->layers},   {"width", &b->width}, {"heads", &b->heads},     {"kv_heads", &b->kv_heads},
+        {"mlp", &b->mlp},         {"vocab", &b->vocab}, {"context", &b->context}, {"prompt", &b->prompt},
+        {"threads", &b->threads}, {"pack", &b->pack},   {"equal", &b->equal},     {"text", &b->text},
     };
     for (size_t i = 0; i < sizeof whole / sizeof whole[0]; i++)
         if (!strcmp(key, whole[i].name)) return *whole[i].at = atoll(value), true;
@@ -48,13 +52,16 @@ static bool set_key(bench *b, const char *key, const char *value)
 
 static bool parse(bench *b, int argc, char **argv)
 {
-    *b = (bench){.layers = 12, .width = 768, .heads = 12, .vocab = 50257, .context = 128, .prompt = 512, .pack = 1, .seconds = 4, .arch = HD_ARCH_GPT2, .precision = HD_BF16};
+    *b = (bench){.layers = 12, .width = 768, .heads = 12, .vocab = 50257, .context = 128, .prompt = 512, .pack = 1, .seconds = 4};
+    b->arch = HD_ARCH_GPT2;
+    b->precision = HD_BF16;
     for (int i = 1; i < argc; i++) {
         char *eq = strchr(argv[i], '=');
         if (eq) *eq = 0;
         if (!eq || !set_key(b, argv[i], eq + 1)) return fprintf(stderr, "bench_decode: there is no key \"%s\"\n", argv[i]), false;
     }
-    if (b->context < 2 * TOKENS_A_ROUND || b->prompt < 1) return fprintf(stderr, "bench_decode: context is at least %d, prompt at least 1\n", 2 * TOKENS_A_ROUND), false;
+    if (b->context < 2 * TOKENS_A_ROUND || b->prompt < 1)
+        return fprintf(stderr, "bench_decode: context is at least %d, prompt at least 1\n", 2 * TOKENS_A_ROUND), false;
     return true;
 }
 
@@ -85,7 +92,8 @@ static int start(bench *b, hd_error *err)
     c.max_positions = longest(b) < 1024 ? 1024 : longest(b);
     if (hd_lm_config_check(&c, "bench", err)) return err->code;
     if (!b->threads) b->threads = hd_core_count();
-    hd_generator_options o = {.precision = b->precision, .threads = (int)b->threads, .context = longest(b), .pack = b->pack != 0, .chunk = b->prompt};
+    hd_generator_options o = {
+        .precision = b->precision, .threads = (int)b->threads, .context = longest(b), .pack = b->pack != 0, .chunk = b->prompt};
     int rc = hd_generator_open_random(&b->g, &c, 1, &o, err);
     if (rc) return rc;
     if (b->text) print_program(b->g.program);
@@ -182,7 +190,8 @@ static int prefill_round(bench *b, double *seconds, hd_error *err)
 }
 
 /* Rounds for b->seconds, at least three; `work` per figure is held against what `bound` says before and after. */
-static int measure(bench *b, series *s, int (*round)(bench *, double *, hd_error *), double (*bound)(const bench *), double work, hd_error *err)
+static int measure(bench *b, series *s, int (*round)(bench *, double *, hd_error *), double (*bound)(const bench *), double work,
+                   hd_error *err)
 {
     double ignored, begin = hd_time();
     int rc = round(b, &ignored, err), attempt = 0;
@@ -208,24 +217,25 @@ static int measure(bench *b, series *s, int (*round)(bench *, double *, hd_error
 static void print_json(const bench *b, series *d, series *p, double bytes, double flops)
 {
     double token = median(d->figure, d->n), prompt = median(p->figure, p->n);
-    printf("{\"threads\": %lld, \"decode_ms\": %.4f, \"decode_tokens_per_second\": %.1f, \"weight_bytes\": %.0f, \"decode_gbs\": %.2f, \"read_gbs\": %.2f, "
-           "\"decode_fraction\": %.3f, ", (long long)b->threads, 1e3 * token, 1 / token, bytes, bytes / token * 1e-9, median(d->bound, d->n) * 1e-9,
+    printf("{\"threads\": %lld, \"decode_ms\": %.4f, \"decode_tokens_per_second\": %.1f, \"weight_bytes\": %.0f, \"decode_gbs\": %.2f, "
+           "\"read_gbs\": %.2f, \"decode_fraction\": %.3f, ",
+           (long long)b->threads, 1e3 * token, 1 / token, bytes, bytes / token * 1e-9, median(d->bound, d->n) * 1e-9,
            median(d->fraction, d->n));
-    printf("\"prefill_tokens\": %lld, \"prefill_ms\": %.2f, \"prefill_tokens_per_second\": %.0f, \"prefill_gflops\": %.1f, \"bound_gflops\": %.1f, "
-           "\"prefill_fraction\": %.3f, \"rounds\": %d, \"repeated\": %d, \"uneven\": %d, \"peak_bytes\": %llu}\n", (long long)b->prompt, 1e3 * prompt,
-           (double)b->prompt / prompt, flops / prompt * 1e-9, median(p->bound, p->n) * 1e-9, median(p->fraction, p->n), d->n + p->n,
-           d->repeated + p->repeated, d->uneven + p->uneven, (unsigned long long)hd_memory_peak());
+    printf("\"prefill_tokens\": %lld, \"prefill_ms\": %.2f, \"prefill_tokens_per_second\": %.0f, \"prefill_gflops\": %.1f, "
+           "\"bound_gflops\": %.1f, \"prefill_fraction\": %.3f, \"rounds\": %d, \"repeated\": %d, \"uneven\": %d, \"peak_bytes\": %llu}\n",
+           (long long)b->prompt, 1e3 * prompt, (double)b->prompt / prompt, flops / prompt * 1e-9, median(p->bound, p->n) * 1e-9,
+           median(p->fraction, p->n), d->n + p->n, d->repeated + p->repeated, d->uneven + p->uneven, (unsigned long long)hd_memory_peak());
 }
 
 static void print_lines(const bench *b, series *d, series *p, double bytes, double flops)
 {
     double token = median(d->figure, d->n), prompt = median(p->figure, p->n);
-    printf("%-14s %-4s %lld thread%s decode at %lld    %9.1f tokens/s %8.1f GB/s of %7.1f: %5.1f %%\n", b->table, hd_dtype_name(b->precision),
-           (long long)b->threads, b->threads == 1 ? " " : "s", (long long)b->context, 1 / token, bytes / token * 1e-9, median(d->bound, d->n) * 1e-9,
-           100 * median(d->fraction, d->n));
-    printf("%-14s %-4s %lld thread%s prefill of %lld   %9.0f tokens/s %8.1f GFLOP/s of %7.1f: %5.1f %%\n", b->table, hd_dtype_name(b->precision),
-           (long long)b->threads, b->threads == 1 ? " " : "s", (long long)b->prompt, (double)b->prompt / prompt, flops / prompt * 1e-9,
-           median(p->bound, p->n) * 1e-9, 100 * median(p->fraction, p->n));
+    printf("%-14s %-4s %lld thread%s decode at %lld    %9.1f tokens/s %8.1f GB/s of %7.1f: %5.1f %%\n", b->table,
+           hd_dtype_name(b->precision), (long long)b->threads, b->threads == 1 ? " " : "s", (long long)b->context, 1 / token,
+           bytes / token * 1e-9, median(d->bound, d->n) * 1e-9, 100 * median(d->fraction, d->n));
+    printf("%-14s %-4s %lld thread%s prefill of %lld   %9.0f tokens/s %8.1f GFLOP/s of %7.1f: %5.1f %%\n", b->table,
+           hd_dtype_name(b->precision), (long long)b->threads, b->threads == 1 ? " " : "s", (long long)b->prompt,
+           (double)b->prompt / prompt, flops / prompt * 1e-9, median(p->bound, p->n) * 1e-9, 100 * median(p->fraction, p->n));
 }
 
 static int measure_all(bench *b, hd_error *err)
@@ -243,7 +253,7 @@ static int measure_all(bench *b, hd_error *err)
 
 /* ---- the cache against full recomputation ---- */
 
-/* One token at a time (after a first piece of three), then the same prefix at once. */
+/* All tokens one at a time first; then each prefix at once, from an empty cache. */
 static int compare_logits(bench *b, hd_error *err)
 {
     int64_t v = b->vocab, n = b->equal;
@@ -266,7 +276,9 @@ static int compare_logits(bench *b, hd_error *err)
         }
     }
     hd_free(kept);
-    if (!rc) printf("{\"threads\": %lld, \"compared\": %lld, \"largest_difference\": %.9g, \"largest_logit\": %.9g}\n", (long long)b->threads, (long long)n, worst, largest);
+    if (!rc)
+        printf("{\"threads\": %lld, \"compared\": %lld, \"largest_difference\": %.9g, \"largest_logit\": %.9g}\n", (long long)b->threads,
+               (long long)n, worst, largest);
     return rc;
 }
 

@@ -2,9 +2,10 @@
  *
  *   check_train_speed BENCH_TRAIN [--peer PYTHON PEER_SCRIPT] [--rounds N] [--seconds X] [--only TEXT]
  *
- * Both sides are processes that stay resident and run N steps when told to (bench_train serve=1, bench/peer_torch_train.py). A round is: read
- * bandwidth, our steps, read bandwidth, their steps, read bandwidth; where these three differ by over 10 %, the round is done again, a few times at most.
- * The peer first runs under each of several settings from outside, and keeps the fastest. Memory is VmHWM of processes that do nothing else. */
+ * Both sides are processes that stay resident and run N steps when told to (bench_train serve=1, bench/peer_torch_train.py). A round is:
+ * read bandwidth, our steps, read bandwidth, their steps, read bandwidth; where these three differ by over 10 %, the round is done again, a
+ * few times at most. The peer first runs under each of several settings from outside, and keeps the fastest. Memory is VmHWM of processes
+ * that do nothing else. */
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -42,11 +43,14 @@ static const comparison comparisons[] = {
 typedef struct variant { const char *name; const char *set[12]; } variant;
 static const variant variants[] = {
     {"OpenBLAS with OpenMP, memory kept", {"OMP_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-openmp", KEEP_MAPPED}},
-    {"the same, huge pages", {"OMP_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-openmp", KEEP_MAPPED, "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"}},
-    {"the same, AVX-512 in ATen", {"OMP_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-openmp", KEEP_MAPPED, "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
-                                   "ATEN_CPU_CAPABILITY=avx512"}},
-    {"OpenBLAS with pthreads, memory kept, huge pages", {"OMP_NUM_THREADS=2", "OPENBLAS_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-pthread", KEEP_MAPPED,
-                                                         "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"}},
+    {"the same, huge pages",
+     {"OMP_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-openmp", KEEP_MAPPED, "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"}},
+    {"the same, AVX-512 in ATen",
+     {"OMP_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-openmp", KEEP_MAPPED, "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
+      "ATEN_CPU_CAPABILITY=avx512"}},
+    {"OpenBLAS with pthreads, memory kept, huge pages",
+     {"OMP_NUM_THREADS=2", "OPENBLAS_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-pthread", KEEP_MAPPED,
+      "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"}},
 };
 /* Where speed does not count: glibc as it is. */
 static const variant plain_malloc = {"glibc's malloc as it is", {"OMP_NUM_THREADS=2", "LD_LIBRARY_PATH=" LIBRARIES "openblas-openmp"}};
@@ -184,7 +188,8 @@ static double flop_bound(const check *k, const comparison *c)
 /* ---- one comparison ---- */
 
 typedef struct rounds {
-    double ours[MAX_ROUNDS], theirs[MAX_ROUNDS], ratio[MAX_ROUNDS], fraction[MAX_ROUNDS], their_fraction[MAX_ROUNDS]; /* tokens/s; of the bound */
+    double ours[MAX_ROUNDS], theirs[MAX_ROUNDS], ratio[MAX_ROUNDS], fraction[MAX_ROUNDS]; /* tokens/s; of the bound */
+    double their_fraction[MAX_ROUNDS];
     double slowest_read, fastest_read;
     int n, repeated, uneven;
 } rounds;
@@ -284,8 +289,8 @@ static double their_peak(const check *k, const comparison *c, int chosen, int fo
 
 static void print_rounds(const rounds *r, bool peer)
 {
-    printf("  read bandwidth %.1f to %.1f GB/s; %d rounds, %d done again, %d uneven all the same\n", r->slowest_read * 1e-9, r->fastest_read * 1e-9, r->n,
-           r->repeated, r->uneven);
+    printf("  read bandwidth %.1f to %.1f GB/s; %d rounds, %d done again, %d uneven all the same\n", r->slowest_read * 1e-9,
+           r->fastest_read * 1e-9, r->n, r->repeated, r->uneven);
     printf("  tokens/s (medians): Heddle %.0f", median(r->ours, r->n));
     if (peer) printf(", PyTorch %.0f", median(r->theirs, r->n));
     printf("\n  FLOP/s over the bound (medians): Heddle %.3f", median(r->fraction, r->n));
@@ -343,14 +348,16 @@ int main(int argc, char **argv)
 {
     check k;
     hd_error err = {0};
-    if (!parse(&k, argc, argv)) return fprintf(stderr, "usage: check_train_speed BENCH_TRAIN [--peer PYTHON SCRIPT] [--rounds N] [--seconds X] [--only TEXT]\n"), 2;
+    if (!parse(&k, argc, argv))
+        return fprintf(stderr, "usage: check_train_speed BENCH_TRAIN [--peer PYTHON SCRIPT] [--rounds N] [--seconds X] [--only TEXT]\n"), 2;
     signal(SIGPIPE, SIG_IGN);
     k.team = hd_team_new(hd_core_count() < 2 ? hd_core_count() : 2, false, &err);
     k.buffer = hd_map_memory(HD_MEASURE_READ_BYTES);
     if (!k.team || !k.buffer) return fprintf(stderr, "check_train_speed: out of memory\n"), 1;
     memset(k.buffer, 1, HD_MEASURE_READ_BYTES);
     double load = 0;
-    if (getloadavg(&load, 1) == 1 && load > 0.5) printf("the machine is busy with other work (load %.1f): speeds are not to be trusted\n", load);
+    if (getloadavg(&load, 1) == 1 && load > 0.5)
+        printf("the machine is busy with other work (load %.1f): speeds are not to be trusted\n", load);
     for (size_t i = 0; i < sizeof comparisons / sizeof comparisons[0]; i++)
         if (!k.only || strstr(comparisons[i].name, k.only)) compare(&k, &comparisons[i]);
     hd_unmap_memory(k.buffer, HD_MEASURE_READ_BYTES);

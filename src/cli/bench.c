@@ -69,8 +69,8 @@ static int print_bounds(int threads, hd_error *err)
     if (!team) return err->code;
     double figure[4];
     for (int i = 0; i < 4; i++) figure[i] = hd_measure((hd_bound)i, team, hd_isa_detect(), 9, NULL) * 1e-9;
-    printf("%d thread%s %8.1f GFLOP/s f32  %8.1f GFLOP/s bf16  %8.1f GOP/s int8  %8.1f GB/s read\n", threads, threads == 1 ? " " : "s", figure[HD_BOUND_F32],
-           figure[HD_BOUND_BF16], figure[HD_BOUND_I8], figure[HD_BOUND_READ]);
+    printf("%d thread%s %8.1f GFLOP/s f32  %8.1f GFLOP/s bf16  %8.1f GOP/s int8  %8.1f GB/s read\n", threads, threads == 1 ? " " : "s",
+           figure[HD_BOUND_F32], figure[HD_BOUND_BF16], figure[HD_BOUND_I8], figure[HD_BOUND_READ]);
     hd_team_free(team);
     return 0;
 }
@@ -96,7 +96,8 @@ static int find_program(char *path, const char *name, hd_error *err)
         snprintf(path, PATH_SIZE, "%s/%s%s", self, places[i], name);
         if (!access(path, X_OK)) return 0;
     }
-    return hd_fail(err, HD_EIO, "%s is not there, neither in %s/bin, nor in %s, nor in %s/../libexec/heddle: build or install it", name, self, self, self);
+    return hd_fail(err, HD_EIO, "%s is not there, neither in %s/bin, nor in %s, nor in %s/../libexec/heddle: build or install it", name,
+                   self, self, self);
 }
 
 extern char **environ;
@@ -140,7 +141,8 @@ static int check_words(const char *const *words, int n_words, hd_error *err)
     for (int i = 0; i < n_words; i++) {
         bool known = false;
         for (size_t k = 0; k < N_GROUPS; k++) known |= !strcmp(words[i], groups[k].name);
-        if (!known) return hd_fail(err, HD_EINVAL, "there is no benchmark \"%s\": they are bounds, gemm, kernels, train and decode", words[i]);
+        if (!known)
+            return hd_fail(err, HD_EINVAL, "there is no benchmark \"%s\": they are bounds, gemm, kernels, train and decode", words[i]);
     }
     return 0;
 }
@@ -172,8 +174,8 @@ const hd_command hd_cmd_bench = {
     .name = "bench",
     .usage = "[bounds|gemm|kernels|train|decode ...] [flags]",
     .summary = "measure this machine and Heddle on it",
-    .details = "Runs the project's benchmarks, all or those named, each beside the bound that it is held against, measured in the same run. Figures mean something\n"
-               "only while the machine does nothing else (docs/benchmarks.md).",
+    .details = "Runs the project's benchmarks, all or those named, each beside the bound that it is held against, measured in the same run.\n"
+               "Figures mean something only while the machine does nothing else (docs/benchmarks.md).",
     .settings = settings,
     .config_size = sizeof(config),
     .max_words = 5,
