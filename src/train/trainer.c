@@ -152,6 +152,14 @@ static void report_step(run *r, double lr)
     r->last_report_step = r->at.step;
 }
 
+/* Runs the program once more, to find the path of the first value that is not finite. */
+static void first_nonfinite(hd_exec *e, const hd_exec_hooks *hooks, char *path, size_t n)
+{
+    hd_error ignored = {0};
+    *path = 0;
+    if (hd_exec_find_nonfinite(e, hooks, path, n, &ignored) || !*path) snprintf(path, n, "a value that could not be found");
+}
+
 static void print_evaluation(run *r, const hd_evaluation *e)
 {
     if (!e->n) return;
@@ -159,7 +167,8 @@ static void print_evaluation(run *r, const hd_evaluation *e)
     printf("step %lld, held out (%lld %s):", (long long)r->at.step, (long long)e->units, r->task->unit);
     for (int i = 0; i < e->n; i++) {
         printf(" %s %.4f", e->metric[i].name, e->metric[i].value);
-        if (r->metrics) fprintf(r->metrics, ", \"eval_%s\": %.9g", e->metric[i].name, e->metric[i].value);
+        if (r->metrics && isfinite(e->metric[i].value)) fprintf(r->metrics, ", \"eval_%s\": %.9g", e->metric[i].name, e->metric[i].value);
+        else if (r->metrics) fprintf(r->metrics, ", \"eval_%s\": null", e->metric[i].name); /* a perplexity can be too large; JSON has no infinity */
     }
     printf("\n");
     fflush(stdout);
@@ -173,6 +182,12 @@ static int evaluate(run *r, hd_error *err)
     double before = hd_time();
     int rc = r->task->evaluate(r->task, e, r->c->eval_batches, &r->evaluation, err);
     if (rc) return rc;
+    if (r->evaluation.n && !isfinite(r->evaluation.metric[0].value)) {
+        char path[300];
+        first_nonfinite(e, NULL, path, sizeof path);
+        return hd_fail(err, HD_ENUMERIC, "step %lld: the loss on held-out data is %g; the first value that is not a number is %s", (long long)r->at.step,
+                       r->evaluation.metric[0].value, path);
+    }
     if (r->evaluation.n) series_add(&r->eval_loss, (double)r->at.step, r->evaluation.metric[0].value);
     hd_progress_hide(&r->bar);
     print_evaluation(r, &r->evaluation);
@@ -201,8 +216,7 @@ static double scalar_output(hd_exec *e, const char *name)
 static int explain_nonfinite(run *r, hd_exec *e, const hd_exec_hooks *hooks, hd_error *err)
 {
     char path[300];
-    hd_error inner = {0};
-    if (hd_exec_find_nonfinite(e, hooks, path, sizeof path, &inner) || !*path) snprintf(path, sizeof path, "a value that could not be found");
+    first_nonfinite(e, hooks, path, sizeof path);
     return hd_fail(err, HD_ENUMERIC, "step %lld: the loss is %g; the first value that is not a number is %s; nothing was saved after step %lld",
                    (long long)r->at.step + 1, r->loss, path, (long long)(r->saved_step < 0 ? 0 : r->saved_step));
 }

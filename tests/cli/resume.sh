@@ -70,6 +70,18 @@ for signal in INT TERM; do
 done
 set +m
 
+# Without clipping, a gradient can overflow where the loss doesn't: what was saved until then are numbers. And what isn't is called so when evaluated.
+refuses 'step [0-9]+: .*first value that is not a number is embed.tokens; nothing was saved after step [0-9]+$' \
+    train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --save-every 1 --keep 0 --out steep
+evaluates() { "$heddle" train --model "$1" --data corpus --eval-only --batch 2 --sequence 16 --validation 0.2 --threads 1 --quiet; }
+for saved in steep/step-*; do
+    ok evaluates "$saved"
+    has ' loss [0-9.]+ '
+done
+cp -r whole/step-6 poisoned
+printf '\000\000\300\177' | dd of=poisoned/model.safetensors bs=1 seek=$(($(stat -c %s poisoned/model.safetensors) - 4)) conv=notrunc status=none
+refuses 'the loss on held-out data is -?nan; the first value that is not a number is ' evaluates poisoned
+
 # Standard output on a full disk.
 full() { "$heddle" "$@" > /dev/full; }
 if [ -c /dev/full ]; then
