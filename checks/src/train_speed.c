@@ -358,9 +358,11 @@ int main(int argc, char **argv)
     double load = 0;
     if (getloadavg(&load, 1) == 1 && load > 0.5)
         printf("the machine is busy with other work (load %.1f): speeds are not to be trusted\n", load);
+    int compared = 0;
     for (size_t i = 0; i < sizeof comparisons / sizeof comparisons[0]; i++)
-        if (!k.only || strstr(comparisons[i].name, k.only)) compare(&k, &comparisons[i]);
+        if (!k.only || strstr(comparisons[i].name, k.only)) compared++, compare(&k, &comparisons[i]);
+    if (!compared) fprintf(stderr, "check_train_speed: no comparison's name has \"%s\" in it\n", k.only);
     hd_unmap_memory(k.buffer, HD_MEASURE_READ_BYTES);
     hd_team_free(k.team);
-    return k.failed > 0;
+    return k.failed > 0 || !compared;
 }
