@@ -1,5 +1,6 @@
 /* hf.c: the measuring half of checks/hf: writes checkpoints and the logits that Heddle computes from them, for transformers to repeat.
  *
+ *   check_hf --logits DIR...   DIR/heddle.safetensors: the logits of a model that is there, such as a checkpoint of heddle train
  *   check_hf OUT DIR...    for each model DIR: OUT/NAME, initialised anew, trained for a few steps and saved, in shards if large enough;
  *                          with heddle.safetensors: tokens i32 [tokens], logits f32 [tokens, vocabulary] */
 #include "model_run.h"
@@ -77,18 +78,23 @@ static int compute_logits(const char *out, hd_error *err)
     return rc;
 }
 
+/* A model made here, from the config of DIR. */
+static int make(const char *out_dir, const char *dir, hd_error *err)
+{
+    hd_lm_config c;
+    char out[4096];
+    const char *name = strrchr(dir, '/') ? strrchr(dir, '/') + 1 : dir;
+    int rc = hd_path_join(out, sizeof out, out_dir, name, err);
+    if (!rc) rc = hd_lm_config_load(&c, dir, err);
+    if (!rc) rc = train(&c, out, err);
+    return rc ? rc : compute_logits(out, err);
+}
+
 int main(int argc, char **argv)
 {
     for (int i = 2; i < argc; i++) {
         hd_error err = { 0 };
-        hd_lm_config c;
-        char out[4096];
-        const char *name = strrchr(argv[i], '/') ? strrchr(argv[i], '/') + 1 : argv[i];
-        int rc = hd_path_join(out, sizeof out, argv[1], name, &err);
-        if (!rc) rc = hd_lm_config_load(&c, argv[i], &err);
-        if (!rc) rc = train(&c, out, &err);
-        if (!rc) rc = compute_logits(out, &err);
-        if (rc) {
+        if (!strcmp(argv[1], "--logits") ? compute_logits(argv[i], &err) : make(argv[1], argv[i], &err)) {
             fprintf(stderr, "check_hf: %s: %s\n", argv[i], err.message);
             return 1;
         }

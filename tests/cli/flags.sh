@@ -11,7 +11,7 @@ has '^oneDNN.*: (built in|absent)$'
 ok "$heddle" --man
 cmp -s out "$root/docs/heddle.1" || fail "docs/heddle.1 is not what heddle --man prints: write it anew (heddle --man > docs/heddle.1)"
 
-for command in train generate data convert inspect; do
+for command in train generate data convert bench inspect; do
     "$heddle" --help | grep -q "^  $command " || fail "heddle --help does not name $command"
     ok "$heddle" "$command" --help
     has "^heddle $command: "
