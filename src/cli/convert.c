@@ -20,14 +20,17 @@ typedef struct config {
 
 #define AT(field) offsetof(config, field)
 static const hd_setting settings[] = {
-    {"dtype", HD_SET_STRING, AT(dtype), NULL, 0, 0, "f32|bf16|f16", "element type of the weights written; without it, the one that SRC's config.json names"},
-    {"shard_size", HD_SET_NUMBER, AT(shard_size), "0", 0, 1e18, "BYTES", "most bytes of tensors in one file (5e9: five gigabytes); 0: all in one file"},
+    {"dtype", HD_SET_STRING, AT(dtype), NULL, 0, 0, "f32|bf16|f16",
+     "element type of the weights written; without it, the one that SRC's config.json names"},
+    {"shard_size", HD_SET_NUMBER, AT(shard_size), "0", 0, 1e18, "BYTES",
+     "most bytes of tensors in one file (5e9: five gigabytes); 0: all in one file"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "say nothing when all went well"},
     {0},
 };
 
 /* What belongs to a model besides config and weights; each is copied when it is there. */
-static const char *const companions[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"};
+static const char *const companions[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+                                         "chat_template.jinja"};
 
 static int copy_file(const char *from_dir, const char *to_dir, const char *name, hd_error *err)
 {
@@ -65,8 +68,9 @@ static int check_memory(const hd_lm_config *c, hd_dtype param, hd_error *err)
     char need[24], have[24];
     double bytes = (double)hd_lm_config_parameters(c) * (double)hd_dtype_size(param), available = (double)hd_memory_available();
     if (bytes <= available) return 0;
-    return hd_fail(err, HD_EMEMCAP, "the weights need %.0f bytes (%s) of memory and %.0f (%s) are available", bytes, hd_format_bytes(need, bytes), available,
-                   hd_format_bytes(have, available));
+    hd_format_bytes(need, bytes);
+    hd_format_bytes(have, available);
+    return hd_fail(err, HD_EMEMCAP, "the weights need %.0f bytes (%s) of memory and %.0f (%s) are available", bytes, need, available, have);
 }
 
 static int write_all(const hd_lm_config *c, const char *from, const char *to, hd_dtype dtype, uint64_t shard_bytes, hd_error *err)
@@ -99,7 +103,8 @@ static int write_aside(const hd_lm_config *c, const char *from, const char *to, 
     char partial[PATH_SIZE];
     size_t n = strlen(to);
     while (n > 1 && to[n - 1] == '/') n--;
-    if (snprintf(partial, sizeof partial, "%.*s.partial", (int)n, to) >= (int)sizeof partial) return hd_fail(err, HD_EINVAL, "the path %s is too long", to);
+    if (snprintf(partial, sizeof partial, "%.*s.partial", (int)n, to) >= (int)sizeof partial)
+        return hd_fail(err, HD_EINVAL, "the path %s is too long", to);
     int rc = check_target(to, err);
     if (!rc) rc = hd_remove_tree(partial, err);
     if (!rc) rc = write_all(c, from, partial, dtype, shard_bytes, err);
@@ -119,7 +124,8 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     if (c->dtype) hd_dtype_parse(c->dtype, &dtype);
     rc = write_aside(&model, words[0], words[1], dtype, (uint64_t)c->shard_size, err);
     if (!rc && !c->quiet)
-        printf("%s: %s, %lld parameters in %s\n", words[1], hd_architecture_name(model.arch), (long long)hd_lm_config_parameters(&model), hd_dtype_name(dtype));
+        printf("%s: %s, %lld parameters in %s\n", words[1], hd_architecture_name(model.arch), (long long)hd_lm_config_parameters(&model),
+               hd_dtype_name(dtype));
     return rc;
 }
 
@@ -127,8 +133,8 @@ const hd_command hd_cmd_convert = {
     .name = "convert",
     .usage = "[flags] SRC DST",
     .summary = "write a model in another element type, or in other shards",
-    .details = "SRC is a Hugging Face model directory; DST becomes one, with its tokenizer, and must not be there yet (or be empty). Numbers are rounded once, to\n"
-               "nearest even. DST appears under its name when it is whole.",
+    .details = "SRC is a Hugging Face model directory; DST becomes one, with its tokenizer, and must not be there yet (or be empty).\n"
+               "Numbers are rounded once, to nearest even. DST appears under its name when it is whole.",
     .settings = settings,
     .config_size = sizeof(config),
     .max_words = 2,

@@ -80,7 +80,8 @@ static int inspect_json(const inspect_config *c, const char *path, json_t **out,
     else if (json_object_get(json_object_get(j, "model"), "vocab")) rc = hd_inspect_tokenizer(path, out, err);
     else if (json_object_get(j, "architectures") || json_object_get(j, "model_type")) rc = hd_inspect_config(path, out, err);
     else if (json_object_get(j, "fingerprint") && json_object_get(j, "micro_batches")) rc = inspect_plan(path, out, err);
-    else rc = hd_fail(err, HD_EINVAL, "%s is JSON, but no config.json, tokenizer.json, index of weights, network file, manifest or plan", path);
+    else rc = hd_fail(err, HD_EINVAL, "%s is JSON, but no config.json, tokenizer.json, index of weights, network file, manifest or plan",
+                      path);
     json_decref(j);
     return rc;
 }
@@ -245,9 +246,10 @@ const hd_command hd_cmd_inspect = {
     .name = "inspect",
     .usage = "[program | graph] PATH [flags]",
     .summary = "what is in a model, shards, tokenizer, network, program or checkpoint",
-    .details = "PATH is a model directory, safetensors file, config.json, tokenizer.json, network file, PREFIX of shards (or its .idx), checkpoint, plan or program\n"
-               "text. `inspect program MODEL` prints the Program that a model becomes, one line per instruction, and `inspect graph MODEL` its Graph; MODEL is a\n"
-               "directory, a config.json or a network file. `inspect program FILE` reads such a text back, verifies it and prints it again, unchanged.",
+    .details = "PATH is a model directory, safetensors file, config.json, tokenizer.json, network file, PREFIX of shards (or its .idx),\n"
+               "checkpoint, plan or program text. `inspect program MODEL` prints the Program that a model becomes, one line per\n"
+               "instruction, and `inspect graph MODEL` its Graph; MODEL is a directory, a config.json or a network file.\n"
+               "`inspect program FILE` reads such a text back, verifies it and prints it again, unchanged.",
     .settings = settings,
     .config_size = sizeof(inspect_config),
     .max_words = 2,

@@ -57,8 +57,9 @@ int hd_inspect_weights(const char *path, json_t **out, hd_error *err)
     for (int t = 0; t < HD_DTYPE_COUNT; t++)
         if (elements[t]) json_object_set_new(dtypes, hd_dtype_name((hd_dtype)t), json_integer((json_int_t)elements[t]));
     const json_t *metadata = w.shard_count == 1 ? w.shards[0].metadata : NULL;
-    json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:O*, s:o}", "kind", "weights", "path", path, "files", (json_int_t)w.shard_count, "parameters",
-                          (json_int_t)parameters, "bytes", (json_int_t)bytes, "dtypes", dtypes, "metadata", (json_t *)metadata, "tensors", tensors);
+    json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:o, s:O*, s:o}", "kind", "weights", "path", path,
+                          "files", (json_int_t)w.shard_count, "parameters", (json_int_t)parameters, "bytes", (json_int_t)bytes,
+                          "dtypes", dtypes, "metadata", (json_t *)metadata, "tensors", tensors);
     hd_weights_close(&w);
     return need(j, out, err);
 }
@@ -67,12 +68,19 @@ int hd_inspect_weights(const char *path, json_t **out, hd_error *err)
 
 static json_t *describe_config(const hd_lm_config *c, const char *path)
 {
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:b, s:f, s:s}", "kind", "config", "path", path, "architecture",
-                     hd_architecture_name(c->arch), "parameters", (json_int_t)hd_lm_config_parameters(c), "vocab", (json_int_t)c->vocab, "width",
-                     (json_int_t)c->width, "layers", (json_int_t)c->layers, "heads", (json_int_t)c->heads, "kv_heads", (json_int_t)c->kv_heads, "head_dim",
-                     (json_int_t)c->head_dim, "mlp_width", (json_int_t)c->mlp_width, "max_positions", (json_int_t)c->max_positions, "window",
-                     (json_int_t)c->window, "activation", c->activation, "tie_embeddings", (int)c->tie_embeddings, "norm_eps", c->norm_eps, "dtype",
-                     hd_dtype_name(c->dtype));
+    const struct { const char *key; int64_t value; } numbers[] = {
+        {"parameters", hd_lm_config_parameters(c)}, {"vocab", c->vocab}, {"width", c->width}, {"layers", c->layers}, {"heads", c->heads},
+        {"kv_heads", c->kv_heads}, {"head_dim", c->head_dim}, {"mlp_width", c->mlp_width}, {"max_positions", c->max_positions},
+        {"window", c->window},
+    };
+    json_t *j = json_pack("{s:s, s:s, s:s}", "kind", "config", "path", path, "architecture", hd_architecture_name(c->arch));
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        json_object_set_new(j, numbers[i].key, json_integer((json_int_t)numbers[i].value));
+    json_object_set_new(j, "activation", json_string(c->activation));
+    json_object_set_new(j, "tie_embeddings", json_boolean(c->tie_embeddings));
+    json_object_set_new(j, "norm_eps", json_real(c->norm_eps));
+    json_object_set_new(j, "dtype", json_string(hd_dtype_name(c->dtype)));
+    return j;
 }
 
 int hd_inspect_config(const char *path, json_t **out, hd_error *err)
@@ -87,7 +95,8 @@ int hd_inspect_config(const char *path, json_t **out, hd_error *err)
 }
 
 /* A member that is described where its file is there. */
-static int add_part(json_t *j, const char *key, const char *dir, const char *name, int (*describe)(const char *, json_t **, hd_error *), hd_error *err)
+static int add_part(json_t *j, const char *key, const char *dir, const char *name, int (*describe)(const char *, json_t **, hd_error *),
+                    hd_error *err)
 {
     char path[PATH_SIZE];
     json_t *part = NULL;
@@ -151,7 +160,8 @@ static json_t *special_tokens(const hd_tokenizer *t)
 {
     json_t *out = json_object();
     for (int32_t id = 0; id < hd_tokenizer_vocab_size(t); id++)
-        if (hd_tokenizer_token(t, id) && hd_tokenizer_is_special(t, id)) json_object_set_new(out, hd_tokenizer_token(t, id), json_integer(id));
+        if (hd_tokenizer_token(t, id) && hd_tokenizer_is_special(t, id))
+            json_object_set_new(out, hd_tokenizer_token(t, id), json_integer(id));
     return out;
 }
 
@@ -162,9 +172,11 @@ int hd_inspect_tokenizer(const char *path, json_t **out, hd_error *err)
     json_t *file = hd_json_load(path, err), *patterns = json_array();
     const json_t *model = json_object_get(file, "model"), *pre = json_object_get(file, "pre_tokenizer");
     add_patterns(patterns, pre);
-    json_t *j = json_pack("{s:s, s:s, s:i, s:I, s:o, s:o, s:o, s:o}", "kind", "tokenizer", "path", path, "vocab", hd_tokenizer_vocab_size(t), "merges",
-                          (json_int_t)json_array_size(json_object_get(model, "merges")), "normalizer",
-                          types_of(json_object_get(file, "normalizer"), "normalizers"), "pre_tokenizer", types_of(pre, "pretokenizers"), "patterns", patterns,
+    json_int_t merges = (json_int_t)json_array_size(json_object_get(model, "merges"));
+    json_t *normalizer = types_of(json_object_get(file, "normalizer"), "normalizers");
+    json_t *j = json_pack("{s:s, s:s, s:i, s:I, s:o, s:o, s:o, s:o}", "kind", "tokenizer", "path", path,
+                          "vocab", hd_tokenizer_vocab_size(t), "merges", merges, "normalizer", normalizer,
+                          "pre_tokenizer", types_of(pre, "pretokenizers"), "patterns", patterns,
                           "special_tokens", special_tokens(t));
     json_decref(file);
     hd_tokenizer_free(t);
@@ -184,9 +196,10 @@ int hd_inspect_corpus(const char *prefix, json_t **out, hd_error *err)
         if (n < shortest) shortest = n;
         if (n > longest) longest = n;
     }
-    json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:I, s:I}", "kind", "corpus", "path", prefix, "documents", (json_int_t)c.documents, "tokens",
-                          (json_int_t)hd_corpus_tokens(&c), "bytes", (json_int_t)(c.bin.size + c.idx.size), "bytes_per_token", c.width, "shortest_document",
-                          (json_int_t)(c.documents ? shortest : 0), "longest_document", (json_int_t)longest);
+    json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:i, s:I, s:I}", "kind", "corpus", "path", prefix,
+                          "documents", (json_int_t)c.documents, "tokens", (json_int_t)hd_corpus_tokens(&c),
+                          "bytes", (json_int_t)(c.bin.size + c.idx.size), "bytes_per_token", c.width,
+                          "shortest_document", (json_int_t)(c.documents ? shortest : 0), "longest_document", (json_int_t)longest);
     hd_corpus_close(&c);
     return need(j, out, err);
 }
@@ -198,7 +211,8 @@ static json_t *list_files(const json_t *manifest)
     json_t *out = json_array(), *f;
     const char *name;
     json_object_foreach(json_object_get(manifest, "files"), name, f)
-        json_array_append_new(out, json_pack("{s:s, s:O*, s:O*}", "name", name, "bytes", json_object_get(f, "bytes"), "checksum", json_object_get(f, "checksum")));
+        json_array_append_new(out, json_pack("{s:s, s:O*, s:O*}", "name", name, "bytes", json_object_get(f, "bytes"),
+                                             "checksum", json_object_get(f, "checksum")));
     return out;
 }
 

@@ -19,18 +19,23 @@ static hd_dtype precision_of(const inspect_config *c)
 
 static hd_graph *language_model_graph(const inspect_config *c, const hd_lm_config *model, hd_error *err)
 {
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = precision_of(c), .param = HD_F32, .tokens = c->batch * c->sequence, .sequence = c->sequence};
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = precision_of(c), .param = HD_F32, .tokens = c->batch * c->sequence,
+                       .sequence = c->sequence};
     if (!strcmp(c->mode, "eval")) o.mode = HD_LM_EVAL;
     if (!strcmp(c->mode, "generate")) {
         int64_t tokens = c->sequence < c->context ? c->sequence : c->context;
-        o = (hd_lm_options){.mode = HD_LM_GENERATE, .compute = o.compute, .param = o.compute, .tokens = tokens, .context = c->context, .rows = 1};
+        o = (hd_lm_options){.mode = HD_LM_GENERATE, .compute = o.compute, .param = o.compute, .tokens = tokens, .context = c->context,
+                            .rows = 1};
     }
     return hd_lm_graph(model, &o, err);
 }
 
 static hd_graph *network_graph(const inspect_config *c, const char *path, hd_error *err)
 {
-    if (!strcmp(c->mode, "generate")) return hd_fail(err, HD_EINVAL, "%s is a network file: --mode generate is for language models", path), NULL;
+    if (!strcmp(c->mode, "generate")) {
+        hd_fail(err, HD_EINVAL, "%s is a network file: --mode generate is for language models", path);
+        return NULL;
+    }
     hd_network *n = hd_network_load(path, err);
     hd_graph *g = n ? hd_network_graph(n, &(hd_network_options){.batch = c->batch, .train = !strcmp(c->mode, "train")}, err) : NULL;
     hd_network_free(n);
@@ -60,9 +65,11 @@ static hd_graph *forward_graph(const inspect_config *c, const char *path, hd_err
 {
     hd_lm_config model;
     char inside[PATH_SIZE];
-    if (!hd_is_dir(path) && is_network(path)) return network_graph(c, path, err);
-    if (hd_is_dir(path) && !hd_path_join(inside, sizeof inside, path, "network.json", err) && hd_file_exists(inside)) return network_graph(c, inside, err);
-    int rc = hd_is_dir(path) ? hd_lm_config_load(&model, path, err) : load_config(&model, path, err);
+    bool dir = hd_is_dir(path);
+    if (!dir && is_network(path)) return network_graph(c, path, err);
+    if (dir && !hd_path_join(inside, sizeof inside, path, "network.json", err) && hd_file_exists(inside))
+        return network_graph(c, inside, err);
+    int rc = dir ? hd_lm_config_load(&model, path, err) : load_config(&model, path, err);
     return rc ? NULL : language_model_graph(c, &model, err);
 }
 
@@ -105,7 +112,8 @@ static json_t *list_values(const hd_graph *g, hd_kind kind, json_int_t *elements
         const hd_value_info *v = &g->values[i];
         if (v->kind != kind) continue;
         *elements += (json_int_t)hd_shape_count(&v->type.shape);
-        json_array_append_new(out, json_pack("{s:s, s:s, s:o}", "name", v->path, "dtype", hd_dtype_name(v->type.dtype), "shape", describe_shape(&v->type)));
+        json_array_append_new(out, json_pack("{s:s, s:s, s:o}", "name", v->path, "dtype", hd_dtype_name(v->type.dtype),
+                                             "shape", describe_shape(&v->type)));
     }
     return out;
 }
@@ -116,8 +124,8 @@ static json_t *describe_graph(const hd_graph *g, const char *kind, const char *p
     json_int_t parameters = 0, ignored = 0;
     json_t *list = list_values(g, HD_PARAM, &parameters);
     snprintf(fingerprint, sizeof fingerprint, "%016llx", (unsigned long long)hd_graph_fingerprint(g));
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:o, s:o}", "kind", kind, "path", path, "nodes", (json_int_t)g->n_nodes, "parameters", parameters, "fingerprint",
-                     fingerprint, "inputs", list_values(g, HD_INPUT, &ignored), "tensors", list);
+    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:o, s:o}", "kind", kind, "path", path, "nodes", (json_int_t)g->n_nodes,
+                     "parameters", parameters, "fingerprint", fingerprint, "inputs", list_values(g, HD_INPUT, &ignored), "tensors", list);
 }
 
 int hd_inspect_graph(const inspect_config *c, const char *path, json_t **out, hd_error *err)
@@ -152,7 +160,8 @@ static json_t *describe_segments(const hd_program *p)
 {
     json_t *out = json_array();
     for (int i = 0; i < p->n_segments; i++)
-        json_array_append_new(out, json_pack("{s:s, s:i}", "name", hd_segment_name(p->segments[i].kind), "instructions", p->segments[i].n_instrs));
+        json_array_append_new(out, json_pack("{s:s, s:i}", "name", hd_segment_name(p->segments[i].kind),
+                                             "instructions", p->segments[i].n_instrs));
     return out;
 }
 
@@ -176,9 +185,9 @@ static int describe_program(const hd_program *p, const char *path, json_t **out,
     if (rc) return rc;
     hd_str_init(&text);
     hd_program_dump(p, &text);
-    json_t *j = json_pack("{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:o, s:o}", "kind", "program", "path", path, "threads", p->threads, "buffers", p->n_buffers, "calls",
-                          p->n_calls, "arena_bytes", (json_int_t)p->arena_bytes, "arena_bound", (json_int_t)p->arena_bound, "segments", describe_segments(p),
-                          "memory", describe_memory(&m));
+    json_t *j = json_pack("{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:o, s:o}", "kind", "program", "path", path, "threads", p->threads,
+                          "buffers", p->n_buffers, "calls", p->n_calls, "arena_bytes", (json_int_t)p->arena_bytes,
+                          "arena_bound", (json_int_t)p->arena_bound, "segments", describe_segments(p), "memory", describe_memory(&m));
     return finish(j, &text, out, err);
 }
 
@@ -198,7 +207,8 @@ int hd_inspect_program(const inspect_config *c, const char *path, json_t **out, 
     if (!hd_file_exists(path)) return hd_fail(err, HD_EINVAL, "%s: there is no such file or directory", path);
     bool text = !hd_is_dir(path) && hd_inspect_is_program(path);
     int rc = text ? hd_program_load(path, &p, err) : make_session(c, path, &s, err);
-    if (!rc) rc = describe_program(text ? p : s.program[HD_TRAIN_PROGRAM] ? s.program[HD_TRAIN_PROGRAM] : s.program[HD_EVAL_PROGRAM], path, out, err);
+    if (!rc && !text) p = s.program[HD_TRAIN_PROGRAM] ? s.program[HD_TRAIN_PROGRAM] : s.program[HD_EVAL_PROGRAM];
+    if (!rc) rc = describe_program(p, path, out, err);
     if (text) hd_program_free(p);
     else hd_session_free(&s);
     return rc;
