@@ -17,7 +17,7 @@ static void f32_run(const hd_kernel_args *a)
     vf x = vf_set1(0.999f), y = vf_set1(1e-6f), r[CHAINS];
     for (int i = 0; i < CHAINS; i++) r[i] = vf_set1((float)i);
     for (int k = 0; k < a->code; k++) {
-HD_UNROLL(12)
+HD_UNROLL
         for (int i = 0; i < CHAINS; i++) r[i] = vf_fma(r[i], x, y);
         __asm__ volatile("" : "+x"(x), "+x"(y));
     }
@@ -33,7 +33,7 @@ static void bf16_run(const hd_kernel_args *a)
     __m512 r[CHAINS];
     for (int i = 0; i < CHAINS; i++) r[i] = _mm512_set1_ps((float)i);
     for (int k = 0; k < a->code; k++) {
-HD_UNROLL(12)
+HD_UNROLL
         for (int i = 0; i < CHAINS; i++) r[i] = _mm512_dpbf16_ps(r[i], (__m512bh)x, (__m512bh)y);
         __asm__ volatile("" : "+x"(x), "+x"(y));
     }
@@ -49,7 +49,7 @@ static void i8_run(const hd_kernel_args *a)
     __m512i x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(-2), r[CHAINS];
     for (int i = 0; i < CHAINS; i++) r[i] = _mm512_set1_epi32(i);
     for (int k = 0; k < a->code; k++) {
-HD_UNROLL(12)
+HD_UNROLL
         for (int i = 0; i < CHAINS; i++) r[i] = _mm512_dpbusd_epi32(r[i], x, y);
         __asm__ volatile("" : "+x"(x), "+x"(y));
     }
