@@ -36,8 +36,20 @@ static bool is_jsonl(const char *path)
     return hd_glob_match("*.jsonl", path) || hd_glob_match("*.ndjson", path);
 }
 
+/* Bytes of text fed so far. */
+typedef struct meter {
+    hd_progress bar;
+    double done;
+} meter;
+
+static void meter_add(meter *m, size_t bytes)
+{
+    m->done += (double)bytes;
+    hd_progress_update(&m->bar, m->done, NULL);
+}
+
 /* Feeds the text of each line of a jsonl file. */
-static int feed_jsonl(hd_bpe_trainer *b, const config *c, const char *path, hd_error *err)
+static int feed_jsonl(hd_bpe_trainer *b, const config *c, const char *path, meter *m, hd_error *err)
 {
     hd_map map;
     int rc = hd_map_open(&map, path, err);
@@ -57,12 +69,13 @@ static int feed_jsonl(hd_bpe_trainer *b, const config *c, const char *path, hd_e
             json_decref(j);
         }
         at += n + 1;
+        meter_add(m, n + 1);
     }
     hd_map_close(&map);
     return rc;
 }
 
-static int feed_text(hd_bpe_trainer *b, const char *path, hd_error *err)
+static int feed_text(hd_bpe_trainer *b, const char *path, meter *m, hd_error *err)
 {
     hd_map map;
     int rc = hd_map_open(&map, path, err);
@@ -73,8 +86,22 @@ static int feed_text(hd_bpe_trainer *b, const char *path, hd_error *err)
         size_t n = stop ? (size_t)(stop - at) + 1 : (size_t)(end - at);
         rc = hd_bpe_trainer_feed(b, at, n, err);
         at += n;
+        meter_add(m, n);
     }
     hd_map_close(&map);
+    return rc;
+}
+
+static int feed_files(hd_bpe_trainer *b, const config *c, const char *const *paths, int n, hd_error *err)
+{
+    meter m = {.done = 0};
+    double total = 0;
+    int rc = 0;
+    for (int i = 0; i < n; i++) total += (double)hd_file_size(paths[i]);
+    hd_progress_begin(&m.bar, "counting words", total, c->quiet);
+    for (int i = 0; i < n && !rc; i++) rc = is_jsonl(paths[i]) ? feed_jsonl(b, c, paths[i], &m, err) : feed_text(b, paths[i], &m, err);
+    if (rc) hd_progress_hide(&m.bar);
+    else hd_progress_end(&m.bar, NULL);
     return rc;
 }
 
@@ -92,7 +119,7 @@ static int learn(const config *c, const char *const *paths, int n, hd_error *err
     hd_bpe_trainer *b = hd_bpe_trainer_new(&spec, err);
     hd_tokenizer *t = NULL;
     int rc = b ? 0 : err->code;
-    for (int i = 0; i < n && !rc; i++) rc = is_jsonl(paths[i]) ? feed_jsonl(b, c, paths[i], err) : feed_text(b, paths[i], err);
+    if (!rc) rc = feed_files(b, c, paths, n, err);
     if (!rc && !(t = hd_bpe_trainer_finish(b, err))) rc = err->code;
     if (!rc) rc = hd_tokenizer_save(t, c->train_tokenizer, err);
     if (!rc) printf("%s: %d tokens\n", c->train_tokenizer, hd_tokenizer_vocab_size(t));
