@@ -40,3 +40,33 @@ finish() {
     echo "$(basename "$0"): $verdict ($(awk -v a="$started" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }') s)"
     exit "$failed"
 }
+
+# ---- checks/models.tsv ----
+
+# row NAME COLUMN; seed NAME; keys NAME: "layers=2 width=64 ..."; size NAME KEY: that key's value, else nothing.
+row() { awk -F'\t' -v name="$1" -v column="$2" '$1 == name { print $column; found = 1 } END { exit !found }' "$root/checks/models.tsv"; }
+seed() { row "$1" 2; }
+keys() { row "$1" 3; }
+size() { keys "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"; }
+# shape NAME: the keys that bench programs take, of a model alone.
+shape() { keys "$1" | tr ' ' '\n' | grep -E '^(arch|layers|width|heads|kv_heads|mlp|vocab)=' | tr '\n' ' '; }
+
+# config NAME: its config.json.
+config() {
+    local layers width heads vocab positions
+    layers=$(size "$1" layers) width=$(size "$1" width) heads=$(size "$1" heads) vocab=$(size "$1" vocab) positions=$(size "$1" positions)
+    case $(size "$1" arch) in
+    gpt2)
+        printf '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_layer": %d, "n_embd": %d, "n_head": %d, "vocab_size": %d, "n_positions": %d,
+    "activation_function": "gelu_new", "resid_pdrop": %s, "embd_pdrop": %s, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}\n' \
+            "$layers" "$width" "$heads" "$vocab" "$positions" "$(size "$1" dropout | grep . || echo 0.0)" "$(size "$1" dropout | grep . || echo 0.0)"
+        ;;
+    llama)
+        printf '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": %d, "hidden_size": %d, "num_attention_heads": %d,
+    "num_key_value_heads": %d, "intermediate_size": %d, "vocab_size": %d, "max_position_embeddings": %d, "hidden_act": "silu", "rope_theta": 10000.0,
+    "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 0}\n' \
+            "$layers" "$width" "$heads" "$(size "$1" kv_heads)" "$(size "$1" mlp)" "$vocab" "$positions"
+        ;;
+    *) return 1 ;;
+    esac
+}

@@ -1,7 +1,8 @@
 /* train_speed.c: a training step's speed and memory against PyTorch's, in one run with the sides taking turns; see checks/train-speed.
  *
- *   check_train_speed BENCH_TRAIN [--peer PYTHON PEER_SCRIPT] [--rounds N] [--seconds X] [--only TEXT]
+ *   check_train_speed BENCH_TRAIN --model NAME KEYS... [--peer PYTHON PEER_SCRIPT] [--rounds N] [--seconds X] [--only TEXT]
  *
+ * --model gives the shape of a model that comparisons name, as keys ("layers=12 width=768 ...") that both sides take.
  * Both sides are processes that stay resident and run N steps when told to (bench_train serve=1, bench/peer_torch_train.py). A round is:
  * read bandwidth, our steps, read bandwidth, their steps, read bandwidth; where these three differ by over 10 %, the round is done again, a
  * few times at most. The peer first runs under each of several settings from outside, and keeps the fastest. Memory is VmHWM of processes
@@ -16,25 +17,27 @@
 #include "base/term.h"
 #include "cluster/measure.h"
 
-enum { MAX_ROUNDS = 99, TRIES = 4, MEMORY_STEPS = 3 };
+enum { MAX_ROUNDS = 99, TRIES = 4, MEMORY_STEPS = 3, MAX_MODELS = 4, MAX_KEYS = 8 };
+
+/* A model's shape as keys that both sides take; NULL ends. */
+typedef struct shape { const char *model, *key[MAX_KEYS + 1]; } shape;
 
 typedef struct comparison {
     const char *name;
-    const char *shape[8]; /* keys that both sides take; NULL ends */
+    const char *model;    /* one whose shape was given with --model */
+    const char *sequence; /* key */
     const char *precision;
     int tokens;           /* of a step */
     double speed, memory; /* least ratio of tokens/s; most ratio of peak memory, 0: not asked */
 } comparison;
 
-#define GPT2_124M "layers=12", "width=768", "heads=12", "vocab=50257", "batch=4"
-#define GPT2_10M "layers=6", "width=384", "heads=6", "vocab=4096", "batch=4"
 static const comparison comparisons[] = {
-    {"124M, 4 x 256, f32", {GPT2_124M, "sequence=256"}, "f32", 1024, 1.2, 0.7},
-    {"124M, 4 x 256, bf16", {GPT2_124M, "sequence=256"}, "bf16", 1024, 1.15, 0.7},
-    {"124M, 4 x 64, f32", {GPT2_124M, "sequence=64"}, "f32", 256, 1.2, 0.8},
-    {"124M, 4 x 64, bf16", {GPT2_124M, "sequence=64"}, "bf16", 256, 1.15, 0.8},
-    {"10M, 4 x 256, f32", {GPT2_10M, "sequence=256"}, "f32", 1024, 1.25, 0.7},
-    {"10M, 4 x 256, bf16", {GPT2_10M, "sequence=256"}, "bf16", 1024, 1.25, 0.7},
+    {"124M, 4 x 256, f32", "gpt2-124m", "sequence=256", "f32", 1024, 1.2, 0.7},
+    {"124M, 4 x 256, bf16", "gpt2-124m", "sequence=256", "bf16", 1024, 1.15, 0.7},
+    {"124M, 4 x 64, f32", "gpt2-124m", "sequence=64", "f32", 256, 1.2, 0.8},
+    {"124M, 4 x 64, bf16", "gpt2-124m", "sequence=64", "bf16", 256, 1.15, 0.8},
+    {"10M, 4 x 256, f32", "gpt2-10m", "sequence=256", "f32", 1024, 1.25, 0.7},
+    {"10M, 4 x 256, bf16", "gpt2-10m", "sequence=256", "bf16", 1024, 1.25, 0.7},
 };
 
 /* What PyTorch is told from outside. Freed memory stays mapped; huge pages; which OpenBLAS stands behind libblas. */
@@ -58,6 +61,8 @@ static const variant plain_malloc = {"glibc's malloc as it is", {"OMP_NUM_THREAD
 
 typedef struct check {
     const char *bench, *python, *peer, *only;
+    shape shapes[MAX_MODELS];
+    int n_shapes;
     int rounds;
     double seconds;
     hd_team *team;
@@ -122,9 +127,18 @@ static bool run_steps(side *s, int steps)
     return fgets(line, sizeof line, s->from) && sscanf(line, "ran %lf %lf", &s->seconds, &s->peak) == 2;
 }
 
-static int put_keys(const char **argv, int n, const comparison *c, const char *precision)
+static const shape *shape_of(const check *k, const char *model)
 {
-    for (int i = 0; i < 8 && c->shape[i]; i++) argv[n++] = c->shape[i];
+    for (int i = 0; i < k->n_shapes; i++)
+        if (!strcmp(k->shapes[i].model, model)) return &k->shapes[i];
+    return NULL;
+}
+
+static int put_keys(const check *k, const char **argv, int n, const comparison *c, const char *precision)
+{
+    for (const char *const *key = shape_of(k, c->model)->key; *key; key++) argv[n++] = *key;
+    argv[n++] = "batch=4";
+    argv[n++] = c->sequence;
     argv[n++] = precision;
     argv[n++] = "threads=2";
     return n;
@@ -133,9 +147,9 @@ static int put_keys(const char **argv, int n, const comparison *c, const char *p
 static bool start_ours(const check *k, side *s, const comparison *c)
 {
     char precision[32];
-    const char *argv[16] = {k->bench, "serve=1"};
+    const char *argv[MAX_KEYS + 8] = {k->bench, "serve=1"};
     snprintf(precision, sizeof precision, "precision=%s", c->precision);
-    put_keys(argv, 2, c, precision);
+    put_keys(k, argv, 2, c, precision);
     return start(s, argv, NULL);
 }
 
@@ -143,10 +157,10 @@ static bool start_ours(const check *k, side *s, const comparison *c)
 static bool start_theirs(const check *k, side *s, const comparison *c, const variant *v, const char *foreach)
 {
     char precision[32], way[32];
-    const char *argv[16] = {k->python, k->peer};
+    const char *argv[MAX_KEYS + 8] = {k->python, k->peer};
     snprintf(precision, sizeof precision, "precision=%s", c->precision);
     snprintf(way, sizeof way, "foreach=%s", foreach);
-    argv[put_keys(argv, 2, c, precision)] = way;
+    argv[put_keys(k, argv, 2, c, precision)] = way;
     return start(s, argv, v);
 }
 
@@ -330,11 +344,21 @@ static void compare(check *k, const comparison *c)
 
 /* ---- the command ---- */
 
+static bool add_shape(check *k, const char *model, char *keys)
+{
+    if (k->n_shapes == MAX_MODELS) return false;
+    shape *s = &k->shapes[k->n_shapes++];
+    s->model = model;
+    for (int n = 0; n < MAX_KEYS && (s->key[n] = strtok(n ? NULL : keys, " ")); n++) {}
+    return true;
+}
+
 static bool parse(check *k, int argc, char **argv)
 {
     *k = (check){.rounds = 5, .seconds = 4};
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--peer") && i + 2 < argc) k->python = argv[i + 1], k->peer = argv[i + 2], i += 2;
+        else if (!strcmp(argv[i], "--model") && i + 2 < argc && add_shape(k, argv[i + 1], argv[i + 2])) i += 2;
         else if (!strcmp(argv[i], "--rounds") && i + 1 < argc) k->rounds = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--seconds") && i + 1 < argc) k->seconds = atof(argv[++i]);
         else if (!strcmp(argv[i], "--only") && i + 1 < argc) k->only = argv[++i];
@@ -349,7 +373,7 @@ int main(int argc, char **argv)
     check k;
     hd_error err = {0};
     if (!parse(&k, argc, argv))
-        return fprintf(stderr, "usage: check_train_speed BENCH_TRAIN [--peer PYTHON SCRIPT] [--rounds N] [--seconds X] [--only TEXT]\n"), 2;
+        return fprintf(stderr, "usage: check_train_speed BENCH_TRAIN --model NAME KEYS... [--peer PYTHON SCRIPT] [--rounds N] [--seconds X] [--only TEXT]\n"), 2;
     signal(SIGPIPE, SIG_IGN);
     k.team = hd_team_new(hd_core_count() < 2 ? hd_core_count() : 2, false, &err);
     k.buffer = hd_map_memory(HD_MEASURE_READ_BYTES);
@@ -360,8 +384,8 @@ int main(int argc, char **argv)
         printf("the machine is busy with other work (load %.1f): speeds are not to be trusted\n", load);
     int compared = 0;
     for (size_t i = 0; i < sizeof comparisons / sizeof comparisons[0]; i++)
-        if (!k.only || strstr(comparisons[i].name, k.only)) compared++, compare(&k, &comparisons[i]);
-    if (!compared) fprintf(stderr, "check_train_speed: no comparison's name has \"%s\" in it\n", k.only);
+        if (shape_of(&k, comparisons[i].model) && (!k.only || strstr(comparisons[i].name, k.only))) compared++, compare(&k, &comparisons[i]);
+    if (!compared) fprintf(stderr, "check_train_speed: no comparison of these models has \"%s\" in its name\n", k.only ? k.only : "");
     hd_unmap_memory(k.buffer, HD_MEASURE_READ_BYTES);
     hd_team_free(k.team);
     return k.failed > 0 || !compared;
