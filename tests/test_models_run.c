@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include "../checks/src/model_run.h"
+#include "graph/op.h"
 #include "train/step.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/models/"
@@ -203,9 +204,33 @@ static void test_dropout(void **state)
     if (!(some > none + 1e-3 && some < none + 1.2)) fail_msg("loss %g without dropout, %g with", none, some);
 }
 
+/* The training graph's dropout: embeddings, attention and feed-forward of each layer, in both families; none in evaluation. */
+static void test_dropout_is_in_training_alone(void **state)
+{
+    static const char *const models[] = { "gpt2", "llama-grouped" };
+    (void)state;
+    for (size_t i = 0; i < 2; i++)
+        for (int mode = HD_LM_TRAIN; mode <= HD_LM_EVAL; mode++) {
+            char dir[1024];
+            hd_lm_config c;
+            hd_error e = { 0 };
+            snprintf(dir, sizeof dir, DATA "logits/%s", models[i]);
+            need(hd_lm_config_load(&c, dir, &e), &e);
+            c.embd_dropout = c.resid_dropout = 0.1;
+            hd_lm_options o = { .mode = (hd_lm_mode)mode, .tokens = T, .compute = HD_F32, .param = HD_F32 };
+            hd_graph *g = hd_lm_graph(&c, &o, &e);
+            need(e.code, &e);
+            int64_t n = 0;
+            for (size_t k = 0; k < g->n_nodes; k++) n += !strcmp(g->nodes[k]->op->name, "dropout");
+            assert_int_equal(n, mode == HD_LM_TRAIN ? 1 + 2 * c.layers : 0);
+            hd_graph_free(g);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_dropout_is_in_training_alone),
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_training),
         cmocka_unit_test(test_dropout),

@@ -42,6 +42,7 @@ static hd_value attend(hd_lm *m, const rotary *r, int64_t layer, hd_value x)
     hd_value y = hd_lm_attention(m, layer, q, k, v);
     hd_value o = hd_lm_weight(m, "o", 3, (int64_t[]){ c->width, c->heads, c->head_dim }, c->init_std);
     y = hd_lm_linear(m, "out", "the,dhe->td", y, o, c->o_bias ? hd_lm_bias(m, "o_bias", 1, &c->width) : HD_NONE);
+    y = hd_lm_dropout(m, "dropout", y, c->resid_dropout);
     hd_graph_pop(m->g);
     return y;
 }
@@ -64,13 +65,14 @@ static hd_value feed_forward(hd_lm *m, hd_value x)
     h = hd_elementwise(m->g, "product", HD_EW_MUL, h, up, HD_NONE, 0);
     hd_value w = hd_lm_weight(m, "down", 2, (int64_t[]){ c->width, c->mlp_width }, c->init_std);
     hd_value y = hd_lm_linear(m, "out", "tf,df->td", h, w, c->mlp_bias ? hd_lm_bias(m, "down_bias", 1, &c->width) : HD_NONE);
+    y = hd_lm_dropout(m, "dropout", y, c->resid_dropout);
     hd_graph_pop(m->g);
     return y;
 }
 
 hd_value hd_llama_build(hd_lm *m)
 {
-    m->stream = hd_lm_embed(m);
+    m->stream = hd_lm_dropout(m, "embed.dropout", hd_lm_embed(m), m->c->embd_dropout);
     rotary r = declare_rotary(m);
     hd_graph_push(m->g, "layers");
     for (int64_t i = 0; i < m->c->layers; i++) {
