@@ -86,7 +86,8 @@ static int set_up_factors(hd_store *s, double scale)
     for (size_t i = 0; i < s->n_tensors; i++) {
         hd_store_tensor *t = s->tensors[i];
         if (!hd_glob_match("*.lora_b", t->path)) continue;
-        for (int64_t k = 0; k < hd_shape_count(&t->type.shape); k++) hd_store_f64(t->data, t->type.dtype, k, scale * sin((double)(3 * k + n)));
+        for (int64_t k = 0; k < hd_shape_count(&t->type.shape); k++) hd_store_f64(t->data, t->type.dtype, k,
+            scale * sin((double)(3 * k + n)));
         n++;
     }
     return n;
@@ -217,6 +218,12 @@ static const char *in_work(char *out, size_t n, const char *name)
     return out;
 }
 
+static const char gpt2_config[] = "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"], \"n_embd\": 24, \"n_layer\": 2,"
+                                  " \"n_head\": 3, \"n_positions\": 64, \"vocab_size\": 2048}";
+static const char llama_config[] = "{\"model_type\": \"llama\", \"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 24,"
+                                   " \"intermediate_size\": 40, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+                                   " \"num_key_value_heads\": 2, \"max_position_embeddings\": 64, \"vocab_size\": 2048, \"rms_norm_eps\": 1e-5}";
+
 static void write_inputs(const char *family)
 {
     char path[256];
@@ -230,11 +237,7 @@ static void write_inputs(const char *family)
     for (int i = 0; i < 60; i++) hd_str_printf(&s, "%d and %d make %d.\n\n", i, i + 1, 2 * i + 1);
     need(hd_file_write_atomic(in_work(path, sizeof path, "text.txt"), s.data, s.len, &e), &e);
     hd_str_clear(&s);
-    if (!strcmp(family, "gpt2"))
-        hd_str_puts(&s, "{\"model_type\": \"gpt2\", \"architectures\": [\"GPT2LMHeadModel\"], \"n_embd\": 24, \"n_layer\": 2, \"n_head\": 3, \"n_positions\": 64, \"vocab_size\": 2048}");
-    else
-        hd_str_puts(&s, "{\"model_type\": \"llama\", \"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 24, \"intermediate_size\": 40, \"num_hidden_layers\": 2, "
-                        "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"max_position_embeddings\": 64, \"vocab_size\": 2048, \"rms_norm_eps\": 1e-5}");
+    hd_str_puts(&s, !strcmp(family, "gpt2") ? gpt2_config : llama_config);
     need(hd_file_write_atomic(in_work(path, sizeof path, "config.json"), s.data, s.len, &e), &e);
     hd_str_free(&s);
 }
@@ -329,7 +332,8 @@ static void test_run_goes_on_where_it_stopped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_merged_weights_give_adapted_logits), cmocka_unit_test(test_new_adapters_do_nothing), cmocka_unit_test(test_only_adapters_train),
+        cmocka_unit_test(test_merged_weights_give_adapted_logits), cmocka_unit_test(test_new_adapters_do_nothing),
+            cmocka_unit_test(test_only_adapters_train),
         cmocka_unit_test(test_targets_that_match_nothing),         cmocka_unit_test(test_run_goes_on_where_it_stopped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,7 +10,8 @@
 enum { ROUNDS = 80, NODES = 40, LEAVES = 8, SHAPES = 7 };
 
 static const hd_shape shapes[SHAPES] = {
-    {.rank = 3, .sym = -1, .dim = {5, 7, 19}}, {.rank = 3, .sym = -1, .dim = {5, 7, 19}}, {.rank = 2, .sym = -1, .dim = {7, 19}}, {.rank = 1, .sym = -1, .dim = {19}},
+    {.rank = 3, .sym = -1, .dim = {5, 7, 19}}, {.rank = 3, .sym = -1, .dim = {5, 7, 19}}, {.rank = 2, .sym = -1, .dim = {7, 19}},
+        {.rank = 1, .sym = -1, .dim = {19}},
     {.rank = 2, .sym = -1, .dim = {7, 1}}, {.rank = 3, .sym = -1, .dim = {5, 1, 19}}, {.rank = 0, .sym = -1},
 };
 static const hd_dtype dtypes[] = {HD_F32, HD_F32, HD_BF16, HD_F16};
@@ -27,7 +28,8 @@ static hd_value random_leaf(hd_graph *g, hd_rng *r, int i)
 static hd_value random_node(hd_graph *g, hd_rng *r, const hd_value *made, int n)
 {
     hd_value in[3];
-    for (int k = 0; k < 3; k++) in[k] = made[hd_rng_below(r, 3) ? n - 1 - (int)hd_rng_below(r, n < 5 ? (uint64_t)n : 5) : (int)hd_rng_below(r, (uint64_t)n)];
+    for (int k = 0; k < 3; k++) in[k] = made[hd_rng_below(r, 3) ? n - 1 - (int)hd_rng_below(r,
+        n < 5 ? (uint64_t)n : 5) : (int)hd_rng_below(r, (uint64_t)n)];
     if (hd_rng_below(r, 6) == 0) return hd_cast(g, NULL, in[0], dtypes[hd_rng_below(r, 4)]);
     if (hd_rng_below(r, 12) == 0 && hd_type_in(g, in[0])->shape.rank == 3)
         return hd_reduce(g, "reduce_sum", NULL, in[0], 1, true, HD_F32); /* no elementwise node: ends a chain, and may begin the next */
@@ -125,7 +127,8 @@ static void test_bias_and_activation_are_one_node(void **state)
 {
     (void)state;
     hd_graph *g = hd_graph_new();
-    hd_value x = small_param(g, "x", 2, 4, 6), w = small_param(g, "w", 2, 6, 5), bias = small_param(g, "bias", 1, 5, 0), gate = small_param(g, "gate", 2, 4, 5);
+    hd_value x = small_param(g, "x", 2, 4, 6), w = small_param(g, "w", 2, 6, 5), bias = small_param(g, "bias", 1, 5, 0),
+        gate = small_param(g, "gate", 2, 4, 5);
     hd_value y = hd_add(g, hd_cast(g, NULL, hd_contract(g, "y", "ab,bc->ac", x, w, HD_BF16), HD_F32), bias);
     hd_value a = hd_elementwise(g, "a", HD_EW_GELU_TANH, y, HD_NONE, HD_NONE, 0);
     hd_graph_output(g, "a", a);
@@ -204,10 +207,13 @@ static hd_graph *norm_graph(const norm_case *c)
     hd_value a = small_param(g, "a", 2, 6, 17), b = c->stretched ? small_param(g, "b", 1, 17, 0) : small_param(g, "b", 2, 6, 17);
     hd_value gamma = small_param(g, "gamma", 1, 17, 0), beta = small_param(g, "beta", 1, 17, 0);
     hd_value sum = hd_add(g, a, b), total = HD_NONE;
-    if (c->read_before) total = hd_reduce(g, "reduce_sum", "early", hd_elementwise(g, NULL, HD_EW_SQUARE, sum, HD_NONE, HD_NONE, 0), 3, false, HD_F32);
+    if (c->read_before) total = hd_reduce(g, "reduce_sum", "early", hd_elementwise(g, NULL, HD_EW_SQUARE, sum, HD_NONE, HD_NONE, 0), 3,
+        false, HD_F32);
     hd_value y = hd_graph_node(g, c->op, "y", &at, (hd_value[]){sum, gamma, beta}, strcmp(c->op, "rms_norm") ? 3 : 2);
-    total = hd_add(g, total, hd_reduce(g, "reduce_sum", "of_norm", hd_elementwise(g, NULL, HD_EW_SIN, hd_cast(g, NULL, y, HD_F32), HD_NONE, HD_NONE, 0), 3, false, HD_F32));
-    if (c->read_later) total = hd_add(g, total, hd_reduce(g, "reduce_sum", "late", hd_elementwise(g, NULL, HD_EW_COS, sum, HD_NONE, HD_NONE, 0), 3, false, HD_F32));
+    total = hd_add(g, total, hd_reduce(g, "reduce_sum", "of_norm", hd_elementwise(g, NULL, HD_EW_SIN, hd_cast(g, NULL, y, HD_F32),
+        HD_NONE, HD_NONE, 0), 3, false, HD_F32));
+    if (c->read_later) total = hd_add(g, total, hd_reduce(g, "reduce_sum", "late", hd_elementwise(g, NULL, HD_EW_COS, sum, HD_NONE,
+        HD_NONE, 0), 3, false, HD_F32));
     hd_graph_output(g, "loss", total);
     assert_string_equal(g->err.message, "");
     return g;
@@ -234,7 +240,8 @@ static void expect_same_gradients(const norm_case *c)
         assert_int_equal(hd_exec_output(b.exec, plain->outputs[i].name, &y, NULL), 0);
         for (int64_t k = 0; k < hd_tensor_count(&x); k++) {
             double p = hd_load_f64(x.data, x.dtype, k), q = hd_load_f64(y.data, y.dtype, k);
-            if (!(fabs(p - q) <= 2e-6 * (1 + fabs(p)))) fail_msg("%s: %s[%lld] is %g, fused %g", c->op, plain->outputs[i].name, (long long)k, p, q);
+            if (!(fabs(p - q) <= 2e-6 * (1 + fabs(p)))) fail_msg("%s: %s[%lld] is %g, fused %g", c->op, plain->outputs[i].name,
+                (long long)k, p, q);
         }
     }
     rig_close(&a, false);
@@ -246,10 +253,13 @@ static void expect_same_gradients(const norm_case *c)
 static void test_norm_takes_in_the_sum(void **state)
 {
     static const norm_case cases[] = {
-        {"layer_norm", HD_F32, false, false, false, 1}, {"layer_norm", HD_F32, true, false, false, 1}, {"layer_norm", HD_BF16, true, false, false, 1},
-        {"rms_norm", HD_F32, false, false, false, 1},   {"rms_norm", HD_F32, true, false, false, 1},   {"rms_norm", HD_BF16, true, false, false, 1},
+        {"layer_norm", HD_F32, false, false, false, 1}, {"layer_norm", HD_F32, true, false, false, 1}, {"layer_norm", HD_BF16, true,
+            false, false, 1},
+        {"rms_norm", HD_F32, false, false, false, 1},   {"rms_norm", HD_F32, true, false, false, 1},   {"rms_norm", HD_BF16, true, false,
+            false, 1},
         {"layer_norm", HD_F32, true, true, false, 0},   {"rms_norm", HD_F32, true, true, false, 0}, /* the sum is wanted before the norm */
-        {"layer_norm", HD_F32, true, false, true, 0},   {"rms_norm", HD_F32, true, false, true, 0}, /* a norm's residual does not broadcast */
+        {"layer_norm", HD_F32, true, false, true, 0},   {"rms_norm", HD_F32, true, false, true, 0},
+            /* a norm's residual does not broadcast */
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) expect_same_gradients(&cases[i]);
@@ -263,7 +273,8 @@ static void test_sum_that_is_an_output(void **state)
     hd_tensor sum, ta, tb;
     hd_graph *g = hd_graph_new();
     hd_norm_attrs at = {.eps = 1e-5, .dtype = HD_F32, .sum_dtype = HD_BF16};
-    hd_value a = small_param(g, "a", 2, 6, 17), b = small_param(g, "b", 2, 6, 17), gamma = small_param(g, "gamma", 1, 17, 0), s = hd_add(g, a, b);
+    hd_value a = small_param(g, "a", 2, 6, 17), b = small_param(g, "b", 2, 6, 17), gamma = small_param(g, "gamma", 1, 17, 0),
+        s = hd_add(g, a, b);
     hd_graph_output(g, "y", hd_graph_node(g, "rms_norm", "y", &at, (hd_value[]){s, gamma}, 2));
     hd_graph_output(g, "sum", s);
     assert_int_equal(hd_pass_fuse_residual_norm(g), 0);

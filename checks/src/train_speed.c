@@ -384,7 +384,8 @@ int main(int argc, char **argv)
         printf("the machine is busy with other work (load %.1f): speeds are not to be trusted\n", load);
     int compared = 0;
     for (size_t i = 0; i < sizeof comparisons / sizeof comparisons[0]; i++)
-        if (shape_of(&k, comparisons[i].model) && (!k.only || strstr(comparisons[i].name, k.only))) compared++, compare(&k, &comparisons[i]);
+        if (shape_of(&k, comparisons[i].model) && (!k.only || strstr(comparisons[i].name, k.only))) compared++, compare(&k,
+            &comparisons[i]);
     if (!compared) fprintf(stderr, "check_train_speed: no comparison of these models has \"%s\" in its name\n", k.only ? k.only : "");
     hd_unmap_memory(k.buffer, HD_MEASURE_READ_BYTES);
     hd_team_free(k.team);
