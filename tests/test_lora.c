@@ -279,7 +279,7 @@ static void expect_same_file(const char *a, const char *b)
 /* Six steps at once, and in two runs: the same state and the same merged model. */
 static void resume(const char *family, const char *precision, int64_t micro_batches)
 {
-    char config[256], text[256], base[256], tuned[256], whole[256], parts[256], a[512], b[512];
+    char config[256], text[256], base[256], tuned[300], whole[256], parts[256], a[512], b[512];
     hd_settings_memory memory = {0};
     hd_error e = {0};
     write_inputs(family);
