@@ -166,6 +166,8 @@ int hd_graph_cse(hd_graph *g); /* merges equal nodes of equal operands (common s
 /* Keeps the nodes for which keep[i], in order, and renumbers. Values of dropped nodes stay in the table, unused. */
 void hd_graph_keep_nodes(hd_graph *g, const bool *keep);
 int hd_graph_sort(hd_graph *g); /* puts nodes back into a defined-before-used order, keeping the order they have where that allows */
+/* Orders nodes by the length of the longest chain of nodes before them: what doesn't depend on each other stands together. Values live longer. */
+int hd_graph_sort_by_depth(hd_graph *g);
 int hd_graph_dce(hd_graph *g); /* drops nodes whose results lead to no output and no state */
 
 #endif

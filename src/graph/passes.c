@@ -52,6 +52,40 @@ int hd_graph_sort(hd_graph *g)
     return g->err.code;
 }
 
+static void set_depths(const hd_graph *g, int *depth, int *most)
+{
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        for (int k = 0; k < n->n_in; k++) {
+            int maker = n->in[k] == HD_NONE ? -1 : g->values[n->in[k]].node;
+            if (maker >= 0 && depth[maker] >= depth[i]) depth[i] = depth[maker] + 1;
+        }
+        if (depth[i] > *most) *most = depth[i];
+    }
+}
+
+int hd_graph_sort_by_depth(hd_graph *g)
+{
+    if (g->err.code) return g->err.code;
+    int *depth = hd_calloc(g->n_nodes + 1, sizeof *depth), most = 0;
+    hd_node **order = hd_calloc(g->n_nodes + 1, sizeof *order);
+    if (depth && order) {
+        size_t at = 0;
+        set_depths(g, depth, &most);
+        for (int d = 0; d <= most; d++)
+            for (size_t i = 0; i < g->n_nodes; i++)
+                if (depth[i] == d) order[at++] = g->nodes[i];
+        memcpy(g->nodes, order, g->n_nodes * sizeof *order);
+        for (size_t i = 0; i < g->n_nodes; i++)
+            for (int k = 0; k < g->nodes[i]->n_out; k++) g->values[g->nodes[i]->out[k]].node = (int)i;
+    } else {
+        hd_fail_memory(&g->err, g->n_nodes, "sorting the graph");
+    }
+    hd_free(depth);
+    hd_free(order);
+    return g->err.code;
+}
+
 /* ---- common subexpressions ---- */
 
 static uint64_t node_hash(const hd_node *n)

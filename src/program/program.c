@@ -135,18 +135,30 @@ static void extend_over_loop(const hd_program *p, hd_life *l, int begin, int end
     if (resident && l->first < begin) l->last = last;
 }
 
+/* A workspace is kept from its instruction's neighbours too: those that don't depend on each other then need no meeting of threads between them. */
+#define WORKSPACE_LINGERS 2
+
+static void touch_workspace(const hd_program *p, hd_life *lives, const hd_instr *x, int at, int segment_end)
+{
+    if (x->workspace < 0) return;
+    int last = at + WORKSPACE_LINGERS < segment_end ? at + WORKSPACE_LINGERS : segment_end;
+    touch_all(p, lives, &x->workspace, 1, at);
+    touch_all(p, lives, &x->workspace, 1, last);
+}
+
 void hd_program_lives(const hd_program *p, hd_life *lives)
 {
     int at = 0, begin = -1, end = -1;
     for (int i = 0; i < p->n_buffers; i++) lives[i] = (hd_life){INT32_MAX, -1};
     for (int s = 0; s < p->n_segments; s++) {
         if (s == p->repeat_first) begin = at;
+        int segment_end = at + p->segments[s].n_instrs - 1;
         hd_instr_iter it = hd_segment_instrs(p, s);
         for (const hd_instr *x; (x = hd_instr_next(&it)); at++) {
             if (x->opcode == HD_VIEW) continue;
             touch_all(p, lives, x->in, x->n_in, at);
             touch_all(p, lives, x->out, x->n_out, at);
-            touch_all(p, lives, &x->workspace, 1, at);
+            touch_workspace(p, lives, x, at, segment_end);
         }
         if (s == p->repeat_last) end = at - 1;
     }

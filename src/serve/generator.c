@@ -23,6 +23,7 @@ static int build(hd_generator *g, const hd_generator_options *o, hd_error *err)
     hd_graph_cse(g->graph);
     hd_graph_dce(g->graph);
     hd_pass_fuse_elementwise(g->graph);
+    hd_graph_sort_by_depth(g->graph); /* for one token, what counts is how often the threads must meet */
     return hd_graph_verify(g->graph, err);
 }
 
