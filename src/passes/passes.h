@@ -10,6 +10,10 @@ int hd_pass_fuse_residual_norm(hd_graph *g);
 /* Before differentiation: operands of f32 contractions are cast to dtype (HD_BF16; HD_F32 changes nothing). */
 int hd_pass_precision(hd_graph *g, hd_dtype dtype);
 
+/* After differentiation and common subexpressions (which would undo it): elementwise results that backward reads are computed a second time there,
+ * instead of being kept, where their operands are kept anyway. The same bits. */
+int hd_pass_recompute_elementwise(hd_graph *g);
+
 /* After differentiation: runs of elementwise nodes of one shape become one `fused` node, which reads and writes each element once
  * (bias + activation is such a run). Results are bit for bit those of the nodes alone. */
 int hd_pass_fuse_elementwise(hd_graph *g);

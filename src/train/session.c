@@ -27,7 +27,7 @@ static int finish_graph(hd_graph *g, bool train, const hd_session_options *o)
     hd_pass_fuse_residual_norm(g);
     hd_pass_precision(g, o->plan.precision);
     if (o->lora) hd_pass_lora(g, o->lora);
-    if (train) hd_step_append(g, &o->step);
+    if (train) hd_step_append(g, &o->step), hd_pass_recompute_elementwise(g);
     else hd_graph_cse(g), hd_graph_dce(g);
     return hd_pass_fuse_elementwise(g);
 }
