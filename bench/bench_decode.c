@@ -98,7 +98,7 @@ static int start(bench *b, hd_error *err)
     if (rc) return rc;
     if (b->text) print_program(b->g.program);
     b->tokens = hd_malloc((size_t)longest(b) * sizeof *b->tokens);
-    b->team = hd_team_new((int)b->threads, false, err);
+    b->team = hd_team_new((int)b->threads, true, err);
     b->buffer = b->equal ? NULL : hd_map_memory(HD_MEASURE_READ_BYTES);
     if (!b->team) return err->code;
     if (!b->tokens || (!b->buffer && !b->equal)) return hd_fail_memory(err, HD_MEASURE_READ_BYTES, "measuring");

@@ -309,7 +309,7 @@ int main(int argc, char **argv)
         else b.filter = argv[i];
     }
     hd_error err = {0};
-    b.team = hd_team_new(b.threads, false, &err);
+    b.team = hd_team_new(b.threads, true, &err);
     if (!b.team) {
         fprintf(stderr, "bench_kernels: %s\n", err.message);
         return 1;

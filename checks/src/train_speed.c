@@ -375,7 +375,7 @@ int main(int argc, char **argv)
     if (!parse(&k, argc, argv))
         return fprintf(stderr, "usage: check_train_speed BENCH_TRAIN --model NAME KEYS... [--peer PYTHON SCRIPT] [--rounds N] [--seconds X] [--only TEXT]\n"), 2;
     signal(SIGPIPE, SIG_IGN);
-    k.team = hd_team_new(hd_core_count() < 2 ? hd_core_count() : 2, false, &err);
+    k.team = hd_team_new(hd_core_count() < 2 ? hd_core_count() : 2, true, &err);
     k.buffer = hd_map_memory(HD_MEASURE_READ_BYTES);
     if (!k.team || !k.buffer) return fprintf(stderr, "check_train_speed: out of memory\n"), 1;
     memset(k.buffer, 1, HD_MEASURE_READ_BYTES);

@@ -190,7 +190,7 @@ hd_team *hd_team_new(int threads, bool pin, hd_error *err)
             stop_team(t, i);
             return NULL;
         }
-        if (pin && t->spin) pin_thread(h->thread, i);
+        if (pin && threads == hd_core_count()) pin_thread(h->thread, i);
     }
     return t;
 }

@@ -10,7 +10,8 @@
 
 typedef struct hd_team hd_team;
 
-/* Starts threads-1 helpers (1 <= threads <= 256), pinned to one core each when pin is set and there are enough cores. NULL on failure. */
+/* Starts threads-1 helpers (1 <= threads <= 256). With pin, each keeps to a core of its own, provided that the team takes all cores of the
+ * process: a smaller team may have neighbours. The caller is left where it is. NULL on failure. */
 hd_team *hd_team_new(int threads, bool pin, hd_error *err);
 void hd_team_free(hd_team *t);
 int hd_team_size(const hd_team *t);

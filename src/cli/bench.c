@@ -65,7 +65,7 @@ static const struct { const char *name, *what; } groups[] = {
 
 static int print_bounds(int threads, hd_error *err)
 {
-    hd_team *team = hd_team_new(threads, false, err);
+    hd_team *team = hd_team_new(threads, true, err);
     if (!team) return err->code;
     double figure[4];
     for (int i = 0; i < 4; i++) figure[i] = hd_measure((hd_bound)i, team, hd_isa_detect(), 9, NULL) * 1e-9;

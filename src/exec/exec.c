@@ -179,14 +179,32 @@ static int resolve_segment(hd_exec *e, int segment, const int *reads, hd_error *
         s->updates_only = only_updates(e, x, reads);
         int rc = resolve_step(e, s, err);
         if (rc) return rc;
+        hd_step_choose_solo(e, s);
     }
     return 0;
 }
 
 /* ---- meetings ---- */
 
+/* Member 0 walks 32 KiB of first-level cache in about a microsecond, which is what a meeting of two threads costs. */
+#define SOLO_BYTES 32768
+#define SOLO_FLOPS 65536
+
+bool hd_step_choose_solo(const hd_exec *e, hd_step *s)
+{
+    hd_cost c = hd_step_cost(s);
+    bool before = s->solo;
+    s->solo = e->threads > 1 && c.bytes <= SOLO_BYTES && c.flops <= SOLO_FLOPS;
+    return s->solo != before;
+}
+
 typedef struct span { const char *begin, *end; } span;
-typedef struct spans { span *list; size_t n, cap; } spans;
+typedef struct spans { span *list; size_t n; } spans;
+
+#define STEPS_UNASKED 16 /* at most, between two meetings: that is where the abort flag is read */
+
+/* What has been touched since the last meeting, by solo steps and by those of the whole team. */
+typedef struct touched { spans read, written; } touched;
 
 static span buffer_span(const hd_exec *e, int b)
 {
@@ -208,33 +226,42 @@ static bool any_touches(const hd_exec *e, const spans *all, const int *buffers, 
     return false;
 }
 
-static int add_spans(const hd_exec *e, spans *all, const int *buffers, int n)
+static void add_spans(const hd_exec *e, spans *all, const int *buffers, int n)
 {
-    for (int i = 0; i < n; i++) {
-        if (buffers[i] < 0) continue;
-        if (hd_grow(&all->list, &all->cap, all->n + 1, sizeof *all->list)) return HD_ENOMEM;
-        all->list[all->n++] = buffer_span(e, buffers[i]);
-    }
-    return 0;
+    for (int i = 0; i < n; i++)
+        if (buffers[i] >= 0) all->list[all->n++] = buffer_span(e, buffers[i]);
 }
 
-static int find_meetings(hd_exec *e, hd_steps *segment, hd_error *err)
+static bool conflicts(const hd_exec *e, const touched *t, const hd_instr *x)
 {
-    spans read = {0}, written = {0};
-    int rc = 0;
-    for (int i = 0; i < segment->n && !rc; i++) {
+    return any_touches(e, &t->written, x->in, x->n_in) || any_touches(e, &t->written, x->out, x->n_out) ||
+           any_touches(e, &t->read, x->out, x->n_out) || any_touches(e, &t->written, &x->workspace, 1) ||
+           any_touches(e, &t->read, &x->workspace, 1);
+}
+
+/* Member 0 sees what it did itself, so solo steps meet only for what the team has touched. */
+int hd_exec_find_meetings(hd_exec *e, hd_steps *segment, hd_error *err)
+{
+    touched by[2] = {0}; /* [solo] */
+    span *lists = hd_malloc((size_t)(segment->n + 1) * (HD_MAX_OPERANDS + HD_MAX_RESULTS + 1) * 2 * sizeof *lists);
+    if (!lists) return no_memory(err);
+    size_t reads = (size_t)(segment->n + 1) * HD_MAX_OPERANDS, writes = (size_t)(segment->n + 1) * (HD_MAX_RESULTS + 1);
+    for (int solo = 0; solo < 2; solo++) {
+        by[solo].read.list = lists + (size_t)solo * (reads + writes);
+        by[solo].written.list = by[solo].read.list + reads;
+    }
+    for (int i = 0, met = 0; i < segment->n; i++) {
         hd_step *s = &segment->steps[i];
         const hd_instr *x = s->instr;
-        s->sync = any_touches(e, &written, x->in, x->n_in) || any_touches(e, &written, x->out, x->n_out) || any_touches(e, &read, x->out, x->n_out) ||
-                  any_touches(e, &written, &x->workspace, 1) || any_touches(e, &read, &x->workspace, 1);
-        if (s->sync) read.n = written.n = 0;
-        rc = add_spans(e, &read, x->in, x->n_in);
-        if (!rc) rc = add_spans(e, &written, x->out, x->n_out);
-        if (!rc) rc = add_spans(e, &written, &x->workspace, 1);
+        s->sync = i - met >= STEPS_UNASKED || conflicts(e, &by[false], x) || (!s->solo && conflicts(e, &by[true], x));
+        if (s->sync) by[0].read.n = by[0].written.n = by[1].read.n = by[1].written.n = 0, met = i;
+        touched *t = &by[s->solo];
+        add_spans(e, &t->read, x->in, x->n_in);
+        add_spans(e, &t->written, x->out, x->n_out);
+        add_spans(e, &t->written, &x->workspace, 1);
     }
-    hd_free(read.list);
-    hd_free(written.list);
-    return rc ? no_memory(err) : 0;
+    hd_free(lists);
+    return 0;
 }
 
 /* ---- life cycle ---- */
@@ -251,7 +278,7 @@ static int resolve(hd_exec *e, hd_error *err)
     int rc = locate_buffers(e, err);
     for (int s = 0; s < p->n_segments && !rc; s++) {
         rc = resolve_segment(e, s, reads, err);
-        if (!rc) rc = find_meetings(e, &e->segments[s], err);
+        if (!rc) rc = hd_exec_find_meetings(e, &e->segments[s], err);
     }
     return rc;
 }
@@ -275,11 +302,12 @@ hd_exec *hd_exec_new_sharing(const hd_program *program, hd_store *store, const h
         return NULL;
     }
     *e = (hd_exec){.program = program, .store = store, .backend = backend, .team = team, .threads = hd_team_size(team), .only = -1};
+    e->alone = hd_team_new(1, false, err);
     if (host && program->arena_bytes <= host->program->arena_bytes) e->arena = host->arena;
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) e->binding[i] = -1;
     const char *profile = getenv("HEDDLE_PROFILE");
     e->profiling = e->print_profile = profile && !strcmp(profile, "1");
-    if (resolve(e, err)) {
+    if (!e->alone || resolve(e, err)) {
         e->print_profile = false;
         hd_exec_free(e);
         return NULL;
@@ -300,6 +328,7 @@ void hd_exec_free(hd_exec *e)
     if (e->own_arena) e->backend->free(e->backend, e->own_arena, (size_t)e->program->arena_bytes);
     for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
     hd_free(e->rings);
+    hd_team_free(e->alone);
     hd_arena_free(&e->memory);
     hd_free(e);
 }

@@ -14,6 +14,7 @@ typedef struct hd_step {
     hd_kernel kernel;     /* KERNEL only */
     int64_t workspace_bytes;
     bool sync;            /* the team meets before it: it conflicts with something since the last meeting */
+    bool solo;            /* so small that member 0 computes it alone: a meeting would cost more than the other members save */
     bool bounded;         /* an operand's or result's extent follows a symbol */
     bool updates_only;    /* writes nothing but states that nothing else reads: left out when looking for NaNs */
     /* while profiling; by member 0 */
@@ -38,6 +39,7 @@ struct hd_exec {
     hd_store *store;
     const hd_backend *backend;
     hd_team *team;
+    hd_team *alone;     /* of one member: for solo steps, whose kernels must not wait for the others */
     int threads;
     hd_arena memory;
     void *arena;        /* program->arena_bytes */
@@ -58,6 +60,9 @@ struct hd_exec {
 };
 
 void hd_exec_run_team(hd_exec *e);                                  /* the running call, by the team */
+hd_cost hd_step_cost(const hd_step *s);                             /* at the bindings that its tensors are at */
+bool hd_step_choose_solo(const hd_exec *e, hd_step *s);             /* sets s->solo; whether it changed */
+int hd_exec_find_meetings(hd_exec *e, hd_steps *segment, hd_error *err); /* where the team meets: sets sync, from solo and what each step touches */
 int hd_exec_bind(hd_exec *e, const hd_call *call, hd_error *err);  /* checks the call, brings tensors to its bindings, makes it the running call */
 void hd_exec_count_cost(hd_step *s, double seconds);                /* adds one run to the profile */
 

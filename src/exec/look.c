@@ -123,20 +123,26 @@ static void actual_types(const hd_tensor *t, int n, hd_type *out)
     }
 }
 
-void hd_exec_count_cost(hd_step *s, double seconds)
+hd_cost hd_step_cost(const hd_step *s)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_cost c = {0};
+    if (s->instr->opcode != HD_KERNEL || !s->instr->op->cost) {
+        c.bytes = (double)hd_tensor_bytes(&s->args.out[0]);
+        return c;
+    }
+    actual_types(s->args.in, s->args.n_in, in);
+    actual_types(s->args.out, s->args.n_out, out);
+    hd_sig sig = {s->instr->op, in, out, s->args.n_in, s->args.n_out, s->instr->attrs};
+    s->instr->op->cost(&sig, &c);
+    return c;
+}
+
+void hd_exec_count_cost(hd_step *s, double seconds)
+{
+    hd_cost c = hd_step_cost(s);
     s->seconds += seconds;
     s->runs++;
-    if (s->instr->opcode == HD_KERNEL && s->instr->op->cost) {
-        actual_types(s->args.in, s->args.n_in, in);
-        actual_types(s->args.out, s->args.n_out, out);
-        hd_sig sig = {s->instr->op, in, out, s->args.n_in, s->args.n_out, s->instr->attrs};
-        s->instr->op->cost(&sig, &c);
-    } else {
-        c.bytes = (double)hd_tensor_bytes(&s->args.out[0]);
-    }
     s->flops += c.flops;
     s->bytes += c.bytes;
 }

@@ -17,12 +17,14 @@ static void move_bytes(const hd_step *s, int tid, int threads)
 
 static void run_step(const hd_exec *e, const hd_step *s, int tid)
 {
+    if (s->solo && tid > 0) return;
     if (s->instr->opcode != HD_KERNEL) {
-        move_bytes(s, tid, e->threads);
+        move_bytes(s, tid, s->solo ? 1 : e->threads);
         return;
     }
     hd_kernel_args a = s->args;
     a.tid = tid;
+    if (s->solo) a.team = e->alone, a.threads = 1;
     a.accumulate = s->instr->accumulate == HD_ACCUMULATE_ALWAYS || (s->instr->accumulate == HD_ACCUMULATE_LATER && e->micro > 0);
     s->kernel.run(&a);
 }
@@ -94,8 +96,9 @@ static void rebind_kernel(const hd_exec *e, hd_step *s)
     if (want > (size_t)s->workspace_bytes) s->kernel = (hd_kernel){.op = op->name, .run = op->reference};
 }
 
-static void rebind(hd_exec *e, hd_steps *segment, const int64_t *binding)
+static int rebind(hd_exec *e, hd_steps *segment, const int64_t *binding, hd_error *err)
 {
+    bool moved = false;
     memcpy(segment->binding, binding, sizeof segment->binding);
     for (int i = 0; i < segment->n; i++) {
         hd_step *s = &segment->steps[i];
@@ -103,7 +106,9 @@ static void rebind(hd_exec *e, hd_steps *segment, const int64_t *binding)
         rebind_tensors(e, s->instr->in, s->instr->n_in, (hd_tensor *)s->args.in, binding);
         rebind_tensors(e, s->instr->out, s->instr->n_out, s->args.out, binding);
         if (s->instr->opcode == HD_KERNEL) rebind_kernel(e, s);
+        moved |= hd_step_choose_solo(e, s);
     }
+    return moved ? hd_exec_find_meetings(e, segment, err) : 0;
 }
 
 int hd_exec_bind(hd_exec *e, const hd_call *call, hd_error *err)
@@ -118,7 +123,8 @@ int hd_exec_bind(hd_exec *e, const hd_call *call, hd_error *err)
                            (long long)p->symbols[i].max);
     }
     hd_steps *segment = &e->segments[call->segment];
-    if (memcmp(segment->binding, binding, sizeof binding)) rebind(e, segment, binding);
+    int rc = memcmp(segment->binding, binding, sizeof binding) ? rebind(e, segment, binding, err) : 0;
+    if (rc) return rc;
     memcpy(e->binding, binding, sizeof binding);
     e->segment = call->segment;
     e->micro = call->micro;

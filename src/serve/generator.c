@@ -35,7 +35,7 @@ static int lower(hd_generator *g, const hd_generator_options *o, hd_error *err)
     plan.pack = o->pack;
     int rc = hd_backend_open(&g->backend, o->backend ? o->backend : "cpu", err);
     if (!rc) rc = hd_lower(g->graph, &plan, &g->backend.target, &g->program, err);
-    if (!rc && !(g->team = hd_team_new(plan.threads, false, err))) rc = err->code;
+    if (!rc && !(g->team = hd_team_new(plan.threads, true, err))) rc = err->code;
     return rc;
 }
 

@@ -101,7 +101,7 @@ int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
     int threads = o->plan.threads ? o->plan.threads : hd_core_count();
     int rc = check_memory(s, o, err);
     if (rc) return rc;
-    s->team = hd_team_new(threads, false, err);
+    s->team = hd_team_new(threads, true, err);
     if (!s->team) return err->code;
     const hd_graph *first = s->graph[HD_TRAIN_PROGRAM] ? s->graph[HD_TRAIN_PROGRAM] : s->graph[HD_EVAL_PROGRAM];
     s->store = hd_store_new(first, o->seed, err);

@@ -12,8 +12,9 @@ HD_INLINE vacc start(const int32_t *init, int j)
 #endif
 }
 
-/* One row streams b from memory: ask for it this many words of k ahead (48 words a step: 6 KiB). */
-#define STREAM_AHEAD 32
+/* One row streams b from memory: ask for it this many words of k ahead (9 KiB with 48 words a step), as data that is read once: measured
+ * with two threads, that reads 4 % faster than asking for it to stay. */
+#define STREAM_AHEAD 48
 
 HD_INLINE void micro(int mr, int nv, const uint32_t *a, const uint32_t *b, const int32_t *init, int64_t kw, gemm_acc *const *c, bool add)
 {
@@ -30,7 +31,7 @@ HD_INLINE void micro(int mr, int nv, const uint32_t *a, const uint32_t *b, const
         HD_UNROLL
         for (int j = 0; j < nv; j++) {
             bv[j] = vf_load((const float *)b + j * HD_VL);
-            if (mr <= 2) __builtin_prefetch(b + STREAM_AHEAD * HD_GEMM_NR + j * HD_VL);
+            if (mr <= 2) __builtin_prefetch(b + STREAM_AHEAD * HD_GEMM_NR + j * HD_VL, 0, 0);
         }
         HD_UNROLL
         for (int i = 0; i < mr; i++) {
