@@ -298,7 +298,7 @@ static void test_documentation(void **state)
     for (int i = 0; i < hd_op_count; i++) {
         const hd_op *op = hd_ops[i];
         char key[80];
-        bool hidden = op->is_backward;
+        bool hidden = op->is_backward || op->is_comm;
         for (size_t k = 0; k < sizeof not_for_files / sizeof *not_for_files; k++) hidden |= !strcmp(op->name, not_for_files[k]);
         snprintf(key, sizeof key, "\n| `%s` |", op->name);
         const char *row = strstr(doc.data, key);

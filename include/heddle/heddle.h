@@ -28,6 +28,7 @@ enum {
     HD_ENUMERIC = -6,     /* a value became NaN or infinite */
     HD_EINTR = -7,        /* stopped by the person */
     HD_EMEMCAP = -8,      /* would need more memory than there is or was allowed */
+    HD_ECOMM = -9,        /* another rank failed, or cannot be reached */
 };
 
 /* Where a function leaves its message. Zero-initialise; the first error wins, later ones do not overwrite it. */

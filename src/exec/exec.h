@@ -8,8 +8,15 @@
 
 #include "exec/backend.h"
 #include "exec/store.h"
+#include "comm/comm.h"
 
 typedef struct hd_exec hd_exec;
+
+/* Which rank of a program's mesh an executor is, and how it reaches the others. NULL where a rank is wanted: one rank, program->mesh.n == 0. */
+typedef struct hd_rank {
+    int rank;      /* in the mesh, the pipeline's axis included */
+    hd_comm *comm; /* NULL: nobody to talk to (the null back end needs none) */
+} hd_rank;
 
 /* ---- life cycle ---- */
 
@@ -19,6 +26,9 @@ hd_exec *hd_exec_new(const hd_program *program, hd_store *store, const hd_backen
 /* The same with the arena of `host` (which must outlive it; NULL: none) where that is large enough: what one of them holds between its steps, inputs and
  * outputs too, is lost when the other runs. */
 hd_exec *hd_exec_new_sharing(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_exec *host, hd_error *err);
+/* The same as one rank of many (rank NULL: the only one; host may be NULL). */
+hd_exec *hd_exec_new_rank(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_exec *host, const hd_rank *rank, hd_error *err);
+const hd_rank *hd_exec_rank(const hd_exec *e); /* NULL: the only one */
 void hd_exec_free(hd_exec *e);
 const hd_program *hd_exec_program(const hd_exec *e);
 
@@ -28,6 +38,10 @@ const hd_program *hd_exec_program(const hd_exec *e);
  * buffer by path (its contents are of use only while it is live: outputs, inputs and store tensors always). HD_EINVAL if there is none. */
 int hd_exec_input(hd_exec *e, const char *name, hd_tensor *out, hd_error *err);
 int hd_exec_output(hd_exec *e, const char *name, hd_tensor *out, hd_error *err); /* at the bindings of the last call */
+
+/* Copies the whole of an input (row-major, the program's dtype) in: this rank's piece of it. Call it before the call that reads it, or in hooks.before,
+ * where it goes to the copy of that call's micro-batch. Nothing happens if the program has no such input. */
+int hd_exec_put(hd_exec *e, const char *name, const void *whole, hd_error *err);
 
 /* ---- running ---- */
 

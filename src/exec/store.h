@@ -9,7 +9,9 @@
 
 typedef struct hd_store_tensor {
     const char *path;
-    hd_type type;
+    hd_type type;            /* of this rank's piece */
+    hd_shape whole;          /* of all ranks' pieces together; meaningless where layout is NULL */
+    const hd_layout *layout; /* over the store's mesh; NULL: whole */
     hd_format format;
     hd_kind kind;   /* HD_PARAM or HD_STATE */
     int64_t bytes;
@@ -17,7 +19,9 @@ typedef struct hd_store_tensor {
 } hd_store_tensor;
 
 typedef struct hd_store {
-    hd_arena memory;               /* names */
+    hd_arena memory;               /* names, layouts */
+    hd_mesh mesh;                  /* of the graph it was made for, and which rank of it this store is */
+    int rank;
     hd_store_tensor **tensors;     /* in order of arrival */
     size_t n_tensors, cap_tensors;
     int *index; size_t index_size; /* open-addressed hash of paths: position + 1, 0: free */
@@ -28,6 +32,8 @@ typedef struct hd_store {
 
 /* Parameters and states of g (may be NULL: an empty store), filled as hd_store_add_graph does. NULL on failure. */
 hd_store *hd_store_new(const hd_graph *g, uint64_t seed, hd_error *err);
+/* As one rank of a partitioned graph: it holds its pieces, filled with the numbers that the whole would have there. */
+hd_store *hd_store_new_rank(const hd_graph *g, uint64_t seed, int rank, hd_error *err);
 void hd_store_free(hd_store *s);
 
 /* Adds the parameters and states of g that s has not got, filled from their data, else by their init with the key (seed, path): the same

@@ -66,7 +66,9 @@ static void node_backward(backward *b, const hd_node *n)
         if (n->in[k] == HD_NONE || !b->needed[n->in[k]]) continue;
         const char *scope = hd_arena_printf(&g->arena, "grad.%s", n->path);
         g->scope = scope ? scope : "grad";
+        g->origin = n;
         hd_value d = n->op->grad(g, n, dy, k);
+        g->origin = NULL;
         contribute(b, n->in[k], d);
     }
 }

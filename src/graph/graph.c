@@ -246,7 +246,7 @@ static hd_node *node_new(hd_graph *g, const hd_op *op, const char *path, const v
 {
     hd_node *n = hd_arena_alloc(&g->arena, sizeof *n);
     if (!n || hd_grow(&g->nodes, &g->cap_nodes, g->n_nodes + 1, sizeof *g->nodes)) return NULL;
-    *n = (hd_node){.op = op, .path = path, .n_in = n_in, .n_out = n_out, .phase = g->phase};
+    *n = (hd_node){.op = op, .path = path, .n_in = n_in, .n_out = n_out, .phase = g->phase, .origin = g->origin, .chunk = g->chunk};
     n->in = hd_arena_copy(&g->arena, in, (size_t)n_in * sizeof *in);
     n->out = hd_arena_alloc(&g->arena, (size_t)n_out * sizeof *n->out);
     if (op->attrs_size) n->attrs = hd_arena_copy(&g->arena, attrs, op->attrs_size);

@@ -13,17 +13,12 @@
 
 #include "base/mem.h"
 #include "base/str.h"
+#include "graph/layout.h"
 #include "kernels/kernel.h"
 #include "tensor/dtype.h"
 
 typedef int32_t hd_value; /* index into hd_graph.values */
 #define HD_NONE ((hd_value)-1)
-
-typedef struct hd_shape {
-    int rank; /* 0: scalar */
-    int sym;  /* symbol that bounds dim[0], or -1. Actual extent: binding * (dim[0] / the symbol's maximum) */
-    int64_t dim[HD_MAX_RANK];
-} hd_shape;
 
 typedef struct hd_type {
     hd_dtype dtype;
@@ -40,6 +35,9 @@ typedef enum hd_phase { HD_FORWARD, HD_BACKWARD, HD_UPDATE } hd_phase;
 
 typedef struct hd_op hd_op; /* graph/op.h */
 
+/* A loop of a node's op that is cut over mesh axes. */
+typedef struct hd_loop_split { int loop; hd_dim_layout over; } hd_loop_split;
+
 typedef struct hd_node {
     const hd_op *op;
     const char *path;
@@ -48,11 +46,17 @@ typedef struct hd_node {
     hd_value *in;      /* [n_in], HD_NONE for an absent optional operand */
     hd_value *out;     /* [n_out] */
     hd_phase phase;
+    const struct hd_node *origin; /* the node that this one differentiates; NULL: none. Sums of gradients have none */
+    int chunk;                    /* of the pipeline: chunks 0, 1, ... of the forward pass; 0 without one */
+    hd_loop_split *splits;        /* [n_splits] loops of which each rank does a piece; attrs are those of the whole (hd_node_attrs) */
+    int n_splits;
 } hd_node;
 
 typedef struct hd_value_info {
     const char *path;
-    hd_type type;
+    hd_type type;         /* of the largest piece, that of coordinate 0, once the graph is partitioned */
+    hd_shape whole;       /* of all pieces together; meaningless where layout is NULL */
+    const hd_layout *layout; /* NULL: whole on every rank */
     hd_kind kind;
     hd_time_layout micro; /* over micro-batches. HD_TIME_PARTIAL: only micro_sum may read it */
     int node, result;     /* producer (index into hd_graph.nodes) and which of its results; -1 unless HD_RESULT */
@@ -85,6 +89,8 @@ typedef struct hd_graph {
     const char *scope;  /* "" or "layers.3.attn" */
     const char *outer[16]; int depth; /* the scopes that hd_graph_pop goes back to */
     hd_phase phase;     /* of nodes built from now on */
+    const hd_node *origin; int chunk; /* likewise */
+    hd_mesh mesh;       /* that it was partitioned for; n = 0: not partitioned */
     struct hd_path_set *paths; /* paths in use */
     hd_error err;
 } hd_graph;
@@ -98,8 +104,6 @@ void hd_graph_free(hd_graph *g);
 
 hd_type hd_type_of(hd_dtype dtype, int rank, const int64_t *dims);
 hd_type hd_type_scalar(hd_dtype dtype);
-int64_t hd_shape_count(const hd_shape *s);               /* elements at the maximum */
-bool hd_shape_equal(const hd_shape *a, const hd_shape *b);
 char *hd_type_format(char *out, size_t n, const hd_type *t, const hd_graph *g); /* "f32[1024, 768]", "bf16[tokens<=512, 64]"; g may be NULL */
 
 /* ---- building ---- */

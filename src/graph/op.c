@@ -107,3 +107,17 @@ uint32_t hd_alias_same_type(const hd_sig *s, int result)
     }
     return mask;
 }
+
+/* ---- one rank's piece ---- */
+
+void hd_op_localise(const hd_sig *whole, const hd_loop_split *splits, int n_splits, const hd_mesh *mesh, int rank, void *attrs)
+{
+    hd_loops loops = {0};
+    if (!n_splits || !whole->op->localise) return;
+    whole->op->loops(whole, &loops);
+    for (int i = 0; i < n_splits; i++) {
+        int64_t begin, end;
+        hd_dim_piece(mesh, &splits[i].over, loops.extent[splits[i].loop], rank, &begin, &end);
+        whole->op->localise(whole, &loops, splits[i].loop, begin, end, attrs);
+    }
+}

@@ -44,6 +44,7 @@ typedef struct hd_loops {
     int n;
     int64_t extent[HD_MAX_LOOPS];
     uint32_t reduced; /* bit i: loop i is summed over: splitting it gives Partial(sum) results (max where the op says so). Others are parallel. */
+    uint32_t whole;   /* bit i: loop i cannot be split (a window, or keys that every query sees): it only stands in a product with others */
     hd_dim_map in[HD_MAX_OPERANDS][HD_MAX_RANK];
     hd_dim_map out[HD_MAX_RESULTS][HD_MAX_RANK];
 } hd_loops;
@@ -88,6 +89,8 @@ struct hd_op {
     bool reduce_max;         /* the reduced loops combine by max, not by sum */
     bool no_gradient;        /* grad is NULL on purpose: gradients stop here */
     bool is_backward;        /* made by another op's grad; has no sample: tested through it */
+    bool is_comm;            /* moves data between ranks (src/ops/collective.c): the executor hands it to src/comm; no reference, no sample */
+    bool has_effect;         /* is kept though nothing reads a result of it (send) */
 
     /* Checks operand types and parameters and fills out[]; may complete *attrs' dtype fields. Returns the number of results or a negative code. */
     int (*infer)(const hd_sig *s, hd_type *out, hd_error *err);
@@ -117,6 +120,9 @@ const hd_op *hd_op_find(const char *name); /* NULL if there is none */
 void hd_loops_elementwise(const hd_sig *s, hd_loops *l);
 /* As above for the leading dimensions only: the last `whole` dimensions of each are not splittable. */
 void hd_loops_rows(const hd_sig *s, hd_loops *l, int whole);
+/* Rewrites attrs (a copy of those of the whole op) for rank's piece of the loops that are split. whole: types of the whole operands and results. */
+void hd_op_localise(const hd_sig *whole, const hd_loop_split *splits, int n_splits, const hd_mesh *mesh, int rank, void *attrs);
+
 /* Helpers for writing loops by hand. */
 int hd_loop_new(hd_loops *l, int64_t extent, bool reduced);
 void hd_loop_in(hd_loops *l, int operand, int dim, int loop);  /* appends loop to that dimension's product */

@@ -174,6 +174,7 @@ int hd_graph_dce(hd_graph *g)
     for (size_t i = 0; i < g->n_pairs; i++) live[g->pairs[i].out] = true;
     for (size_t i = g->n_nodes; i-- > 0;) {
         const hd_node *n = g->nodes[i];
+        keep[i] = n->op->has_effect;
         for (int k = 0; k < n->n_out; k++) keep[i] |= live[n->out[k]];
         for (int k = 0; keep[i] && k < n->n_in; k++)
             if (n->in[k] != HD_NONE) live[n->in[k]] = true;

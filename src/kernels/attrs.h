@@ -171,4 +171,23 @@ typedef struct hd_optimizer_attrs {
     bool nesterov;
 } hd_optimizer_attrs;
 
+/* ---- collectives: between the ranks that differ in the named mesh axes only (src/ops/collective.c). Which piece is whose follows from the layouts
+ *      of operand and result. */
+typedef struct hd_comm_attrs {
+    char axes[64];     /* mesh axes in order, the outermost first: "dp.tp" */
+    int32_t dim;       /* the dimension that is gathered or cut (all_to_all: gathered) */
+    int32_t to;        /* all_to_all: the one that is cut */
+    int64_t extent;    /* of dimension dim of the result, at coordinate 0 */
+    int64_t to_extent; /* all_to_all: of dimension to */
+    bool max;          /* reductions: the greatest instead of the sum */
+} hd_comm_attrs;
+
+/* Between chunks of the pipeline, at equal coordinates in all other axes. */
+typedef struct hd_pipe_attrs {
+    int32_t from, to;  /* chunks */
+    int32_t number;    /* tells apart what one chunk sends to another in one call, in order */
+    hd_dtype dtype;    /* recv: of the result */
+    hd_dims_attrs shape; /* recv: of the result at coordinate 0 */
+} hd_pipe_attrs;
+
 #endif

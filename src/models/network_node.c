@@ -135,7 +135,7 @@ static bool is_for_files(const hd_op *op)
         if (a->type == HD_ATTR_CHAIN || !strcmp(a->name, "sym")) return false;
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (!strcmp(op->name, own[i])) return false;
-    return !op->is_backward;
+    return !op->is_backward && !op->is_comm;
 }
 
 static const hd_op *find_op(net_builder *b, const json_t *item, const net_where *w)

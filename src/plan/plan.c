@@ -14,9 +14,29 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20 };
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack"};
 
+static const char *const schedule_names[] = {"gpipe", "1f1b", "interleaved", "zero-bubble"};
+
+const char *hd_schedule_name(hd_schedule_kind k)
+{
+    return schedule_names[k];
+}
+
+int hd_schedule_parse(const char *name, hd_schedule_kind *out)
+{
+    for (int i = 0; i < HD_SCHEDULE_KINDS; i++)
+        if (!strcmp(name, schedule_names[i])) return *out = (hd_schedule_kind)i, 0;
+    return HD_EINVAL;
+}
+
+int hd_plan_stages(const hd_plan *p)
+{
+    int axis = hd_mesh_find(&p->mesh, "pp");
+    return axis < 0 ? 1 : p->mesh.axis[axis].size;
+}
+
 hd_plan hd_plan_default(void)
 {
-    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32};
+    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1};
 }
 
 void hd_plan_complete(hd_plan *p, const hd_graph *g)

@@ -6,10 +6,21 @@
 #define HD_PLAN_PLAN_H
 
 #include "base/str.h"
-#include "graph/graph.h"
+#include "passes/partition.h"
 
 #define HD_PLAN_VERSION 1
 
+enum { HD_MAX_PINS = 96, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 16 };
+
+typedef enum hd_schedule_kind {
+    HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */
+    HD_SCHEDULE_1F1B,        /* Narayanan et al. 2021, section 2.2.1; its early backward is DAPPLE's (Fan et al. 2021) */
+    HD_SCHEDULE_INTERLEAVED, /* 1F1B with several chunks on a stage (Narayanan et al. 2021, section 2.2.2) */
+    HD_SCHEDULE_ZERO_BUBBLE, /* ZB-H1: backward cut into input and weight parts (Qi et al. 2023) */
+    HD_SCHEDULE_KINDS
+} hd_schedule_kind;
+
+/* Plain data, copied by assignment. */
 typedef struct hd_plan {
     int version;           /* HD_PLAN_VERSION */
     uint64_t fingerprint;  /* hd_graph_fingerprint of the graph it was made for; 0: open, fits any */
@@ -18,7 +29,19 @@ typedef struct hd_plan {
     int threads;           /* of the rank's team; 0: open, one per core */
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
+
+    /* Many ranks. */
+    hd_mesh mesh;          /* n = 0: one rank. The pipeline's axis "pp", if there is one, comes first: its size is the number of stages */
+    hd_pin pins[HD_MAX_PINS]; int n_pins;
+    hd_schedule_kind schedule;
+    int chunks;            /* of each stage (virtual stages), >= 1 */
+    char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
+    char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */
 } hd_plan;
+
+const char *hd_schedule_name(hd_schedule_kind k);                 /* "gpipe", "1f1b", "interleaved", "zero-bubble" */
+int hd_schedule_parse(const char *name, hd_schedule_kind *out);   /* 0 or HD_EINVAL */
+int hd_plan_stages(const hd_plan *p);                             /* size of axis "pp", 1 without it */
 
 hd_plan hd_plan_default(void); /* one micro-batch, f32, everything else open */
 

@@ -17,7 +17,7 @@
 const char *const hd_tier_names[HD_TIER_COUNT] = {"device", "host", "disk"};
 const char *const hd_format_names[2] = {"plain", "packed"};
 const char *const hd_micro_names[3] = {"replicate", "split", "partial"};
-const char *const hd_opcode_names[HD_OPCODE_COUNT] = {"", ".view", ".zero", ".copy"};
+const char *const hd_opcode_names[HD_OPCODE_COUNT] = {"", ".view", ".zero", ".copy", ".comm"};
 
 static void dump_data(const hd_buffer *b, hd_str *out)
 {

@@ -38,7 +38,7 @@ const hd_instr *hd_instr_next(hd_instr_iter *it)
 
 const char *hd_segment_name(hd_segment_kind k)
 {
-    static const char *const names[] = {"prepare", "forward", "backward", "update"};
+    static const char *const names[] = {"prepare", "forward", "backward", "weight", "update"};
     return names[k];
 }
 
@@ -107,6 +107,43 @@ hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding)
     for (int i = 0; i < s->rank; i++) t.dim[i] = s->dim[i];
     if (s->sym >= 0 && binding && binding[s->sym] >= 0) t.dim[0] = binding[s->sym] * (s->dim[0] / p->symbols[s->sym].max);
     return t;
+}
+
+hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *binding)
+{
+    const hd_buffer *x = &p->buffers[b];
+    hd_tensor t = hd_buffer_tensor(p, b, binding);
+    if (!x->layout) return t;
+    hd_shape s = hd_layout_shape(&p->mesh, x->layout, &x->whole, rank);
+    for (int i = 0; i < s.rank; i++) t.dim[i] = s.dim[i];
+    return t;
+}
+
+/* The type of a buffer before it was cut. */
+static hd_type whole_type(const hd_program *p, int b)
+{
+    if (b < 0) return (hd_type){.absent = true, .shape.sym = -1};
+    hd_type t = p->buffers[b].type;
+    if (p->buffers[b].layout) t.shape = p->buffers[b].whole;
+    return t;
+}
+
+void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attrs)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    memcpy(attrs, x->attrs, x->op->attrs_size);
+    if (!x->n_splits) return;
+    for (int i = 0; i < x->n_in; i++) in[i] = whole_type(p, x->in[i]);
+    for (int i = 0; i < x->n_out; i++) out[i] = whole_type(p, x->out[i]);
+    hd_sig whole = {x->op, in, out, x->n_in, x->n_out, x->attrs};
+    hd_op_localise(&whole, x->splits, x->n_splits, &p->mesh, rank, attrs);
+}
+
+int hd_program_segment_of(const hd_program *p, hd_segment_kind k, int chunk)
+{
+    for (int s = 0; s < p->n_segments; s++)
+        if (p->segments[s].kind == k && p->segments[s].chunk == chunk) return s;
+    return -1;
 }
 
 /* ---- lifetimes ---- */

@@ -40,17 +40,19 @@ typedef enum hd_tier { HD_TIER_DEVICE, HD_TIER_HOST, HD_TIER_DISK, HD_TIER_COUNT
 
 typedef struct hd_buffer {
     const char *path;
-    hd_type type;
+    hd_type type;         /* of the largest piece, that of coordinate 0 */
+    hd_shape whole;       /* of all ranks' pieces together; meaningless where layout is NULL */
+    const hd_layout *layout; /* over the program's mesh; NULL: whole on every rank */
     hd_format format;
     hd_buffer_class class;
     hd_role role;
     hd_tier tier;
     hd_time_layout micro; /* INPUT: HD_TIME_REPLICATE is filled once per step, HD_TIME_SPLIT before every forward call */
     int arena;            /* number of the arena; 0: the only one so far */
-    int copies;           /* 1; more when a CALL's index picks one */
+    int copies;           /* 1; more when several micro-batches are under way: a CALL uses copy micro % copies, at offset + that times bytes */
     int view_of;          /* the root whose memory this is, or -1 */
     int64_t offset;       /* bytes from the arena's start; 0 in the Store */
-    int64_t bytes;
+    int64_t bytes;        /* of one copy */
     const void *data;     /* CONSTANT: elements that the Program carries; else NULL */
 } hd_buffer;
 
@@ -59,6 +61,7 @@ typedef enum hd_opcode {
     HD_VIEW,   /* out[0] names the contents of in[0] anew, same memory: nothing to do at run time */
     HD_ZERO,   /* out[0] = 0 */
     HD_COPY,   /* out[0] = in[0], as bytes */
+    HD_COMM,   /* out[0] = op(in[0]) between ranks: op->is_comm */
     HD_OPCODE_COUNT
 } hd_opcode;
 
@@ -71,7 +74,8 @@ typedef enum hd_accumulate {
 typedef struct hd_instr {
     hd_opcode opcode;
     const hd_op *op;     /* KERNEL, VIEW; NULL for others */
-    const void *attrs;   /* [op->attrs_size] or NULL */
+    const void *attrs;   /* [op->attrs_size] or NULL; of the whole op: what a rank uses follows from its splits (hd_op_localise) */
+    const hd_loop_split *splits; int n_splits;
     const char *path;    /* of the node */
     int n_in, n_out;
     const int *in, *out; /* buffer indices; -1: an absent operand, a result nobody reads */
@@ -86,12 +90,14 @@ typedef struct hd_instr {
 typedef enum hd_segment_kind {
     HD_SEGMENT_PREPARE,  /* once per step, before the first micro-batch */
     HD_SEGMENT_FORWARD, HD_SEGMENT_BACKWARD, /* per micro-batch */
+    HD_SEGMENT_WEIGHT,   /* per micro-batch: gradients of weights, where the schedule separates them (zero bubble) */
     HD_SEGMENT_UPDATE,   /* once per step, after the last */
     HD_SEGMENT_KINDS
 } hd_segment_kind;
 
 typedef struct hd_segment {
     hd_segment_kind kind;
+    int chunk;           /* of the stage's own chunks, per micro-batch; 0 for prepare and update */
     int n_instrs;
     const hd_instr *instrs;
 } hd_segment;
@@ -107,6 +113,8 @@ typedef struct hd_port { const char *name; int buffer; } hd_port; /* a named out
 typedef struct hd_program {
     hd_arena memory; /* owns everything below */
     int threads;     /* of the team that workspaces were sized for */
+    hd_mesh mesh;    /* n = 0: one rank. Peers, shapes and attributes of a rank follow from its coordinates (hd_buffer_piece, hd_instr_attrs) */
+    int stage, stages; /* which part of the pipeline this is; 0, 1 without one */
     hd_symbol symbols[HD_MAX_SYMBOLS]; int n_symbols;
     hd_buffer *buffers; int n_buffers;
     hd_segment *segments; int n_segments;
@@ -158,7 +166,8 @@ const hd_instr *hd_instr_next(hd_instr_iter *it); /* NULL at the end */
 const char *hd_segment_name(hd_segment_kind k);   /* "prepare", ... */
 const char *hd_role_name(hd_role r);              /* "parameters", ... */
 const char *hd_buffer_class_name(hd_buffer_class c);
-int hd_program_segment(const hd_program *p, hd_segment_kind k); /* index, or -1: no such segment */
+int hd_program_segment(const hd_program *p, hd_segment_kind k); /* index of the first of this kind, or -1: no such segment */
+int hd_program_segment_of(const hd_program *p, hd_segment_kind k, int chunk);
 hd_call hd_program_call(const hd_program *p, int segment);      /* micro 0, symbols at their maxima */
 int hd_program_find(const hd_program *p, const char *path);     /* buffer with that path, or -1 */
 int hd_program_input(const hd_program *p, const char *path);    /* INPUT buffer, or -1 */
@@ -166,8 +175,12 @@ int hd_program_output(const hd_program *p, const char *name);   /* buffer of a n
 static inline int hd_buffer_root(const hd_program *p, int b) { return p->buffers[b].view_of >= 0 ? p->buffers[b].view_of : b; }
 bool hd_buffer_in_arena(const hd_program *p, int b);            /* b is a root with memory in the arena */
 
-/* A buffer as a kernel would see it with these bindings (negative or NULL: maxima); data is NULL. */
+/* A buffer as a kernel of coordinate 0 would see it with these bindings (negative or NULL: maxima); data is NULL. */
 hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding);
+/* The same as rank sees it. */
+hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *binding);
+/* The parameters of instruction x for rank: written to attrs (op->attrs_size bytes). */
+void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attrs);
 
 /* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
 #define HD_TENSOR_PRESENT ((void *)64)

@@ -1,0 +1,29 @@
+/* partition.h: passes that make a Graph for one rank out of the Graph of the whole: over a mesh (layouts), and over a pipeline (chunks).
+ *
+ * Order: hd_pass_chunks, hd_pass_partition, then hd_graph_stage for each stage. */
+#ifndef HD_PASSES_PARTITION_H
+#define HD_PASSES_PARTITION_H
+
+#include "graph/graph.h"
+
+/* The layout of all values whose path matches the glob, as text (graph/layout.h). Later pins override earlier ones. */
+typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
+
+/* In place, after differentiation and the update: gives every value a layout, every node the split of its loops, and puts conversions between them.
+ * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:
+ * over DATA axes parameters and gradients are moved rather than activations, over MODEL axes activations rather than parameters. A state keeps the
+ * layout of the value it becomes, by conversion of that. Error (in g->err too): an unknown axis, a pin that matches nothing or has another rank. */
+int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
+
+/* In place, after differentiation and the update: sets node->chunk for every node. first[c - 1] is a path (or the beginning of one, up to a dot) of the
+ * first node of chunk c: forward nodes go by position, backward nodes to the chunk of the forward node they differentiate, updates to their
+ * parameter's. A sum of gradients from several chunks of a parameter used in several becomes a sum of sums over the step. */
+int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
+
+/* The part that stage (0 .. stages-1) does: chunks stage, stage + stages, ... with send and recv where values cross chunks: activations and their
+ * gradients per call; a parameter that several chunks read is sent from its home (the chunk of its first use) once per step, and its gradient comes
+ * back once. Scalars of the update that are sums over chunks (loss, squares of gradients) become all_reduce over the mesh axis "pp". Values keep
+ * their paths. The caller frees it. NULL and err on failure. */
+hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
+
+#endif
