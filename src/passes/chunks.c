@@ -84,7 +84,9 @@ static void place_step_values(chunker *c)
         if (n->phase != HD_FORWARD) continue;
         int wanted = UNKNOWN;
         for (int k = 0; k < n->n_out; k++) wanted = first_of(wanted, c->home[n->out[k]]);
-        if (is_of_step(g, n) && wanted >= 0) n->chunk = wanted;
+        const hd_node *summed = is_op(n, "micro_sum") ? maker(g, n->in[0]) : NULL;
+        if (summed) n->chunk = summed->chunk;
+        else if (is_of_step(g, n) && wanted >= 0) n->chunk = wanted;
         for (int k = 0; k < n->n_in; k++)
             if (n->in[k] != HD_NONE) c->home[n->in[k]] = first_of(c->home[n->in[k]], n->chunk);
     }

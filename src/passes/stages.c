@@ -60,7 +60,7 @@ static void place_nodes(cutter *c)
     }
 }
 
-/* A parameter's home is the first chunk that reads it before the update; a state's, where its next value is made. */
+/* A parameter's or state's home is the first chunk that reads it before the update. */
 static void place_leaves(cutter *c)
 {
     const hd_graph *g = c->g;
@@ -73,7 +73,7 @@ static void place_leaves(cutter *c)
                 if (updates && c->chunk[v] < 0) c->chunk[v] = c->node_chunk[i];
             }
     for (size_t i = 0; i < g->n_pairs; i++)
-        if (g->values[g->pairs[i].in].kind == HD_STATE && c->chunk[g->pairs[i].out] >= 0) c->chunk[g->pairs[i].in] = c->chunk[g->pairs[i].out];
+        if (c->chunk[g->pairs[i].in] < 0) c->chunk[g->pairs[i].in] = c->chunk[g->pairs[i].out]; /* nobody reads it */
     for (size_t v = 0; v < g->n_values; v++) {
         hd_kind kind = g->values[v].kind;
         if (kind == HD_INPUT || kind == HD_CONST) c->chunk[v] = EVERYWHERE;
@@ -189,18 +189,22 @@ static int note_message(cutter *c, hd_value v, int to)
     return 0;
 }
 
+static int note_reader(cutter *c, hd_value v, int to)
+{
+    if (v == HD_NONE || to < 0 || c->chunk[v] < 0 || c->chunk[v] == to) return 0;
+    if (check_direction(c, v, to)) return c->out->err.code;
+    return c->chunk[v] % c->stages == to % c->stages ? 0 : note_message(c, v, to);
+}
+
+/* Nodes read; so do states of what they become. */
 static int find_messages(cutter *c)
 {
     const hd_graph *g = c->g;
+    int rc = 0;
     for (size_t i = 0; i < g->n_nodes; i++)
-        for (int k = 0; k < g->nodes[i]->n_in; k++) {
-            hd_value v = g->nodes[i]->in[k];
-            int to = c->node_chunk[i];
-            if (v == HD_NONE || to < 0 || c->chunk[v] < 0) continue;
-            if (c->chunk[v] != to && check_direction(c, v, to)) return c->out->err.code;
-            if (c->chunk[v] % c->stages != to % c->stages && note_message(c, v, to)) return c->out->err.code;
-        }
-    return 0;
+        for (int k = 0; k < g->nodes[i]->n_in && !rc; k++) rc = note_reader(c, g->nodes[i]->in[k], c->node_chunk[i]);
+    for (size_t i = 0; i < g->n_pairs && !rc; i++) rc = note_reader(c, g->pairs[i].out, c->chunk[g->pairs[i].in]);
+    return rc;
 }
 
 static void number_value(cutter *c, hd_value v, int *next)
