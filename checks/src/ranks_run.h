@@ -137,6 +137,7 @@ typedef struct run_shared {
 typedef struct run_thread {
     run_shared *shared;
     int rank, step;
+    hd_rank at;
     hd_session session;
     pthread_t thread;
 } run_thread;
@@ -287,7 +288,8 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
     const run_job *j = t->shared->job;
     hd_session_options o = run_options(j);
     o.plan = *t->shared->plan;
-    o.rank = (hd_rank){t->rank, t->shared->comm[t->rank]};
+    t->at = (hd_rank){t->rank, t->shared->comm[t->rank]};
+    if (o.plan.mesh.n) o.rank = &t->at;
     hd_graph *g = run_graph(j, err);
     int rc = g ? hd_session_init(&t->session, g, NULL, &o, err) : err->code;
     if (!rc) rc = hd_session_start(&t->session, &o, err);
