@@ -317,12 +317,12 @@ static bool is_bounded(const chooser *c, int loop)
     return false;
 }
 
-/* Sums of narrow numbers are not passed on. */
+/* Sums of narrow numbers are not passed on; nor are any where a forward op's further results are read: statistics, which are no sums. */
 static bool may_pass(const chooser *c, int axis, uint32_t set)
 {
     bool any = false;
     for (int r = 0; r < c->n->n_out; r++)
-        if (c->p->value[c->n->out[r]].used && !is_wide(c->out[r].dtype)) return false;
+        if (c->p->value[c->n->out[r]].used && (!is_wide(c->out[r].dtype) || (r && !c->n->op->is_backward))) return false;
     for (int i = 0; i < c->n->n_in; i++) {
         if (!(set >> i & 1) || !given(c, i)) continue;
         if (!is_wide(c->in[i].dtype)) return false;
