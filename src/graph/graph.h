@@ -123,6 +123,9 @@ hd_value hd_graph_scalar(hd_graph *g, double v, hd_dtype dtype);                
 /* Appends a node; op by name; attrs (may be NULL) is copied. Returns result 0. name becomes the last part of the path of its results
  * (".1", ".2" behind it for results other than the first). A name in use gets a number behind it. */
 hd_value hd_graph_node(hd_graph *g, const char *op, const char *name, const void *attrs, const hd_value *in, int n_in);
+/* Appends a copy of a node over other operands of the same types, with the splits, chunk and results' layouts of the original, in the graph's phase and
+ * with its origin; its path is prefix "." the original's. Nothing is inferred anew: the graph may be partitioned. NULL after an error. */
+const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix, const hd_value *in, int n_in);
 hd_value hd_graph_result(const hd_graph *g, hd_value v, int i); /* result i of the node that makes v; HD_NONE if there is none */
 
 void hd_graph_output(hd_graph *g, const char *name, hd_value v);
@@ -132,6 +135,13 @@ hd_value hd_graph_find(const hd_graph *g, const char *path); /* HD_NONE if there
 
 /* Records an error of the person building (message with the current path in front). Returns HD_NONE. */
 hd_value hd_graph_fail(hd_graph *g, int code, const char *fmt, ...) HD_PRINTF(3, 4);
+
+/* ---- parts of other graphs, for passes that cut one: nothing is inferred or checked ---- */
+
+/* A value with the path, type, layout, contents and flags that v has in `from`. One of kind HD_RESULT waits for its node. */
+hd_value hd_graph_copy_value(hd_graph *g, const hd_graph *from, hd_value v);
+/* Appends a copy of n, of another graph, with these operands and results of g; without origin. NULL and g->err when out of memory. */
+hd_node *hd_graph_copy_node(hd_graph *g, const hd_node *n, const hd_value *in, const hd_value *out);
 
 static inline const hd_value_info *hd_info(const hd_graph *g, hd_value v) { return &g->values[v]; }
 static inline const hd_type *hd_type_in(const hd_graph *g, hd_value v) { return &g->values[v].type; }

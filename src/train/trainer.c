@@ -237,7 +237,7 @@ static int one_step(run *r, hd_error *err)
     r->at.step++;
     r->at.samples += r->c->batch * r->options.plan.micro_batches;
     series_add(&r->train_loss, (double)r->at.step, r->loss);
-    if (r->at.step % r->c->log_every == 0 || r->at.step == r->c->steps) report_step(r, lr);
+    report_step(r, lr);
     return 0;
 }
 
