@@ -1,6 +1,7 @@
 /* session.h: graphs made ready to run: passes, lowering, a store that they share, and an executor each.
  *
- * A session holds up to two programs over one Store: "train" (one whole step) and "eval" (forward only). They take turns on one team. */
+ * A session holds up to two programs over one Store: "train" (one whole step) and "eval" (forward only). They take turns on one team. With a plan that has
+ * a mesh it is one rank's: the graphs are cut for that rank, and every rank of the job makes a session of the same graphs. */
 #ifndef HD_TRAIN_SESSION_H
 #define HD_TRAIN_SESSION_H
 
@@ -12,7 +13,8 @@ typedef enum hd_role_of_program { HD_TRAIN_PROGRAM, HD_EVAL_PROGRAM, HD_SESSION_
 
 typedef struct hd_session_options {
     hd_step_options step;
-    hd_plan plan;                /* micro-batches, precision, threads, back end */
+    hd_plan plan;                /* micro-batches, precision, threads, back end; the mesh and what goes with it */
+    const hd_rank *rank;         /* of plan.mesh; NULL: the only one. Must outlive the session */
     const hd_lora_options *lora; /* NULL: none */
     uint64_t seed;               /* of initial values */
     bool share_arena;            /* evaluation works in the training program's arena: inputs and outputs of one are lost when the other runs */
@@ -26,9 +28,13 @@ typedef struct hd_session {
     hd_backend backend;
     hd_team *team;
     hd_store *store;
-    int64_t predicted_bytes;              /* peak of the process */
+    hd_store *names;                      /* empty but for its list: the state of all stages; NULL with one rank */
+    int64_t predicted_bytes;              /* peak of the process, with all of its ranks */
     double flops[HD_SESSION_PROGRAMS];    /* of one step; of one call */
 } hd_session;
+
+/* Threads of a rank's team: as the plan says, else this machine's cores over the job's ranks on it. */
+int hd_session_threads(const hd_plan *plan, const hd_rank *rank);
 
 /* Takes over the forward graphs (with an output "loss"; either may be NULL), makes them whole, and lowers them. Nothing big is allocated yet.
  * On failure *s is empty, and the graphs are freed. */
