@@ -288,6 +288,32 @@ hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const
     return node_results(g, n, out_types) ? HD_NONE : n->out[0];
 }
 
+const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix, const hd_value *in, int n_in)
+{
+    if (g->err.code) return NULL;
+    const char *name = hd_arena_printf(&g->arena, "%s.%s", prefix, of->path), *scope = g->scope;
+    g->scope = "";
+    const char *path = name ? make_path(g, name, true) : NULL;
+    g->scope = scope;
+    hd_node *n = node_new(g, of->op, path, of->attrs, in, n_in, of->n_out);
+    if (!n) return out_of_memory(g), NULL;
+    n->chunk = of->chunk;
+    n->splits = of->splits;
+    n->n_splits = of->n_splits;
+    for (int k = 0; k < of->n_out; k++) {
+        const hd_value_info old = g->values[of->out[k]];
+        const char *result = k ? hd_arena_printf(&g->arena, "%s.%d", path, k) : path;
+        hd_value v = value_new(g, result, old.type, HD_RESULT, old.micro);
+        if (v == HD_NONE) return NULL;
+        g->values[v].whole = old.whole;
+        g->values[v].layout = old.layout;
+        g->values[v].node = (int)g->n_nodes - 1;
+        g->values[v].result = k;
+        n->out[k] = v;
+    }
+    return n;
+}
+
 hd_value hd_graph_result(const hd_graph *g, hd_value v, int i)
 {
     if (v == HD_NONE || g->err.code || g->values[v].node < 0) return HD_NONE;

@@ -124,6 +124,9 @@ hd_value hd_graph_scalar(hd_graph *g, double v, hd_dtype dtype);                
 /* Appends a node; op by name; attrs (may be NULL) is copied. Returns result 0. name becomes the last part of the path of its results
  * (".1", ".2" behind it for results other than the first). A name in use gets a number behind it. */
 hd_value hd_graph_node(hd_graph *g, const char *op, const char *name, const void *attrs, const hd_value *in, int n_in);
+/* Appends a copy of a node over other operands of the same types, with the splits, chunk and results' layouts of the original, in the graph's phase and
+ * with its origin; its path is prefix "." the original's. Nothing is inferred anew: the graph may be partitioned. NULL after an error. */
+const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix, const hd_value *in, int n_in);
 hd_value hd_graph_result(const hd_graph *g, hd_value v, int i); /* result i of the node that makes v; HD_NONE if there is none */
 
 void hd_graph_output(hd_graph *g, const char *name, hd_value v);

@@ -14,6 +14,11 @@ int hd_pass_precision(hd_graph *g, hd_dtype dtype);
  * instead of being kept, where their operands are kept anyway. The same bits. */
 int hd_pass_recompute_elementwise(hd_graph *g);
 
+/* After differentiation and common subexpressions, before or after partitioning, and before the pass above: forward values whose path matches one of n
+ * patterns (a plan's `recompute`) are computed again in backward by clones of their nodes (again.<path>; origin: the forward node), just before they are
+ * first read there. Collectives over named values are cloned too; outputs and values of the whole step are kept. The same bits. */
+int hd_pass_recompute(hd_graph *g, const char (*patterns)[64], int n);
+
 /* After differentiation: runs of elementwise nodes of one shape become one `fused` node, which reads and writes each element once
  * (bias + activation is such a run). Results are bit for bit those of the nodes alone. */
 int hd_pass_fuse_elementwise(hd_graph *g);

@@ -9,10 +9,19 @@
 #include "base/json.h"
 #include "base/thread.h"
 
-enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20 };
+enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
-static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack"};
+static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack",
+                                        "mesh", "pins", "schedule", "chunks", "cuts", "recompute"};
+static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
+#define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
+
+static const char *const role_names[] = {[HD_AXIS_DATA] = "data", [HD_AXIS_MODEL] = "model", [HD_AXIS_PIPELINE] = "pipeline"};
+/* Axes with a meaning of their own; any other name may be data or model. */
+static const struct { const char *name; hd_axis_role role; } known_axes[] = {
+    {"pp", HD_AXIS_PIPELINE}, {"dp", HD_AXIS_DATA}, {"cp", HD_AXIS_DATA}, {"tp", HD_AXIS_MODEL}, {"tp0", HD_AXIS_MODEL}, {"tp1", HD_AXIS_MODEL},
+};
 
 static const char *const schedule_names[] = {"gpipe", "1f1b", "interleaved", "zero-bubble"};
 
@@ -46,6 +55,86 @@ void hd_plan_complete(hd_plan *p, const hd_graph *g)
     if (!p->fingerprint && g) p->fingerprint = hd_graph_fingerprint(g);
 }
 
+/* ---- checks of what many ranks need ---- */
+
+static int check_axis_name(const hd_mesh *m, int a, hd_error *err)
+{
+    const char *name = m->axis[a].name;
+    size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_");
+    if (!n || name[n] || !strcmp(name, "max") || strchr("0123456789_", name[0]))
+        return hd_fail(err, HD_EINVAL, "mesh: an axis' name is lower-case letters and digits, not \"%s\"", name);
+    if (hd_mesh_find(m, name) < a) return hd_fail(err, HD_EINVAL, "mesh: two axes are named \"%s\"", name);
+    return 0;
+}
+
+static int check_axis_role(const hd_mesh *m, int a, hd_error *err)
+{
+    const hd_mesh_axis *x = &m->axis[a];
+    for (int k = 0; k < COUNT(known_axes); k++)
+        if (!strcmp(x->name, known_axes[k].name) && x->role != known_axes[k].role)
+            return hd_fail(err, HD_EINVAL, "mesh: the role of axis \"%s\" is \"%s\", not \"%s\"", x->name, role_names[known_axes[k].role], role_names[x->role]);
+    if (x->role == HD_AXIS_PIPELINE && strcmp(x->name, "pp"))
+        return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis must be named \"pp\", not \"%s\"", x->name);
+    if (x->role == HD_AXIS_PIPELINE && a) return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis \"pp\" must come first");
+    return 0;
+}
+
+static int check_mesh(const hd_mesh *m, hd_error *err)
+{
+    int64_t world = 1;
+    for (int a = 0; a < m->n; a++) {
+        const hd_mesh_axis *x = &m->axis[a];
+        if (check_axis_name(m, a, err) || check_axis_role(m, a, err)) return HD_EINVAL;
+        if (x->size < 1) return hd_fail(err, HD_EINVAL, "mesh: the size of axis \"%s\" must be at least 1, is %d", x->name, x->size);
+        world *= x->size;
+        if (world > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "mesh: more than %d ranks", HD_MAX_RANKS);
+    }
+    return 0;
+}
+
+/* The rank of what a pin matches is not known here: only that each axis is one of the mesh, and cuts values. */
+static int check_pin(const hd_mesh *m, const hd_pin *pin, hd_error *err)
+{
+    if (!pin->pattern[0]) return hd_fail(err, HD_EINVAL, "pins: a pin must name values");
+    for (const char *at = pin->layout; *at;) {
+        size_t n = strspn(at, "abcdefghijklmnopqrstuvwxyz_0123456789");
+        if (n && !(*at >= '0' && *at <= '9') && !(n == 3 && !strncmp(at, "max", 3))) {
+            char name[32];
+            snprintf(name, sizeof name, "%.*s", (int)n, at);
+            int axis = hd_mesh_find(m, name);
+            if (axis < 0) return hd_fail(err, HD_EINVAL, "pins: layout \"%s\" of \"%s\": the mesh has no axis \"%s\"", pin->layout, pin->pattern, name);
+            if (m->axis[axis].role == HD_AXIS_PIPELINE)
+                return hd_fail(err, HD_EINVAL, "pins: layout \"%s\" of \"%s\": the pipeline's axis cuts no value", pin->layout, pin->pattern);
+        } else if (!n && !strchr(",.-*+ ", *at)) {
+            return hd_fail(err, HD_EINVAL, "pins: layout \"%s\" of \"%s\" is none", pin->layout, pin->pattern);
+        }
+        at += n ? n : 1;
+    }
+    return 0;
+}
+
+static int check_pipeline(const hd_plan *p, hd_error *err)
+{
+    int64_t all = (int64_t)hd_plan_stages(p) * p->chunks;
+    if (p->chunks < 1 || p->chunks > MAX_CHUNKS) return hd_fail(err, HD_EINVAL, "chunks must be from 1 to %d, is %d", MAX_CHUNKS, p->chunks);
+    if (all > HD_MAX_CUTS + 1) return hd_fail(err, HD_EINVAL, "%d stages of %d chunks: a plan can have %d chunks in all", hd_plan_stages(p), p->chunks, HD_MAX_CUTS + 1);
+    if (p->chunks > 1 && p->schedule != HD_SCHEDULE_INTERLEAVED)
+        return hd_fail(err, HD_EINVAL, "several chunks a stage need the schedule \"interleaved\", not \"%s\"", hd_schedule_name(p->schedule));
+    if (p->n_cuts && p->n_cuts != all - 1)
+        return hd_fail(err, HD_EINVAL, "%d stages of %d chunks need %d cuts, not %d", hd_plan_stages(p), p->chunks, (int)all - 1, p->n_cuts);
+    for (int i = 0; i < p->n_cuts; i++)
+        for (int k = 0; k < i; k++)
+            if (!strcmp(p->cuts[i], p->cuts[k])) return hd_fail(err, HD_EINVAL, "cuts: \"%s\" is named twice", p->cuts[i]);
+    return 0;
+}
+
+static int check_ranks(const hd_plan *p, hd_error *err)
+{
+    int rc = check_mesh(&p->mesh, err);
+    for (int i = 0; i < p->n_pins && !rc; i++) rc = check_pin(&p->mesh, &p->pins[i], err);
+    return rc ? rc : check_pipeline(p, err);
+}
+
 int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
 {
     if (p->version != HD_PLAN_VERSION)
@@ -55,6 +144,7 @@ int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
     if (p->precision != HD_F32 && p->precision != HD_BF16)
         return hd_fail(err, HD_EINVAL, "precision must be f32 or bf16, is %s", hd_dtype_name(p->precision));
     if (p->threads < 0 || p->threads > MAX_THREADS) return hd_fail(err, HD_EINVAL, "threads must be from 0 to %d, is %d", MAX_THREADS, p->threads);
+    if (check_ranks(p, err)) return HD_EINVAL;
     if (g && p->fingerprint && p->fingerprint != hd_graph_fingerprint(g))
         return hd_fail(err, HD_EINVAL, "the plan was made for another network: its fingerprint is %016" PRIx64 ", this one's %016" PRIx64, p->fingerprint,
                        hd_graph_fingerprint(g));
@@ -63,12 +153,48 @@ int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
 
 /* ---- JSON ---- */
 
+static json_t *mesh_to_json(const hd_mesh *m)
+{
+    json_t *j = json_array();
+    for (int a = 0; a < m->n; a++)
+        json_array_append_new(j, json_pack("{s:s, s:i, s:s}", "name", m->axis[a].name, "size", m->axis[a].size, "role", role_names[m->axis[a].role]));
+    return j;
+}
+
+static json_t *pins_to_json(const hd_plan *p)
+{
+    json_t *j = json_array();
+    for (int i = 0; i < p->n_pins; i++)
+        json_array_append_new(j, json_pack("{s:s, s:s}", "values", p->pins[i].pattern, "layout", p->pins[i].layout));
+    return j;
+}
+
+static json_t *strings_to_json(const char (*text)[64], int n)
+{
+    json_t *j = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(j, json_string(text[i]));
+    return j;
+}
+
+/* Only what isn't at its default: the plan of one rank has none of it. */
+static void add_ranks(json_t *j, const hd_plan *p)
+{
+    if (p->mesh.n) json_object_set_new(j, "mesh", mesh_to_json(&p->mesh));
+    if (p->n_pins) json_object_set_new(j, "pins", pins_to_json(p));
+    if (p->schedule != HD_SCHEDULE_GPIPE) json_object_set_new(j, "schedule", json_string(hd_schedule_name(p->schedule)));
+    if (p->chunks != 1) json_object_set_new(j, "chunks", json_integer(p->chunks));
+    if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
+    if (p->n_recompute) json_object_set_new(j, "recompute", strings_to_json(p->recompute, p->n_recompute));
+}
+
 static json_t *to_json(const hd_plan *p)
 {
     char fingerprint[24];
     snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, p->fingerprint);
-    return json_pack("{s:i, s:s, s:I, s:s, s:i, s:s, s:b}", "version", p->version, "fingerprint", fingerprint, "micro_batches",
-                     (json_int_t)p->micro_batches, "precision", hd_dtype_name(p->precision), "threads", p->threads, "backend", p->backend, "pack", p->pack);
+    json_t *j = json_pack("{s:i, s:s, s:I, s:s, s:i, s:s, s:b}", "version", p->version, "fingerprint", fingerprint, "micro_batches",
+                          (json_int_t)p->micro_batches, "precision", hd_dtype_name(p->precision), "threads", p->threads, "backend", p->backend, "pack", p->pack);
+    if (j) add_ranks(j, p);
+    return j;
 }
 
 int hd_plan_print(const hd_plan *p, hd_str *out)
@@ -94,14 +220,14 @@ int hd_plan_save(const hd_plan *p, const char *path, hd_error *err)
     return rc;
 }
 
-static int check_keys(const json_t *j, const char *name, hd_error *err)
+static int check_keys(const json_t *j, const char *const *keys, int n, const char *what, const char *name, hd_error *err)
 {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)j, key, value) {
         bool known = false;
-        for (size_t i = 0; i < sizeof known_keys / sizeof known_keys[0]; i++) known |= !strcmp(key, known_keys[i]);
-        if (!known) return hd_fail(err, HD_EFORMAT, "%s: a plan has no key \"%s\"", name, key);
+        for (int i = 0; i < n; i++) known |= !strcmp(key, keys[i]);
+        if (!known) return hd_fail(err, HD_EFORMAT, "%s: %s has no key \"%s\"", name, what, key);
     }
     return 0;
 }
@@ -136,6 +262,107 @@ static int read_backend(const json_t *j, const char *name, hd_plan *p, hd_error 
     return 0;
 }
 
+/* The list under key, of at most `most` entries; *out stays NULL where there is none. */
+static int read_list(const json_t *j, const char *key, int most, const json_t **out, const char *name, hd_error *err)
+{
+    const json_t *list = json_object_get(j, key);
+    if (!list || json_is_null(list)) return 0;
+    if (!json_is_array(list)) return hd_fail(err, HD_EFORMAT, "%s: \"%s\" must be a list", name, key);
+    if (json_array_size(list) > (size_t)most)
+        return hd_fail(err, HD_EFORMAT, "%s: \"%s\" has %zu entries, a plan can have %d", name, key, json_array_size(list), most);
+    *out = list;
+    return 0;
+}
+
+/* Copies text of at most size - 1 bytes. */
+static int take_text(const char *text, char *out, size_t size, const char *key, const char *name, hd_error *err)
+{
+    if (!text || !*text) return hd_fail(err, HD_EFORMAT, "%s: \"%s\": an entry is missing or empty", name, key);
+    if (strlen(text) >= size) return hd_fail(err, HD_EFORMAT, "%s: \"%s\": \"%.80s\" is longer than %zu characters", name, key, text, size - 1);
+    memcpy(out, text, strlen(text) + 1);
+    return 0;
+}
+
+static int read_strings(const json_t *j, const char *key, char (*out)[64], int most, int *n, const char *name, hd_error *err)
+{
+    const json_t *list = NULL;
+    int rc = read_list(j, key, most, &list, name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++, ++*n) {
+        const json_t *entry = json_array_get(list, i);
+        if (!json_is_string(entry)) return hd_fail(err, HD_EFORMAT, "%s: \"%s\" must be a list of strings", name, key);
+        rc = take_text(json_string_value(entry), out[i], sizeof out[i], key, name, err);
+    }
+    return rc;
+}
+
+static int read_axis(const json_t *j, hd_mesh_axis *x, const char *name, hd_error *err)
+{
+    const char *text = NULL, *role = NULL;
+    int64_t size = 1;
+    if (!json_is_object(j)) return hd_fail(err, HD_EFORMAT, "%s: an axis of \"mesh\" must be an object of name, size and role", name);
+    int rc = check_keys(j, axis_keys, COUNT(axis_keys), "an axis of \"mesh\"", name, err);
+    if (!rc) rc = hd_json_string(j, "name", &text, name, err);
+    if (!rc) rc = take_text(text, x->name, sizeof x->name, "mesh", name, err);
+    if (!rc) rc = hd_json_need(j, "size", name, err);
+    if (!rc) rc = hd_json_int(j, "size", 1, HD_MAX_RANKS, &size, name, err);
+    if (!rc) rc = hd_json_string(j, "role", &role, name, err);
+    if (rc) return rc;
+    x->size = (int)size;
+    for (int i = 0; i < COUNT(role_names); i++)
+        if (role && !strcmp(role, role_names[i])) return x->role = (hd_axis_role)i, 0;
+    return hd_fail(err, HD_EFORMAT, "%s: \"role\" of axis \"%s\" must be \"data\", \"model\" or \"pipeline\"", name, x->name);
+}
+
+static int read_mesh(const json_t *j, const char *name, hd_plan *p, hd_error *err)
+{
+    const json_t *list = NULL;
+    int rc = read_list(j, "mesh", HD_MAX_AXES, &list, name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_axis(json_array_get(list, i), &p->mesh.axis[p->mesh.n++], name, err);
+    return rc;
+}
+
+static int read_pin(const json_t *j, hd_pin *pin, const char *name, hd_error *err)
+{
+    const char *values = NULL, *layout = NULL;
+    if (!json_is_object(j)) return hd_fail(err, HD_EFORMAT, "%s: a pin must be an object of values and layout", name);
+    int rc = check_keys(j, pin_keys, COUNT(pin_keys), "a pin", name, err);
+    if (!rc) rc = hd_json_string(j, "values", &values, name, err);
+    if (!rc) rc = take_text(values, pin->pattern, sizeof pin->pattern, "values", name, err);
+    if (!rc) rc = hd_json_need(j, "layout", name, err);
+    if (!rc) rc = hd_json_string(j, "layout", &layout, name, err);
+    if (rc || !layout || !*layout) return rc; /* "": a scalar that is whole */
+    return take_text(layout, pin->layout, sizeof pin->layout, "layout", name, err);
+}
+
+static int read_pins(const json_t *j, const char *name, hd_plan *p, hd_error *err)
+{
+    const json_t *list = NULL;
+    int rc = read_list(j, "pins", HD_MAX_PINS, &list, name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_pin(json_array_get(list, i), &p->pins[p->n_pins++], name, err);
+    return rc;
+}
+
+static int read_schedule(const json_t *j, const char *name, hd_plan *p, hd_error *err)
+{
+    const char *text = NULL;
+    int64_t chunks = p->chunks;
+    int rc = hd_json_string(j, "schedule", &text, name, err);
+    if (!rc && text && hd_schedule_parse(text, &p->schedule))
+        rc = hd_fail(err, HD_EFORMAT, "%s: \"schedule\" must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", name, text);
+    if (!rc) rc = hd_json_int(j, "chunks", 1, MAX_CHUNKS, &chunks, name, err);
+    p->chunks = (int)chunks;
+    return rc;
+}
+
+static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *err)
+{
+    int rc = read_mesh(j, name, p, err);
+    if (!rc) rc = read_pins(j, name, p, err);
+    if (!rc) rc = read_schedule(j, name, p, err);
+    if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);
+    return rc ? rc : read_strings(j, "recompute", p->recompute, HD_MAX_RECOMPUTE, &p->n_recompute, name, err);
+}
+
 static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *err)
 {
     int64_t version = HD_PLAN_VERSION, threads = p->threads;
@@ -143,7 +370,7 @@ static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *er
     int rc = hd_json_int(j, "version", 1, 1000000, &version, name, err);
     if (!rc && version != HD_PLAN_VERSION)
         rc = hd_fail(err, HD_EUNSUPPORTED, "%s: the plan is of version %d, this program reads version %d", name, (int)version, HD_PLAN_VERSION);
-    if (!rc) rc = check_keys(j, name, err);
+    if (!rc) rc = check_keys(j, known_keys, COUNT(known_keys), "a plan", name, err);
     if (!rc) rc = read_fingerprint(j, name, p, err);
     if (!rc) rc = hd_json_int(j, "micro_batches", 1, MAX_MICRO_BATCHES, &p->micro_batches, name, err);
     if (!rc) rc = read_precision(j, name, p, err);
@@ -151,6 +378,7 @@ static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *er
     if (!rc) rc = read_backend(j, name, p, err);
     if (!rc) rc = hd_json_bool(j, "pack", &p->pack, name, err);
     p->threads = (int)threads;
+    if (!rc) rc = read_ranks(j, name, p, err);
     return rc ? rc : hd_plan_check(p, NULL, err);
 }
 

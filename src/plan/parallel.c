@@ -1,0 +1,315 @@
+/* parallel.c: reading the by-hand form, and all of its expansion but pins and cuts. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan/parallel_int.h"
+
+/* ---- reading ---- */
+
+typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } number_key;
+#define AT(field) offsetof(hd_parallel, field)
+static const number_key number_keys[] = {
+    {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
+    {"sp", AT(sp), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64}, {"slices", AT(slices), 1, 4096},
+};
+enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, KEYS };
+static const char *const other_keys[] = {"schedule", "recompute", "layers"};
+
+typedef struct parallel_reader { hd_parallel *out; uint32_t seen; hd_error *err; } parallel_reader;
+
+static int find_key(const char *key)
+{
+    for (int i = 0; i < NUMBER_KEYS; i++)
+        if (!strcmp(key, number_keys[i].name)) return i;
+    for (int i = NUMBER_KEYS; i < KEYS; i++)
+        if (!strcmp(key, other_keys[i - NUMBER_KEYS])) return i;
+    return -1;
+}
+
+/* A whole number at *at; moves *at behind it. */
+static bool take_number(const char **at, int64_t lo, int64_t hi, int64_t *out)
+{
+    char *end;
+    if (**at < '0' || **at > '9') return false;
+    *out = strtoll(*at, &end, 10);
+    *at = end;
+    return *out >= lo && *out <= hi;
+}
+
+static int read_number(parallel_reader *r, const number_key *k, const char *value)
+{
+    int64_t *out = (int64_t *)((char *)r->out + k->offset);
+    const char *at = value;
+    if (take_number(&at, k->lo, k->hi, out) && !*at) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: %s must be a number from %" PRId64 " to %" PRId64 ", not \"%s\"", k->name, k->lo, k->hi, value);
+}
+
+static int read_recompute(parallel_reader *r, const char *value)
+{
+    static const char *const names[] = {"none", "full", "selective"};
+    const char *at = value + 6;
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(value, names[i])) return r->out->recompute = (hd_recompute)i, 0;
+    r->out->recompute = HD_RECOMPUTE_EVERY;
+    if (!strncmp(value, "every:", 6) && take_number(&at, 1, 1000000, &r->out->every) && !*at) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: recompute must be none, full, selective or every:K, not \"%s\"", value);
+}
+
+static int read_layers(parallel_reader *r, const char *value)
+{
+    hd_parallel *p = r->out;
+    for (const char *at = value;; at++) {
+        if (p->n_layers > HD_MAX_CUTS) return hd_fail(r->err, HD_EINVAL, "--parallel: layers names more than %d chunks", HD_MAX_CUTS + 1);
+        if (!take_number(&at, 1, 1000000, &p->layers[p->n_layers])) break;
+        p->n_layers++;
+        if (!*at) return 0;
+        if (*at != ':') break;
+    }
+    return hd_fail(r->err, HD_EINVAL, "--parallel: layers must be numbers of layers such as 5:7, not \"%s\"", value);
+}
+
+static int read_item(parallel_reader *r, char *item)
+{
+    char *value = strchr(item, '=');
+    if (value) *value++ = 0;
+    int key = find_key(item);
+    if (key < 0)
+        return hd_fail(r->err, HD_EINVAL, "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, v, schedule, layers, recompute and slices", item);
+    if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
+    r->seen |= 1u << key;
+    if (!value && !strcmp(item, "sp")) value = "1";
+    if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
+    if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
+    if (key == RECOMPUTE) return read_recompute(r, value);
+    if (key == LAYERS) return read_layers(r, value);
+    r->out->has_schedule = true;
+    if (!hd_schedule_parse(value, &r->out->schedule)) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
+}
+
+int64_t hd_parallel_ranks(const hd_parallel *p)
+{
+    int64_t n = p->pp;
+    const int64_t others[] = {p->dp, p->cp, p->tp};
+    for (int i = 0; i < 3; i++) n = n > HD_MAX_RANKS ? n : n * others[i];
+    return n;
+}
+
+/* What contradicts itself whatever the network. */
+static int check_form(const hd_parallel *p, hd_error *err)
+{
+    if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
+    if (p->sp && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: sp splits over the tensor-parallel ranks: give tp=2 or more with it");
+    if (p->zero && p->dp * p->cp == 1) return hd_fail(err, HD_EINVAL, "--parallel: zero=%d splits over the data-parallel ranks: give dp=2 or more with it", (int)p->zero);
+    if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
+    if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
+        return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
+    if (p->pp * p->chunks > HD_MAX_CUTS + 1) return hd_fail(err, HD_EINVAL, "--parallel: pp x v is more than %d chunks", HD_MAX_CUTS + 1);
+    if (p->n_layers && p->n_layers != p->pp * p->chunks)
+        return hd_fail(err, HD_EINVAL, "--parallel: layers names %d chunks, pp x v is %d", p->n_layers, (int)(p->pp * p->chunks));
+    return 0;
+}
+
+int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
+{
+    char copy[2048];
+    parallel_reader r = {.out = out, .err = err};
+    *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1};
+    if (strlen(text) >= sizeof copy) return hd_fail(err, HD_EINVAL, "--parallel: more than %zu characters", sizeof copy - 1);
+    memcpy(copy, text, strlen(text) + 1);
+    for (char *at = copy; *at;) {
+        char *comma = strchr(at, ',');
+        if (comma) *comma = 0;
+        if (read_item(&r, at)) return HD_EINVAL;
+        if (comma && !comma[1]) return hd_fail(err, HD_EINVAL, "--parallel: nothing follows the last comma");
+        at = comma ? comma + 1 : at + strlen(at) + (at[strlen(at)] ? 1 : 0);
+        if (!comma) break;
+    }
+    return check_form(out, err);
+}
+
+/* ---- what the network is ---- */
+
+bool hd_value_is_live(const hd_graph *g, hd_value v)
+{
+    const hd_value_info *i = &g->values[v];
+    if (i->kind != HD_RESULT) return true;
+    if (i->node < 0 || (size_t)i->node >= g->n_nodes) return false;
+    const hd_node *n = g->nodes[i->node];
+    return i->result < n->n_out && n->out[i->result] == v;
+}
+
+int hd_outline_dim(const hd_graph *g, const hd_outline *o, hd_value v, char letter)
+{
+    const hd_node *n = o->reader[v];
+    const char *spec = n ? ((const hd_contract_attrs *)n->attrs)->spec : NULL, *second = spec ? strchr(spec, ',') : NULL;
+    int rank = g->values[v].type.shape.rank;
+    for (int i = 0; second && i < rank; i++)
+        if (second[1 + i] == letter) return i;
+    return -1;
+}
+
+static int find_readers(const hd_graph *g, hd_outline *o, hd_error *err)
+{
+    o->reader = hd_calloc(g->n_values + 1, sizeof *o->reader);
+    if (!o->reader) return hd_fail_memory(err, g->n_values * sizeof *o->reader, "a plan");
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        if (n->phase != HD_FORWARD || strcmp(n->op->name, "contract")) continue;
+        hd_value w = n->in[1];
+        while (g->values[w].kind == HD_RESULT && !strcmp(g->nodes[g->values[w].node]->op->name, "cast")) w = g->nodes[g->values[w].node]->in[0];
+        if (!o->reader[w]) o->reader[w] = n;
+    }
+    return 0;
+}
+
+static int64_t extent_of(const hd_graph *g, const hd_outline *o, const char *path, char letter)
+{
+    hd_value v = hd_graph_find(g, path);
+    int dim = v == HD_NONE ? -1 : letter ? hd_outline_dim(g, o, v, letter) : 0;
+    return dim < 0 ? 0 : g->values[v].type.shape.dim[dim];
+}
+
+static void measure_model(const hd_graph *g, hd_outline *o)
+{
+    hd_value embed = hd_graph_find(g, "embed.tokens"), tokens = hd_graph_find(g, "tokens");
+    if (embed == HD_NONE || tokens == HD_NONE || g->values[embed].kind != HD_PARAM || g->values[tokens].kind != HD_INPUT) return;
+    o->vocab = g->values[embed].type.shape.dim[0];
+    o->width = g->values[embed].type.shape.dim[1];
+    for (size_t v = 0; v < g->n_values; v++) {
+        if (g->values[v].kind != HD_PARAM || strncmp(g->values[v].path, "layers.", 7)) continue;
+        int64_t n = strtoll(g->values[v].path + 7, NULL, 10) + 1;
+        if (n > o->layers) o->layers = n;
+    }
+    o->heads = extent_of(g, o, "layers.0.attn.q", 'h');
+    o->kv_heads = extent_of(g, o, "layers.0.attn.k", 'h');
+    o->hidden = extent_of(g, o, "layers.0.mlp.up", 'f');
+    o->rows = g->values[tokens].type.shape.dim[0];
+    o->language = o->layers && o->heads && o->kv_heads && o->hidden;
+}
+
+static int measure(const hd_graph *g, int64_t sequence, hd_outline *o, hd_error *err)
+{
+    int rc = find_readers(g, o, err);
+    if (rc) return rc;
+    measure_model(g, o);
+    for (size_t v = 0; v < g->n_values && !o->language && !o->rows; v++)
+        if (g->values[v].kind == HD_INPUT && g->values[v].micro == HD_TIME_SPLIT && g->values[v].type.shape.rank) o->rows = g->values[v].type.shape.dim[0];
+    o->sequence = !o->language ? 1 : sequence ? sequence : o->rows;
+    if (o->rows && o->rows % o->sequence == 0) return 0;
+    return hd_fail(err, HD_EINVAL, "%" PRId64 " tokens of a call are no whole number of sequences of %" PRId64, o->rows, o->sequence);
+}
+
+/* ---- what cannot be ---- */
+
+static int check_heads(const hd_parallel *p, const hd_outline *o, hd_error *err)
+{
+    if (p->tp > o->heads)
+        return hd_fail(err, HD_EINVAL, "--parallel: tp=%" PRId64 " is more than the %" PRId64 " heads: give at most tp=%" PRId64, p->tp, o->heads, o->heads);
+    if (p->tp > o->kv_heads && p->tp % o->kv_heads)
+        return hd_fail(err, HD_EINVAL, "--parallel: tp=%" PRId64 " and %" PRId64 " key/value heads: give at most tp=%" PRId64 ", or a multiple of it up to %" PRId64,
+                       p->tp, o->kv_heads, o->kv_heads, o->heads);
+    if (p->tp > o->hidden || p->tp > o->vocab) return hd_fail(err, HD_EINVAL, "--parallel: tp=%" PRId64 " is more than the feed-forward's width or the vocabulary", p->tp);
+    return 0;
+}
+
+static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
+{
+    int64_t batch = o->rows / o->sequence;
+    const char *unit = o->language ? "sequences" : "samples";
+    if (p->dp > batch)
+        return hd_fail(err, HD_EINVAL, "--parallel: dp=%" PRId64 " and %" PRId64 " %s in a micro-batch: give at most dp=%" PRId64 ", or --batch %" PRId64, p->dp, batch,
+                       unit, batch, p->dp);
+    if (p->cp > 1 && batch != p->dp)
+        return hd_fail(err, HD_EINVAL, "--parallel: cp splits one sequence per data-parallel rank, not %" PRId64 " over dp=%" PRId64 ": give --batch %" PRId64
+                       " and more --micro-batches", batch, p->dp, p->dp);
+    if (p->cp * (p->sp ? p->tp : 1) > o->sequence && (p->cp > 1 || p->sp))
+        return hd_fail(err, HD_EINVAL, "--parallel: a sequence of %" PRId64 " tokens cannot be split over %" PRId64 " ranks", o->sequence, p->cp * (p->sp ? p->tp : 1));
+    return 0;
+}
+
+static int check_network(const hd_parallel *p, const hd_outline *o, const hd_plan *plan, hd_error *err)
+{
+    if (p->slices > 1) return hd_fail(err, HD_EUNSUPPORTED, "--parallel: token slices are not there yet: leave slices out, or give more --micro-batches");
+    if (!o->language && (p->tp > 1 || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
+        return hd_fail(err, HD_EINVAL, "--parallel: tp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, zero and pp");
+    if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)
+        return hd_fail(err, HD_EINVAL, "--parallel: the interleaved schedule wants a multiple of pp=%" PRId64 " micro-batches, not %" PRId64, p->pp, plan->micro_batches);
+    int rc = check_rows(p, o, err);
+    return rc || p->tp == 1 ? rc : check_heads(p, o, err);
+}
+
+/* ---- mesh, schedule, recomputation ---- */
+
+static void add_axis(hd_mesh *m, const char *name, int64_t size, hd_axis_role role)
+{
+    if (size == 1) return;
+    hd_mesh_axis *x = &m->axis[m->n++];
+    *x = (hd_mesh_axis){.size = (int)size, .role = role};
+    snprintf(x->name, sizeof x->name, "%s", name);
+}
+
+static void make_mesh(const hd_parallel *p, const hd_outline *o, hd_mesh *m)
+{
+    *m = (hd_mesh){0};
+    add_axis(m, "pp", p->pp, HD_AXIS_PIPELINE);
+    add_axis(m, "dp", p->dp, HD_AXIS_DATA);
+    add_axis(m, "cp", p->cp, HD_AXIS_DATA);
+    if (p->tp <= o->kv_heads || o->kv_heads <= 1) {
+        add_axis(m, "tp", p->tp, HD_AXIS_MODEL);
+        return;
+    }
+    add_axis(m, "tp0", o->kv_heads, HD_AXIS_MODEL);
+    add_axis(m, "tp1", p->tp / o->kv_heads, HD_AXIS_MODEL);
+}
+
+static int add_recompute(hd_plan *plan, const char *text, hd_error *err)
+{
+    if (plan->n_recompute == HD_MAX_RECOMPUTE) return hd_fail(err, HD_EINVAL, "--parallel: recompute names more than %d layers: take a larger every:K", HD_MAX_RECOMPUTE);
+    snprintf(plan->recompute[plan->n_recompute++], sizeof plan->recompute[0], "%s", text);
+    return 0;
+}
+
+/* full: a layer's input is the sum that its first norm gives, its last result; everything else of the layer follows from it. */
+static int make_recompute(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    static const char *const full[] = {"layers.*.norm1", "layers.*.norm1.1", "layers.*.norm2*", "layers.*.attn.*", "layers.*.mlp.*", NULL};
+    static const char *const selective[] = {"layers.*.norm1", "layers.*.norm2", "layers.*.attn.*_biased", "layers.*.attn.*_rotated", "layers.*.mlp.*_biased",
+                                            "layers.*.mlp.activation", "layers.*.mlp.product", NULL};
+    const char *const *patterns = p->recompute == HD_RECOMPUTE_FULL ? full : p->recompute == HD_RECOMPUTE_SELECTIVE ? selective : NULL;
+    int rc = 0;
+    plan->n_recompute = 0;
+    for (; patterns && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
+    bool layer_norm = hd_graph_find(g, "layers.0.norm1.beta") != HD_NONE; /* y, mean, rstd, sum; else y, rstd, sum */
+    if (!rc && p->recompute == HD_RECOMPUTE_FULL && layer_norm) rc = add_recompute(plan, "layers.*.norm1.2", err);
+    for (int64_t i = 0; p->recompute == HD_RECOMPUTE_EVERY && i < o->layers && !rc; i += p->every) {
+        char text[64];
+        snprintf(text, sizeof text, "layers.%d.*", (int)i);
+        rc = p->every == 1 ? hd_fail(err, HD_EINVAL, "--parallel: recompute=every:1 is recompute=full") : add_recompute(plan, text, err);
+    }
+    return rc;
+}
+
+static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    int rc = check_network(p, o, plan, err);
+    if (rc) return rc;
+    make_mesh(p, o, &plan->mesh);
+    plan->chunks = (int)p->chunks;
+    plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
+    rc = hd_parallel_cuts(p, g, o, plan, err);
+    if (!rc) rc = make_recompute(p, g, o, plan, err);
+    if (!rc) rc = hd_parallel_pins(p, g, o, plan, err);
+    return rc ? rc : hd_plan_check(plan, NULL, err);
+}
+
+int hd_parallel_expand(const hd_parallel *p, const hd_graph *g, int64_t sequence, hd_plan *plan, hd_error *err)
+{
+    hd_outline o = {0};
+    int rc = measure(g, sequence, &o, err);
+    if (!rc) rc = expand(p, g, &o, plan, err);
+    hd_free(o.reader);
+    return rc;
+}

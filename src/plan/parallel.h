@@ -1,0 +1,39 @@
+/* parallel.h: the by-hand form of a plan of many ranks, "dp=2,tp=2,pp=2,sp,zero=1": Megatron's rules written out as mesh, pins and cuts.
+ *
+ *   dp=N        data parallel: sequences (samples) over N ranks
+ *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
+ *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk
+ *   cp=N        context parallel: the tokens of one sequence over N ranks
+ *   sp          sequence parallel (Korthikanti et al. 2022): norms, dropout and the residual stream over tokens by the tp ranks
+ *   zero=0..3   over dp and cp: 1 optimizer states, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020)
+ *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
+ *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
+ *   slices=N    token slices of a pipeline (Li et al. 2021) */
+#ifndef HD_PLAN_PARALLEL_H
+#define HD_PLAN_PARALLEL_H
+
+#include "plan/plan.h"
+
+typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_SELECTIVE, HD_RECOMPUTE_EVERY } hd_recompute;
+
+/* Plain data. */
+typedef struct hd_parallel {
+    int64_t dp, tp, pp, cp;     /* >= 1 */
+    int64_t sp, zero, chunks, slices; /* 0 or 1; 0..3; >= 1; >= 1 */
+    bool has_schedule;          /* false: 1f1b, or interleaved where there are several chunks a stage */
+    hd_schedule_kind schedule;
+    hd_recompute recompute;
+    int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
+    int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
+} hd_parallel;
+
+/* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */
+int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err);
+int64_t hd_parallel_ranks(const hd_parallel *p);
+
+/* Fills plan's mesh, pins, schedule, chunks, cuts and recompute for g: an unpartitioned training graph with its update, or one for evaluation. `sequence` is
+ * the number of tokens in a sequence (0: all of the call's; networks from files have none). plan->micro_batches is read. HD_EINVAL and one line that
+ * says what would work where g cannot be split so. */
+int hd_parallel_expand(const hd_parallel *p, const hd_graph *g, int64_t sequence, hd_plan *plan, hd_error *err);
+
+#endif

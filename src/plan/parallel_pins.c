@@ -1,0 +1,337 @@
+/* parallel_pins.c: which layout each value is to have, and as few pins as say so. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan/parallel_int.h"
+
+enum { PATTERN = sizeof ((hd_pin *)0)->pattern };
+
+typedef struct pinner {
+    const hd_parallel *p;
+    const hd_graph *g;
+    const hd_outline *o;
+    hd_plan *plan;
+    hd_error *err;
+    hd_layout *layout; /* [values] */
+    bool *pinned;      /* [values] */
+    int dp, cp;        /* axes, -1: none */
+    int tp[2], n_tp, n_kv; /* tensor-parallel axes; the first n_kv of them split key/value heads */
+} pinner;
+
+static void append(hd_dim_layout *d, int axis, int64_t unit)
+{
+    if (axis < 0) return;
+    d->unit[d->n] = unit;
+    d->axis[d->n++] = (int8_t)axis;
+}
+
+static hd_layout *pin(pinner *s, hd_value v)
+{
+    s->pinned[v] = true;
+    s->layout[v] = (hd_layout){0};
+    return &s->layout[v];
+}
+
+/* ---- inputs: sequences over dp, tokens of one over cp ---- */
+
+static void split_rows(const pinner *s, hd_dim_layout *d, int64_t unit)
+{
+    append(d, s->dp, unit);
+    append(d, s->cp, 1);
+}
+
+static void pin_inputs(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        if (i->kind != HD_INPUT || i->micro != HD_TIME_SPLIT || !i->type.shape.rank) continue;
+        int64_t batch = s->o->rows / s->o->sequence, n = i->type.shape.dim[0];
+        if (n % batch || (s->o->language && n != s->o->rows)) continue;
+        split_rows(s, &pin(s, (hd_value)v)->dim[0], n / batch);
+    }
+}
+
+/* ---- parameters: columns, rows, vocabulary ---- */
+
+typedef enum part { QUERY_HEADS, KEY_HEADS, EVERY_UNIT } part;
+/* letter: what the product's spec calls the dimension that is split; 0: the first dimension. */
+static const struct { const char *pattern; char letter; part part; } rules[] = {
+    {"layers.*.attn.q", 'h', QUERY_HEADS}, {"layers.*.attn.k", 'h', KEY_HEADS}, {"layers.*.attn.v", 'h', KEY_HEADS}, {"layers.*.attn.o", 'h', QUERY_HEADS},
+    {"layers.*.attn.q_bias", 0, QUERY_HEADS}, {"layers.*.attn.k_bias", 0, KEY_HEADS}, {"layers.*.attn.v_bias", 0, KEY_HEADS},
+    {"layers.*.mlp.up", 'f', EVERY_UNIT}, {"layers.*.mlp.gate", 'f', EVERY_UNIT}, {"layers.*.mlp.down", 'f', EVERY_UNIT},
+    {"layers.*.mlp.up_bias", 0, EVERY_UNIT}, {"layers.*.mlp.gate_bias", 0, EVERY_UNIT}, {"embed.tokens", 0, EVERY_UNIT}, {"head", 0, EVERY_UNIT},
+};
+
+/* Query heads go with their key/value head: pieces begin at multiples of the group. */
+static void split_model(const pinner *s, hd_dim_layout *d, part what)
+{
+    int n = what == KEY_HEADS ? s->n_kv : s->n_tp;
+    int64_t group = s->o->heads / s->o->kv_heads;
+    for (int i = 0; i < n; i++) append(d, s->tp[i], what == QUERY_HEADS && i < s->n_kv ? group : 1);
+}
+
+static void pin_parameters(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        if (i->kind != HD_PARAM) continue;
+        hd_layout *l = pin(s, (hd_value)v);
+        for (size_t r = 0; r < sizeof rules / sizeof *rules && s->n_tp; r++) {
+            if (!hd_glob_match(rules[r].pattern, i->path)) continue;
+            int dim = rules[r].letter ? hd_outline_dim(s->g, s->o, (hd_value)v, rules[r].letter) : 0;
+            if (dim >= 0) split_model(s, &l->dim[dim], rules[r].part);
+        }
+    }
+}
+
+/* ---- ZeRO ---- */
+
+static int64_t ways(const pinner *s, const hd_dim_layout *d)
+{
+    int64_t n = 1;
+    for (int i = 0; i < d->n; i++) n *= s->plan->mesh.axis[d->axis[i]].size;
+    return n;
+}
+
+/* Over dp and cp, on the largest dimension that nothing splits; behind the tensor-parallel axes where every other is smaller than the data-parallel ranks. */
+static hd_layout spread(const pinner *s, const hd_layout *from, const hd_shape *shape)
+{
+    hd_layout l = *from;
+    int64_t most = 1, ranks = s->p->dp * s->p->cp;
+    int best = -1;
+    for (int pass = 0; pass < 2; pass++)
+        for (int d = 0; d < shape->rank; d++) {
+            int64_t extent = shape->dim[d] / ways(s, &from->dim[d]);
+            if ((pass == 0) == (from->dim[d].n == 0) && extent > most && (pass == 0 || most < ranks)) best = d, most = extent;
+        }
+    if (best < 0) return l;
+    append(&l.dim[best], s->dp, 1);
+    append(&l.dim[best], s->cp, 1);
+    return l;
+}
+
+/* The parameter that a state such as exp_avg.<param> belongs to, HD_NONE: none. */
+static hd_value parameter_of(const pinner *s, const char *path)
+{
+    static const char *const prefixes[] = {"exp_avg.", "exp_avg_sq.", "momentum."};
+    for (int i = 0; i < 3; i++)
+        if (!strncmp(path, prefixes[i], strlen(prefixes[i]))) return hd_graph_find(s->g, path + strlen(prefixes[i]));
+    return HD_NONE;
+}
+
+static void pin_states(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        hd_value param = i->kind == HD_STATE ? parameter_of(s, i->path) : HD_NONE;
+        if (param == HD_NONE || !hd_shape_equal(&i->type.shape, &s->g->values[param].type.shape)) continue;
+        hd_layout l = s->p->zero ? spread(s, &s->layout[param], &i->type.shape) : s->layout[param];
+        *pin(s, (hd_value)v) = l;
+    }
+}
+
+/* The sums over micro-batches that v, a gradient, is made of: behind casts, and additions where a parameter is used twice. */
+static void pin_sums(pinner *s, hd_value v, const hd_layout *l, const hd_shape *shape)
+{
+    const hd_value_info *i = &s->g->values[v];
+    if (i->kind != HD_RESULT || i->micro != HD_TIME_REPLICATE || !hd_shape_equal(&i->type.shape, shape)) return;
+    const hd_node *n = s->g->nodes[i->node];
+    if (!strcmp(n->op->name, "micro_sum")) {
+        *pin(s, v) = *l;
+        return;
+    }
+    for (int k = 0; k < n->n_in; k++)
+        if (n->in[k] != HD_NONE) pin_sums(s, n->in[k], l, shape);
+}
+
+static void pin_gradients(pinner *s)
+{
+    for (size_t k = 0; k < s->g->n_pairs; k++) {
+        hd_value param = s->g->pairs[k].in, out = s->g->pairs[k].out;
+        const hd_shape *shape = &s->g->values[param].type.shape;
+        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT) continue;
+        const hd_node *update = s->g->nodes[s->g->values[out].node];
+        hd_layout l = spread(s, &s->layout[param], shape);
+        for (int j = 0; j < update->n_in; j++)
+            if (update->in[j] != HD_NONE && update->phase == HD_UPDATE) pin_sums(s, update->in[j], &l, shape);
+    }
+}
+
+static void spread_parameters(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values; v++)
+        if (s->g->values[v].kind == HD_PARAM) s->layout[v] = spread(s, &s->layout[v], &s->g->values[v].type.shape);
+}
+
+/* ---- sequence parallel: the residual stream ---- */
+
+static bool in_stream(const hd_node *n)
+{
+    static const char *const paths[] = {"layers.*.norm1", "layers.*.norm2", "norm", "layers.*.attn.out", "layers.*.mlp.out", "layers.*.out_biased",
+                                        "layers.*.dropout", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        if (hd_glob_match(paths[i], n->path)) return true;
+    return false;
+}
+
+/* [tokens, width], or a number for each token. */
+static void pin_stream_value(pinner *s, hd_value v)
+{
+    const hd_value_info *i = &s->g->values[v];
+    const hd_shape *shape = &i->type.shape;
+    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || shape->dim[0] != s->o->rows) return;
+    if (shape->rank == 2 && shape->dim[1] != s->o->width) return;
+    hd_layout *l = pin(s, v);
+    split_rows(s, &l->dim[0], s->o->sequence);
+    for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
+}
+
+/* Forward results, and in backward what norms and dropouts take and give: the stream's gradient. */
+static void pin_stream(pinner *s)
+{
+    for (size_t i = 0; i < s->g->n_nodes; i++) {
+        const hd_node *n = s->g->nodes[i], *of = n->phase == HD_FORWARD ? n : n->origin;
+        if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
+        if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
+        for (int k = 0; k < n->n_out; k++) pin_stream_value(s, n->out[k]);
+        if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0]);
+    }
+}
+
+/* ---- as few pins as say so ---- */
+
+/* Numbers that are whole parts of a path become '*', and with it exp_avg and exp_avg_sq one. */
+static void generalise(const char *path, char *out, size_t size)
+{
+    size_t n = 0;
+    for (const char *at = path; *at && n + 2 < size;) {
+        size_t length = strcspn(at, "."), digits = strspn(at, "0123456789");
+        if (length && digits == length && at != path && at[length]) out[n++] = '*';
+        else if (at == path && !strncmp(at, "exp_avg", 7) && (length == 7 || length == 10)) n += (size_t)snprintf(out + n, size - n, "exp_avg*");
+        else n += (size_t)snprintf(out + n, size - n, "%.*s", (int)length, at);
+        at += length;
+        if (n + 1 < size && *at == '.') out[n++] = *at++;
+    }
+    out[n < size ? n : size - 1] = 0;
+}
+
+/* The first part and the last `parts` of a path, and anything between. */
+static void shorten(const char *path, int parts, char *out, size_t size)
+{
+    const char *dot = strchr(path, '.'), *tail = path + strlen(path);
+    bool states = dot && !strncmp(path, "exp_avg", 7);
+    for (; parts && tail > path; parts--)
+        while (--tail > path && *tail != '.') {}
+    if (!dot || tail <= dot) generalise(path, out, size);
+    else snprintf(out, size, "%.*s*%s", states ? 7 : (int)(dot - path), path, tail);
+}
+
+static bool same_text(const pinner *s, hd_value a, hd_value b)
+{
+    int rank = s->g->values[a].type.shape.rank;
+    if (rank != s->g->values[b].type.shape.rank) return false;
+    for (int d = 0; d < rank; d++) {
+        const hd_dim_layout *x = &s->layout[a].dim[d], *y = &s->layout[b].dim[d];
+        if (x->n != y->n || memcmp(x->axis, y->axis, (size_t)x->n) || memcmp(x->unit, y->unit, (size_t)x->n * sizeof x->unit[0])) return false;
+    }
+    return true;
+}
+
+/* Whether everything the pattern matches is to have the layout of v, or is left over and of its rank. */
+static bool is_safe(const pinner *s, const char *pattern, hd_value v)
+{
+    size_t fixed = strcspn(pattern, "*");
+    for (size_t i = 0; i < s->g->n_values; i++) {
+        const hd_value_info *x = &s->g->values[i];
+        if (strncmp(x->path, pattern, fixed) || !hd_glob_match(pattern, x->path)) continue;
+        bool live = hd_value_is_live(s->g, (hd_value)i);
+        if (live ? !s->pinned[i] || !same_text(s, (hd_value)i, v) : x->type.shape.rank != s->g->values[v].type.shape.rank) return false;
+    }
+    return true;
+}
+
+static bool is_covered(const pinner *s, hd_value v)
+{
+    for (int i = 0; i < s->plan->n_pins; i++)
+        if (hd_glob_match(s->plan->pins[i].pattern, s->g->values[v].path)) return true;
+    return false;
+}
+
+/* A pattern for v: the widest that is safe; brief: also those that tell less of the path. */
+static int choose_pattern(const pinner *s, hd_value v, bool brief, char *out)
+{
+    const char *path = s->g->values[v].path;
+    char wide[1024];
+    for (int parts = brief ? 1 : 3; parts < 3; parts++) {
+        shorten(path, parts, wide, sizeof wide);
+        if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
+    }
+    generalise(path, wide, sizeof wide);
+    if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
+    if (strlen(path) >= PATTERN) return hd_fail(s->err, HD_EINVAL, "--parallel: a plan cannot name %s: it is longer than %d characters", path, PATTERN - 1);
+    return memcpy(out, path, strlen(path) + 1), 0;
+}
+
+static int write_layout(const pinner *s, hd_value v, char *out)
+{
+    hd_str text;
+    hd_str_init(&text);
+    hd_layout_print(&s->plan->mesh, &s->layout[v], s->g->values[v].type.shape.rank, &text);
+    int rc = text.failed ? hd_fail_memory(s->err, 64, "a plan")
+                         : text.len >= PATTERN ? hd_fail(s->err, HD_EINVAL, "--parallel: the layout %s is too long for a plan", text.data) : 0;
+    if (!rc) memcpy(out, text.data, text.len + 1);
+    hd_str_free(&text);
+    return rc;
+}
+
+/* *full: more pins are needed than there is room for. */
+static int write_pins(pinner *s, bool brief, bool *full)
+{
+    *full = false;
+    s->plan->n_pins = 0;
+    for (size_t v = 0; v < s->g->n_values; v++) {
+        if (!s->pinned[v] || !hd_value_is_live(s->g, (hd_value)v) || is_covered(s, (hd_value)v)) continue;
+        if (s->plan->n_pins == HD_MAX_PINS) return *full = true, 0;
+        hd_pin *next = &s->plan->pins[s->plan->n_pins];
+        int rc = choose_pattern(s, (hd_value)v, brief, next->pattern);
+        if (!rc) rc = write_layout(s, (hd_value)v, next->layout);
+        if (rc) return rc;
+        s->plan->n_pins++;
+    }
+    return 0;
+}
+
+static int pin_all(pinner *s)
+{
+    bool full;
+    pin_inputs(s);
+    pin_parameters(s);
+    pin_states(s);
+    if (s->p->zero >= 2) pin_gradients(s);
+    if (s->p->zero >= 3) spread_parameters(s);
+    if (s->p->sp) pin_stream(s);
+    int rc = write_pins(s, false, &full);
+    if (!rc && full) rc = write_pins(s, true, &full);
+    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MAX_PINS);
+    return rc;
+}
+
+int hd_parallel_pins(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    const hd_mesh *m = &plan->mesh;
+    pinner s = {.p = p, .g = g, .o = o, .plan = plan, .err = err, .dp = hd_mesh_find(m, "dp"), .cp = hd_mesh_find(m, "cp")};
+    static const char *const names[] = {"tp", "tp0", "tp1"};
+    for (int i = 0; i < 3; i++)
+        if (hd_mesh_find(m, names[i]) >= 0) s.tp[s.n_tp++] = hd_mesh_find(m, names[i]);
+    s.n_kv = s.n_tp == 2 || (s.n_tp && p->tp <= o->kv_heads) ? 1 : 0;
+    plan->n_pins = 0;
+    if (s.dp < 0 && s.cp < 0 && !s.n_tp) return 0;
+    s.layout = hd_calloc(g->n_values + 1, sizeof *s.layout);
+    s.pinned = hd_calloc(g->n_values + 1, sizeof *s.pinned);
+    int rc = s.layout && s.pinned ? pin_all(&s) : hd_fail_memory(err, g->n_values * sizeof *s.layout, "a plan");
+    hd_free(s.layout);
+    hd_free(s.pinned);
+    return rc;
+}
