@@ -67,7 +67,7 @@ bool hd_piece_is_ours(const hd_store *s, const hd_store_tensor *t)
 }
 
 /* The next elements of *r that lie together in the file, taken off its front. */
-static hd_run take_row(hd_run *r, hd_place at)
+static hd_run take_row(hd_run *r, hd_file_place at)
 {
     hd_run row = *r;
     if (at.run) {
@@ -87,7 +87,7 @@ static hd_run_iter runs_of(const hd_store *s, const hd_store_tensor *t)
     return hd_layout_runs(&s->mesh, t->layout, &whole, s->rank);
 }
 
-int hd_piece_write(hd_safetensors_writer *w, size_t which, const hd_store *s, const hd_store_tensor *t, hd_place at, hd_error *err)
+int hd_piece_write(hd_safetensors_writer *w, size_t which, const hd_store *s, const hd_store_tensor *t, hd_file_place at, hd_error *err)
 {
     hd_run_iter it = runs_of(s, t);
     size_t size = hd_dtype_size(t->type.dtype);
@@ -101,7 +101,7 @@ int hd_piece_write(hd_safetensors_writer *w, size_t which, const hd_store *s, co
     return 0;
 }
 
-void hd_piece_load(const hd_weight *w, const hd_store *s, const hd_store_tensor *t, hd_place at)
+void hd_piece_load(const hd_weight *w, const hd_store *s, const hd_store_tensor *t, hd_file_place at)
 {
     hd_run_iter it = runs_of(s, t);
     size_t size = hd_dtype_size(t->type.dtype);
@@ -117,7 +117,7 @@ static int write_ours(hd_safetensors_writer *w, const hd_store *s, const hd_whol
 {
     for (size_t i = 0; i < n; i++) {
         const hd_store_tensor *t = hd_store_find(s, list[i].path);
-        int rc = t && hd_piece_is_ours(s, t) ? hd_piece_write(w, i, s, t, (hd_place){0}, err) : 0;
+        int rc = t && hd_piece_is_ours(s, t) ? hd_piece_write(w, i, s, t, (hd_file_place){0}, err) : 0;
         if (rc) return rc;
     }
     return 0;

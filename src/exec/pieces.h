@@ -27,12 +27,12 @@ hd_shape hd_store_tensor_whole(const hd_store_tensor *t); /* shape of all ranks'
 /* ---- files ---- */
 
 /* Where a whole value lies in a tensor of a file: rows of `run` elements, `stride` apart from element `first` on. {0}: one after another, from 0. */
-typedef struct hd_place { int64_t run, stride, first; } hd_place;
+typedef struct hd_file_place { int64_t run, stride, first; } hd_file_place;
 
 bool hd_piece_is_ours(const hd_store *s, const hd_store_tensor *t); /* whether this rank is the one that writes it */
-int hd_piece_write(hd_safetensors_writer *w, size_t which, const hd_store *s, const hd_store_tensor *t, hd_place at, hd_error *err);
+int hd_piece_write(hd_safetensors_writer *w, size_t which, const hd_store *s, const hd_store_tensor *t, hd_file_place at, hd_error *err);
 /* The piece out of the whole tensor w, converted to t's dtype. */
-void hd_piece_load(const hd_weight *w, const hd_store *s, const hd_store_tensor *t, hd_place at);
+void hd_piece_load(const hd_weight *w, const hd_store *s, const hd_store_tensor *t, hd_file_place at);
 
 /* Writes list[n], in the store's dtypes, into one file: all of it, its frame, or this store's pieces (share NULL: alone). */
 int hd_wholes_save(const hd_store *s, const hd_whole *list, size_t n, const char *path, hd_share *share, hd_error *err);

@@ -147,10 +147,10 @@ int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_e
 /* ---- parts of a tensor ---- */
 
 /* How the parameter that is a part of a tensor lies in it. */
-static hd_place place_of(const hd_lm_tensor *t, int part)
+static hd_file_place place_of(const hd_lm_tensor *t, int part)
 {
     int64_t last = t->dim[t->rank - 1], run = last / t->parts;
-    return t->parts == 1 ? (hd_place){ 0 } : (hd_place){ run, last, part * run };
+    return t->parts == 1 ? (hd_file_place){ 0 } : (hd_file_place){ run, last, part * run };
 }
 
 /* *out NULL: another stage of the pipeline has it. */

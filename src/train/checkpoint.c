@@ -44,7 +44,7 @@ static int load_one(const hd_safetensors *f, const hd_store *s, const hd_store_t
     hd_shape whole = hd_store_tensor_whole(t);
     if (!w) return hd_fail(err, HD_EFORMAT, "it has no tensor \"%s\": was it saved with another optimizer or other LoRA targets?", t->path);
     int rc = hd_weight_need_shape(w, whole.rank, whole.dim, err);
-    if (!rc) hd_piece_load(w, s, t, (hd_place){0});
+    if (!rc) hd_piece_load(w, s, t, (hd_file_place){0});
     return rc;
 }
 

@@ -40,8 +40,12 @@ const hd_setting hd_train_settings[] = {
     {"metrics", HD_SET_STRING, AT(metrics), NULL, 0, 0, "FILE", "JSON lines; without it, OUT/metrics.jsonl"},
     {"log_every", HD_SET_INT, AT(log_every), "1", 1, 1e9, "N", "steps between two lines of metrics"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "replay a plan (JSON)"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM", "over many ranks by hand: dp=2,tp=2,pp=2,zero=1,... (docs/parallel.md)"},
+    {"ranks", HD_SET_INT, AT(ranks), "0", 0, 65536, "N", "how many ranks there must be; 0: as many as the plan says"},
+    {"transport", HD_SET_STRING, AT(transport), "local", 0, 0, "local|mpi", "ranks are threads of one process, or MPI processes that mpirun starts"},
+    {"restarts", HD_SET_INT, AT(restarts), "0", 0, 1e6, "N", "how often to start again from the last checkpoint when a rank fails"},
     {"seed", HD_SET_INT, AT(seed), "0", 0, 9e15, "N", "of initial values, dropout and the order of the data"},
-    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
+    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "of each rank; 0: one per core"},
     {"memory", HD_SET_NUMBER, AT(memory), "0", 0, 1e6, "GIB", "most memory to use; 0: what the machine has available"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no progress bar"},
     {0},
@@ -61,6 +65,19 @@ static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
     return 0;
 }
 
+static int fill_parallel(const hd_train_config *c, hd_session_options *o, hd_error *err)
+{
+    int rc = c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
+    if (rc) return rc;
+    if (c->parallel && o->plan.mesh.n) return hd_fail(err, HD_EINVAL, "--parallel %s and a --plan for %d ranks: give one", c->parallel, hd_mesh_size(&o->plan.mesh));
+    int ranks = hd_session_ranks(o);
+    o->sequence = c->sequence;
+    if (!c->ranks || c->ranks == ranks) return 0;
+    if (!hd_session_is_rank(o)) return hd_fail(err, HD_EINVAL, "--ranks %lld: say how the work is split over them, with --parallel or --plan", (long long)c->ranks);
+    return hd_fail(err, HD_EINVAL, "--ranks %lld contradicts %s, which is for %d rank%s", (long long)c->ranks, c->parallel ? "--parallel" : "the plan", ranks,
+                   ranks == 1 ? "" : "s");
+}
+
 int hd_train_config_check(const hd_train_config *c, hd_session_options *session, hd_lora_options *lora, hd_lr_schedule *lr, hd_error *err)
 {
     if (!c->model) return hd_fail(err, HD_EINVAL, "name a model: a Hugging Face directory, a config.json or a network file");
@@ -78,5 +95,6 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
         if (c->lora_targets.n) lora->pattern = c->lora_targets.item, lora->n_patterns = c->lora_targets.n;
         session->lora = lora;
     }
-    return fill_plan(c, &session->plan, err);
+    int rc = fill_plan(c, &session->plan, err);
+    return rc ? rc : fill_parallel(c, session, err);
 }

@@ -28,6 +28,8 @@ typedef struct hd_train_config {
     const char *metrics, *plan;
     /* machine */
     int64_t seed, threads;
+    const char *parallel, *transport;
+    int64_t ranks, restarts;
     double memory; /* GiB; 0: what is available */
 } hd_train_config;
 

@@ -227,7 +227,8 @@ static int supervise(hd_job *job, hd_error *err)
             hd_stop_ignore();
             return rc ? hd_fail(err, rc, "%s", this.message) : 0;
         }
-        hd_log("%s; starting again from the last checkpoint (%lld more time%s if need be)", this.message, (long long)--left, left == 1 ? "" : "s");
+        left--;
+        hd_log("%s; starting again from the last checkpoint (%lld more if need be)", this.message, (long long)left);
         job->again = true;
     }
 }
@@ -239,7 +240,7 @@ int hd_train(const hd_train_config *c, hd_error *err)
     hd_lr_schedule lr;
     int rank = 0, size = 1, rc = hd_train_config_check(c, &o, &lora, &lr, err);
     if (rc) return rc;
-    hd_job job = {.config = c, .ranks = hd_mesh_size(&o.plan.mesh), .meshed = o.plan.mesh.n > 0, .mpi = c->transport && !strcmp(c->transport, "mpi")};
+    hd_job job = {.config = c, .ranks = hd_session_ranks(&o), .meshed = hd_session_is_rank(&o), .mpi = c->transport && !strcmp(c->transport, "mpi")};
     bool launched = hd_comm_mpi_launched(&rank, &size);
     if (job.mpi && launched) return hd_job_run_mpi(&job, err);
     if (launched && size > 1)

@@ -196,7 +196,7 @@ static int load_tensor(const hd_weights *w, const hd_store *s, const hd_whole *t
     const hd_store_tensor *t = hd_store_find(s, to->path);
     if (!f) return hd_fail(err, HD_EFORMAT, "%s has no tensor \"%s\"", from, to->path);
     int rc = hd_weight_need_shape(f, to->type.shape.rank, to->type.shape.dim, err);
-    if (!rc && t) hd_piece_load(f, s, t, (hd_place){0});
+    if (!rc && t) hd_piece_load(f, s, t, (hd_file_place){0});
     return rc;
 }
 

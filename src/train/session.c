@@ -116,24 +116,31 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
 
 /* ---- programs ---- */
 
-/* The plan as lowering is given it: what was open is filled in from the whole graph. */
-static hd_plan plan_of(const hd_session_options *o, bool train, const hd_graph *whole)
+int hd_session_ranks(const hd_session_options *o)
 {
-    hd_plan plan = o->plan;
-    if (!train) plan.micro_batches = 1;
-    if (!plan.mesh.n) return plan;
-    hd_plan_complete(&plan, whole);
-    plan.fingerprint = 0; /* of the whole graph, not of a rank's */
-    plan.threads = hd_session_threads(&plan, o->rank);
-    return plan;
+    return o->parallel.dp ? (int)hd_parallel_ranks(&o->parallel) : hd_mesh_size(&o->plan.mesh);
 }
 
-static int check_mesh(const hd_session_options *o, hd_error *err)
+bool hd_session_is_rank(const hd_session_options *o)
 {
-    int ranks = hd_mesh_size(&o->plan.mesh);
-    if (!o->rank || o->rank->rank >= ranks) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks", ranks);
-    if (o->lora) return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", ranks);
-    return 0;
+    return hd_session_ranks(o) > 1 || o->plan.mesh.n;
+}
+
+/* The plan as lowering is given it: what was open is filled in from the whole graph. */
+static int plan_of(const hd_session_options *o, bool train, const hd_graph *whole, hd_plan *plan, hd_error *err)
+{
+    *plan = o->plan;
+    if (!train) plan->micro_batches = 1;
+    if (!hd_session_is_rank(o)) return 0;
+    if (!o->rank || o->rank->rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks", hd_session_ranks(o));
+    if (o->lora)
+        return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
+    if (train) hd_plan_complete(plan, whole);
+    int rc = o->parallel.dp ? hd_parallel_expand(&o->parallel, whole, o->sequence, plan, err) : 0;
+    if (!rc && train) rc = hd_plan_check(plan, whole, err);
+    plan->fingerprint = 0; /* of the whole graph, not of a rank's */
+    plan->threads = hd_session_threads(o);
+    return rc;
 }
 
 static int make_program(hd_session *s, int which, const hd_session_options *o, hd_error *err)
@@ -142,11 +149,12 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     bool train = which == HD_TRAIN_PROGRAM;
     if (!*g) return 0;
     make_whole(*g, train, o);
-    hd_plan plan = plan_of(o, train, *g);
+    hd_plan plan;
     int rc = pass_error(*g, err);
-    if (!rc && plan.mesh.n) rc = check_mesh(o, err);
+    if (!rc) rc = plan_of(o, train, *g, &plan, err);
     if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, o->rank, err);
     if (rc) return rc;
+    if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
     if (train) hd_pass_recompute_elementwise(*g);
     hd_pass_fuse_elementwise(*g);
     rc = hd_graph_verify(*g, err);
@@ -177,10 +185,11 @@ static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
     return rc;
 }
 
-int hd_session_threads(const hd_plan *plan, const hd_rank *rank)
+int hd_session_threads(const hd_session_options *o)
 {
-    if (plan->threads) return plan->threads;
-    int here = rank ? hd_mesh_size(&plan->mesh) : 1, threads;
+    const hd_rank *rank = o->rank;
+    if (o->plan.threads) return o->plan.threads;
+    int here = rank ? hd_session_ranks(o) : 1, threads;
     if (rank && rank->comm && !shares_process(rank)) here = hd_ranks_on_host(here);
     threads = hd_core_count() / here;
     return threads < 1 ? 1 : threads;
@@ -257,10 +266,10 @@ static int make_store(hd_session *s, const hd_session_options *o, hd_error *err)
 
 int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
 {
-    bool alone = !o->plan.mesh.n;
+    bool alone = !hd_session_is_rank(o);
     int rc = check_memory(s, o, err);
     if (rc) return rc;
-    s->team = hd_team_new(hd_session_threads(&o->plan, alone ? NULL : o->rank), true, err);
+    s->team = hd_team_new(hd_session_threads(o), true, err);
     if (!s->team || make_store(s, o, err)) return err->code;
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++) {
         if (!s->program[i]) continue;

@@ -7,6 +7,7 @@
 
 #include "exec/exec.h"
 #include "passes/passes.h"
+#include "plan/parallel.h"
 #include "train/step.h"
 
 typedef enum hd_role_of_program { HD_TRAIN_PROGRAM, HD_EVAL_PROGRAM, HD_SESSION_PROGRAMS } hd_role_of_program;
@@ -14,6 +15,8 @@ typedef enum hd_role_of_program { HD_TRAIN_PROGRAM, HD_EVAL_PROGRAM, HD_SESSION_
 typedef struct hd_session_options {
     hd_step_options step;
     hd_plan plan;                /* micro-batches, precision, threads, back end; the mesh and what goes with it */
+    hd_parallel parallel;        /* the by-hand form, written out over each graph into a plan of its own; dp 0: none, plan.mesh is used */
+    int64_t sequence;            /* tokens in a sequence, for that; 0: a network that has none */
     const hd_rank *rank;         /* of plan.mesh; NULL: the only one. Must outlive the session */
     const hd_lora_options *lora; /* NULL: none */
     uint64_t seed;               /* of initial values */
@@ -33,8 +36,10 @@ typedef struct hd_session {
     double flops[HD_SESSION_PROGRAMS];    /* of one step; of one call */
 } hd_session;
 
+int hd_session_ranks(const hd_session_options *o); /* how many the plan is for; 1 also without a mesh */
+bool hd_session_is_rank(const hd_session_options *o); /* whether the plan has a mesh */
 /* Threads of a rank's team: as the plan says, else this machine's cores over the job's ranks on it. */
-int hd_session_threads(const hd_plan *plan, const hd_rank *rank);
+int hd_session_threads(const hd_session_options *o);
 
 /* Takes over the forward graphs (with an output "loss"; either may be NULL), makes them whole, and lowers them. Nothing big is allocated yet.
  * On failure *s is empty, and the graphs are freed. */

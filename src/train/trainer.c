@@ -161,7 +161,7 @@ static void first_nonfinite(const run *r, hd_exec *e, const hd_exec_hooks *hooks
     hd_error ignored = {0};
     *path = 0;
     if (hd_exec_find_nonfinite(e, hooks, path, n, &ignored)) *path = 0;
-    int64_t ranks = r->rank ? hd_mesh_size(&r->options.plan.mesh) : 1, finder = *path && r->rank ? ranks - r->rank->rank : 0;
+    int64_t ranks = hd_session_ranks(&r->options), finder = *path && r->rank ? ranks - r->rank->rank : 0;
     if (!ignored.code && !hd_ranks_max(r->rank, &finder, 1, &ignored) && finder) hd_ranks_tell(r->rank, (int)(ranks - finder), path, (int64_t)n, &ignored);
     if (!*path) snprintf(path, n, "a value that could not be found");
 }
