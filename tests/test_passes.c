@@ -1,9 +1,13 @@
-/* Fusion: a fused graph gives the bits of the graph it was made from; norms take in the sum before them. */
+/* Fusion: a fused graph gives the bits of the graph it was made from; norms take in the sum before them. Recomputation: the same bits in less memory.
+ * Precision: rounded operands give nearly the same losses. */
 #include <string.h>
 
 #include "small_graphs.h"
 #include "graph/op.h"
+#include "models/lm.h"
+#include "models/network.h"
 #include "passes/passes.h"
+#include "plan/parallel.h"
 
 /* ---- random elementwise graphs ---- */
 
@@ -290,6 +294,219 @@ static void test_sum_that_is_an_output(void **state)
     hd_graph_free(g);
 }
 
+/* ---- recomputation ---- */
+
+enum { SEQ = 11, TOKENS = 2 * SEQ };
+
+/* A language model with dropout that ends in gradients or in an update. */
+static hd_graph *language_model(bool llama, hd_dtype compute, bool update)
+{
+    hd_error err = {0};
+    hd_lm_config c;
+    hd_lm_config_preset(&c, llama ? HD_ARCH_LLAMA : HD_ARCH_GPT2);
+    c.vocab = 29, c.width = 24, c.layers = 4, c.heads = 4, c.kv_heads = llama ? 2 : 4, c.head_dim = 6, c.mlp_width = 56, c.max_positions = 16;
+    c.embd_dropout = c.resid_dropout = 0.1;
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = compute, .param = HD_F32, .tokens = TOKENS, .sequence = SEQ};
+    hd_graph *g = hd_lm_graph(&c, &o, &err);
+    if (!g) fail_msg("%s", err.message);
+    hd_step_options s = {.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1};
+    if (update) hd_step_append(g, &s);
+    else hd_step_append_gradients(g);
+    assert_string_equal(g->err.message, "");
+    return g;
+}
+
+/* Any input of the graphs here: ids below 5, places of sequences of SEQ tokens, numbers between -1 and 1. */
+static double input_element(const char *name, hd_dtype dtype, int64_t i, int64_t micro)
+{
+    if (!strcmp(name, "positions")) return (double)(i % SEQ);
+    if (!strcmp(name, "segments")) return (double)(i / SEQ);
+    if (!strcmp(name, "inv_divisor")) return 1.0 / 64;
+    if (!strcmp(name, "lr")) return 0.01;
+    if (!strcmp(name, "step")) return 1;
+    uint64_t h = hd_hash_mix(hd_hash_string(name) + (uint64_t)micro, (uint64_t)i);
+    return dtype == HD_F32 ? (double)(h % 2001) / 1000 - 1 : (double)(h % 5);
+}
+
+static int fill_inputs(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err)
+{
+    (void)arg;
+    const hd_program *p = hd_exec_program(e);
+    for (int b = 0; b < p->n_buffers; b++) {
+        hd_tensor t;
+        if (p->buffers[b].class != HD_BUFFER_INPUT || (p->buffers[b].micro == HD_TIME_SPLIT) != (kind == HD_SEGMENT_FORWARD)) continue;
+        if (hd_exec_input(e, p->buffers[b].path, &t, err)) return err->code;
+        int64_t micro = kind == HD_SEGMENT_FORWARD ? call->micro : 0;
+        for (int64_t i = 0; i < hd_tensor_count(&t); i++) hd_store_f64(t.data, t.dtype, i, input_element(p->buffers[b].path, t.dtype, i, micro));
+    }
+    return 0;
+}
+
+static void run_step(rig *r)
+{
+    hd_exec_hooks hooks = {.before = fill_inputs};
+    hd_call none = {0};
+    assert_int_equal(fill_inputs(NULL, r->exec, HD_SEGMENT_PREPARE, &none, &r->err), 0);
+    if (hd_exec_step(r->exec, &hooks, &r->err)) fail_msg("%s", r->err.message);
+}
+
+/* Outputs and parameters after two steps are alike to the last bit; returns by how many bytes b's arena is smaller. */
+static int64_t expect_same_steps(const hd_graph *a, const hd_graph *b, int micro)
+{
+    rig x, y;
+    rig_open(&x, a, "cpu", micro, 2);
+    rig_open(&y, b, "cpu", micro, 2);
+    for (int step = 0; step < 2; step++) {
+        run_step(&x);
+        run_step(&y);
+        for (size_t i = 0; i < a->n_outputs; i++) {
+            hd_tensor u, v;
+            assert_int_equal(hd_exec_output(x.exec, a->outputs[i].name, &u, NULL), 0);
+            assert_int_equal(hd_exec_output(y.exec, a->outputs[i].name, &v, NULL), 0);
+            int64_t wrong = differing(&u, &v);
+            if (wrong) fail_msg("step %d: %s differs in %lld elements", step, a->outputs[i].name, (long long)wrong);
+            assert_true(isfinite(hd_load_f64(u.data, u.dtype, 0)));
+        }
+    }
+    assert_true(store_distance(x.store, y.store) == 0);
+    int64_t less = x.program->arena_bytes - y.program->arena_bytes;
+    rig_close(&x, false);
+    rig_close(&y, false);
+    return less;
+}
+
+static void recompute_by(hd_graph *g, const char *how)
+{
+    hd_parallel p;
+    hd_plan plan = hd_plan_default();
+    hd_error err = {0};
+    if (hd_parallel_parse(how, &p, &err) || hd_parallel_expand(&p, g, SEQ, &plan, &err)) fail_msg("%s", err.message);
+    size_t before = g->n_nodes;
+    assert_int_equal(hd_pass_recompute(g, plan.recompute, plan.n_recompute), 0);
+    assert_true(g->n_nodes > before);
+    if (hd_graph_verify(g, &err)) fail_msg("%s: %s", how, err.message);
+}
+
+static void test_recomputation_has_the_same_bits(void **state)
+{
+    static const char *const ways[] = {"recompute=full", "recompute=selective", "recompute=every:2"};
+    (void)state;
+    for (int llama = 0; llama < 2; llama++)
+        for (int way = 0; way < 3; way++)
+            for (int update = 0; update < 2; update++) {
+                hd_dtype compute = way == 1 ? HD_BF16 : HD_F32;
+                hd_graph *plain = language_model(llama, compute, update), *again = language_model(llama, compute, update);
+                recompute_by(again, ways[way]);
+                int64_t less = expect_same_steps(plain, again, 1 + (way + llama) % 2);
+                if (less <= 0) fail_msg("%s, %s: %lld bytes more", llama ? "llama" : "gpt2", ways[way], -(long long)less);
+                hd_graph_free(plain);
+                hd_graph_free(again);
+            }
+}
+
+/* All passes together, as a session has them. */
+static void test_recomputation_with_the_other_passes(void **state)
+{
+    (void)state;
+    hd_graph *plain = language_model(false, HD_BF16, true), *again = language_model(false, HD_BF16, true);
+    recompute_by(again, "recompute=full");
+    assert_int_equal(hd_pass_recompute_elementwise(again), 0);
+    assert_int_equal(hd_pass_fuse_elementwise(again), 0);
+    assert_true(expect_same_steps(plain, again, 2) > 0);
+    hd_graph_free(plain);
+    hd_graph_free(again);
+}
+
+/* One layer's clones at a time: in graph order, all clones of a layer stand after the last of the layer above. Kept: the layer's input; nothing of a
+ * whole step is cloned. */
+static void test_recomputation_goes_layer_by_layer(void **state)
+{
+    (void)state;
+    hd_graph *g = language_model(true, HD_F32, true);
+    recompute_by(g, "recompute=full");
+    int layer = 99, clones = 0;
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        int at;
+        if (sscanf(n->path, "again.layers.%d.", &at) != 1) continue;
+        assert_true(at <= layer && n->phase == HD_BACKWARD && n->origin && n->origin->phase == HD_FORWARD);
+        assert_true(g->values[n->out[0]].micro == HD_TIME_SPLIT);
+        assert_null(strstr(n->path, "mlp.out")); /* nothing in backward needs it */
+        layer = at;
+        clones++;
+    }
+    assert_int_equal(layer, 0);
+    assert_true(clones >= 4 * 10);
+    hd_graph_free(g);
+}
+
+static void test_elementwise_recomputation(void **state)
+{
+    (void)state;
+    hd_graph *plain = language_model(false, HD_F32, true), *again = language_model(false, HD_F32, true);
+    assert_int_equal(hd_pass_recompute_elementwise(again), 0);
+    int clones = 0;
+    for (size_t i = 0; i < again->n_nodes; i++) clones += !strncmp(again->nodes[i]->path, "again.", 6);
+    assert_true(clones >= 4);
+    assert_true(expect_same_steps(plain, again, 2) > 0);
+    hd_graph_free(plain);
+    hd_graph_free(again);
+}
+
+/* ---- precision ---- */
+
+static hd_graph *network(const char *name, hd_dtype precision, bool update)
+{
+    hd_error err = {0};
+    char path[1024];
+    snprintf(path, sizeof path, TEST_SOURCE_DIR "/examples/%s", name);
+    hd_network *n = hd_network_load(path, &err);
+    hd_graph *g = n ? hd_network_graph(n, &(hd_network_options){.batch = 6, .train = true}, &err) : NULL;
+    if (!g) fail_msg("%s", err.message);
+    hd_network_free(n);
+    assert_int_equal(hd_pass_precision(g, precision), 0);
+    if (update) hd_step_append(g, &(hd_step_options){.optimizer = HD_SGD, .momentum = 0.9});
+    assert_string_equal(g->err.message, "");
+    return g;
+}
+
+static double second_loss(const hd_graph *g)
+{
+    rig r;
+    rig_open(&r, g, "cpu", 2, 2);
+    run_step(&r);
+    run_step(&r);
+    double loss = get_scalar(r.exec, "loss");
+    rig_close(&r, false);
+    return loss;
+}
+
+static void test_precision(void **state)
+{
+    static const char *const names[] = {"mlp.json", "two_tower.json"};
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        hd_graph *wide = network(names[i], HD_F32, true), *narrow = network(names[i], HD_BF16, true), *forward = network(names[i], HD_BF16, false);
+        double a = second_loss(wide), b = second_loss(narrow);
+        if (!(fabs(a - b) <= 0.03 * (0.01 + fabs(a))) || a == b) fail_msg("%s: a loss of %g in f32, of %g in bf16", names[i], a, b);
+        for (size_t v = 0; v < forward->n_values; v++) { /* each parameter is rounded once, and its cast belongs to the step */
+            int casts = 0;
+            for (size_t k = 0; k < forward->n_nodes && forward->values[v].kind == HD_PARAM; k++) {
+                const hd_node *n = forward->nodes[k];
+                bool cast = !strcmp(n->op->name, "cast") && n->in[0] == (hd_value)v;
+                if (cast) assert_int_equal(forward->values[n->out[0]].micro, HD_TIME_REPLICATE);
+                casts += cast;
+            }
+            assert_true(casts <= 1);
+        }
+        assert_true(count_nodes(forward, "cast") > 2);
+        assert_int_equal(count_nodes(wide, "cast"), 0);
+        hd_graph_free(wide);
+        hd_graph_free(narrow);
+        hd_graph_free(forward);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -300,6 +517,11 @@ int main(void)
         cmocka_unit_test(test_training_step_has_the_same_bits),
         cmocka_unit_test(test_norm_takes_in_the_sum),
         cmocka_unit_test(test_sum_that_is_an_output),
+        cmocka_unit_test(test_recomputation_has_the_same_bits),
+        cmocka_unit_test(test_recomputation_with_the_other_passes),
+        cmocka_unit_test(test_recomputation_goes_layer_by_layer),
+        cmocka_unit_test(test_elementwise_recomputation),
+        cmocka_unit_test(test_precision),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

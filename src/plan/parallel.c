@@ -225,8 +225,7 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
     if (p->cp > 1 && batch != p->dp)
         return hd_fail(err, HD_EINVAL, "--parallel: cp splits one sequence per data-parallel rank, not %" PRId64 " over dp=%" PRId64 ": give --batch %" PRId64
                        " and more --micro-batches", batch, p->dp, p->dp);
-    if (p->cp * (p->sp ? p->tp : 1) > o->sequence && (p->cp > 1 || p->sp))
-        return hd_fail(err, HD_EINVAL, "--parallel: a sequence of %" PRId64 " tokens cannot be split over %" PRId64 " ranks", o->sequence, p->cp * (p->sp ? p->tp : 1));
+    if (p->cp > o->sequence) return hd_fail(err, HD_EINVAL, "--parallel: a sequence of %" PRId64 " tokens cannot be split over cp=%" PRId64, o->sequence, p->cp);
     return 0;
 }
 

@@ -1,6 +1,9 @@
 #include "train/config.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include "plan/parallel.h"
 
 #define AT(field) offsetof(hd_train_config, field)
 const hd_setting hd_train_settings[] = {
@@ -16,12 +19,9 @@ const hd_setting hd_train_settings[] = {
     {"optimizer", HD_SET_STRING, AT(optimizer), "adamw", 0, 0, "adamw|sgd", "the optimizer"},
     {"learning_rate", HD_SET_NUMBER, AT(learning_rate), "0.0003", 0, 1e6, "X", "after warm-up"},
     {"least_learning_rate", HD_SET_NUMBER, AT(least_learning_rate), "0", 0, 1e6, "X", "at the end of the schedule"},
-    {"schedule", HD_SET_STRING, AT(schedule), "cosine", 0, 0, "constant|cosine|linear|wsd", "shape of the learning rate; wsd: constant, then linear over the last --decay steps"},
+    {"schedule", HD_SET_STRING, AT(schedule), "cosine", 0, 0, "SHAPE", "of the learning rate: constant, cosine, linear, or wsd:N, constant and then linear over the last N steps (wsd: a tenth of all)"},
     {"warmup", HD_SET_INT, AT(warmup), "0", 0, 1e12, "N", "steps of linear rise at the start"},
-    {"decay", HD_SET_INT, AT(decay), "0", 0, 1e12, "N", "wsd: steps of fall at the end; 0: a tenth of all"},
-    {"beta1", HD_SET_NUMBER, AT(beta1), "0.9", 0, 0.999999, "X", "adamw: decay of the mean of gradients"},
-    {"beta2", HD_SET_NUMBER, AT(beta2), "0.95", 0, 0.999999, "X", "adamw: decay of the mean of their squares"},
-    {"epsilon", HD_SET_NUMBER, AT(epsilon), "1e-8", 0, 1, "X", "adamw: added to the root of that mean"},
+    {"adam", HD_SET_STRING, AT(adam), "0.9,0.95,1e-8", 0, 0, "B1,B2,EPS", "adamw: decay of the mean of gradients and of their squares, and what is added to the root of that"},
     {"momentum", HD_SET_NUMBER, AT(momentum), "0.9", 0, 0.999999, "X", "sgd"},
     {"weight_decay", HD_SET_NUMBER, AT(weight_decay), "0.1", 0, 1e3, "X", "decoupled; not applied to norms and biases"},
     {"clip", HD_SET_NUMBER, AT(clip), "1", 0, 1e9, "X", "largest global norm of the gradient; 0: no clipping"},
@@ -38,14 +38,13 @@ const hd_setting hd_train_settings[] = {
     {"keep", HD_SET_INT, AT(keep), "3", 0, 1e6, "N", "checkpoints to keep; 0: all"},
     {"resume", HD_SET_BOOL, AT(resume), "true", 0, 0, NULL, "go on from the newest checkpoint under --out, if there is one"},
     {"metrics", HD_SET_STRING, AT(metrics), NULL, 0, 0, "FILE", "JSON lines; without it, OUT/metrics.jsonl"},
-    {"log_every", HD_SET_INT, AT(log_every), "1", 1, 1e9, "N", "steps between two lines of metrics"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "replay a plan (JSON)"},
-    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM", "over many ranks by hand: dp=2,tp=2,pp=2,zero=1,... (docs/parallel.md)"},
-    {"ranks", HD_SET_INT, AT(ranks), "0", 0, 65536, "N", "how many ranks there must be; 0: as many as the plan says"},
-    {"transport", HD_SET_STRING, AT(transport), "local", 0, 0, "local|mpi", "ranks are threads of one process, or MPI processes that mpirun starts"},
-    {"restarts", HD_SET_INT, AT(restarts), "0", 0, 1e6, "N", "how often to start again from the last checkpoint when a rank fails"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute"},
+    {"ranks", HD_SET_INT, AT(ranks), "0", 0, HD_MAX_RANKS, "N", "how many there must be; 0: as many as --parallel or the plan says"},
+    {"transport", HD_SET_STRING, AT(transport), "local", 0, 0, "local|mpi", "between ranks: threads of one process, or MPI processes"},
+    {"restarts", HD_SET_INT, AT(restarts), "0", 0, 1e6, "N", "times to go on from the last checkpoint under --out after a failure"},
     {"seed", HD_SET_INT, AT(seed), "0", 0, 9e15, "N", "of initial values, dropout and the order of the data"},
-    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "of each rank; 0: one per core"},
+    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
     {"memory", HD_SET_NUMBER, AT(memory), "0", 0, 1e6, "GIB", "most memory to use; 0: what the machine has available"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no progress bar"},
     {0},
@@ -65,17 +64,56 @@ static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
     return 0;
 }
 
-static int fill_parallel(const hd_train_config *c, hd_session_options *o, hd_error *err)
+int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ranks, hd_error *err)
 {
+    hd_parallel p;
+    *ranks = hd_mesh_size(&plan->mesh);
+    if (c->parallel) {
+        int rc = hd_parallel_parse(c->parallel, &p, err);
+        if (rc) return rc;
+        *ranks = (int)hd_parallel_ranks(&p);
+    }
+    if (!c->ranks || c->ranks == *ranks) return 0;
+    if (c->parallel) return hd_fail(err, HD_EINVAL, "--ranks %d and --parallel %s, which is %d ranks", (int)c->ranks, c->parallel, *ranks);
+    if (c->plan) return hd_fail(err, HD_EINVAL, "--ranks %d and --plan %s, which is for %d ranks", (int)c->ranks, c->plan, *ranks);
+    return hd_fail(err, HD_EINVAL, "--ranks %d: say how to split the work over them, such as --parallel dp=%d", (int)c->ranks, (int)c->ranks);
+}
+
+static int fill_ranks(const hd_train_config *c, hd_session_options *o, hd_error *err)
+{
+    int ranks;
     int rc = c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
     if (rc) return rc;
-    if (c->parallel && o->plan.mesh.n) return hd_fail(err, HD_EINVAL, "--parallel %s and a --plan for %d ranks: give one", c->parallel, hd_mesh_size(&o->plan.mesh));
-    int ranks = hd_session_ranks(o);
-    o->sequence = c->sequence;
-    if (!c->ranks || c->ranks == ranks) return 0;
-    if (!hd_session_is_rank(o)) return hd_fail(err, HD_EINVAL, "--ranks %lld: say how the work is split over them, with --parallel or --plan", (long long)c->ranks);
-    return hd_fail(err, HD_EINVAL, "--ranks %lld contradicts %s, which is for %d rank%s", (long long)c->ranks, c->parallel ? "--parallel" : "the plan", ranks,
-                   ranks == 1 ? "" : "s");
+    if (c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
+    if (c->restarts && !c->out) return hd_fail(err, HD_EINVAL, "--restarts needs --out: it goes on from the last checkpoint there");
+    return hd_train_config_ranks(c, &o->plan, &ranks, err);
+}
+
+static int read_adam(const hd_train_config *c, hd_step_options *o, hd_error *err)
+{
+    double *const to[] = {&o->beta1, &o->beta2, &o->eps};
+    const char *at = c->adam;
+    for (int i = 0; i < 3; i++) {
+        char *end;
+        *to[i] = strtod(at, &end);
+        bool ok = end != at && *to[i] >= 0 && *to[i] < 1 && *end == (i < 2 ? ',' : 0);
+        if (!ok) return hd_fail(err, HD_EINVAL, "--adam must be three numbers of at least 0 and below 1, such as 0.9,0.95,1e-8, not \"%s\"", c->adam);
+        at = end + 1;
+    }
+    return 0;
+}
+
+/* "cosine", or "wsd:200". */
+static int read_schedule(const hd_train_config *c, hd_lr_schedule *lr, hd_error *err)
+{
+    char shape[16], *end = NULL;
+    size_t n = strcspn(c->schedule, ":");
+    long long steps = c->schedule[n] ? strtoll(c->schedule + n + 1, &end, 10) : (c->steps + 9) / 10;
+    snprintf(shape, sizeof shape, "%.*s", (int)n, c->schedule);
+    bool ok = n < sizeof shape && !hd_lr_shape_parse(shape, &lr->shape) && (!c->schedule[n] || (!strcmp(shape, "wsd") && !*end && end[-1] != ':' && steps >= 1));
+    if (!ok) return hd_fail(err, HD_EINVAL, "--schedule must be constant, cosine, linear, wsd or wsd:N, not \"%s\"", c->schedule);
+    lr->decay = steps;
+    return 0;
 }
 
 int hd_train_config_check(const hd_train_config *c, hd_session_options *session, hd_lora_options *lora, hd_lr_schedule *lr, hd_error *err)
@@ -84,17 +122,16 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
     if (c->least_learning_rate > c->learning_rate) return hd_fail(err, HD_EINVAL, "--least-learning-rate is above --learning-rate");
     if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
     if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
-    *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup,
-                           .decay = c->decay ? c->decay : (c->steps + 9) / 10};
-    hd_lr_shape_parse(c->schedule, &lr->shape);
+    *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup};
+    if (read_schedule(c, lr, err)) return HD_EINVAL;
     *session = (hd_session_options){.seed = (uint64_t)c->seed, .memory = (int64_t)(c->memory * 0x1p30)};
-    session->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->epsilon,
-                                      .momentum = c->momentum, .weight_decay = c->weight_decay, .clip = c->clip};
+    session->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .momentum = c->momentum, .weight_decay = c->weight_decay, .clip = c->clip};
+    if (read_adam(c, &session->step, err)) return HD_EINVAL;
     if (c->lora_rank) {
         *lora = (hd_lora_options){.pattern = default_targets, .n_patterns = sizeof default_targets / sizeof default_targets[0], .rank = c->lora_rank, .alpha = c->lora_alpha};
         if (c->lora_targets.n) lora->pattern = c->lora_targets.item, lora->n_patterns = c->lora_targets.n;
         session->lora = lora;
     }
     int rc = fill_plan(c, &session->plan, err);
-    return rc ? rc : fill_parallel(c, session, err);
+    return rc ? rc : fill_ranks(c, session, err);
 }

@@ -12,9 +12,10 @@ typedef struct hd_train_config {
     /* how long, how much at once */
     int64_t steps, batch, micro_batches, sequence;
     /* optimizer */
-    const char *optimizer, *schedule;
-    double learning_rate, least_learning_rate, beta1, beta2, epsilon, momentum, weight_decay, clip;
-    int64_t warmup, decay;
+    const char *optimizer, *schedule; /* schedule: "cosine", "wsd:200" */
+    const char *adam; /* "0.9,0.95,1e-8" */
+    double learning_rate, least_learning_rate, momentum, weight_decay, clip;
+    int64_t warmup;
     /* model */
     const char *precision;
     double dropout; /* negative: what the model says */
@@ -23,19 +24,23 @@ typedef struct hd_train_config {
     hd_setting_list lora_targets;
     /* evaluation, saving, reporting */
     double validation;
-    int64_t eval_every, eval_batches, save_every, keep, log_every;
+    int64_t eval_every, eval_batches, save_every, keep;
     bool eval_only, resume, quiet;
     const char *metrics, *plan;
     /* machine */
     int64_t seed, threads;
-    const char *parallel, *transport;
-    int64_t ranks, restarts;
     double memory; /* GiB; 0: what is available */
+    /* many ranks */
+    const char *parallel, *transport;
+    int64_t ranks, restarts; /* ranks 0: as many as parallel or the plan says */
 } hd_train_config;
 
 extern const hd_setting hd_train_settings[];
 
 /* Checks what the table cannot (settings that contradict each other) and turns names into values. lora: filled when lora_rank > 0. */
 int hd_train_config_check(const hd_train_config *c, hd_session_options *session, hd_lora_options *lora, hd_lr_schedule *lr, hd_error *err);
+
+/* *ranks: how many --parallel makes, else plan (the one that is replayed). HD_EINVAL when --ranks is another number. */
+int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ranks, hd_error *err);
 
 #endif

@@ -70,6 +70,7 @@ static int make_session(run *r, hd_error *err)
         hd_graph_free(train);
         train = NULL;
     }
+    r->options.sequence = strcmp(r->task->unit, "tokens") ? 0 : r->c->sequence;
     if (!rc) rc = hd_session_init(&r->session, train, eval, &r->options, err);
     if (rc) return rc;
     char need[24], have[24];
@@ -262,7 +263,7 @@ static int one_step(run *r, hd_error *err)
     r->at.step++;
     r->at.samples += r->c->batch * r->options.plan.micro_batches;
     series_add(&r->train_loss, (double)r->at.step, r->loss);
-    if (r->at.step % r->c->log_every == 0 || r->at.step == r->c->steps) report_step(r, lr);
+    report_step(r, lr);
     return 0;
 }
 
