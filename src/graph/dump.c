@@ -23,7 +23,7 @@ static void dump_node(const hd_graph *g, const hd_node *n, hd_str *out)
 {
     char type[160];
     for (int k = 0; k < n->n_out; k++) hd_str_printf(out, "%s%%%d", k ? ", " : "", n->out[k]);
-    hd_str_printf(out, " = %s(", n->op->name);
+    hd_str_printf(out, "%s%s(", n->n_out ? " = " : "", n->op->name);
     for (int k = 0; k < n->n_in; k++) {
         hd_str_puts(out, k ? ", " : "");
         if (n->in[k] == HD_NONE) hd_str_puts(out, "-");
@@ -31,6 +31,10 @@ static void dump_node(const hd_graph *g, const hd_node *n, hd_str *out)
     }
     hd_str_puts(out, ") ");
     if (n->op->attrs_size) hd_attrs_print(n->op, n->attrs, out);
+    if (!n->n_out) {
+        hd_str_printf(out, " ; %s %s\n", n->path, phase_names[n->phase]);
+        return;
+    }
     const hd_value_info *first = &g->values[n->out[0]];
     hd_str_printf(out, " -> %s ; %s %s %s\n", hd_type_format(type, sizeof type, &first->type, g), n->path, phase_names[n->phase], micro_names[first->micro]);
 }

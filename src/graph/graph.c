@@ -285,7 +285,7 @@ hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const
     if (n_out < 0) return hd_graph_fail(g, n_out, "%s%s%s", name ? name : "", name ? ": " : "", err.message);
     hd_node *n = node_new(g, op, make_path(g, name ? name : op->name, true), copy, in, n_in, n_out);
     if (!n) return out_of_memory(g);
-    return node_results(g, n, out_types) ? HD_NONE : n->out[0];
+    return node_results(g, n, out_types) || !n->n_out ? HD_NONE : n->out[0];
 }
 
 const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix, const hd_value *in, int n_in)
@@ -354,4 +354,44 @@ void hd_graph_pair(hd_graph *g, hd_value in, hd_value out)
     } else {
         g->pairs[g->n_pairs++] = (hd_state_pair){in, out};
     }
+}
+
+/* ---- parts of other graphs ---- */
+
+static bool copy_contents(hd_graph *g, const hd_value_info *from, hd_value_info *to)
+{
+    const hd_shape *all = from->layout ? &from->whole : &from->type.shape;
+    if (from->layout) to->layout = hd_arena_copy(&g->arena, from->layout, sizeof *from->layout);
+    if (from->data) to->data = hd_arena_copy(&g->arena, from->data, (size_t)hd_shape_count(all) * hd_dtype_size(from->type.dtype));
+    if (from->init) to->init = hd_arena_copy(&g->arena, from->init, sizeof *from->init);
+    to->whole = from->whole;
+    to->trainable = from->trainable;
+    to->decay = from->decay;
+    return !from->layout == !to->layout && !from->data == !to->data && !from->init == !to->init;
+}
+
+hd_value hd_graph_copy_value(hd_graph *g, const hd_graph *from, hd_value v)
+{
+    const hd_value_info *old = &from->values[v];
+    hd_value c = value_new(g, hd_arena_strdup(&g->arena, old->path), old->type, old->kind, old->micro);
+    if (c == HD_NONE) return c;
+    return copy_contents(g, old, &g->values[c]) ? c : out_of_memory(g);
+}
+
+hd_node *hd_graph_copy_node(hd_graph *g, const hd_node *n, const hd_value *in, const hd_value *out)
+{
+    if (g->err.code) return NULL;
+    hd_node *c = node_new(g, n->op, hd_arena_strdup(&g->arena, n->path), n->attrs, in, n->n_in, n->n_out);
+    if (c && n->n_splits) c->splits = hd_arena_copy(&g->arena, n->splits, (size_t)n->n_splits * sizeof *n->splits);
+    if (!c || (n->n_splits && !c->splits)) return out_of_memory(g), NULL;
+    c->phase = n->phase;
+    c->origin = NULL;
+    c->chunk = n->chunk;
+    c->n_splits = n->n_splits;
+    for (int k = 0; k < n->n_out; k++) {
+        c->out[k] = out[k];
+        g->values[out[k]].node = (int)g->n_nodes - 1;
+        g->values[out[k]].result = k;
+    }
+    return c;
 }

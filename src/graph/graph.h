@@ -137,6 +137,13 @@ hd_value hd_graph_find(const hd_graph *g, const char *path); /* HD_NONE if there
 /* Records an error of the person building (message with the current path in front). Returns HD_NONE. */
 hd_value hd_graph_fail(hd_graph *g, int code, const char *fmt, ...) HD_PRINTF(3, 4);
 
+/* ---- parts of other graphs, for passes that cut one: nothing is inferred or checked ---- */
+
+/* A value with the path, type, layout, contents and flags that v has in `from`. One of kind HD_RESULT waits for its node. */
+hd_value hd_graph_copy_value(hd_graph *g, const hd_graph *from, hd_value v);
+/* Appends a copy of n, of another graph, with these operands and results of g; without origin. NULL and g->err when out of memory. */
+hd_node *hd_graph_copy_node(hd_graph *g, const hd_node *n, const hd_value *in, const hd_value *out);
+
 static inline const hd_value_info *hd_info(const hd_graph *g, hd_value v) { return &g->values[v]; }
 static inline const hd_type *hd_type_in(const hd_graph *g, hd_value v) { return &g->values[v].type; }
 

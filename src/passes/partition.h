@@ -17,7 +17,8 @@ int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int 
 
 /* In place, after differentiation and the update: sets node->chunk for every node. first[c - 1] is a path (or the beginning of one, up to a dot) of the
  * first node of chunk c: forward nodes go by position, backward nodes to the chunk of the forward node they differentiate, updates to their
- * parameter's. A sum of gradients from several chunks of a parameter used in several becomes a sum of sums over the step. */
+ * parameter's. A sum of gradients from several chunks of a parameter used in several becomes a sum of sums over the step. Scalars of the update get
+ * chunk -1: every stage computes them. n_first 0: all is chunk 0. Before hd_pass_fuse_elementwise, which then keeps to the borders. */
 int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
 
 /* The part that stage (0 .. stages-1) does: chunks stage, stage + stages, ... with send and recv where values cross chunks: activations and their
@@ -25,5 +26,9 @@ int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
  * back once. Scalars of the update that are sums over chunks (loss, squares of gradients) become all_reduce over the mesh axis "pp". Values keep
  * their paths. The caller frees it. NULL and err on failure. */
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
+
+/* For a schedule that cuts backward in two: sets flags[i] for the nodes of backward that nothing which is sent on depends on, so that they may be
+ * done later: gradients of weights. Where nothing is sent (the first stage) that is all of backward. flags: [n_nodes]. Returns how many, or HD_ENOMEM. */
+int hd_graph_weight_parts(const hd_graph *g, bool *flags);
 
 #endif
