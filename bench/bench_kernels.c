@@ -187,7 +187,7 @@ static void bench_norm(bench *b, hd_dtype t, const char *type)
 static void bench_loss(bench *b, hd_dtype t, const char *type)
 {
     char label[64];
-    hd_dtype_attrs at = {t};
+    hd_entropy_attrs at = {.dtype = t};
     add_in(b, t, DIMS(256, 50257));
     add_in(b, HD_I32, DIMS(256));
     add_out(b, HD_F32, DIMS(256));

@@ -539,7 +539,7 @@ static void test_softmax(void **state)
 
 static void check_entropy(int64_t rows, int64_t v, hd_dtype in)
 {
-    hd_dtype_attrs at = {HD_F32};
+    hd_entropy_attrs at = {.dtype = HD_F32};
     trial t = {.op = "cross_entropy", .attrs = &at, .n_in = 2, .n_out = 2, .tolerance = 2e-6, .floor = 1};
     t.in[0] = tensor_normal(in, 0, 5, DIMS(rows, v));
     t.in[1] = tensor_index(HD_I32, v, DIMS(rows));

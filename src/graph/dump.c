@@ -61,6 +61,25 @@ uint64_t hd_graph_fingerprint(const hd_graph *g)
 
 /* ---- the verifier ---- */
 
+static hd_type whole_type(const hd_graph *g, hd_value v)
+{
+    if (v == HD_NONE) return (hd_type){.absent = true, .shape.sym = -1};
+    hd_type t = g->values[v].type;
+    if (g->values[v].layout) t.shape = g->values[v].whole;
+    return t;
+}
+
+/* Parameters (a copy) as coordinate 0 of a partitioned graph's mesh has them, whose types the values have. */
+static void localise_first(const hd_graph *g, const hd_node *n, void *attrs)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    if (!n->n_splits || !g->mesh.n) return;
+    for (int k = 0; k < n->n_in; k++) in[k] = whole_type(g, n->in[k]);
+    for (int k = 0; k < n->n_out; k++) out[k] = whole_type(g, n->out[k]);
+    hd_sig whole = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
+    hd_op_localise(&whole, n->splits, n->n_splits, &g->mesh, 0, attrs);
+}
+
 static int verify_types(const hd_graph *g, const hd_node *n, hd_error *err)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS] = {0};
@@ -70,6 +89,7 @@ static int verify_types(const hd_graph *g, const hd_node *n, hd_error *err)
     }
     _Alignas(16) char attrs[1024] = {0};
     if (n->op->attrs_size) memcpy(attrs, n->attrs, n->op->attrs_size);
+    localise_first(g, n, attrs);
     hd_sig sig = {.op = n->op, .in = in, .n_in = n->n_in, .attrs = attrs};
     int got = n->op->infer(&sig, out, err);
     if (got < 0) return hd_error_context(err, "%s", n->path);

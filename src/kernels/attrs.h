@@ -153,12 +153,21 @@ typedef struct hd_attention_attrs {
     bool causal;
     int64_t window;   /* 0: none */
     int64_t max_keys; /* most keys that one query sees, for cost; 0: all */
+    int64_t block;    /* queries and keys lie in blocks of so many rows, and a query sees keys of its own block only; 0: no such blocks. Says how
+                       * rows may be split; segments say the same to kernels */
     hd_dtype dtype;
 } hd_attention_attrs;
 
 /* ---- cross_entropy: (logits[T, V], target[T] i32) -> (loss[T] f32, lse[T]? f32); target < 0 or >= V is ignored: loss 0.
  *      cross_entropy_grad: (dloss[T] f32, logits, target, lse) -> dlogits = (exp(logits - lse) - onehot) * dloss; may alias logits, so that
- *      no probability matrix exists beside it. hd_dtype_attrs. */
+ *      no probability matrix exists beside it.
+ *      cross_entropy_part: (logits, target) -> (max[T], sum[T] of exp(logits - max), picked[T]: the target's logit, 0 where it is not among these)
+ *      of some of the columns; cross_entropy_finish: (max[T], sum[T], picked[T], target) -> (loss[T], lse[T]) of all of them. */
+typedef struct hd_entropy_attrs {
+    hd_dtype dtype;  /* cross_entropy_grad: of dlogits */
+    int64_t first;   /* the class that column 0 stands for: not 0 in a shard of the vocabulary */
+    int64_t classes; /* V of the whole; 0: as many as there are columns */
+} hd_entropy_attrs;
 
 /* ---- micro_sum: (x) -> y, the same memory: a piece per micro-batch, accumulated over the calls, becomes a value of the step. */
 

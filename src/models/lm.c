@@ -174,6 +174,8 @@ hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_val
     double scale = c->scale_attention ? 1 / sqrt((double)c->head_dim) : 1;
     if (c->scale_by_layer) scale /= (double)(layer + 1);
     hd_attention_attrs at = { .scale = scale, .causal = true, .window = window, .max_keys = max_keys(m, window), .dtype = m->o->compute };
+    bool rows_of_sequences = m->o->mode != HD_LM_GENERATE && m->o->sequence > 0 && m->o->tokens % m->o->sequence == 0;
+    if (rows_of_sequences) at.block = m->o->sequence;
     return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, kpos, m->segments, kseg }, 7);
 }
 

@@ -33,7 +33,7 @@ typedef struct hd_lm_options {
     hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream and losses are f32 */
     hd_dtype param;    /* of weights as stored: f32 (masters, for training), or bf16. Norms' weights are f32 always */
     int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (GENERATE) */
-    int64_t sequence;  /* longest sequence, for cost only; 0: T */
+    int64_t sequence;  /* longest sequence; 0: T. Where it divides T, no sequence lies across a multiple of it: tokens split there */
     int64_t context;   /* GENERATE: rows of the K/V cache */
     int64_t rows;      /* GENERATE: most rows of logits in one call; 0: 1 */
     bool logits;       /* EVAL: give "logits" of every row too, in f32 */

@@ -14,6 +14,7 @@ static const hd_attr attention_attrs[] = {
     {"causal", HD_ATTR_BOOL, offsetof(hd_attention_attrs, causal), 0},
     {"window", HD_ATTR_INT64, offsetof(hd_attention_attrs, window), 0},
     {"max_keys", HD_ATTR_INT64, offsetof(hd_attention_attrs, max_keys), 0},
+    {"block", HD_ATTR_INT64, offsetof(hd_attention_attrs, block), 0},
     {"dtype", HD_ATTR_DTYPE, offsetof(hd_attention_attrs, dtype), NAN},
     {0},
 };
@@ -45,7 +46,7 @@ static int check_operands(const hd_sig *s, int first, int ids, hd_error *err)
         return hd_op_fail(s, err, "v must have the rows and heads of k %s, is %s", HD_TYPE_TEXT(&s->in[first + 1]), HD_TYPE_TEXT(&s->in[first + 2]));
     for (int i = 0; i < 4; i++)
         if (check_ids(s, ids + i, first + i % 2, id_names[i], err)) return HD_EINVAL;
-    if (p->window < 0 || p->max_keys < 0) return hd_op_fail(s, err, "window and max_keys must not be negative");
+    if (p->window < 0 || p->max_keys < 0 || p->block < 0) return hd_op_fail(s, err, "window, max_keys and block must not be negative");
     return hd_need_result_dtype(s, "dtype", p->dtype, true, err);
 }
 
@@ -72,52 +73,76 @@ static int grad_infer(const hd_sig *s, hd_type *out, hd_error *err)
     return 3;
 }
 
-/* ---- loops: queries, key heads, and the query heads that share one. Features are summed inside a nonlinear function: whole.
- * Keys are whole in the forward (splitting them needs the softmax merge), summed in the gradient, where lse is known. ---- */
+/* ---- loops: blocks, queries of a block, key heads, the query heads that share one, and keys of a block. Features are summed inside a nonlinear
+ * function: whole. Keys are whole in the forward (splitting them needs the softmax merge), summed in the gradient, where lse is known. ---- */
 
-static void map_query(hd_dim_map *map, int tq, int head, int group)
+typedef struct att_loops { int block, tq, head, group, tk; } att_loops; /* block < 0: rows lie in no blocks; tk < 0: keys have no loop */
+
+static att_loops loops_new(const hd_sig *s, hd_loops *l, int q, bool grad)
 {
-    map[0] = (hd_dim_map){1, {(int8_t)tq}};
-    map[1] = (hd_dim_map){2, {(int8_t)head, (int8_t)group}};
+    const hd_attention_attrs *p = s->attrs;
+    int64_t tq = s->in[q].shape.dim[0], tk = s->in[q + 1].shape.dim[0], heads = s->in[q + 1].shape.dim[1];
+    bool blocks = p->block > 0 && tq == tk && tq % p->block == 0 && s->in[q].shape.sym < 0;
+    att_loops r = {.block = -1, .tk = -1};
+    if (blocks) r.block = hd_loop_new(l, tq / p->block, false);
+    r.tq = hd_loop_new(l, blocks ? p->block : tq, grad);
+    r.head = hd_loop_new(l, heads, false);
+    r.group = hd_loop_new(l, heads ? s->in[q].shape.dim[1] / heads : 1, grad);
+    if (grad || blocks) r.tk = hd_loop_new(l, blocks ? p->block : tk, grad);
+    if (!grad && r.tk >= 0) l->whole |= 1u << r.tk;
+    return r;
 }
 
-static void map_key(hd_dim_map *map, int tk, int head)
+/* One row for each query or key. */
+static void map_row(hd_dim_map *map, const att_loops *r, int loop)
 {
-    if (tk >= 0) map[0] = (hd_dim_map){1, {(int8_t)tk}};
-    map[1] = (hd_dim_map){1, {(int8_t)head}};
+    if (loop < 0) return;
+    map->n = 0;
+    if (r->block >= 0) map->loop[map->n++] = (int8_t)r->block;
+    map->loop[map->n++] = (int8_t)loop;
+}
+
+static void map_query(hd_dim_map *map, const att_loops *r)
+{
+    map_row(&map[0], r, r->tq);
+    map[1] = (hd_dim_map){2, {(int8_t)r->head, (int8_t)r->group}};
+}
+
+static void map_key(hd_dim_map *map, const att_loops *r)
+{
+    map_row(&map[0], r, r->tk);
+    map[1] = (hd_dim_map){1, {(int8_t)r->head}};
+}
+
+/* Positions and segments, at operands ids.. */
+static void map_ids(hd_loops *l, const att_loops *r, int ids)
+{
+    for (int i = 0; i < 4; i++) map_row(&l->in[ids + i][0], r, i % 2 ? r->tk : r->tq);
 }
 
 static void attention_loops(const hd_sig *s, hd_loops *l)
 {
-    int64_t heads = s->in[ATT_K].shape.dim[1];
-    int tq = hd_loop_new(l, s->in[ATT_Q].shape.dim[0], false), head = hd_loop_new(l, heads, false);
-    int group = hd_loop_new(l, heads ? s->in[ATT_Q].shape.dim[1] / heads : 1, false);
-    map_query(l->in[ATT_Q], tq, head, group);
-    map_key(l->in[ATT_K], -1, head);
-    map_key(l->in[ATT_V], -1, head);
-    hd_loop_in(l, ATT_QPOS, 0, tq);
-    hd_loop_in(l, ATT_QSEG, 0, tq);
-    map_query(l->out[0], tq, head, group);
-    map_query(l->out[1], tq, head, group);
+    att_loops r = loops_new(s, l, ATT_Q, false);
+    map_query(l->in[ATT_Q], &r);
+    map_key(l->in[ATT_K], &r);
+    map_key(l->in[ATT_V], &r);
+    map_ids(l, &r, ATT_QPOS);
+    map_query(l->out[0], &r);
+    map_query(l->out[1], &r);
 }
 
 /* Queries, the heads of a group, and keys are each summed into the gradients that don't run over them. */
 static void grad_loops(const hd_sig *s, hd_loops *l)
 {
-    int64_t heads = s->in[GRAD_K].shape.dim[1];
-    int tq = hd_loop_new(l, s->in[GRAD_Q].shape.dim[0], true), head = hd_loop_new(l, heads, false);
-    int group = hd_loop_new(l, heads ? s->in[GRAD_Q].shape.dim[1] / heads : 1, true), tk = hd_loop_new(l, s->in[GRAD_K].shape.dim[0], true);
+    att_loops r = loops_new(s, l, GRAD_Q, true);
     static const int by_query[] = {GRAD_DOUT, GRAD_Q, GRAD_OUT, GRAD_LSE};
-    for (int i = 0; i < 4; i++) map_query(l->in[by_query[i]], tq, head, group);
-    map_key(l->in[GRAD_K], tk, head);
-    map_key(l->in[GRAD_V], tk, head);
-    hd_loop_in(l, GRAD_QPOS, 0, tq);
-    hd_loop_in(l, GRAD_QSEG, 0, tq);
-    hd_loop_in(l, GRAD_KPOS, 0, tk);
-    hd_loop_in(l, GRAD_KSEG, 0, tk);
-    map_query(l->out[0], tq, head, group);
-    map_key(l->out[1], tk, head);
-    map_key(l->out[2], tk, head);
+    for (int i = 0; i < 4; i++) map_query(l->in[by_query[i]], &r);
+    map_key(l->in[GRAD_K], &r);
+    map_key(l->in[GRAD_V], &r);
+    map_ids(l, &r, GRAD_QPOS);
+    map_query(l->out[0], &r);
+    map_key(l->out[1], &r);
+    map_key(l->out[2], &r);
 }
 
 /* ---- cost ---- */

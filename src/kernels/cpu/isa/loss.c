@@ -116,31 +116,50 @@ static void fill_zero(const hd_tensor *y, int64_t at, int64_t n)
     memset((char *)y->data + (size_t)at * size, 0, (size_t)n * size);
 }
 
-/* dlogits = (exp(x - lse) - onehot) * dloss for one row; x and y may be the same memory, so the target's entry is
- * read first. The tensors are copies, so that stores can't be taken to change them. */
-static void entropy_row(hd_tensor x, hd_tensor y, int64_t at, int64_t v, int32_t target, float lse, float dloss)
+static void run_cross_entropy_part(const hd_kernel_args *a)
 {
-    float hit = f32_load_as(x.data, x.dtype, at + target);
+    const hd_entropy_attrs *at = a->attrs;
+    const hd_tensor *x = &a->in[0];
+    const int32_t *target = a->in[1].data;
+    float *max = a->out[0].data, *sum = a->out[1].data, *picked = a->out[2].data;
+    int64_t v = tensor_columns(x), classes = at->classes ? at->classes : v, begin, end;
+    hd_split(tensor_rows(x), 1, a->tid, a->threads, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        int64_t t = target[r] >= 0 && target[r] < classes ? target[r] - at->first : -1;
+        row_stats s = v > 0 ? row_softmax_stats(x, r * v, v) : (row_stats){-INFINITY, 0};
+        if (max) max[r] = s.max;
+        if (sum) sum[r] = (float)s.sum;
+        if (picked) picked[r] = t >= 0 && t < v ? f32_load_as(x->data, x->dtype, r * v + t) : 0;
+    }
+}
+
+/* dlogits = (exp(x - lse) - onehot) * dloss for one row; x and y may be the same memory, so the target's entry (-1: it is in no column here) is
+ * read first. The tensors are copies, so that stores can't be taken to change them. */
+static void entropy_row(hd_tensor x, hd_tensor y, int64_t at, int64_t v, int64_t target, float lse, float dloss)
+{
+    float hit = target >= 0 ? f32_load_as(x.data, x.dtype, at + target) : 0;
     int64_t j = 0;
     for (; j + HD_VL <= v; j += HD_VL) vf_store_as(y.data, y.dtype, at + j, vf_exp(vf_load_as(x.data, x.dtype, at + j) - lse) * dloss);
     if (j < v) {
         vf p = vf_exp(vf_load_as_n(x.data, x.dtype, at + j, (int)(v - j)) - lse) * dloss;
         vf_store_as_n(y.data, y.dtype, at + j, p, (int)(v - j));
     }
-    f32_store_as(y.data, y.dtype, at + target, (float)(expm1((double)hit - (double)lse) * dloss));
+    if (target >= 0) f32_store_as(y.data, y.dtype, at + target, (float)(expm1((double)hit - (double)lse) * dloss));
 }
 
 static void run_cross_entropy_grad(const hd_kernel_args *a)
 {
+    const hd_entropy_attrs *at = a->attrs;
     const float *dloss = a->in[0].data, *lse = a->in[3].data;
     const hd_tensor *x = &a->in[1], *y = &a->out[0];
     const int32_t *target = a->in[2].data;
-    int64_t v = tensor_columns(x), begin, end;
+    int64_t v = tensor_columns(x), classes = at->classes ? at->classes : v, begin, end;
     if (!y->data) return;
     hd_split(tensor_rows(x), 1, a->tid, a->threads, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
-        if (target[r] >= 0 && target[r] < v) entropy_row(*x, *y, r * v, v, target[r], lse[r], dloss[r]);
-        else fill_zero(y, r * v, v);
+        int64_t t = target[r] - at->first;
+        if (target[r] < 0 || target[r] >= classes) fill_zero(y, r * v, v);
+        else entropy_row(*x, *y, r * v, v, t >= 0 && t < v ? t : -1, lse[r], dloss[r]);
     }
 }
 
@@ -170,6 +189,7 @@ const hd_kernel HD_ISA(hd_kernels_loss)[] = {
     {"softmax_grad", supports_rows, NULL, run_softmax_grad},
     {"cross_entropy", supports_entropy, NULL, run_cross_entropy},
     {"cross_entropy_grad", supports_entropy_grad, NULL, run_cross_entropy_grad},
+    {"cross_entropy_part", supports_entropy, NULL, run_cross_entropy_part},
     {0},
 };
 

@@ -1,0 +1,111 @@
+/* partition_int.h: what the files of the partitioner share.
+ *
+ *   partition.c  the walk over the nodes, pins, states and outputs
+ *   strategy.c   which loops of a node are split over which axes: what is possible, and what it costs
+ *   convert.c    from one layout to another: which collectives, what they cost, and the nodes for them
+ *   expand.c     nodes that only split as several nodes
+ *
+ * Nodes are taken in order. Each value has a list of the forms in which it is held: as its node left it, and as conversions made it. */
+#ifndef HD_PASSES_PARTITION_INT_H
+#define HD_PASSES_PARTITION_INT_H
+
+#include "graph/op.h"
+#include "passes/partition.h"
+
+/* A value as it lies somewhere in the new graph. */
+typedef struct hd_held {
+    hd_layout layout;
+    hd_value value;  /* in the graph; f32 where the value's own dtype is narrower and `layout` is (or was) Partial */
+    int phase;       /* usable by nodes of this phase only; -1: by all */
+    int chunk;       /* and of this chunk; -1: of all */
+    struct hd_held *next;
+} hd_held;
+
+/* What is known of a value of the graph before it was partitioned. */
+typedef struct hd_part_value {
+    hd_held *held;
+    hd_dtype dtype;   /* for its readers */
+    hd_shape whole;
+    bool used;        /* some node, output or state reads it */
+    bool weight;      /* made of parameters, states and constants alone */
+    bool gradient;    /* leads into sums over micro-batches only, or is one: belongs to a parameter as far as traffic goes */
+    bool has_target;  /* pinned, or what a state becomes: it ends in this layout */
+    bool pinned;      /* every reader starts from that layout */
+    hd_layout target;
+    bool has_home;    /* the gradient of an optimizer's node: once its addends are summed, it lies as the optimizer's state */
+    hd_layout home;
+} hd_part_value;
+
+typedef struct hd_part {
+    hd_graph *g;
+    const hd_mesh *mesh;
+    hd_part_value *value; /* [n_values] */
+    size_t n_values;      /* of the graph before */
+    int axis[HD_MAX_AXES], n_axes; /* that cut values: more than one rank, not the pipeline's */
+} hd_part;
+
+/* ---- convert.c ---- */
+
+#define HD_MAX_STEPS (4 * HD_MAX_AXES)
+
+/* One collective. */
+typedef struct hd_convert_step {
+    const char *op;
+    int8_t axes[HD_MAX_AXES];
+    int n_axes, dim, to;
+    bool max;
+    hd_layout after;
+} hd_convert_step;
+
+/* The collectives from one layout to another, cheapest order; returns how many. */
+int hd_part_steps(const hd_mesh *mesh, const hd_shape *whole, const hd_layout *from, const hd_layout *to, hd_convert_step *steps);
+/* Bytes that a rank sends to bring v from one layout to another, weighted by what should not be moved over which axis. */
+double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
+/* Weight of moving v over an axis: activations stay where they are over DATA axes, parameters over MODEL axes. */
+double hd_part_weight(const hd_part *p, hd_value v, int axis);
+/* Bytes of one piece of v under a layout. */
+double hd_part_bytes(const hd_part *p, hd_value v, const hd_layout *layout);
+
+/* Whether a form of v may be read by nodes of that phase and chunk: what was gathered of a parameter is given up at the end of a phase. */
+bool hd_part_usable(const hd_part *p, hd_value v, const hd_held *h, int phase, int chunk);
+/* The form of v from which `to` is reached most cheaply, and (may be NULL) that cost. */
+const hd_held *hd_part_nearest(const hd_part *p, hd_value v, const hd_layout *to, int phase, int chunk, double *cost);
+/* v in layout `to` and its own dtype, by nodes appended to the graph for `reader` (whose phase and chunk they take). HD_NONE: out of memory. */
+hd_value hd_part_convert(hd_part *p, hd_value v, const hd_layout *to, const hd_node *reader);
+/* Appends the node of one step; reader as above. */
+hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert_step *s, const hd_node *reader);
+
+/* Makes `layout` that of graph value x of that whole shape, and its type that of coordinate 0. */
+int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd_shape *whole);
+/* Remembers that v is held as x. */
+int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, int phase, int chunk);
+
+/* ---- strategy.c ---- */
+
+/* What is done about one axis. */
+typedef struct hd_part_option {
+    enum { HD_PART_REPLICATED, HD_PART_LINEAR, HD_PART_LOOP } kind;
+    int loop;     /* LOOP: split over the axis */
+    uint32_t set; /* LINEAR: these operands are Partial, the others whole; so are the results */
+} hd_part_option;
+
+typedef struct hd_strategy {
+    hd_part_option option[HD_MAX_AXES]; /* by axis of the mesh */
+    hd_dim_layout loop[HD_MAX_LOOPS];   /* cuts of each loop */
+    hd_layout in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    double cost;
+} hd_strategy;
+
+/* The strategy of least cost for n, whose operands are held somehow. */
+void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best);
+/* Types of the whole operands and results. */
+void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out);
+
+/* ---- expand.c ---- */
+
+/* Replaces n by several nodes where that is how it splits (cross entropy over a split vocabulary). Returns whether it did; errors in g->err. */
+bool hd_part_expand(hd_part *p, hd_node *n);
+/* Appends n to the new graph as it is. */
+int hd_part_append(hd_part *p, hd_node *n);
+
+#endif
