@@ -84,7 +84,6 @@ static int fill_ranks(const hd_train_config *c, hd_session_options *o, hd_error 
     int ranks;
     int rc = c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
     if (rc) return rc;
-    if (c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
     if (c->restarts && !c->out) return hd_fail(err, HD_EINVAL, "--restarts needs --out: it goes on from the last checkpoint there");
     return hd_train_config_ranks(c, &o->plan, &ranks, err);
 }
@@ -121,6 +120,7 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
     if (!c->model) return hd_fail(err, HD_EINVAL, "name a model: a Hugging Face directory, a config.json or a network file");
     if (c->least_learning_rate > c->learning_rate) return hd_fail(err, HD_EINVAL, "--least-learning-rate is above --learning-rate");
     if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
+    if (c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
     if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
     *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup};
     if (read_schedule(c, lr, err)) return HD_EINVAL;
