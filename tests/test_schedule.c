@@ -157,6 +157,11 @@ static void test_interleaved(void **state)
                 job_open(&j, HD_SCHEDULE_INTERLEAVED, p, v, m, 1, 0);
                 check_job(&j);
                 assert_int_equal(j.makespan - 2 * m * v, 2 * (p - 1)); /* of slots 1/v as long as those of 1F1B, which idles as many */
+                for (int i = 0, warm = 0; i < p; i++, warm = 0) { /* as in section 2.2.2's figure and Megatron */
+                    while (j.slots[i][warm].kind == HD_SLOT_FORWARD) warm++;
+                    int most = 2 * (p - 1 - i) + (v - 1) * p + 1;
+                    assert_int_equal(warm, most < m * v ? most : m * v);
+                }
                 job_close(&j);
                 job_open(&j, HD_SCHEDULE_INTERLEAVED, p, v, m, 2, 0);
                 check_job(&j);

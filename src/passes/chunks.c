@@ -59,9 +59,8 @@ static int find_start(const hd_graph *g, const char *prefix)
     return any;
 }
 
-static int place_forward(chunker *c, const char *const *first, int n_first)
+static int place_forward(hd_graph *g, const char *const *first, int n_first)
 {
-    hd_graph *g = c->g;
     int from = 0, begin = 0;
     for (size_t i = 0; i < g->n_nodes; i++) g->nodes[i]->chunk = g->nodes[i]->phase == HD_FORWARD ? n_first : UNKNOWN;
     for (int k = 0; k < n_first; k++) {
@@ -73,6 +72,56 @@ static int place_forward(chunker *c, const char *const *first, int n_first)
             if (g->nodes[from]->phase == HD_FORWARD) g->nodes[from]->chunk = k;
     }
     return 0;
+}
+
+/* Where the residual stands among a norm's operands and `sum` among its results; 0: no norm, or without a residual. */
+static int residual_of(const hd_node *n)
+{
+    int at = is_op(n, "layer_norm") ? 3 : is_op(n, "rms_norm") ? 2 : 0;
+    return at && at < n->n_in && n->in[at] != HD_NONE ? at : 0;
+}
+
+static void replace_reads(hd_graph *g, hd_value from, hd_value to)
+{
+    for (size_t i = 0; i < g->n_nodes; i++)
+        for (int k = 0; k < g->nodes[i]->n_in; k++)
+            if (g->nodes[i]->in[k] == from) g->nodes[i]->in[k] = to;
+    for (size_t i = 0; i < g->n_outputs; i++)
+        if (g->outputs[i].value == from) g->outputs[i].value = to;
+    for (size_t i = 0; i < g->n_pairs; i++)
+        if (g->pairs[i].out == from) g->pairs[i].out = to;
+}
+
+/* A norm that begins by adding two values of earlier chunks is given their sum, made there: one value crosses instead of two. What backward reads of
+ * such a norm is the sum alone (src/ops/norm.c), and the gradients of the two are one value as before. */
+static void add_before(hd_graph *g, hd_node *n, int residual)
+{
+    const hd_node *a = maker(g, n->in[0]), *b = maker(g, n->in[residual]);
+    if (!a || !b || a->chunk >= n->chunk || b->chunk >= n->chunk) return;
+    hd_ew_attrs at = {.dtype = ((const hd_norm_attrs *)n->attrs)->sum_dtype};
+    g->chunk = a->chunk > b->chunk ? a->chunk : b->chunk;
+    hd_value sum = hd_graph_node(g, "add", hd_arena_printf(&g->arena, "%s.sum", n->path), &at, (hd_value[]){n->in[0], n->in[residual]}, 2);
+    if (sum == HD_NONE) return;
+    replace_reads(g, n->out[residual], sum);
+    n->in[0] = sum;
+    n->in[residual] = HD_NONE;
+}
+
+static int add_before_cuts(hd_graph *g)
+{
+    const char *scope = g->scope;
+    hd_phase phase = g->phase;
+    size_t n_nodes = g->n_nodes;
+    g->scope = "";
+    g->phase = HD_FORWARD;
+    for (size_t i = 0; i < n_nodes && !g->err.code; i++) {
+        int residual = g->nodes[i]->phase == HD_FORWARD ? residual_of(g->nodes[i]) : 0;
+        if (residual) add_before(g, g->nodes[i], residual);
+    }
+    g->scope = scope;
+    g->phase = phase;
+    g->chunk = 0;
+    return g->n_nodes > n_nodes ? hd_graph_sort(g) : g->err.code;
 }
 
 /* Readers stand behind what they read, so that from the end each is placed before its operands. */
@@ -306,13 +355,12 @@ static int place_update(chunker *c)
 
 /* ---- the pass ---- */
 
-static int run(chunker *c, const char *const *first, int n_first)
+static int run(chunker *c)
 {
     hd_graph *g = c->g;
     for (size_t v = 0; v < g->n_values; v++) c->home[v] = c->furthest[v] = UNKNOWN;
     for (size_t i = 0; i < g->n_nodes; i++) c->live[i] = g->nodes[i];
     qsort(c->live, g->n_nodes, sizeof *c->live, by_address);
-    if (place_forward(c, first, n_first)) return g->err.code;
     place_step_values(c);
     note_furthest(c);
     place_backward(c);
@@ -329,9 +377,10 @@ int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first)
     if (g->err.code) return g->err.code;
     for (size_t i = 0; i < g->n_nodes; i++) g->nodes[i]->chunk = 0;
     if (!n_first) return 0;
+    if (place_forward(g, first, n_first) || add_before_cuts(g)) return g->err.code;
     chunker c = {.g = g, .live = hd_calloc(g->n_nodes + 1, sizeof *c.live), .furthest = hd_calloc(g->n_values + 1, sizeof *c.furthest),
                  .home = hd_calloc(g->n_values + 1, sizeof *c.home)};
-    if (c.live && c.furthest && c.home) run(&c, first, n_first);
+    if (c.live && c.furthest && c.home) run(&c);
     else hd_fail_memory(&g->err, g->n_values, "cutting a graph");
     hd_free(c.live);
     hd_free(c.furthest);

@@ -166,10 +166,11 @@ static int check_direction(cutter *c, hd_value v, int to)
     const hd_value_info *i = &c->g->values[v];
     int from = c->chunk[v];
     bool sent = from % c->stages != to % c->stages;
-    if (sent && i->kind == HD_STATE) return hd_fail(&c->out->err, HD_EUNSUPPORTED, "the state %s is used in chunks %d and %d of the pipeline", i->path, from, to);
-    if (sent && i->type.shape.sym >= 0) return hd_fail(&c->out->err, HD_EUNSUPPORTED, "%s has a bounded extent: it cannot go from chunk to chunk", i->path);
+    hd_error *err = &c->out->err;
+    if (sent && i->kind == HD_STATE) return hd_fail(err, HD_EUNSUPPORTED, "the state %s is used in chunks %d and %d of the pipeline", i->path, from, to);
+    if (sent && i->type.shape.sym >= 0) return hd_fail(err, HD_EUNSUPPORTED, "%s has a bounded extent: it cannot go from chunk to chunk", i->path);
     if (i->micro == HD_TIME_REPLICATE || (phase_of(c, v) == HD_FORWARD ? from < to : from > to)) return 0;
-    return hd_fail(&c->out->err, HD_EUNSUPPORTED, "%s is made in chunk %d of the pipeline, too late for chunk %d", i->path, from, to);
+    return hd_fail(err, HD_EUNSUPPORTED, "%s is made in chunk %d of the pipeline, too late for chunk %d", i->path, from, to);
 }
 
 /* One message for each stage that reads v; several chunks there share it. */
@@ -275,8 +276,12 @@ static void pass_on(cutter *c, hd_value v)
         hd_pipe_attrs at = pipe_attrs(c, v, m);
         char ending[24];
         snprintf(ending, sizeof ending, ".to%d", m->to);
-        if (is_mine(c, at.from)) make_node(c, "send", path_with(c, v, ending), &at, &c->map[v], 1, phase_of(c, v), at.from);
-        else if (is_mine(c, m->to)) c->map[v] = like(c, make_node(c, "recv", path_with(c, v, leaf ? ".copy" : ""), &at, NULL, 0, phase_of(c, v), m->to), v);
+        if (is_mine(c, at.from)) {
+            make_node(c, "send", path_with(c, v, ending), &at, &c->map[v], 1, phase_of(c, v), at.from);
+        } else if (is_mine(c, m->to)) {
+            hd_value got = make_node(c, "recv", path_with(c, v, leaf ? ".copy" : ""), &at, NULL, 0, phase_of(c, v), m->to);
+            c->map[v] = like(c, got, v);
+        }
     }
 }
 
@@ -390,7 +395,8 @@ static void copy_ends(cutter *c)
         hd_value in = g->pairs[i].in, out = g->pairs[i].out;
         if (!is_mine(c, c->chunk[in])) continue;
         if (c->map[out] == HD_NONE) {
-            hd_fail(&c->out->err, HD_EUNSUPPORTED, "%s is kept in chunk %d of the pipeline, but its next value isn't made there", g->values[in].path, c->chunk[in]);
+            hd_fail(&c->out->err, HD_EUNSUPPORTED, "%s is kept in chunk %d of the pipeline, but its next value doesn't come there", g->values[in].path,
+                    c->chunk[in]);
             return;
         }
         hd_graph_pair(c->out, c->map[in], c->map[out]);
@@ -438,8 +444,9 @@ static int begin(cutter *c)
     int **numbers[] = {&c->node_chunk, &c->chunk, &c->reads, &c->map, &c->map_all, &c->own, &c->every};
     bool **flags[] = {&c->late, &c->shared, &c->absorbed};
     bool ok = true;
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) ok &= !!(*numbers[i] = hd_arena_alloc(&c->scratch, (nv + nn) * sizeof **numbers[i]));
-    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) ok &= !!(*flags[i] = hd_arena_alloc(&c->scratch, nv + nn));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        ok &= (*numbers[i] = hd_arena_alloc(&c->scratch, (nv + nn) * sizeof **numbers[i])) != NULL;
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) ok &= (*flags[i] = hd_arena_alloc(&c->scratch, nv + nn)) != NULL;
     c->messages = hd_arena_alloc(&c->scratch, nv * sizeof *c->messages);
     c->map_node = hd_arena_alloc(&c->scratch, nn * sizeof *c->map_node);
     if (!ok || !c->messages || !c->map_node) return hd_fail_memory(&c->out->err, nv * sizeof(int), "cutting a graph");
