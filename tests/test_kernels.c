@@ -561,6 +561,14 @@ static void check_entropy(int64_t rows, int64_t v, hd_dtype in)
     g.out[0] = like(&t.in[0], in);
     trial_check(&g);
     if (rows > 2) trial_check_rows(&g, 15, rows / 2);
+    at.first = 2; /* a shard of more columns, some of whose targets lie before it and some behind */
+    at.classes = v + 4;
+    trial_check(&g);
+    trial part = {.op = "cross_entropy_part", .attrs = &at, .n_in = 2, .n_out = 3, .tolerance = 2e-6, .floor = 1};
+    part.in[0] = t.in[0];
+    part.in[1] = t.in[1];
+    part.out[0] = part.out[1] = part.out[2] = shape(HD_F32, DIMS(rows));
+    trial_check(&part);
     hd_free(forward[0].data);
     trial_free(&g);
 }

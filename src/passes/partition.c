@@ -67,6 +67,7 @@ static void learn_values(hd_part *p)
         for (int k = 0; k < n->n_in; k++) {
             if (n->in[k] == HD_NONE) continue;
             p->value[n->in[k]].used = true;
+            p->value[n->in[k]].readers++;
             weight &= p->value[n->in[k]].weight;
         }
         for (int k = 0; k < n->n_out; k++) p->value[n->out[k]].weight = weight;
@@ -130,6 +131,24 @@ static void follow_parameters(hd_part *p)
     for (size_t i = 0; i < p->g->n_nodes; i++)
         for (size_t k = 0; k < sizeof optimizers / sizeof *optimizers; k++)
             if (!strcmp(p->g->nodes[i]->op->name, optimizers[k].op)) follow_parameter(p, p->g->nodes[i], &optimizers[k]);
+}
+
+/* What a gradient is the sum of had better lie as it will, too. */
+static void pass_homes_back(hd_part *p)
+{
+    static const char *const ops[] = {"micro_sum", "add", "cast"};
+    for (size_t i = p->g->n_nodes; i-- > 0;) {
+        const hd_node *n = p->g->nodes[i];
+        bool passes = false;
+        for (size_t k = 0; k < sizeof ops / sizeof *ops; k++) passes |= !strcmp(n->op->name, ops[k]);
+        const hd_part_value *out = passes ? &p->value[n->out[0]] : NULL;
+        for (int k = 0; out && out->has_home && k < n->n_in; k++) {
+            hd_part_value *in = &p->value[n->in[k]];
+            if (in->has_home || !hd_shape_equal(&in->whole, &out->whole)) continue;
+            in->has_home = true;
+            in->home = in->pinned ? in->target : out->home;
+        }
+    }
 }
 
 /* Leaves lie as pinned, or whole; what a state becomes lies as the state. */
@@ -299,6 +318,7 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
     learn_values(p);
     if (set_pins(p, pins, n_pins) || learn_gradients(p)) return;
     follow_parameters(p);
+    pass_homes_back(p);
     lay_leaves(p);
     if (!p->g->err.code) walk(p);
     lay_unused(p);

@@ -27,12 +27,13 @@ typedef struct hd_part_value {
     hd_dtype dtype;   /* for its readers */
     hd_shape whole;
     bool used;        /* some node, output or state reads it */
+    int readers;      /* nodes */
     bool weight;      /* made of parameters, states and constants alone */
     bool gradient;    /* leads into sums over micro-batches only, or is one: belongs to a parameter as far as traffic goes */
     bool has_target;  /* pinned, or what a state becomes: it ends in this layout */
     bool pinned;      /* every reader starts from that layout */
     hd_layout target;
-    bool has_home;    /* the gradient of an optimizer's node: once its addends are summed, it lies as the optimizer's state */
+    bool has_home;    /* a gradient, or an addend of one: once it is summed, it lies as the optimizer's state */
     hd_layout home;
 } hd_part_value;
 

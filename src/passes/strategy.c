@@ -100,7 +100,8 @@ static int model_of_cut(const chooser *c, int loop, int axis, int64_t *unit)
     }
     for (int r = 0; r < n->n_out; r++) {
         const hd_part_value *v = &c->p->value[n->out[r]];
-        int at = v->has_target ? find_cut(c, c->loops.out[r], c->out[r].shape.rank, &v->target, loop, axis, unit) : -1;
+        const hd_layout *to = v->has_target ? &v->target : v->has_home ? &v->home : NULL;
+        int at = to ? find_cut(c, c->loops.out[r], c->out[r].shape.rank, to, loop, axis, unit) : -1;
         if (at >= 0) return at;
     }
     *unit = 1;
@@ -195,6 +196,10 @@ static bool comes_cut(const chooser *c, int axis, bool partial)
             uint32_t axes = partial ? h->layout.partial : hd_layout_axes(&h->layout, c->in[i].shape.rank);
             if (axes >> axis & 1) return true;
         }
+    for (int r = 0; !partial && r < n->n_out; r++) { /* one result is wanted so */
+        const hd_part_value *v = &c->p->value[n->out[r]];
+        if (v->pinned && hd_layout_axes(&v->target, c->out[r].shape.rank) >> axis & 1) return true;
+    }
     return false;
 }
 
@@ -205,7 +210,11 @@ static bool read_before(const chooser *c, const hd_strategy *s, int i)
     return false;
 }
 
-/* What one operand's conversion costs. A whole activation of the result's size that becomes an addend is a pass over memory for nothing. */
+/* A preference between what costs the same. */
+#define SLIGHT 1e-3
+
+/* What one operand's conversion costs. A whole activation of the result's size that becomes an addend is a pass over memory for nothing; an addend
+ * that several nodes read had better be summed for all of them. */
 static double operand_cost(const chooser *c, const hd_strategy *s, int i)
 {
     hd_value v = c->n->in[i];
@@ -214,7 +223,30 @@ static double operand_cost(const chooser *c, const hd_strategy *s, int i)
     bool stretched = from && s->in[i].partial & ~from->layout.partial;
     bool large = c->in[i].shape.rank && hd_shape_equal(&c->in[i].shape, &c->out[0].shape);
     if (stretched && large && c->p->g->values[v].micro != HD_TIME_REPLICATE) cost += hd_part_bytes(c->p, v, &s->in[i]) / 16;
+    if (from && from->layout.partial & s->in[i].partial && c->p->value[v].readers > 1) cost += SLIGHT * hd_part_bytes(c->p, v, &s->in[i]);
     return cost;
+}
+
+static bool same_dim_cut(const hd_layout *a, const hd_layout *b, int rank, int axis)
+{
+    for (int d = 0; d < rank; d++) {
+        bool in_a = false, in_b = false;
+        for (int k = 0; k < a->dim[d].n; k++) in_a |= a->dim[d].axis[k] == axis;
+        for (int k = 0; k < b->dim[d].n; k++) in_b |= b->dim[d].axis[k] == axis;
+        if (in_a || in_b) return in_a && in_b;
+    }
+    return false;
+}
+
+/* What a gradient costs over one axis until it lies as the optimizer wants it; `bytes` are those of a piece of it. */
+static double gradient_owes(const hd_part_value *v, const hd_layout *l, int axis, double bytes, double n)
+{
+    int rank = v->whole.rank;
+    bool home = hd_layout_axes(&v->home, rank) >> axis & 1, cut = hd_layout_axes(l, rank) >> axis & 1;
+    if (l->partial >> axis & 1) return (home ? 1 : 2) * bytes * (n - 1) / n;
+    if (!cut) return home ? SLIGHT * bytes : 0;
+    if (!home) return bytes * (n - 1);
+    return same_dim_cut(l, &v->home, rank, axis) ? 0 : bytes;
 }
 
 /* What is still to be paid for a result: sums that are owed; gathering what was not in pieces before. */
@@ -222,16 +254,30 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
 {
     hd_value v = c->n->out[r];
     const hd_layout *l = &s->out[r];
+    const hd_part_value *info = &c->p->value[v];
     double cost = 0, bytes = hd_part_bytes(c->p, v, l);
     uint32_t cut = hd_layout_axes(l, c->out[r].shape.rank);
     for (int i = 0; i < c->p->n_axes; i++) {
         int a = c->p->axis[i];
         double n = c->p->mesh->axis[a].size, weight = hd_part_weight(c->p, v, a);
+        if (info->has_home) {
+            cost += weight * gradient_owes(info, l, a, bytes, n);
+            continue;
+        }
         if (l->partial >> a & 1) cost += weight * 2 * bytes * (n - 1) / n;
         if (!(cut >> a & 1) || comes_cut(c, a, false)) continue;
         cost += weight * bytes * n * (comes_cut(c, a, true) ? (n - 1) / n : 1);
     }
     return cost;
+}
+
+/* To where a result is to end. To compute more of it than that takes a little longer. */
+static double target_cost(const chooser *c, const hd_strategy *s, int r)
+{
+    hd_value v = c->n->out[r];
+    const hd_layout *to = &c->p->value[v].target;
+    double more = hd_part_bytes(c->p, v, &s->out[r]) - hd_part_bytes(c->p, v, to);
+    return hd_part_conversion_cost(c->p, v, &s->out[r], to) + (more > 0 ? SLIGHT * more : 0);
 }
 
 static double strategy_cost(const chooser *c, const hd_strategy *s)
@@ -243,7 +289,7 @@ static double strategy_cost(const chooser *c, const hd_strategy *s)
     for (int r = 0; r < c->n->n_out; r++) {
         const hd_part_value *v = &c->p->value[c->n->out[r]];
         if (!v->used) continue;
-        cost += v->has_target ? hd_part_conversion_cost(c->p, c->n->out[r], &s->out[r], &v->target) : result_owes(c, s, r);
+        cost += v->has_target ? target_cost(c, s, r) : result_owes(c, s, r);
     }
     return cost;
 }
