@@ -1,4 +1,5 @@
 /* Checkpoints of many ranks: the files are those of one rank to the byte, and any mesh goes on from any other's. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -192,6 +193,116 @@ static void test_save_and_load(void **state)
     free_model(&m);
 }
 
+/* ---- ranks that talk ---- */
+
+typedef struct talker {
+    pthread_t thread;
+    const model *model;
+    const char *out;
+    int fault; /* this rank's directory is another's */
+    hd_rank rank;
+    int rc;
+    hd_error err;
+} talker;
+
+static void *save_together(void *arg)
+{
+    talker *t = arg;
+    hd_store *s = rank_store(t->model, &meshes[0], t->rank.rank, true);
+    writer w = {t->model, s};
+    hd_saving saving = saving_of(t->rank.rank == t->fault ? "/nowhere" : t->out, &w);
+    t->rc = hd_checkpoint_save(&saving, NULL, 0, &t->rank, &t->err);
+    if (t->rc) hd_comm_abort(t->rank.comm, t->err.message);
+    hd_store_free(s);
+    return NULL;
+}
+
+static void run_talkers(const model *m, const char *out, int fault, talker t[4])
+{
+    hd_error e = {0};
+    hd_comm *comm[4];
+    need(hd_comm_local(4, 20, comm, &e), &e);
+    for (int r = 0; r < 4; r++) {
+        t[r] = (talker){.model = m, .out = out, .fault = fault, .rank = {r, comm[r]}};
+        assert_int_equal(pthread_create(&t[r].thread, NULL, save_together, &t[r]), 0);
+    }
+    for (int r = 0; r < 4; r++) pthread_join(t[r].thread, NULL);
+    for (int r = 0; r < 4; r++) hd_comm_free(comm[r]);
+}
+
+static void test_save_together(void **state)
+{
+    model m = {0};
+    talker t[4];
+    char one[64], many[64];
+    make_model(&m);
+    snprintf(one, sizeof one, "%s/alone", (char *)*state);
+    snprintf(many, sizeof many, "%s/together", (char *)*state);
+    save_one(&m, one);
+    run_talkers(&m, many, -1, t);
+    for (int r = 0; r < 4; r++) need(t[r].rc, &t[r].err);
+    expect_same_files(one, many);
+    free_model(&m);
+}
+
+/* One rank fails: all end, and nothing new is left behind. */
+static void test_save_fails(void **state)
+{
+    model m = {0};
+    talker t[4];
+    char out[64], path[128];
+    make_model(&m);
+    snprintf(out, sizeof out, "%s/failing", (char *)*state);
+    run_talkers(&m, out, 2, t);
+    for (int r = 0; r < 4; r++) assert_int_equal(t[r].rc, r == 2 ? HD_EIO : HD_ECOMM);
+    snprintf(path, sizeof path, "%s/.step-3.partial", out);
+    assert_false(hd_file_exists(path));
+    snprintf(path, sizeof path, "%s/step-3", out);
+    assert_false(hd_file_exists(path));
+    free_model(&m);
+}
+
+typedef struct agreeing { pthread_t thread; hd_rank rank; int64_t sum[2], max; char word[16]; } agreeing;
+
+static void *agree(void *arg)
+{
+    agreeing *a = arg;
+    hd_error e = {0};
+    int r = a->rank.rank;
+    a->sum[0] = r + 1;
+    a->sum[1] = (int64_t)1 << (40 + r);
+    a->max = r == 1 ? 7 : -r;
+    snprintf(a->word, sizeof a->word, "word of %d", r);
+    if (hd_ranks_sum(&a->rank, a->sum, 2, &e) || hd_ranks_max(&a->rank, &a->max, 1, &e) || hd_ranks_tell(&a->rank, 2, a->word, sizeof a->word, &e) ||
+        hd_ranks_barrier(&a->rank, &e))
+        a->max = -100;
+    return NULL;
+}
+
+static void test_agreement(void **state)
+{
+    (void)state;
+    hd_error e = {0};
+    hd_comm *comm[3];
+    agreeing a[3];
+    need(hd_comm_local(3, 20, comm, &e), &e);
+    for (int r = 0; r < 3; r++) {
+        a[r] = (agreeing){.rank = {r, comm[r]}};
+        assert_int_equal(pthread_create(&a[r].thread, NULL, agree, &a[r]), 0);
+    }
+    for (int r = 0; r < 3; r++) pthread_join(a[r].thread, NULL);
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(a[r].sum[0], 6);
+        assert_true(a[r].sum[1] == (int64_t)7 << 40);
+        assert_int_equal(a[r].max, 7);
+        assert_string_equal(a[r].word, "word of 2");
+        hd_comm_free(comm[r]);
+    }
+    int64_t alone = 5;
+    need(hd_ranks_sum(NULL, &alone, 1, &e), &e);
+    assert_int_equal(alone, 5);
+}
+
 /* A piece that nobody has is noticed; so is a directory that isn't the one that the first rank made. */
 static void test_missing(void **state)
 {
@@ -261,6 +372,7 @@ static int remove_dir(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_runs), cmocka_unit_test(test_save_and_load), cmocka_unit_test(test_missing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_runs), cmocka_unit_test(test_save_and_load), cmocka_unit_test(test_missing),
+                                       cmocka_unit_test(test_save_together), cmocka_unit_test(test_save_fails), cmocka_unit_test(test_agreement)};
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
