@@ -64,9 +64,12 @@ static int locate_stored(hd_exec *e, int b, hd_error *err)
         int rc = pack_constant(e, b, err);
         if (rc) return rc;
     }
-    hd_store_tensor *t = hd_store_bind(e->store, x->path, &x->type, x->format, err);
+    hd_type type = x->type;
+    if (x->layout) type.shape = hd_layout_shape(&e->program->mesh, x->layout, &x->whole, e->rank.rank);
+    type.shape.sym = x->type.shape.sym;
+    hd_store_tensor *t = hd_store_bind(e->store, x->path, &type, x->format, err);
     if (!t) return err->code;
-    if (t->bytes < x->bytes) return hd_fail(err, HD_EINVAL, "%s was packed for another instruction set", x->path);
+    if (t->bytes < x->bytes && x->format == HD_PACKED) return hd_fail(err, HD_EINVAL, "%s was packed for another instruction set", x->path);
     e->data[b] = t->data;
     return 0;
 }
@@ -86,14 +89,27 @@ static int locate_buffers(hd_exec *e, hd_error *err)
 
 /* ---- instructions ---- */
 
-static hd_tensor *resolve_tensors(hd_exec *e, const int *buffers, int n, bool *bounded)
+void *hd_exec_copy(const hd_exec *e, int b, int micro)
+{
+    const hd_buffer *root = &e->program->buffers[hd_buffer_root(e->program, b)];
+    return (char *)e->data[b] + (root->copies > 1 ? micro % root->copies * root->bytes : 0);
+}
+
+hd_tensor hd_exec_tensor(const hd_exec *e, int b, const int64_t *binding)
+{
+    hd_tensor t = hd_buffer_piece(e->program, b, e->rank.rank, binding);
+    t.data = hd_exec_copy(e, b, e->micro);
+    return t;
+}
+
+static hd_tensor *resolve_tensors(hd_exec *e, const int *buffers, int n, hd_step *s)
 {
     hd_tensor *t = hd_arena_alloc(&e->memory, (size_t)(n ? n : 1) * sizeof *t);
     for (int i = 0; t && i < n; i++) {
         if (buffers[i] < 0) continue;
-        t[i] = hd_buffer_tensor(e->program, buffers[i], NULL);
-        t[i].data = e->data[buffers[i]];
-        *bounded |= e->program->buffers[buffers[i]].type.shape.sym >= 0;
+        t[i] = hd_exec_tensor(e, buffers[i], NULL);
+        s->bounded |= e->program->buffers[buffers[i]].type.shape.sym >= 0;
+        s->copied |= e->program->buffers[buffers[i]].copies > 1;
     }
     return t;
 }
@@ -125,13 +141,20 @@ static int resolve_step(hd_exec *e, hd_step *s, hd_error *err)
     const hd_instr *x = s->instr;
     s->args = (hd_kernel_args){.n_in = x->n_in, .n_out = x->n_out, .attrs = x->attrs, .team = e->team, .threads = e->threads};
     s->args.accumulate = x->accumulate != HD_ACCUMULATE_NEVER;
-    s->args.in = resolve_tensors(e, x->in, x->n_in, &s->bounded);
-    s->args.out = resolve_tensors(e, x->out, x->n_out, &s->bounded);
+    if (x->n_splits) {
+        void *attrs = hd_arena_alloc(&e->memory, x->op->attrs_size + 1);
+        if (!attrs) return no_memory(err);
+        hd_instr_attrs(p, x, e->rank.rank, attrs);
+        s->args.attrs = attrs;
+    }
+    s->args.in = resolve_tensors(e, x->in, x->n_in, s);
+    s->args.out = resolve_tensors(e, x->out, x->n_out, s);
     if (!s->args.in || !s->args.out) return no_memory(err);
     if (x->workspace >= 0) {
         s->args.workspace = e->data[x->workspace];
         s->workspace_bytes = p->buffers[x->workspace].bytes;
     }
+    if (x->opcode == HD_COMM) return hd_exec_resolve_transfer(e, s, err);
     if (x->opcode != HD_KERNEL) return 0;
     s->args.code = x->op->code;
     return resolve_kernel(e, s, err);
@@ -181,6 +204,7 @@ static int resolve_segment(hd_exec *e, int segment, const int *reads, hd_error *
         if (rc) return rc;
         hd_step_choose_solo(e, s);
     }
+    out->micro = e->micro;
     return 0;
 }
 
@@ -192,6 +216,7 @@ static int resolve_segment(hd_exec *e, int segment, const int *reads, hd_error *
 
 bool hd_step_choose_solo(const hd_exec *e, hd_step *s)
 {
+    if (s->instr->opcode == HD_COMM) return false; /* member 0's, or the team's */
     hd_cost c = hd_step_cost(s);
     bool before = s->solo;
     s->solo = e->threads > 1 && c.bytes <= SOLO_BYTES && c.flops <= SOLO_FLOPS;
@@ -209,7 +234,8 @@ typedef struct touched { spans read, written; } touched;
 static span buffer_span(const hd_exec *e, int b)
 {
     const char *p = e->data[b];
-    return (span){p, p + e->program->buffers[b].bytes};
+    const hd_buffer *x = &e->program->buffers[b], *root = &e->program->buffers[hd_buffer_root(e->program, b)];
+    return (span){p, p + (x->copies - 1) * root->bytes + x->bytes};
 }
 
 static bool touches(const spans *all, span s)
@@ -290,18 +316,39 @@ hd_exec *hd_exec_new(const hd_program *program, hd_store *store, const hd_backen
 
 hd_exec *hd_exec_new_sharing(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_exec *host, hd_error *err)
 {
+    return hd_exec_new_rank(program, store, backend, team, host, NULL, err);
+}
+
+/* Whether the rank is one of the program's mesh and stage, and the world is as large. */
+static int check_rank(const hd_program *p, const hd_rank *r, hd_error *err)
+{
+    int size = hd_mesh_size(&p->mesh);
+    if (r->rank < 0 || r->rank >= size) return hd_fail(err, HD_EINVAL, "there is no rank %d in the program's mesh of %d", r->rank, size);
+    for (int a = 0; a < p->mesh.n; a++)
+        if (p->mesh.axis[a].role == HD_AXIS_PIPELINE && hd_mesh_coordinate(&p->mesh, r->rank, a) != p->stage)
+            return hd_fail(err, HD_EINVAL, "rank %d isn't of stage %d, which the program is for", r->rank, p->stage);
+    if (!r->comm) return 0;
+    if (hd_comm_size(r->comm) != size || hd_comm_rank(r->comm) != r->rank)
+        return hd_fail(err, HD_EINVAL, "rank %d of %d was given the endpoint of rank %d of %d", r->rank, size, hd_comm_rank(r->comm), hd_comm_size(r->comm));
+    return 0;
+}
+
+hd_exec *hd_exec_new_rank(const hd_program *program, hd_store *store, const hd_backend *backend, hd_team *team, hd_exec *host, const hd_rank *rank, hd_error *err)
+{
     hd_error local = {0};
     if (!err) err = &local;
     if (hd_team_size(team) > program->threads) {
         hd_fail(err, HD_EINVAL, "the program was lowered for %d threads, the team has %d", program->threads, hd_team_size(team));
         return NULL;
     }
+    if (rank && check_rank(program, rank, err)) return NULL;
     hd_exec *e = hd_calloc(1, sizeof *e);
     if (!e) {
         no_memory(err);
         return NULL;
     }
     *e = (hd_exec){.program = program, .store = store, .backend = backend, .team = team, .threads = hd_team_size(team), .only = -1};
+    if (rank) e->rank = *rank, e->ranked = true;
     e->alone = hd_team_new(1, false, err);
     if (host && program->arena_bytes <= host->program->arena_bytes) e->arena = host->arena;
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) e->binding[i] = -1;
@@ -325,12 +372,18 @@ void hd_exec_free(hd_exec *e)
         hd_log("time by op\n%s", text.data);
         hd_str_free(&text);
     }
+    hd_exec_finish_all_sends(e, &(hd_error){0});
     if (e->own_arena) e->backend->free(e->backend, e->own_arena, (size_t)e->program->arena_bytes);
     for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
     hd_free(e->rings);
     hd_team_free(e->alone);
     hd_arena_free(&e->memory);
     hd_free(e);
+}
+
+const hd_rank *hd_exec_rank(const hd_exec *e)
+{
+    return e->ranked ? &e->rank : NULL;
 }
 
 const hd_program *hd_exec_program(const hd_exec *e)
@@ -349,8 +402,18 @@ int hd_exec_input(hd_exec *e, const char *name, hd_tensor *out, hd_error *err)
 {
     int b = hd_program_input(e->program, name);
     if (b < 0) return hd_fail(err, HD_EINVAL, "the program has no input \"%s\"", name);
-    *out = hd_buffer_tensor(e->program, b, NULL);
-    out->data = e->data[b];
+    *out = hd_exec_tensor(e, b, NULL);
+    return 0;
+}
+
+int hd_exec_put(hd_exec *e, const char *name, const void *whole, hd_error *err)
+{
+    int b = hd_program_input(e->program, name);
+    (void)err;
+    if (b < 0) return 0;
+    const hd_buffer *x = &e->program->buffers[b];
+    hd_layout_take(&e->program->mesh, x->layout, x->layout ? &x->whole : &x->type.shape, e->rank.rank, hd_dtype_size(x->type.dtype), whole,
+                   hd_exec_copy(e, b, e->micro));
     return 0;
 }
 
@@ -359,7 +422,6 @@ int hd_exec_output(hd_exec *e, const char *name, hd_tensor *out, hd_error *err)
     int b = hd_program_output(e->program, name);
     if (b < 0) b = hd_program_find(e->program, name);
     if (b < 0) return hd_fail(err, HD_EINVAL, "the program has no output \"%s\"", name);
-    *out = hd_buffer_tensor(e->program, b, e->binding);
-    out->data = e->data[b];
+    *out = hd_exec_tensor(e, b, e->binding);
     return 0;
 }

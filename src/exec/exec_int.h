@@ -17,6 +17,13 @@ typedef struct hd_step {
     bool solo;            /* so small that member 0 computes it alone: a meeting would cost more than the other members save */
     bool bounded;         /* an operand's or result's extent follows a symbol */
     bool updates_only;    /* writes nothing but states that nothing else reads: left out when looking for NaNs */
+    bool copied;          /* an operand's or result's memory follows the micro-batch */
+    /* COMM only */
+    bool local;           /* nothing is sent: the team does it */
+    int member;           /* this rank's index in its group */
+    hd_transfer transfer; /* in and out are set for each run */
+    hd_comm_group *group; /* NULL: nobody to talk to */
+    hd_ticket ticket; bool pending; /* a send that has been started */
     /* while profiling; by member 0 */
     double seconds, flops, bytes;
     int64_t runs;
@@ -26,6 +33,7 @@ typedef struct hd_steps {
     hd_step *steps;
     int n;
     int64_t binding[HD_MAX_SYMBOLS]; /* that the tensors are at */
+    int micro;                       /* likewise */
 } hd_steps;
 
 typedef struct hd_ring {
@@ -44,7 +52,9 @@ struct hd_exec {
     hd_arena memory;
     void *arena;        /* program->arena_bytes */
     void *own_arena;    /* the same, or NULL when it is another executor's */
-    void **data;        /* [n_buffers] where each buffer's memory is */
+    void **data;        /* [n_buffers] where each buffer's memory is: its first copy */
+    hd_rank rank;
+    bool ranked;        /* one of many */
     hd_steps *segments; /* [n_segments] */
     int64_t binding[HD_MAX_SYMBOLS]; /* of the last call */
 
@@ -52,12 +62,24 @@ struct hd_exec {
     int segment, micro;
     int only;           /* >= 0: run just this step */
     _Atomic bool abort;
+    int comm_rc; hd_error comm_err; /* of the first transfer that failed; by member 0 */
     bool stop[2], stopped; /* member 0 decides before a meeting, all read behind it; two, so that none is written while another still reads */
 
     hd_ring *rings;     /* [threads] or NULL */
     int ring_capacity;
     bool profiling, print_profile;
 };
+
+/* Buffer b as this rank sees it in the running call's micro-batch. */
+hd_tensor hd_exec_tensor(const hd_exec *e, int b, const int64_t *binding);
+void *hd_exec_copy(const hd_exec *e, int b, int micro); /* where b is in that micro-batch */
+
+/* transfer.c */
+int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err);   /* its tensors are there */
+void hd_exec_transfer(hd_exec *e, hd_step *s);                         /* member 0 */
+void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* shard, keep_first: the team, or member 0 alone */
+int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err);
+int hd_exec_finish_all_sends(hd_exec *e, hd_error *err);
 
 void hd_exec_run_team(hd_exec *e);                                  /* the running call, by the team */
 hd_cost hd_step_cost(const hd_step *s);                             /* at the bindings that its tensors are at */

@@ -26,8 +26,7 @@ static int find_bad_leaf(const hd_exec *e)
         const hd_buffer *x = &p->buffers[b];
         bool leaf = x->class == HD_BUFFER_INPUT || x->class == HD_BUFFER_STATE || x->class == HD_BUFFER_CONSTANT;
         if (!leaf || x->view_of >= 0 || x->data) continue;
-        hd_tensor t = hd_buffer_tensor(p, b, e->binding);
-        t.data = e->data[b];
+        hd_tensor t = hd_exec_tensor(e, b, e->binding);
         if (!is_finite_tensor(&t, false)) return b;
     }
     return -1;
@@ -66,6 +65,7 @@ int hd_exec_find_nonfinite(hd_exec *e, const hd_exec_hooks *hooks, char *path, s
     path[0] = 0;
     while (hd_call_next(&it, &call)) {
         hd_segment_kind kind = e->program->segments[call.segment].kind;
+        e->micro = call.micro;
         int rc = hooks && hooks->before ? hooks->before(hooks->arg, e, kind, &call, err) : 0;
         if (!rc) rc = hd_exec_bind(e, &call, err);
         if (rc) return rc;
@@ -128,12 +128,12 @@ hd_cost hd_step_cost(const hd_step *s)
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_cost c = {0};
     if (s->instr->opcode != HD_KERNEL || !s->instr->op->cost) {
-        c.bytes = (double)hd_tensor_bytes(&s->args.out[0]);
+        c.bytes = (double)hd_tensor_bytes(s->instr->n_out ? &s->args.out[0] : &s->args.in[0]);
         return c;
     }
     actual_types(s->args.in, s->args.n_in, in);
     actual_types(s->args.out, s->args.n_out, out);
-    hd_sig sig = {s->instr->op, in, out, s->args.n_in, s->args.n_out, s->instr->attrs};
+    hd_sig sig = {s->instr->op, in, out, s->args.n_in, s->args.n_out, s->args.attrs};
     s->instr->op->cost(&sig, &c);
     return c;
 }
@@ -168,7 +168,7 @@ typedef struct op_time {
 
 static const char *step_name(const hd_step *s)
 {
-    if (s->instr->opcode == HD_KERNEL) return s->instr->op->name;
+    if (s->instr->op) return s->instr->op->name;
     return s->instr->opcode == HD_ZERO ? "(zero)" : "(copy)";
 }
 

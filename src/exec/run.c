@@ -15,9 +15,14 @@ static void move_bytes(const hd_step *s, int tid, int threads)
     else memcpy(to, (const char *)s->args.in[0].data + begin, (size_t)(end - begin));
 }
 
-static void run_step(const hd_exec *e, const hd_step *s, int tid)
+static void run_step(hd_exec *e, hd_step *s, int tid)
 {
     if (s->solo && tid > 0) return;
+    if (s->instr->opcode == HD_COMM) {
+        if (s->local) hd_exec_move_local(e, s, tid);
+        else hd_exec_transfer(e, s);
+        return;
+    }
     if (s->instr->opcode != HD_KERNEL) {
         move_bytes(s, tid, s->solo ? 1 : e->threads);
         return;
@@ -86,6 +91,24 @@ static void rebind_tensors(const hd_exec *e, const int *buffers, int n, hd_tenso
         if (buffers[i] >= 0 && e->program->buffers[buffers[i]].type.shape.sym >= 0) t[i].dim[0] = hd_buffer_tensor(e->program, buffers[i], binding).dim[0];
 }
 
+static void move_tensors(const hd_exec *e, const int *buffers, int n, hd_tensor *t, int micro)
+{
+    for (int i = 0; i < n; i++)
+        if (buffers[i] >= 0) t[i].data = hd_exec_copy(e, buffers[i], micro);
+}
+
+/* Brings a segment's steps to the micro-batch's copies of their buffers. */
+static void choose_copies(const hd_exec *e, hd_steps *segment, int micro)
+{
+    segment->micro = micro;
+    for (int i = 0; i < segment->n; i++) {
+        hd_step *s = &segment->steps[i];
+        if (!s->copied) continue;
+        move_tensors(e, s->instr->in, s->instr->n_in, (hd_tensor *)s->args.in, micro);
+        move_tensors(e, s->instr->out, s->instr->n_out, s->args.out, micro);
+    }
+}
+
 /* A kernel that doesn't take the new extents gives way to one that does, and that to the reference when it wants more workspace than there is. */
 static void rebind_kernel(const hd_exec *e, hd_step *s)
 {
@@ -125,6 +148,7 @@ int hd_exec_bind(hd_exec *e, const hd_call *call, hd_error *err)
     hd_steps *segment = &e->segments[call->segment];
     int rc = memcmp(segment->binding, binding, sizeof binding) ? rebind(e, segment, binding, err) : 0;
     if (rc) return rc;
+    if (segment->micro != call->micro) choose_copies(e, segment, call->micro);
     memcpy(e->binding, binding, sizeof binding);
     e->segment = call->segment;
     e->micro = call->micro;
@@ -133,13 +157,32 @@ int hd_exec_bind(hd_exec *e, const hd_call *call, hd_error *err)
 
 /* ---- calls and steps ---- */
 
+static bool is_once(const hd_exec *e, int segment)
+{
+    hd_segment_kind kind = e->program->segments[segment].kind;
+    return kind == HD_SEGMENT_PREPARE || kind == HD_SEGMENT_UPDATE;
+}
+
+/* What was sent must have gone before it is written over. */
+static int finish_before(hd_exec *e, int segment, hd_error *err)
+{
+    if (!e->rank.comm) return 0;
+    return is_once(e, segment) ? hd_exec_finish_all_sends(e, err) : hd_exec_finish_sends(e, segment, err);
+}
+
 int hd_exec_call(hd_exec *e, const hd_call *call, hd_error *err)
 {
     int rc = hd_exec_bind(e, call, err);
+    if (!rc) rc = finish_before(e, call->segment, err);
     if (rc) return rc;
+    e->comm_rc = 0;
     e->stopped = atomic_load(&e->abort);
     if (!e->stopped) hd_exec_run_team(e);
-    if (!e->stopped) return 0;
+    if (e->comm_rc) {
+        atomic_store(&e->abort, false);
+        return hd_fail(err, e->comm_rc, "%s", e->comm_err.message);
+    }
+    if (!e->stopped) return is_once(e, call->segment) ? hd_exec_finish_sends(e, call->segment, err) : 0;
     atomic_store(&e->abort, false);
     return hd_fail(err, HD_EINTR, "stopped");
 }
@@ -150,12 +193,13 @@ int hd_exec_step(hd_exec *e, const hd_exec_hooks *hooks, hd_error *err)
     hd_call call;
     while (hd_call_next(&it, &call)) {
         hd_segment_kind kind = e->program->segments[call.segment].kind;
+        e->micro = call.micro;
         int rc = hooks && hooks->before ? hooks->before(hooks->arg, e, kind, &call, err) : 0;
         if (!rc) rc = hd_exec_call(e, &call, err);
         if (!rc && hooks && hooks->after) rc = hooks->after(hooks->arg, e, kind, &call, err);
         if (rc) return rc;
     }
-    return 0;
+    return hd_exec_finish_all_sends(e, err);
 }
 
 void hd_exec_abort(hd_exec *e)

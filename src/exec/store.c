@@ -18,11 +18,22 @@ struct hd_store_block {
 
 hd_store *hd_store_new(const hd_graph *g, uint64_t seed, hd_error *err)
 {
+    return hd_store_new_rank(g, seed, 0, err);
+}
+
+hd_store *hd_store_new_rank(const hd_graph *g, uint64_t seed, int rank, hd_error *err)
+{
+    if (g && (rank < 0 || rank >= hd_mesh_size(&g->mesh))) {
+        hd_fail(err, HD_EINVAL, "there is no rank %d in a mesh of %d", rank, hd_mesh_size(&g->mesh));
+        return NULL;
+    }
     hd_store *s = hd_calloc(1, sizeof *s);
     if (!s) {
         hd_fail_memory(err, sizeof *s, "a model's state");
         return NULL;
     }
+    if (g) s->mesh = g->mesh;
+    s->rank = rank;
     if (g && hd_store_add_graph(s, g, seed, err)) {
         hd_store_free(s);
         return NULL;
@@ -173,13 +184,14 @@ typedef struct filling {
     const hd_store_tensor *tensor;
     hd_init init;
     uint64_t key;
+    const hd_mesh *mesh; /* the tensor is a piece, of rank `rank`; NULL: whole */
+    int rank;
 } filling;
 
-/* Elements 4*block .. 4*block+3, from one counter, as many as there are. */
-static void fill_block(const filling *f, int64_t block, int64_t count)
+/* Values of elements 4*block .. 4*block+3 of the whole, from one counter. */
+static void draw_block(const filling *f, int64_t block, double *v)
 {
     hd_philox r = hd_philox_block(f->key, (uint64_t)block, 0);
-    double v[4];
     for (int i = 0; i < 4; i += 2) {
         double u = hd_uniform_open(r.word[i]), w = hd_uniform_open(r.word[i + 1]);
         if (f->init.how == HD_INIT_UNIFORM) {
@@ -191,7 +203,52 @@ static void fill_block(const filling *f, int64_t block, int64_t count)
         v[i] = radius * cos(angle);
         v[i + 1] = radius * sin(angle);
     }
+}
+
+/* As many of the block's elements as there are. */
+static void fill_block(const filling *f, int64_t block, int64_t count)
+{
+    double v[4];
+    draw_block(f, block, v);
     for (int i = 0; i < 4 && 4 * block + i < count; i++) hd_store_f64(f->tensor->data, f->tensor->type.dtype, 4 * block + i, v[i]);
+}
+
+/* Index in the whole of the first element of row `row` (along the last dimension) of this rank's piece. */
+static int64_t row_in_whole(const filling *f, int64_t row)
+{
+    const hd_store_tensor *t = f->tensor;
+    int rank = t->whole.rank;
+    int64_t index = 0, stride = 1;
+    for (int d = rank - 1; d >= 0; d--) {
+        int64_t begin, end, at = 0;
+        hd_dim_piece(f->mesh, &t->layout->dim[d], t->whole.dim[d], f->rank, &begin, &end);
+        if (d < rank - 1) at = row % (end - begin), row /= end - begin;
+        index += (begin + at) * stride;
+        stride *= t->whole.dim[d];
+    }
+    return index;
+}
+
+/* Rows [begin, end) of a piece, with what the whole has there. */
+static void fill_rows(const filling *f, int64_t length, int64_t begin, int64_t end)
+{
+    double v[4];
+    for (int64_t row = begin; row < end; row++) {
+        int64_t from = row_in_whole(f, row);
+        for (int64_t k = 0; k < length; k++) {
+            if (k == 0 || (from + k) % 4 == 0) draw_block(f, (from + k) / 4, v);
+            hd_store_f64(f->tensor->data, f->tensor->type.dtype, row * length + k, v[(from + k) % 4]);
+        }
+    }
+}
+
+static void fill_piece(const filling *f, int tid, int threads)
+{
+    const hd_shape *s = &f->tensor->type.shape;
+    int64_t length = s->rank ? s->dim[s->rank - 1] : 1, begin, end;
+    if (hd_shape_count(s) == 0) return;
+    hd_split(hd_shape_count(s) / length, 1, tid, threads, &begin, &end);
+    fill_rows(f, length, begin, end);
 }
 
 typedef struct fill_job { hd_team *team; const filling *list; size_t n; } fill_job;
@@ -203,6 +260,10 @@ static void fill_all(void *arg, int tid)
         const filling *f = &job->list[i];
         int64_t count = hd_shape_count(&f->tensor->type.shape), begin, end;
         bool random = f->init.how != HD_INIT_CONSTANT;
+        if (f->mesh && random) {
+            fill_piece(f, tid, hd_team_size(job->team));
+            continue;
+        }
         hd_split(random ? (count + 3) / 4 : count, 1, tid, hd_team_size(job->team), &begin, &end);
         for (int64_t k = begin; k < end; k++) {
             if (random) fill_block(f, k, count);
@@ -222,15 +283,35 @@ static int run_fillings(const filling *list, size_t n, hd_error *err)
     return 0;
 }
 
+/* The type of this rank's piece. */
+static hd_type piece_type(const hd_store *s, const hd_value_info *v)
+{
+    hd_type t = v->type;
+    if (v->layout) t.shape = hd_layout_shape(&s->mesh, v->layout, &v->whole, s->rank);
+    t.shape.sym = v->type.shape.sym;
+    return t;
+}
+
+static int keep_layout(hd_store *s, hd_store_tensor *t, const hd_value_info *v, hd_error *err)
+{
+    if (!v->layout) return 0;
+    t->whole = v->whole;
+    t->layout = hd_arena_copy(&s->memory, v->layout, sizeof *v->layout);
+    return t->layout ? 0 : hd_fail_memory(err, sizeof *v->layout, v->path);
+}
+
 static int add_value(hd_store *s, const hd_value_info *v, uint64_t seed, filling *out, hd_error *err)
 {
     hd_store_tensor *t = hd_store_find(s, v->path);
+    hd_type type = piece_type(s, v);
     *out = (filling){0};
-    if (t) return type_differs(t, &v->type, err);
-    int rc = hd_store_add(s, v->path, &v->type, HD_PLAIN, v->kind, 0, &t, err);
+    if (t) return type_differs(t, &type, err);
+    int rc = hd_store_add(s, v->path, &type, HD_PLAIN, v->kind, 0, &t, err);
+    if (!rc) rc = keep_layout(s, t, v, err);
     if (rc) return rc;
-    if (v->data) memcpy(t->data, v->data, (size_t)t->bytes);
-    else if (v->init && (v->init->how != HD_INIT_CONSTANT || v->init->a != 0)) *out = (filling){t, *v->init, hd_hash_mix(seed, hd_hash_string(v->path))};
+    if (v->data) hd_layout_take(&s->mesh, v->layout, v->layout ? &v->whole : &v->type.shape, s->rank, hd_dtype_size(type.dtype), v->data, t->data);
+    else if (v->init && (v->init->how != HD_INIT_CONSTANT || v->init->a != 0))
+        *out = (filling){t, *v->init, hd_hash_mix(seed, hd_hash_string(v->path)), t->layout ? &s->mesh : NULL, s->rank};
     return 0;
 }
 
@@ -257,6 +338,7 @@ int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *
     filling *list = hd_malloc((g->n_values + 1) * sizeof *list);
     if (!list) return hd_fail_memory(err, g->n_values * sizeof *list, "a model's state");
     size_t n = 0;
+    if (!s->mesh.n) s->mesh = g->mesh; /* the first graph of an empty store */
     int rc = reserve_for_graph(s, g, err);
     for (size_t i = 0; i < g->n_values && !rc; i++) {
         const hd_value_info *v = &g->values[i];

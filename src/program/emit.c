@@ -67,6 +67,11 @@ static int value_buffer(hd_lowering *l, hd_value v)
     const hd_value_info *i = &l->g->values[v];
     hd_buffer b = {.path = hd_arena_strdup(&l->p->memory, i->path), .type = i->type, .class = leaf_class(l, v), .role = leaf_role(l, v),
                    .micro = i->micro, .view_of = -1, .bytes = hd_type_bytes(&i->type)};
+    if (i->layout) {
+        b.whole = i->whole;
+        b.layout = hd_arena_copy(&l->p->memory, i->layout, sizeof *i->layout);
+        if (!b.layout) return no_memory(l);
+    }
     if (l->group_of_made[v] >= 0) {
         hd_value root = l->groups[l->group_of_made[v]].root;
         int target = value_buffer(l, root);
@@ -131,6 +136,11 @@ static int emit_kernel(hd_lowering *l, int segment, hd_instr x)
 {
     hd_tensor in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_kernel_args a = max_args(l, &x, in, out);
+    _Alignas(16) char attrs[HD_MAX_ATTRS];
+    if (x.n_splits) {
+        hd_instr_attrs(l->p, &x, 0, attrs);
+        a.attrs = attrs;
+    }
     size_t bytes = l->target->workspace(l->target, x.op, &a, l->p->threads);
     x.workspace = -1;
     if (bytes > 0) {
@@ -174,7 +184,7 @@ static hd_tensor value_tensor(const hd_lowering *l, hd_value v)
 static int packed_operand(hd_lowering *l, const hd_node *n, int *out)
 {
     *out = -1;
-    if (!l->plan->pack || !l->target->packed_bytes || n->op != &hd_op_contract) return 0;
+    if (!l->plan->pack || l->g->mesh.n || !l->target->packed_bytes || n->op != &hd_op_contract) return 0;
     hd_value v = n->in[1];
     if (l->g->values[v].kind != HD_PARAM || l->pair_in[v] >= 0) return 0;
     hd_tensor in[2] = {value_tensor(l, n->in[0]), value_tensor(l, v)}, result = value_tensor(l, n->out[0]);
@@ -232,10 +242,12 @@ static int emit_node(hd_lowering *l, const hd_item *item)
     const hd_node *n = item->node;
     hd_arena *memory = &l->p->memory;
     int *in = int_array(l, n->n_in), *out = int_array(l, n->n_out);
-    hd_instr x = {.opcode = n->op->is_view ? HD_VIEW : HD_KERNEL, .op = n->op, .path = hd_arena_strdup(memory, n->path), .n_in = n->n_in,
+    hd_instr x = {.opcode = n->op->is_view ? HD_VIEW : n->op->is_comm ? HD_COMM : HD_KERNEL, .op = n->op, .path = hd_arena_strdup(memory, n->path), .n_in = n->n_in,
                   .n_out = n->n_out, .in = in, .out = out, .workspace = -1};
     if (n->op->attrs_size) x.attrs = hd_arena_copy(memory, n->attrs, n->op->attrs_size);
-    if (!in || !out || !x.path || (n->op->attrs_size && !x.attrs)) return no_memory(l);
+    if (n->n_splits) x.splits = hd_arena_copy(memory, n->splits, (size_t)n->n_splits * sizeof *n->splits);
+    x.n_splits = n->n_splits;
+    if (!in || !out || !x.path || (n->op->attrs_size && !x.attrs) || (n->n_splits && !x.splits)) return no_memory(l);
     int rc = fill_operands(l, n, in, out);
     if (rc) return rc;
     if (n->op->is_view) return add_draft(l, item->segment, x);
@@ -243,7 +255,7 @@ static int emit_node(hd_lowering *l, const hd_item *item)
     int target = group ? l->buffer_of[group->root] : -1;
     bool renamed = group && target != out[0] && n->n_out == 1; /* through a reshape: the contents change their name before and after */
     if (renamed && x.accumulate) rc = emit_plain(l, item->segment, HD_VIEW, n->path, out[0], target);
-    if (!rc) rc = emit_kernel(l, item->segment, x);
+    if (!rc) rc = n->op->is_comm ? add_draft(l, item->segment, x) : emit_kernel(l, item->segment, x);
     if (!rc && renamed) rc = emit_plain(l, item->segment, HD_VIEW, n->path, target, out[0]);
     return rc;
 }
@@ -264,7 +276,7 @@ static int last_loop_item(const hd_lowering *l)
 {
     int found = -1;
     for (size_t i = 0; i < l->n_items; i++)
-        if (hd_segment_frequency(l->items[l->order[i]].segment) == 1) found = l->order[i];
+        if (hd_lower_frequency(l, l->items[l->order[i]].segment) == 1) found = l->order[i];
     return found;
 }
 
@@ -274,8 +286,8 @@ static int attach_point(const hd_lowering *l, const hd_group *group, hd_value v)
     int item = l->item_of[v], first = -1;
     for (size_t i = group->n_addends; i-- > 0;)
         if (group->addends[i].direct) first = group->addends[i].item;
-    int frequency = group->micro ? 1 : hd_segment_frequency(l->items[group->item].segment);
-    bool often = item >= 0 && hd_segment_frequency(l->items[item].segment) == frequency;
+    int frequency = group->micro ? 1 : hd_lower_frequency(l, l->items[group->item].segment);
+    bool often = item >= 0 && hd_lower_frequency(l, l->items[item].segment) == frequency;
     if (often && (group->zeroed || l->position[item] > l->position[first])) return item;
     return first >= 0 ? first : last_loop_item(l);
 }

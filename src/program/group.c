@@ -43,7 +43,7 @@ static int add_addend(hd_lowering *l, hd_group *group, hd_value v)
 
 static int frequency(const hd_lowering *l, int item)
 {
-    return hd_segment_frequency(l->items[item].segment);
+    return hd_lower_frequency(l, l->items[item].segment);
 }
 
 /* Splits v into addends: through private additions made as often as the sum, and through micro_sums when `through` says so. */
@@ -64,7 +64,7 @@ static int flatten(hd_lowering *l, hd_group *group, hd_value v, bool through)
 static void find_maker(const hd_lowering *l, hd_addend *a)
 {
     hd_value v = a->value;
-    for (const hd_node *n; (n = producer(l, v)) && n->op->is_view && is_private(l, v) && !(hd_is_micro_sum(n) && l->plan->micro_batches > 1); v = n->in[0])
+    for (const hd_node *n; (n = producer(l, v)) && n->op->is_view && is_private(l, v) && !(hd_is_micro_sum(n) && l->many); v = n->in[0])
         if (hd_type_bytes(&l->g->values[n->in[0]].type) != hd_type_bytes(&l->g->values[v].type)) break;
     a->made = v;
     a->item = l->item_of[v];
@@ -77,7 +77,7 @@ static bool can_write(const hd_lowering *l, const hd_group *group, const hd_adde
     const hd_item *item = &l->items[a->item];
     const hd_type *t = &l->g->values[a->made].type, *sum = &l->g->values[group->root].type;
     if (item->dissolved || item->node->op->is_view || is_plain_add(l, item->node) || t->dtype != sum->dtype || t->shape.sym != sum->shape.sym) return false;
-    if (hd_segment_frequency(item->segment) != (group->micro ? 1 : frequency(l, group->item))) return false;
+    if (hd_lower_frequency(l, item->segment) != (group->micro ? 1 : frequency(l, group->item))) return false;
     if (accumulate && (!item->node->op->can_accumulate || item->node->n_out != 1)) return false;
     return l->group_of_made[a->made] < 0;
 }
@@ -171,10 +171,10 @@ int hd_lower_groups(hd_lowering *l)
     l->group_of_made = hd_arena_alloc(&l->scratch, n * sizeof(int));
     if (!l->group_of_root || !l->group_of_made) return hd_fail_memory(l->err, n * sizeof(int), "lowering a graph");
     for (size_t i = 0; i < n; i++) l->group_of_root[i] = l->group_of_made[i] = -1;
-    bool many = l->plan->micro_batches > 1;
+    bool many = l->many;
     for (size_t i = l->n_items; i-- > 0;) {
         const hd_item *item = &l->items[i];
-        if (!item->node || item->dissolved) continue;
+        if (!item->node || item->dissolved || !item->node->n_out) continue;
         hd_value v = item->node->out[0];
         bool micro = many && (hd_is_micro_sum(item->node) || (l->pair_direct[v] < 0 && is_sum_of_micro_sums(l, v, true)));
         int rc = 0;

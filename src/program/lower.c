@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "program/lower_int.h"
+#include "program/schedule.h"
 
 static int no_memory(hd_lowering *l)
 {
@@ -38,14 +39,16 @@ static void sort_drafts(hd_lowering *l)
 static int make_segments(hd_lowering *l)
 {
     hd_program *p = l->p;
-    p->segments = hd_arena_alloc(&p->memory, HD_SEGMENT_KINDS * sizeof *p->segments);
+    p->segments = hd_arena_alloc(&p->memory, ((size_t)l->update + 1) * sizeof *p->segments);
     hd_instr *instrs = hd_arena_alloc(&p->memory, (l->n_drafts + 1) * sizeof *instrs);
     if (!p->segments || !instrs) return no_memory(l);
-    for (size_t i = 0; i < l->n_drafts; i++) {
-        hd_segment *s = p->n_segments ? &p->segments[p->n_segments - 1] : NULL;
-        if (!s || (int)s->kind != l->drafts[i].segment) {
+    for (size_t i = 0, last = SIZE_MAX; i < l->n_drafts; i++) {
+        int number = l->drafts[i].segment;
+        hd_segment *s = &p->segments[p->n_segments - (last != SIZE_MAX)];
+        if (last != (size_t)number) {
             s = &p->segments[p->n_segments++];
-            *s = (hd_segment){.kind = (hd_segment_kind)l->drafts[i].segment, .instrs = &instrs[i]};
+            *s = (hd_segment){.kind = hd_lower_kind(l, number), .chunk = hd_lower_chunk(l, number), .instrs = &instrs[i]};
+            last = (size_t)number;
         }
         instrs[i] = l->drafts[i].instr;
         s->n_instrs++;
@@ -53,32 +56,131 @@ static int make_segments(hd_lowering *l)
     return 0;
 }
 
-static void add_call(hd_program *p, hd_segment_kind kind, int micro)
+static void add_call(hd_program *p, hd_segment_kind kind, int chunk, int micro)
 {
-    int segment = hd_program_segment(p, kind);
+    int segment = hd_program_segment_of(p, kind, chunk);
     if (segment < 0) return;
     p->calls[p->n_calls] = hd_program_call(p, segment);
     p->calls[p->n_calls++].micro = micro;
 }
 
-static int make_schedule(hd_lowering *l)
+static bool in_loop(const hd_program *p, int segment)
+{
+    return p->segments[segment].kind != HD_SEGMENT_PREPARE && p->segments[segment].kind != HD_SEGMENT_UPDATE;
+}
+
+static void find_repeated(hd_lowering *l)
 {
     hd_program *p = l->p;
-    int micro = (int)l->plan->micro_batches;
-    p->calls = hd_arena_alloc(&p->memory, (2 * (size_t)micro + 2) * sizeof *p->calls);
-    if (!p->calls) return no_memory(l);
-    add_call(p, HD_SEGMENT_PREPARE, 0);
-    for (int i = 0; i < micro; i++) {
-        add_call(p, HD_SEGMENT_FORWARD, i);
-        add_call(p, HD_SEGMENT_BACKWARD, i);
-    }
-    add_call(p, HD_SEGMENT_UPDATE, 0);
     p->repeat_first = p->repeat_last = -1;
     bool inference = !l->has_backward && !l->has_update;
-    if (micro == 1 && !inference) return 0;
-    int forward = hd_program_segment(p, HD_SEGMENT_FORWARD), backward = hd_program_segment(p, HD_SEGMENT_BACKWARD);
-    p->repeat_first = forward >= 0 ? forward : backward;
-    p->repeat_last = backward >= 0 ? backward : forward;
+    if (l->plan->micro_batches == 1 && !inference) return;
+    for (int s = 0; s < p->n_segments; s++) {
+        if (!in_loop(p, s)) continue;
+        if (p->repeat_first < 0) p->repeat_first = s;
+        p->repeat_last = s;
+    }
+}
+
+static int make_schedule(hd_lowering *l)
+{
+    static const hd_segment_kind kinds[] = {[HD_SLOT_FORWARD] = HD_SEGMENT_FORWARD, [HD_SLOT_BACKWARD] = HD_SEGMENT_BACKWARD,
+                                            [HD_SLOT_WEIGHT] = HD_SEGMENT_WEIGHT};
+    hd_program *p = l->p;
+    hd_slot *slots;
+    int n, rc = hd_schedule_make(l->plan->schedule, l->stage, l->stages, l->chunks, (int)l->plan->micro_batches, &slots, &n, l->err);
+    if (rc) return rc;
+    p->calls = hd_arena_alloc(&p->memory, ((size_t)n + 2) * sizeof *p->calls);
+    if (p->calls) {
+        add_call(p, HD_SEGMENT_PREPARE, 0, 0);
+        for (int i = 0; i < n; i++) add_call(p, kinds[slots[i].kind], slots[i].chunk, slots[i].micro);
+        add_call(p, HD_SEGMENT_UPDATE, 0, 0);
+        find_repeated(l);
+    }
+    hd_free(slots);
+    return p->calls ? 0 : no_memory(l);
+}
+
+/* ---- copies ---- */
+
+/* Of each root: the loop's segments that touch it. */
+typedef struct touched { int first, last; bool outside; } touched;
+
+static void touch(const hd_program *p, touched *t, const int *buffers, int n, int segment)
+{
+    for (int i = 0; i < n; i++) {
+        if (buffers[i] < 0) continue;
+        touched *x = &t[hd_buffer_root(p, buffers[i])];
+        if (!in_loop(p, segment)) {
+            x->outside = true;
+            continue;
+        }
+        if (x->last < 0) x->first = segment;
+        x->last = segment;
+    }
+}
+
+static void touch_all(const hd_program *p, touched *t)
+{
+    for (int s = 0; s < p->n_segments; s++) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it));) {
+            touch(p, t, x->in, x->n_in, s);
+            touch(p, t, x->out, x->n_out, s);
+        }
+    }
+}
+
+/* Copies that micro-batches need between their calls of segments first and last: the widest window of micro-batches under way. */
+static int count_copies(const hd_lowering *l, int first, int last, int *begin, int *end)
+{
+    const hd_program *p = l->p;
+    int micro = (int)l->plan->micro_batches, widest = 1;
+    for (int m = 0; m < micro; m++) begin[m] = INT32_MAX, end[m] = -1;
+    for (int i = 0; i < p->n_calls; i++) {
+        const hd_call *c = &p->calls[i];
+        if (c->segment != first && c->segment != last) continue;
+        if (i < begin[c->micro]) begin[c->micro] = i;
+        if (i > end[c->micro]) end[c->micro] = i;
+    }
+    for (int m = 0; m < micro; m++)
+        for (int k = m + widest; k < micro; k++) /* apart by k - m, both under way: more copies than that */
+            if (begin[k] < end[m] && begin[m] < end[k]) widest = k - m + 1;
+    return widest;
+}
+
+static int first_forward(const hd_program *p)
+{
+    for (int s = 0; s < p->n_segments; s++)
+        if (p->segments[s].kind == HD_SEGMENT_FORWARD) return s;
+    return -1;
+}
+
+/* What passes from one call of the loop to another has a copy for each micro-batch that may be under way between them; an input from when it is filled,
+ * before the micro-batch's first forward call. Sums over micro-batches have one. */
+static int make_copies(hd_lowering *l)
+{
+    hd_program *p = l->p;
+    size_t n = (size_t)p->n_buffers + 1, micro = (size_t)l->plan->micro_batches, segments = (size_t)p->n_segments + 1;
+    touched *t = hd_arena_alloc(&l->scratch, n * sizeof *t);
+    int *ends = hd_arena_alloc(&l->scratch, 2 * micro * sizeof *ends), *known = hd_arena_alloc(&l->scratch, segments * segments * sizeof *known);
+    if (!t || !ends || !known) return no_memory(l);
+    for (size_t b = 0; b < n; b++) t[b] = (touched){.first = -1, .last = -1};
+    touch_all(p, t);
+    for (size_t i = 0; i < l->n_groups; i++)
+        if (l->groups[i].micro) t[hd_buffer_root(p, l->buffer_of[l->groups[i].root])].outside = true;
+    int forward = first_forward(p);
+    for (int b = 0; b < p->n_buffers; b++) {
+        hd_buffer *x = &p->buffers[b];
+        bool input = x->class == HD_BUFFER_INPUT;
+        if (!hd_buffer_in_arena(p, b) || t[b].outside || t[b].last < 0 || (input && x->micro != HD_TIME_SPLIT)) continue;
+        if (input && forward >= 0) t[b].first = forward;
+        if (t[b].first == t[b].last) continue;
+        int *copies = &known[(size_t)t[b].first * segments + (size_t)t[b].last];
+        if (!*copies) *copies = count_copies(l, t[b].first, t[b].last, ends, ends + micro);
+        x->copies = *copies;
+    }
+    for (int b = 0; b < p->n_buffers; b++) p->buffers[b].copies = p->buffers[hd_buffer_root(p, b)].copies;
     return 0;
 }
 
@@ -118,7 +220,7 @@ static int place_buffers(hd_lowering *l)
     for (int b = 0; b < p->n_buffers; b++) {
         if (lives[b].last < 0) continue;
         buffer[count] = b;
-        blocks[count++] = (hd_block){.bytes = p->buffers[b].bytes, .first = lives[b].first, .last = lives[b].last};
+        blocks[count++] = (hd_block){.bytes = p->buffers[b].bytes * p->buffers[b].copies, .first = lives[b].first, .last = lives[b].last};
     }
     int rc = hd_place(blocks, count, &p->arena_bytes, &p->arena_bound, l->err);
     for (int i = 0; i < count && !rc; i++) p->buffers[buffer[i]].offset = blocks[i].offset;
@@ -130,13 +232,42 @@ static int finish(hd_lowering *l)
     int rc = keep_buffers(l);
     if (!rc) rc = make_segments(l);
     if (!rc) rc = make_schedule(l);
+    if (!rc) rc = make_copies(l);
     if (!rc) rc = make_outputs(l);
     return rc ? rc : place_buffers(l);
+}
+
+/* Which part of the pipeline the graph is: its chunks say so. */
+static int find_stage(hd_lowering *l)
+{
+    const hd_graph *g = l->g;
+    int found = -1;
+    l->stages = 1;
+    for (int a = 0; a < g->mesh.n; a++)
+        if (g->mesh.axis[a].role == HD_AXIS_PIPELINE) l->stages = g->mesh.axis[a].size;
+    l->chunks = l->stages > 1 ? l->plan->chunks : 1;
+    for (size_t i = 0; i < g->n_nodes && l->stages > 1; i++) {
+        const hd_node *n = g->nodes[i];
+        if (n->phase == HD_UPDATE || n->chunk < 0) continue;
+        if (found >= 0 && n->chunk % l->stages != found)
+            return hd_fail(l->err, HD_EINVAL, "%s: is in chunk %d, which isn't one of stage %d of %d", n->path, n->chunk, found, l->stages);
+        if (n->chunk / l->stages >= l->chunks)
+            return hd_fail(l->err, HD_EINVAL, "%s: is in chunk %d; the plan has %d stages of %d chunks", n->path, n->chunk, l->stages, l->chunks);
+        found = n->chunk % l->stages;
+    }
+    l->stage = found >= 0 ? found : 0;
+    l->many = l->plan->micro_batches > 1 || l->stages > 1;
+    l->update = 1 + 3 * l->chunks;
+    l->p->mesh = g->mesh;
+    l->p->stage = l->stage;
+    l->p->stages = l->stages;
+    return 0;
 }
 
 static int lower(hd_lowering *l)
 {
     int rc = copy_symbols(l);
+    if (!rc) rc = find_stage(l);
     if (!rc) rc = hd_lower_order(l);
     if (!rc) rc = hd_lower_groups(l);
     if (!rc) rc = hd_lower_emit(l);

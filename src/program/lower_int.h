@@ -8,7 +8,7 @@
 typedef struct hd_item {
     const hd_node *node; /* NULL: a copy */
     int pair;            /* copy: index into hd_graph.pairs; else -1 */
-    int segment;         /* hd_segment_kind */
+    int segment;         /* number, see hd_lower_segment */
     bool dissolved;      /* its result is a sum that its addends form by themselves: emits nothing */
 } hd_item;
 
@@ -32,7 +32,7 @@ typedef struct hd_group {
 /* An instruction while lists still grow; operands are values, kept in the program's arena. */
 typedef struct hd_draft {
     hd_instr instr;
-    int segment; /* hd_segment_kind */
+    int segment; /* number, see hd_lower_segment */
 } hd_draft;
 
 typedef struct hd_lowering {
@@ -42,9 +42,13 @@ typedef struct hd_lowering {
     hd_program *p;
     hd_arena scratch;     /* what is not in the program */
     hd_error *err;
+    int stage, stages, chunks; /* chunks: of this stage */
+    bool many;                 /* the loop is called several times, or has several parts: the update waits for its end */
+    int update;                /* number of that segment */
 
     /* order.c */
     bool has_backward, has_update;
+    bool *weight;         /* [n_items] belongs to the weight segment; NULL: the schedule has none */
     hd_item *items; size_t n_items, cap_items;
     int *order;           /* [n_items] items in order of execution */
     int *position;        /* [n_items] */
@@ -67,10 +71,33 @@ typedef struct hd_lowering {
     size_t cap_buffers;
 } hd_lowering;
 
-/* Frequency: what is done once before the micro-batches, in each, once after. Memory is handed on only within one of them. */
-static inline int hd_segment_frequency(int segment)
+/* Segments are numbered in the order in which one micro-batch goes through them: prepare, forward of chunk 0, 1, ..., backward of the last chunk, ..., 0,
+ * weight likewise, update. With one chunk the numbers are those of hd_segment_kind. */
+static inline int hd_lower_segment(const hd_lowering *l, hd_segment_kind kind, int chunk)
 {
-    return segment == HD_SEGMENT_PREPARE ? 0 : segment == HD_SEGMENT_UPDATE ? 2 : 1;
+    if (kind == HD_SEGMENT_PREPARE) return 0;
+    if (kind == HD_SEGMENT_UPDATE) return l->update;
+    return 1 + ((int)kind - HD_SEGMENT_FORWARD) * l->chunks + (kind == HD_SEGMENT_FORWARD ? chunk : l->chunks - 1 - chunk);
+}
+
+static inline hd_segment_kind hd_lower_kind(const hd_lowering *l, int segment)
+{
+    if (segment == 0) return HD_SEGMENT_PREPARE;
+    return segment == l->update ? HD_SEGMENT_UPDATE : (hd_segment_kind)(HD_SEGMENT_FORWARD + (segment - 1) / l->chunks);
+}
+
+static inline int hd_lower_chunk(const hd_lowering *l, int segment)
+{
+    hd_segment_kind kind = hd_lower_kind(l, segment);
+    if (kind == HD_SEGMENT_PREPARE || kind == HD_SEGMENT_UPDATE) return 0;
+    int at = (segment - 1) % l->chunks;
+    return kind == HD_SEGMENT_FORWARD ? at : l->chunks - 1 - at;
+}
+
+/* Frequency: what is done once before the micro-batches, in each, once after. Memory is handed on only within one of them. */
+static inline int hd_lower_frequency(const hd_lowering *l, int segment)
+{
+    return segment == 0 ? 0 : segment == l->update ? 2 : 1;
 }
 
 bool hd_is_micro_sum(const hd_node *n);

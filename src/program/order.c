@@ -38,6 +38,7 @@ static bool *find_live(hd_lowering *l)
     memcpy(wanted, l->kept, g->n_values);
     for (size_t i = g->n_nodes; i-- > 0;) {
         const hd_node *n = g->nodes[i];
+        live[i] = n->op->has_effect;
         for (int k = 0; k < n->n_out; k++) live[i] |= wanted[n->out[k]];
         for (int k = 0; live[i] && k < n->n_in; k++)
             if (n->in[k] != HD_NONE) wanted[n->in[k]] = true;
@@ -95,7 +96,7 @@ static bool is_early(const hd_lowering *l, hd_value v)
 {
     const hd_value_info *i = &l->g->values[v];
     if (i->kind == HD_RESULT) return l->available[v] == HD_SEGMENT_PREPARE;
-    if (i->kind == HD_INPUT) return l->plan->micro_batches > 1 && i->micro == HD_TIME_REPLICATE;
+    if (i->kind == HD_INPUT) return l->many && i->micro == HD_TIME_REPLICATE;
     if (l->pair_in[v] < 0) return true;
     bool each = l->g->values[l->g->pairs[l->pair_in[v]].out].micro != HD_TIME_REPLICATE; /* a state that changes in each micro-batch */
     return !each && (l->has_backward || l->has_update);
@@ -117,24 +118,65 @@ static int latest_operand(const hd_lowering *l, const hd_node *n, bool *early)
     return latest;
 }
 
-/* The last segment of the loop over micro-batches that there is, at least `from`. */
-static int loop_segment(const hd_lowering *l, hd_phase phase, int from)
+/* Which of the stage's own chunks a node belongs to. */
+static int own_chunk(const hd_lowering *l, const hd_node *n)
 {
-    int s = phase == HD_FORWARD || !l->has_backward ? HD_SEGMENT_FORWARD : HD_SEGMENT_BACKWARD;
+    return l->chunks > 1 && n->chunk > 0 ? n->chunk / l->stages : 0;
+}
+
+/* The node's segment in the loop over micro-batches, at least `from`. */
+static int loop_segment(const hd_lowering *l, int item, int from)
+{
+    const hd_node *n = l->items[item].node;
+    hd_segment_kind kind = n->phase == HD_FORWARD || !l->has_backward ? HD_SEGMENT_FORWARD : HD_SEGMENT_BACKWARD;
+    if (l->weight && l->weight[item]) kind = HD_SEGMENT_WEIGHT;
+    int s = hd_lower_segment(l, kind, own_chunk(l, n));
     return s > from ? s : from;
 }
 
-static int choose_segment(hd_lowering *l, const hd_node *n)
+/* Over the micro-batches, what a node makes; or takes, if it makes nothing. */
+static hd_time_layout micro_of(const hd_lowering *l, const hd_node *n)
 {
-    bool many = l->plan->micro_batches > 1, early;
+    if (n->n_out) return l->g->values[n->out[0]].micro;
+    return n->n_in && n->in[0] != HD_NONE ? l->g->values[n->in[0]].micro : HD_TIME_REPLICATE;
+}
+
+static int choose_segment(hd_lowering *l, int item)
+{
+    const hd_node *n = l->items[item].node;
+    bool early;
     int latest = latest_operand(l, n, &early);
-    bool once = l->g->values[n->out[0]].micro == HD_TIME_REPLICATE && !hd_is_micro_sum(n);
-    if (many && hd_is_micro_sum(n)) return loop_segment(l, latest > HD_SEGMENT_FORWARD ? HD_BACKWARD : HD_FORWARD, latest);
+    bool once = micro_of(l, n) == HD_TIME_REPLICATE && !hd_is_micro_sum(n);
+    /* A piece in each call, whatever phase wants the sum. */
+    if (l->many && hd_is_micro_sum(n)) return latest > 0 ? latest : hd_lower_segment(l, HD_SEGMENT_FORWARD, own_chunk(l, n));
     if (n->phase != HD_UPDATE && early && once) return HD_SEGMENT_PREPARE;
-    if (many && hd_is_micro_sum(n)) return loop_segment(l, n->phase, latest); /* a piece in each call, whatever phase wants the sum */
-    if (n->phase == HD_UPDATE && (many || !l->has_backward)) return HD_SEGMENT_UPDATE;
-    if (many && once && latest == HD_SEGMENT_UPDATE) return HD_SEGMENT_UPDATE;
-    return loop_segment(l, n->phase, latest);
+    if (n->phase == HD_UPDATE && (l->many || !l->has_backward)) return l->update;
+    if (l->many && once && latest == l->update) return l->update;
+    return loop_segment(l, item, latest);
+}
+
+static bool is_weight_part(const hd_lowering *l, int item)
+{
+    const hd_node *n = l->items[item].node;
+    if (n->phase != HD_BACKWARD || n->op->is_comm || hd_is_micro_sum(n)) return false;
+    for (int k = 0; k < n->n_out; k++) {
+        if (l->kept[n->out[k]]) return false;
+        for (int r = 0; r < l->uses[n->out[k]]; r++) {
+            int reader = l->readers[n->out[k]][r];
+            if (!l->weight[reader] && !hd_is_micro_sum(l->items[reader].node)) return false;
+        }
+    }
+    return true;
+}
+
+/* Backward nodes that lead to sums over the micro-batches only: nobody waits for them (Qi et al. 2023, section 2). */
+static int find_weight_parts(hd_lowering *l)
+{
+    if (l->plan->schedule != HD_SCHEDULE_ZERO_BUBBLE || l->stages == 1) return 0;
+    l->weight = hd_arena_alloc(&l->scratch, l->n_items + 1);
+    if (out_of_memory(l, l->weight)) return HD_ENOMEM;
+    for (size_t i = l->n_items; i-- > 0;) l->weight[i] = is_weight_part(l, (int)i);
+    return 0;
 }
 
 static int assign_segments(hd_lowering *l)
@@ -142,10 +184,10 @@ static int assign_segments(hd_lowering *l)
     for (size_t i = 0; i < l->n_items; i++) {
         hd_item *item = &l->items[i];
         const hd_node *n = item->node;
-        item->segment = choose_segment(l, n);
-        bool sum = hd_is_micro_sum(n) && l->plan->micro_batches > 1;
-        for (int k = 0; k < n->n_out; k++) l->available[n->out[k]] = sum ? HD_SEGMENT_UPDATE : item->segment;
-        if (item->segment == HD_SEGMENT_UPDATE && l->plan->micro_batches > 1 && (sum || l->g->values[n->out[0]].micro == HD_TIME_SPLIT))
+        item->segment = choose_segment(l, (int)i);
+        bool sum = hd_is_micro_sum(n) && l->many;
+        for (int k = 0; k < n->n_out; k++) l->available[n->out[k]] = sum ? l->update : item->segment;
+        if (item->segment == l->update && l->many && (sum || micro_of(l, n) == HD_TIME_SPLIT))
             return hd_fail(l->err, HD_EUNSUPPORTED, "%s: is wanted in each micro-batch, but needs a value of the whole step", n->path);
     }
     return 0;
@@ -222,7 +264,7 @@ static int add_copy(hd_lowering *l, int pair)
     int made = l->available[x->out], latest = made > HD_SEGMENT_FORWARD ? made : HD_SEGMENT_FORWARD;
     each_reader(l, x->in, latest_reader, &latest);
     bool piece = l->g->values[x->out].micro == HD_TIME_SPLIT;
-    if (piece && latest == HD_SEGMENT_UPDATE && l->plan->micro_batches > 1)
+    if (piece && latest == l->update && l->many)
         return hd_fail(l->err, HD_EUNSUPPORTED, "state %s changes in each micro-batch, but its old value is read after the last", l->g->values[x->in].path);
     return add_item(l, (hd_item){.pair = pair, .segment = latest});
 }
@@ -288,6 +330,31 @@ static int writer_of_pair(const hd_lowering *l, int i)
     return -1;
 }
 
+/* Whether an item waits for other stages of the pipeline. */
+static bool crosses_stages(const hd_lowering *l, const hd_node *n)
+{
+    if (!n || !n->op->is_comm || l->stages == 1) return false;
+    if (n->op == &hd_op_send || n->op == &hd_op_recv) return true;
+    int8_t axes[HD_MAX_AXES];
+    int count = hd_mesh_parse_axes(&l->g->mesh, ((const hd_comm_attrs *)n->attrs)->axes, axes);
+    for (int i = 0; i < count; i++)
+        if (l->g->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE) return true;
+    return false;
+}
+
+/* Collectives between stages keep the graph's order, which is the same on all of them. */
+static void chain_stages(deps *d)
+{
+    const hd_lowering *l = d->l;
+    int last = -1;
+    for (size_t i = 0; i < l->n_items; i++) {
+        const hd_node *n = l->items[i].node;
+        if (!crosses_stages(l, n) || n->op == &hd_op_send || n->op == &hd_op_recv) continue;
+        add_dep(d, last, (int)i);
+        last = (int)i;
+    }
+}
+
 static void collect_deps(deps *d)
 {
     hd_lowering *l = d->l;
@@ -303,6 +370,7 @@ static void collect_deps(deps *d)
         for (int k = 0; k < n->n_in; k++)
             if (n->in[k] != HD_NONE) add_dep(d, l->item_of[n->in[k]], (int)i);
     }
+    chain_stages(d);
     for (size_t i = 0; i < l->g->n_pairs; i++) {
         d->writer = writer_of_pair(l, (int)i);
         if (d->writer >= 0) each_reader(l, l->g->pairs[i].in, reader_first, d);
@@ -313,7 +381,8 @@ static void collect_deps(deps *d)
 static int64_t rank_of(const hd_lowering *l, int item)
 {
     const hd_item *x = &l->items[item];
-    bool soon = x->node && (x->node->phase == HD_UPDATE || x->node->op->is_view); /* a view costs nothing, and an update may wait for it */
+    /* A view costs nothing, and an update may wait for it; another stage waits for what is sent. */
+    bool soon = x->node && (x->node->phase == HD_UPDATE || x->node->op->is_view || x->node->op->has_effect);
     return (int64_t)x->segment << 40 | (int64_t)!soon << 32 | item;
 }
 
@@ -413,6 +482,7 @@ int hd_lower_order(hd_lowering *l)
     int rc = begin(l);
     if (!rc) rc = collect_items(l);
     if (!rc) rc = collect_readers(l);
+    if (!rc) rc = find_weight_parts(l);
     if (!rc) rc = assign_segments(l);
     if (!rc) rc = check_outputs(l);
     if (!rc) rc = plan_states(l);

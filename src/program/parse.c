@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "program/text_int.h"
 
-enum { MAX_TEXT = 1 << 30, MAX_BUFFERS = 1 << 24 };
+enum { MAX_TEXT = 1 << 30, MAX_BUFFERS = 1 << 24, MAX_COPIES = 1 << 20, MAX_CHUNKS = 256, MAX_SEGMENTS = 2 + 3 * MAX_CHUNKS };
 
 typedef struct parser {
     hd_program *p;
@@ -17,7 +17,7 @@ typedef struct parser {
     hd_error *err;
     size_t cap_buffers, cap_outputs, cap_calls;
     hd_instr *instrs; size_t n_instrs, cap_instrs; /* of all segments, in order */
-    size_t start[HD_SEGMENT_KINDS]; /* where each segment's begin */
+    size_t start[MAX_SEGMENTS]; /* where each segment's begin */
 } parser;
 
 static int bad(parser *s, const char *what)
@@ -132,6 +132,56 @@ static int parse_end(parser *s)
 
 /* ---- the first lines ---- */
 
+static int parse_axis_role(parser *s, hd_axis_role *out)
+{
+    for (int i = 0; i < 3; i++) {
+        if (!accept(s, hd_axis_role_names[i])) continue;
+        *out = (hd_axis_role)i;
+        return 0;
+    }
+    return bad(s, "data, model or pipeline");
+}
+
+static int parse_axis(parser *s, hd_mesh *m)
+{
+    size_t n = strspn(s->at, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
+    hd_mesh_axis *a = &m->axis[m->n];
+    if (m->n == HD_MAX_AXES || !n || n >= sizeof a->name) return bad(s, "an axis as NAME:SIZE:ROLE, at most 8");
+    *a = (hd_mesh_axis){.size = 0};
+    memcpy(a->name, s->at, n);
+    if (hd_mesh_find(m, a->name) >= 0) return bad(s, "axes of different names");
+    s->at += n;
+    int rc = expect(s, ":");
+    if (!rc) rc = parse_int(s, 1, HD_MAX_RANKS / hd_mesh_size(m), &a->size);
+    if (!rc) rc = expect(s, ":");
+    if (!rc) rc = parse_axis_role(s, &a->role);
+    if (!rc) m->n++;
+    return rc;
+}
+
+static int parse_mesh(parser *s)
+{
+    int rc;
+    do {
+        rc = parse_axis(s, &s->p->mesh);
+    } while (!rc && accept(s, ","));
+    return rc;
+}
+
+/* "{...}", a layout of that rank, in place. */
+static int parse_layout(parser *s, int rank, hd_layout *out)
+{
+    char *end = accept(s, "{") ? strchr(s->at, '}') : NULL;
+    hd_error local = {0};
+    if (!end) return bad(s, "a layout in braces");
+    *end = 0;
+    int rc = hd_layout_parse(&s->p->mesh, s->at, rank, out, &local);
+    *end = '}';
+    if (rc) return hd_fail(s->err, HD_EFORMAT, "%s:%d: %s", s->name, s->line, local.message);
+    s->at = end + 1;
+    return 0;
+}
+
 static int parse_header(parser *s)
 {
     hd_program *p = s->p;
@@ -141,11 +191,18 @@ static int parse_header(parser *s)
     if (!rc) rc = parse_key(s, "bound=", 0, (int64_t)1 << 46, &p->arena_bound);
     p->threads = (int)threads;
     p->repeat_first = p->repeat_last = -1;
+    p->stages = 1;
     if (!rc && accept(s, "repeat=")) {
-        rc = parse_int(s, 0, HD_SEGMENT_KINDS - 1, &p->repeat_first);
+        rc = parse_int(s, 0, MAX_SEGMENTS - 1, &p->repeat_first);
         if (!rc) rc = expect(s, "..");
-        if (!rc) rc = parse_int(s, p->repeat_first, HD_SEGMENT_KINDS - 1, &p->repeat_last);
+        if (!rc) rc = parse_int(s, p->repeat_first, MAX_SEGMENTS - 1, &p->repeat_last);
     }
+    if (!rc && accept(s, "stage=")) {
+        rc = parse_int(s, 0, HD_MAX_RANKS - 1, &p->stage);
+        if (!rc) rc = expect(s, "/");
+        if (!rc) rc = parse_int(s, p->stage + 1, HD_MAX_RANKS, &p->stages);
+    }
+    if (!rc && accept(s, "mesh=")) rc = parse_mesh(s);
     return rc ? rc : parse_end(s);
 }
 
@@ -226,16 +283,35 @@ static int parse_buffer_words(parser *s, hd_buffer *b)
     return rc;
 }
 
+static int parse_whole(parser *s, hd_buffer *b)
+{
+    hd_layout layout;
+    b->whole = (hd_shape){.sym = -1};
+    int rc = expect(s, "[");
+    while (!rc && b->whole.rank < b->type.shape.rank) {
+        if (b->whole.rank) rc = expect(s, ",");
+        if (!rc) rc = parse_number(s, 0, (int64_t)1 << 40, &b->whole.dim[b->whole.rank++]);
+    }
+    if (!rc) rc = expect(s, "]");
+    if (!rc) rc = expect(s, "layout=");
+    if (!rc) rc = parse_layout(s, b->whole.rank, &layout);
+    if (rc) return rc;
+    b->whole.sym = b->type.shape.sym;
+    b->layout = hd_arena_copy(&s->p->memory, &layout, sizeof layout);
+    return b->layout ? 0 : no_memory(s);
+}
+
 static int parse_buffer_rest(parser *s, hd_buffer *b)
 {
     int64_t arena = 0, copies = 0;
     int rc = parse_key(s, "arena=", 0, 0, &arena);
-    if (!rc) rc = parse_key(s, "copies=", 1, 1, &copies);
+    if (!rc) rc = parse_key(s, "copies=", 1, MAX_COPIES, &copies);
     if (!rc) rc = parse_key(s, "offset=", 0, (int64_t)1 << 46, &b->offset);
     if (!rc) rc = parse_key(s, "bytes=", 0, (int64_t)1 << 46, &b->bytes);
     b->copies = (int)copies;
     b->view_of = -1;
     if (!rc && accept(s, "view=%")) rc = parse_int(s, 0, MAX_BUFFERS, &b->view_of);
+    if (!rc && accept(s, "whole=")) rc = parse_whole(s, b);
     if (!rc && accept(s, "data=")) rc = parse_data(s, b);
     return rc ? rc : parse_path(s, &b->path);
 }
@@ -306,10 +382,10 @@ static int find_opcode(parser *s, hd_instr *x)
     const char *start = s->at;
     while (*s->at && *s->at != '(' && n + 1 < sizeof word) word[n++] = *s->at++;
     word[n] = 0;
-    for (int i = HD_VIEW; i < HD_OPCODE_COUNT; i++)
+    for (int i = HD_VIEW; i < HD_COMM; i++)
         if (!strcmp(word, hd_opcode_names[i])) return x->opcode = (hd_opcode)i, 0;
     x->op = hd_op_find(word);
-    x->opcode = x->op && x->op->is_view ? HD_VIEW : HD_KERNEL;
+    x->opcode = x->op && x->op->is_view ? HD_VIEW : x->op && x->op->is_comm ? HD_COMM : HD_KERNEL;
     if (x->op) return expect(s, "(") ? s->err->code : (s->at--, 0);
     s->at = (char *)start;
     return bad(s, "an op");
@@ -318,7 +394,7 @@ static int find_opcode(parser *s, hd_instr *x)
 static int parse_operands(parser *s, hd_instr *x)
 {
     int list[HD_MAX_OPERANDS + HD_MAX_RESULTS];
-    int rc = parse_list(s, HD_MAX_RESULTS, "", list, &x->n_out);
+    int rc = accept(s, "()") ? 0 : parse_list(s, HD_MAX_RESULTS, "", list, &x->n_out);
     x->out = keep_list(s, list, x->n_out);
     bool add = !rc && accept(s, "+=");
     if (!rc && !add) rc = expect(s, "=");
@@ -329,6 +405,24 @@ static int parse_operands(parser *s, hd_instr *x)
     x->in = keep_list(s, list, x->n_in);
     if (!rc && (!x->in || !x->out)) rc = no_memory(s);
     return rc;
+}
+
+static int parse_split(parser *s, hd_instr *x)
+{
+    hd_loop_split all[HD_MAX_LOOPS];
+    hd_layout one;
+    if (x->n_splits == HD_MAX_LOOPS || !x->op) return bad(s, "an op with fewer splits");
+    if (x->n_splits) memcpy(all, x->splits, (size_t)x->n_splits * sizeof *all);
+    hd_loop_split *new = &all[x->n_splits];
+    memset(new, 0, sizeof *new);
+    int rc = parse_int(s, 0, HD_MAX_LOOPS - 1, &new->loop);
+    if (!rc) rc = expect(s, ":");
+    if (!rc) rc = parse_layout(s, 1, &one);
+    if (rc) return rc;
+    new->over = one.dim[0];
+    x->n_splits++;
+    x->splits = hd_arena_copy(&s->p->memory, all, (size_t)x->n_splits * sizeof *all);
+    return x->splits ? 0 : no_memory(s);
 }
 
 static int parse_note(parser *s, hd_instr *x)
@@ -343,9 +437,10 @@ static int parse_note(parser *s, hd_instr *x)
         int rc = parse_operand(s, &x->workspace);
         return rc ? rc : x->workspace < 0 ? bad(s, "a buffer") : 0;
     }
+    if (accept(s, "split=")) return parse_split(s, x);
     if (accept(s, "stream=")) return parse_int(s, 0, 1 << 20, &x->stream);
     if (accept(s, "signal=")) return parse_int(s, 0, 1 << 20, &x->signal);
-    if (!accept(s, "wait=") || x->n_waits == 16) return bad(s, "later, workspace, stream, wait or signal");
+    if (!accept(s, "wait=") || x->n_waits == 16) return bad(s, "later, workspace, split, stream, wait or signal");
     if (x->n_waits) memcpy(waits, x->waits, (size_t)x->n_waits * sizeof *waits);
     int rc = parse_int(s, 0, 1 << 20, &waits[x->n_waits++]);
     x->waits = keep_list(s, waits, x->n_waits);
@@ -388,25 +483,37 @@ static int parse_instr(parser *s)
     return 0;
 }
 
+/* Position in the order of segments: backward and weight go from the last chunk to the first. */
+static int segment_order(const hd_segment *x)
+{
+    bool back = x->kind == HD_SEGMENT_BACKWARD || x->kind == HD_SEGMENT_WEIGHT;
+    return (int)x->kind * MAX_CHUNKS + (back ? MAX_CHUNKS - 1 - x->chunk : x->chunk);
+}
+
 static int parse_segment(parser *s)
 {
     hd_program *p = s->p;
     int kind = 0;
     int rc = parse_choice(s, segment_name, HD_SEGMENT_KINDS, "a segment's name", &kind);
     if (rc) return rc;
-    if (p->n_segments && (int)p->segments[p->n_segments - 1].kind >= kind) return bad(s, "segments in order");
+    hd_segment new = {.kind = (hd_segment_kind)kind};
+    bool once = kind == HD_SEGMENT_PREPARE || kind == HD_SEGMENT_UPDATE;
+    if (!once && accept(s, "chunk=")) rc = parse_int(s, 1, MAX_CHUNKS - 1, &new.chunk);
+    if (rc) return rc;
+    if (p->n_segments && segment_order(&p->segments[p->n_segments - 1]) >= segment_order(&new)) return bad(s, "segments in order");
     s->start[p->n_segments] = s->n_instrs;
-    p->segments[p->n_segments++] = (hd_segment){.kind = (hd_segment_kind)kind};
+    p->segments[p->n_segments++] = new;
     return parse_end(s);
 }
 
 static int parse_call(parser *s)
 {
     hd_program *p = s->p;
-    int kind = 0, symbol = 0;
+    int kind = 0, symbol = 0, chunk = 0;
     if (hd_grow(&p->calls, &s->cap_calls, (size_t)p->n_calls + 1, sizeof *p->calls)) return no_memory(s);
     int rc = parse_choice(s, segment_name, HD_SEGMENT_KINDS, "a segment's name", &kind);
-    int segment = rc ? -1 : hd_program_segment(p, (hd_segment_kind)kind);
+    if (!rc && accept(s, "chunk=")) rc = parse_int(s, 1, MAX_CHUNKS - 1, &chunk);
+    int segment = rc ? -1 : hd_program_segment_of(p, (hd_segment_kind)kind, chunk);
     if (!rc && segment < 0) rc = bad(s, "a segment that there is");
     hd_call *c = &p->calls[p->n_calls];
     *c = hd_program_call(p, segment);
@@ -478,7 +585,7 @@ static int keep_arrays(parser *s)
 static int parse_all(parser *s, const char *text, size_t n)
 {
     char *copy = n < MAX_TEXT ? hd_malloc(n + 1) : NULL;
-    s->p->segments = hd_arena_alloc(&s->p->memory, HD_SEGMENT_KINDS * sizeof *s->p->segments);
+    s->p->segments = hd_arena_alloc(&s->p->memory, MAX_SEGMENTS * sizeof *s->p->segments);
     int rc = copy && s->p->segments ? 0 : no_memory(s);
     if (!rc) {
         memcpy(copy, text, n);

@@ -131,7 +131,7 @@ static hd_type whole_type(const hd_program *p, int b)
 void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attrs)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
-    memcpy(attrs, x->attrs, x->op->attrs_size);
+    if (x->op->attrs_size) memcpy(attrs, x->attrs, x->op->attrs_size);
     if (!x->n_splits) return;
     for (int i = 0; i < x->n_in; i++) in[i] = whole_type(p, x->in[i]);
     for (int i = 0; i < x->n_out; i++) out[i] = whole_type(p, x->out[i]);
@@ -158,6 +158,68 @@ static void touch_all(const hd_program *p, hd_life *lives, const int *buffers, i
 {
     for (int i = 0; i < n; i++)
         if (buffers[i] >= 0) touch(&lives[hd_buffer_root(p, buffers[i])], at);
+}
+
+static bool is_in_loop(const hd_program *p, int segment)
+{
+    return p->segments[segment].kind != HD_SEGMENT_PREPARE && p->segments[segment].kind != HD_SEGMENT_UPDATE;
+}
+
+bool hd_program_in_order(const hd_program *p)
+{
+    int next = p->repeat_first, micro = 0;
+    for (int i = 0; i < p->n_calls; i++) {
+        const hd_call *c = &p->calls[i];
+        if (!is_in_loop(p, c->segment)) continue;
+        if (p->repeat_first < 0) { /* once through */
+            if (c->segment <= next || c->micro) return false;
+            next = c->segment;
+            continue;
+        }
+        if (c->segment != next || c->micro != micro) return false;
+        next = next == p->repeat_last ? (micro++, p->repeat_first) : next + 1;
+    }
+    return true;
+}
+
+/* Where calls of the loop come in another order than micro-batch by micro-batch, what passes from one to another is kept through all of them. */
+static void keep_all(const hd_program *p, hd_life *lives)
+{
+    int begin = INT32_MAX, end = -1;
+    for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
+        if (!is_in_loop(p, s)) continue;
+        if (at < begin) begin = at;
+        end = at + p->segments[s].n_instrs - 1;
+    }
+    for (int b = 0; b < p->n_buffers; b++) {
+        hd_life *l = &lives[b];
+        if (l->last < 0 || !hd_buffer_in_arena(p, b) || l->first > end || l->last < begin) continue;
+        bool one = false;
+        for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs)
+            one |= is_in_loop(p, s) && l->first >= at && l->last < at + p->segments[s].n_instrs;
+        if (one) continue;
+        if (l->first > begin) l->first = begin;
+        if (l->last < end) l->last = end;
+    }
+}
+
+/* A send may go on until the next call of its segment, or until the loop's end; in prepare and update to the end of the call. */
+static void keep_sent(const hd_program *p, hd_life *lives)
+{
+    int begin = INT32_MAX, end = -1;
+    for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
+        if (!is_in_loop(p, s)) continue;
+        if (at < begin) begin = at;
+        end = at + p->segments[s].n_instrs - 1;
+    }
+    for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it));) {
+            if (x->opcode != HD_COMM || !x->op->has_effect) continue;
+            if (is_in_loop(p, s)) touch_all(p, lives, x->in, x->n_in, begin);
+            touch_all(p, lives, x->in, x->n_in, is_in_loop(p, s) ? end : at + p->segments[s].n_instrs - 1);
+        }
+    }
 }
 
 /* What is made outside the repeated segments and used inside them, or the other way round, lives through all of them. */
@@ -200,6 +262,8 @@ void hd_program_lives(const hd_program *p, hd_life *lives)
         if (s == p->repeat_last) end = at - 1;
     }
     int last = at > 0 ? at - 1 : 0;
+    keep_sent(p, lives);
+    if (!hd_program_in_order(p)) keep_all(p, lives);
     for (int i = 0; i < p->n_buffers; i++)
         if (begin >= 0 && hd_buffer_in_arena(p, i) && lives[i].last >= 0) extend_over_loop(p, &lives[i], begin, end, last);
     for (int i = 0; i < p->n_buffers; i++) {
@@ -220,8 +284,8 @@ static int peak_moment(const hd_program *p, const hd_life *lives, int64_t *chang
     memset(change, 0, (size_t)(moments + 1) * sizeof *change);
     for (int i = 0; i < p->n_buffers; i++) {
         if (lives[i].last < 0) continue;
-        change[lives[i].first] += p->buffers[i].bytes;
-        change[lives[i].last + 1] -= p->buffers[i].bytes;
+        change[lives[i].first] += p->buffers[i].bytes * p->buffers[i].copies;
+        change[lives[i].last + 1] -= p->buffers[i].bytes * p->buffers[i].copies;
     }
     for (int t = 0; t < moments; t++) {
         live += change[t];
@@ -247,7 +311,7 @@ int hd_program_memory(const hd_program *p, hd_memory *out, hd_error *err)
             const hd_buffer *b = &p->buffers[i];
             bool store = b->view_of < 0 && !hd_buffer_in_arena(p, i);
             if (store) out->store += b->bytes;
-            if (store || (lives[i].first <= peak && peak <= lives[i].last)) out->role[b->role] += b->bytes;
+            if (store || (lives[i].first <= peak && peak <= lives[i].last)) out->role[b->role] += b->bytes * b->copies;
         }
         out->total = out->store + out->arena;
     }

@@ -14,7 +14,8 @@
 #include "graph/op.h"
 #include "plan/plan.h"
 
-#define HD_MAX_SYMBOLS 8 /* as hd_graph.symbols */
+#define HD_MAX_SYMBOLS 8   /* as hd_graph.symbols */
+#define HD_MAX_ATTRS 1024  /* bytes of any op's parameter struct */
 
 /* ---- the data ---- */
 
@@ -185,6 +186,10 @@ void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attr
 /* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
 #define HD_TENSOR_PRESENT ((void *)64)
 
+/* Whether the loop's calls come micro-batch by micro-batch, each going through its segments in their order. If not, what passes from one call to another
+ * is kept through the whole loop. */
+bool hd_program_in_order(const hd_program *p);
+
 /* From the first to the last instruction (numbered through all segments, in order) between which a root must keep its contents; empty: first > last. */
 typedef struct hd_life { int first, last; } hd_life;
 void hd_program_lives(const hd_program *p, hd_life *lives); /* [n_buffers]; only roots in the arena get one */
@@ -200,6 +205,26 @@ void hd_memory_print(const hd_memory *m, hd_str *out); /* a small table */
 
 /* The invariants above. 0, or the first fault found as HD_EFORMAT. */
 int hd_program_verify(const hd_program *p, hd_error *err);
+
+/* ---- many ranks (world.c) ---- */
+
+/* Whether the stages of a pipeline, all of one mesh, get to the end of a step together: each stage's calls are walked in order, a recv waits until its send has
+ * been started; a send starts at once and is waited for, until its recv has taken it, before the next call of its segment, around prepare and update and at the
+ * step's end, as in the executor (no buffering beyond that); a collective over the pipeline's axis waits until all stages are at the same one. One rank stands for each stage: ranks of a stage do the same in the same order.
+ * HD_EFORMAT says who waits for what, or which two ends don't agree in type. */
+int hd_program_verify_world(const hd_program *const *stages, int n, hd_error *err);
+
+/* What a rank (the one at coordinate 0) sends in one step, by kind and axes. */
+typedef struct hd_comm_count {
+    const char *op;   /* "all_reduce", ...; shard and keep_first, which send nothing, are left out */
+    char axes[64];    /* "dp.tp"; of send and recv "pp" */
+    int64_t transfers;
+    int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
+    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce; received for recv */
+} hd_comm_count;
+
+/* Fills out[most]; returns how many kinds there are (all are counted, at most `most` are written). */
+int hd_program_count(const hd_program *p, hd_comm_count *out, int most);
 
 /* ---- placement (place.c), by itself for tests and the planner ---- */
 

@@ -16,7 +16,7 @@ typedef struct sharing {
 static void note_reads(sharing *s, const int *buffers, int n, int at)
 {
     for (int i = 0; i < n; i++)
-        if (buffers[i] >= 0) s->last[buffers[i]] = at;
+        if (buffers[i] >= 0 && s->last[buffers[i]] < at) s->last[buffers[i]] = at;
 }
 
 /* First by buffer; joining two merges them. */
@@ -25,7 +25,8 @@ static void collect_reads(sharing *s)
     const hd_lowering *l = s->l;
     for (size_t i = 0; i < l->n_drafts; i++) {
         const hd_instr *x = &l->drafts[i].instr;
-        note_reads(s, x->in, x->n_in, (int)i);
+        bool sent = x->opcode == HD_COMM && x->op->has_effect;
+        note_reads(s, x->in, x->n_in, sent ? INT32_MAX : (int)i); /* nobody takes it over: nobody knows when it has gone */
         if (x->accumulate) note_reads(s, x->out, x->n_out, (int)i);
     }
     for (size_t i = 0; i < l->g->n_outputs; i++) s->last[l->buffer_of[l->g->outputs[i].value]] = INT32_MAX;
@@ -84,7 +85,7 @@ static bool can_take(const sharing *s, const hd_instr *x, int result, uint32_t m
     int out = x->out[result], root = s->root[x->in[operand]];
     const hd_buffer *b = &s->p->buffers[root], *new = &s->p->buffers[out];
     if (is_leaf(s, root) || s->last[root] != at || b->bytes != new->bytes || b->type.shape.sym != new->type.shape.sym) return false;
-    if (s->frequency[root] != hd_segment_frequency(s->l->drafts[at].segment)) return false;
+    if (s->frequency[root] != hd_lower_frequency(s->l, s->l->drafts[at].segment)) return false;
     return !is_taken(s, x, result, mask, root);
 }
 
@@ -92,7 +93,7 @@ static bool can_take(const sharing *s, const hd_instr *x, int result, uint32_t m
 static void place_result(sharing *s, const hd_instr *x, int result, int b, int at)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
-    bool kernel = x->opcode == HD_KERNEL && x->accumulate == HD_ACCUMULATE_NEVER && x->op->may_alias;
+    bool kernel = (x->opcode == HD_KERNEL || x->opcode == HD_COMM) && x->accumulate == HD_ACCUMULATE_NEVER && x->op->may_alias;
     hd_sig sig = {0};
     if (kernel) sig = sig_of(s, x, in, out);
     uint32_t mask = kernel ? x->op->may_alias(&sig, result) : 0;
@@ -102,7 +103,7 @@ static void place_result(sharing *s, const hd_instr *x, int result, int b, int a
         return;
     }
     s->root[b] = b;
-    s->frequency[b] = hd_segment_frequency(s->l->drafts[at].segment);
+    s->frequency[b] = hd_lower_frequency(s->l, s->l->drafts[at].segment);
 }
 
 static void place_all(sharing *s)
@@ -187,7 +188,7 @@ int hd_lower_share(hd_lowering *l)
     s.root = new_ints(&s, -1);
     s.last = new_ints(&s, -1);
     s.frequency = new_ints(&s, 0);
-    s.from = new_ints(&s, HD_SEGMENT_KINDS);
+    s.from = new_ints(&s, INT32_MAX);
     s.to = new_ints(&s, -1);
     s.carried = hd_arena_alloc(&l->scratch, (size_t)l->p->n_buffers + 1);
     if (!s.root || !s.last || !s.frequency || !s.from || !s.to || !s.carried)

@@ -7,6 +7,7 @@
 extern const char *const hd_tier_names[HD_TIER_COUNT];
 extern const char *const hd_format_names[2];
 extern const char *const hd_micro_names[3];               /* by hd_time_layout */
-extern const char *const hd_opcode_names[HD_OPCODE_COUNT]; /* "" for KERNEL: the op's name stands there */
+extern const char *const hd_opcode_names[HD_OPCODE_COUNT]; /* "" for KERNEL and COMM: the op's name stands there */
+extern const char *const hd_axis_role_names[3];            /* by hd_axis_role */
 
 #endif

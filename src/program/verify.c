@@ -32,7 +32,28 @@ static int verify_view(const hd_program *p, const hd_buffer *b, hd_error *err)
     const hd_buffer *root = &p->buffers[b->view_of];
     if (root->view_of >= 0) return wrong(err, b->path, "is a view of a view");
     if (root->class != b->class) return wrong(err, b->path, "is a view of a buffer of another class");
+    if (b->copies != root->copies) return wrong(err, b->path, "has another number of copies than the memory that it is a view of");
     if (b->bytes > root->bytes) return wrong(err, b->path, "is larger than the memory that it is a view of");
+    return 0;
+}
+
+/* The largest piece is that of coordinate 0. */
+static int verify_layout(const hd_program *p, const hd_buffer *b, hd_error *err)
+{
+    if (!p->mesh.n) return wrong(err, b->path, "has a layout, but the program no mesh");
+    if (b->whole.rank != b->type.shape.rank || plain_bytes(&(hd_type){.dtype = b->type.dtype, .shape = b->whole}) < 0)
+        return wrong(err, b->path, "is a piece of something of another rank, or of absurd size");
+    hd_shape s = hd_layout_shape(&p->mesh, b->layout, &b->whole, 0);
+    for (int i = 0; i < s.rank; i++)
+        if (s.dim[i] != b->type.shape.dim[i]) return wrong(err, b->path, "isn't the piece that its layout says");
+    return 0;
+}
+
+static int verify_copies(const hd_program *p, const hd_buffer *b, int i, hd_error *err)
+{
+    if (b->copies < 1 || b->copies > (p->n_calls > 1 ? p->n_calls : 1)) return wrong(err, b->path, "has more copies than there are calls");
+    if (b->copies > 1 && !hd_buffer_in_arena(p, hd_buffer_root(p, i))) return wrong(err, b->path, "has copies, but isn't in the arena");
+    if (b->bytes && b->copies > MAX_BYTES / b->bytes) return wrong(err, b->path, "has copies of absurd size");
     return 0;
 }
 
@@ -46,8 +67,12 @@ static int verify_buffer(const hd_program *p, int i, hd_error *err)
         return wrong(err, b->path, "is bounded by a symbol that doesn't fit its outermost dimension");
     if (b->format == HD_PACKED && (b->class != HD_BUFFER_CONSTANT || b->view_of >= 0)) return wrong(err, b->path, "is packed, but no constant");
     if (b->data && b->class != HD_BUFFER_CONSTANT) return wrong(err, b->path, "brings its contents, but is no constant");
-    if (b->view_of >= 0) return verify_view(p, b, err);
-    if (hd_buffer_in_arena(p, i) && (b->offset < 0 || b->bytes > p->arena_bytes || b->offset > p->arena_bytes - b->bytes))
+    if (b->layout && verify_layout(p, b, err)) return HD_EFORMAT;
+    if (b->view_of >= 0 && verify_view(p, b, err)) return HD_EFORMAT;
+    if (verify_copies(p, b, i, err)) return HD_EFORMAT;
+    if (b->view_of >= 0) return 0;
+    int64_t all = b->bytes * b->copies;
+    if (hd_buffer_in_arena(p, i) && (b->offset < 0 || all > p->arena_bytes || b->offset > p->arena_bytes - all))
         return wrong(err, b->path, "reaches out of the arena");
     return 0;
 }
@@ -72,13 +97,44 @@ static void fill_types(const hd_program *p, const int *buffers, int n, hd_type *
     }
 }
 
+/* The types before anything was cut. */
+static void fill_whole(const hd_program *p, const int *buffers, int n, hd_type *out)
+{
+    fill_types(p, buffers, n, out);
+    for (int k = 0; k < n; k++)
+        if (buffers[k] >= 0 && p->buffers[buffers[k]].layout) out[k].shape = p->buffers[buffers[k]].whole;
+}
+
+/* That the whole op is a valid one, and has the loops that are cut. */
+static int verify_splits(const hd_program *p, const hd_instr *x, hd_error *err)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS] = {0};
+    _Alignas(16) char attrs[HD_MAX_ATTRS] = {0};
+    hd_error local = {0};
+    hd_loops loops = {0};
+    if (!p->mesh.n) return wrong(err, x->path, "has loops that are cut, but the program no mesh");
+    memcpy(attrs, x->attrs ? x->attrs : (const void *)"", x->attrs ? x->op->attrs_size : 0);
+    fill_whole(p, x->in, x->n_in, in);
+    hd_sig s = {.op = x->op, .in = in, .n_in = x->n_in, .attrs = attrs};
+    int n = x->op->infer(&s, out, &local);
+    if (n < 0) return hd_fail(err, HD_EFORMAT, "%s: before it was cut: %s", x->path, local.message);
+    s.out = out;
+    s.n_out = n;
+    x->op->loops(&s, &loops);
+    for (int i = 0; i < x->n_splits; i++)
+        if (x->splits[i].loop < 0 || x->splits[i].loop >= loops.n) return wrong(err, x->path, "has no such loop to cut");
+    return 0;
+}
+
 static int verify_types(const hd_program *p, const hd_instr *x, hd_error *err)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS] = {0};
-    _Alignas(16) char attrs[1024] = {0};
+    _Alignas(16) char attrs[HD_MAX_ATTRS] = {0};
     hd_error local = {0};
     if (x->n_in < x->op->min_in || x->n_in > x->op->max_in) return wrong(err, x->path, "has a wrong number of operands");
-    if (x->op->attrs_size) memcpy(attrs, x->attrs, x->op->attrs_size);
+    int rc = x->n_splits ? verify_splits(p, x, err) : 0;
+    if (rc) return rc;
+    hd_instr_attrs(p, x, 0, attrs);
     fill_types(p, x->in, x->n_in, in);
     hd_sig s = {.op = x->op, .in = in, .n_in = x->n_in, .attrs = attrs};
     int n = x->op->infer(&s, out, &local);
@@ -118,16 +174,29 @@ static int verify_plain(const hd_program *p, const hd_instr *x, hd_error *err)
     return 0;
 }
 
+static int verify_comm(const hd_program *p, const hd_instr *x, hd_error *err)
+{
+    int8_t axes[HD_MAX_AXES];
+    if (!x->op->is_comm) return wrong(err, x->path, "is no transfer between ranks");
+    if (!p->mesh.n) return wrong(err, x->path, "is a transfer, but the program has no mesh");
+    for (int k = 0; k < x->n_in + x->n_out; k++)
+        if ((k < x->n_in ? x->in[k] : x->out[k - x->n_in]) < 0) return wrong(err, x->path, "has wrong operands");
+    if (x->op->max_in == 0 || x->op->has_effect) return p->stages > 1 ? 0 : wrong(err, x->path, "reaches another stage, but there is one only");
+    if (hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes) < 1) return wrong(err, x->path, "is over axes that the mesh lacks");
+    return 0;
+}
+
 static int verify_instr(const hd_program *p, const hd_instr *x, hd_error *err)
 {
     int rc = x->op ? verify_types(p, x, err) : 0;
     if (!rc && x->accumulate && (!x->op || !x->op->can_accumulate)) rc = wrong(err, x->path, "cannot accumulate");
-    if (!rc && x->opcode != HD_KERNEL) rc = verify_plain(p, x, err);
+    if (!rc && x->opcode == HD_COMM) rc = verify_comm(p, x, err);
+    else if (!rc && x->opcode != HD_KERNEL) rc = verify_plain(p, x, err);
     for (int k = 0; k < x->n_out && !rc; k++) {
         if (x->out[k] < 0 || x->opcode == HD_VIEW) continue;
         hd_buffer_class c = p->buffers[x->out[k]].class;
         if (c == HD_BUFFER_CONSTANT || c == HD_BUFFER_INPUT) rc = wrong(err, x->path, "writes to a constant or an input");
-        else if (x->opcode == HD_KERNEL) rc = verify_aliases(p, x, k, err);
+        else if (x->opcode == HD_KERNEL || x->opcode == HD_COMM) rc = verify_aliases(p, x, k, err);
     }
     if (!rc && x->workspace >= 0 && p->buffers[x->workspace].role != HD_ROLE_WORKSPACE) rc = wrong(err, x->path, "has something else as its workspace");
     return rc;
@@ -147,69 +216,103 @@ static int verify_instrs(const hd_program *p, hd_error *err)
 
 /* ---- walking the schedule ---- */
 
+/* One copy of a buffer is a slot. */
 typedef struct walk {
     const hd_program *p;
     int count;    /* writes so far */
-    int *changes; /* [n_buffers] of a root: number of the last write to it; -1: its memory holds something else */
-    int *named;   /* [n_buffers] number of the write that this buffer names; -2: none */
-    int *held;    /* roots that hold their memory now, by offset, disjoint; n_held of them */
+    int micro;    /* of the running call */
+    int *slot;    /* [n_buffers] first slot of each buffer */
+    int *buffer;  /* [slots] whose slot it is */
+    int *changes; /* [slots] of a root: number of the last write to it; -1: its memory holds something else */
+    int *named;   /* [slots] number of the write that this buffer names; -2: none */
+    int *filled;  /* [slots] of an input: micro-batch that it was filled for; -1: whichever */
+    int *sent;    /* [slots] of a root: number of the write that a send under way takes; 0: none */
+    int *sender;  /* [slots] segment of that send */
+    int *held;    /* slots of roots that hold their memory now, by offset, disjoint; n_held of them */
     int n_held;
+    bool in_order;
     hd_error *err;
 } walk;
 
-/* Position of the first held root that ends behind offset. */
+static int slot_of(const walk *w, int b)
+{
+    return w->slot[b] + w->micro % w->p->buffers[b].copies;
+}
+
+static int root_slot(const walk *w, int b)
+{
+    return slot_of(w, hd_buffer_root(w->p, b));
+}
+
+static int64_t slot_offset(const walk *w, int slot)
+{
+    const hd_buffer *b = &w->p->buffers[w->buffer[slot]];
+    return b->offset + (slot - w->slot[w->buffer[slot]]) * b->bytes;
+}
+
+/* Position of the first held slot that ends behind offset. */
 static int first_behind(const walk *w, int64_t offset)
 {
     int low = 0, high = w->n_held;
     while (low < high) {
         int middle = (low + high) / 2;
-        const hd_buffer *b = &w->p->buffers[w->held[middle]];
-        if (b->offset + b->bytes <= offset) low = middle + 1;
+        if (slot_offset(w, w->held[middle]) + w->p->buffers[w->buffer[w->held[middle]]].bytes <= offset) low = middle + 1;
         else high = middle;
     }
     return low;
 }
 
-/* Root takes its memory from whatever holds it. */
-static int hold(walk *w, int root, const char *path)
+static int lose(walk *w, int slot, const char *path)
 {
-    const hd_buffer *b = &w->p->buffers[root];
-    if (!hd_buffer_in_arena(w->p, root) || b->bytes == 0) return 0;
-    int at = first_behind(w, b->offset), end = at;
-    if (at < w->n_held && w->held[at] == root) return 0;
-    for (; end < w->n_held && w->p->buffers[w->held[end]].offset < b->offset + b->bytes; end++) {
-        w->changes[w->held[end]] = -1;
-        if (w->p->buffers[w->held[end]].class == HD_BUFFER_INPUT)
-            return hd_fail(w->err, HD_EFORMAT, "%s: writes over the input %s", path, w->p->buffers[w->held[end]].path);
+    const hd_buffer *b = &w->p->buffers[w->buffer[slot]];
+    w->changes[slot] = -1;
+    if (w->sent[slot]) return hd_fail(w->err, HD_EFORMAT, "%s: writes over %s, which is still being sent", path, b->path);
+    return b->class == HD_BUFFER_INPUT ? hd_fail(w->err, HD_EFORMAT, "%s: writes over the input %s", path, b->path) : 0;
+}
+
+/* A root's slot takes its memory from whatever holds it. */
+static int hold(walk *w, int slot, const char *path)
+{
+    const hd_buffer *b = &w->p->buffers[w->buffer[slot]];
+    if (!hd_buffer_in_arena(w->p, w->buffer[slot]) || b->bytes == 0) return 0;
+    int64_t offset = slot_offset(w, slot);
+    int at = first_behind(w, offset), end = at;
+    if (at < w->n_held && w->held[at] == slot) return 0;
+    for (; end < w->n_held && slot_offset(w, w->held[end]) < offset + b->bytes; end++) {
+        int rc = lose(w, w->held[end], path);
+        if (rc) return rc;
     }
     memmove(&w->held[at + 1], &w->held[end], (size_t)(w->n_held - end) * sizeof *w->held);
-    w->held[at] = root;
+    w->held[at] = slot;
     w->n_held += 1 - (end - at);
     return 0;
 }
 
 static int read_buffer(walk *w, int b, const char *path)
 {
-    int root = hd_buffer_root(w->p, b);
-    if (w->named[b] == -2) return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s) before it is written", path, b, w->p->buffers[b].path);
-    if (w->changes[root] != w->named[b])
-        return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s), but its memory has been written over", path, b, w->p->buffers[b].path);
+    int slot = slot_of(w, b), root = root_slot(w, b);
+    const char *name = w->p->buffers[b].path;
+    if (w->named[slot] == -2) return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s) before it is written", path, b, name);
+    if (w->changes[root] != w->named[slot]) return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s), but its memory has been written over", path, b, name);
+    if (w->filled[root] >= 0 && w->filled[root] != w->micro)
+        return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s) in micro-batch %d, but it has been filled for %d", path, b, name, w->micro, w->filled[root]);
     return 0;
 }
 
 static int write_buffer(walk *w, int b, const char *path)
 {
-    int root = hd_buffer_root(w->p, b);
+    int root = root_slot(w, b);
+    if (w->sent[root]) return hd_fail(w->err, HD_EFORMAT, "%s: writes to %s, which is still being sent", path, w->p->buffers[b].path);
     int rc = hold(w, root, path);
     w->changes[root] = ++w->count;
-    w->named[b] = w->changes[root];
+    w->named[slot_of(w, b)] = w->changes[root];
     return rc;
 }
 
 static int walk_view(walk *w, const hd_instr *x)
 {
-    int root = hd_buffer_root(w->p, x->in[0]);
-    w->named[x->out[0]] = w->changes[root] >= 0 && w->named[x->in[0]] == w->changes[root] ? w->changes[root] : -2;
+    int root = root_slot(w, x->in[0]), named = w->named[slot_of(w, x->in[0])];
+    w->named[slot_of(w, x->out[0])] = w->changes[root] >= 0 && named == w->changes[root] ? w->changes[root] : -2;
     return 0;
 }
 
@@ -217,17 +320,23 @@ static int walk_view(walk *w, const hd_instr *x)
 static int check_apart(walk *w, const hd_instr *x)
 {
     for (int k = 0; k < x->n_in; k++)
-        if (x->in[k] >= 0 && w->changes[hd_buffer_root(w->p, x->in[k])] < 0) return wrong(w->err, x->path, "its result lies over an operand's memory");
+        if (x->in[k] >= 0 && w->changes[root_slot(w, x->in[k])] < 0) return wrong(w->err, x->path, "its result lies over an operand's memory");
     for (int k = 0; k < x->n_out; k++)
-        if (x->out[k] >= 0 && w->changes[hd_buffer_root(w->p, x->out[k])] < 0) return wrong(w->err, x->path, "two results lie over each other");
+        if (x->out[k] >= 0 && w->changes[root_slot(w, x->out[k])] < 0) return wrong(w->err, x->path, "two results lie over each other");
     return 0;
 }
 
-static int walk_instr(walk *w, const hd_instr *x, int micro)
+static void begin_send(walk *w, const hd_instr *x, int segment)
+{
+    int root = root_slot(w, x->in[0]);
+    if (hd_buffer_in_arena(w->p, w->buffer[root])) w->sent[root] = w->changes[root] + 1, w->sender[root] = segment;
+}
+
+static int walk_instr(walk *w, const hd_instr *x, int segment)
 {
     int rc = 0;
     if (x->opcode == HD_VIEW) return walk_view(w, x);
-    bool adds = x->accumulate == HD_ACCUMULATE_ALWAYS || (x->accumulate == HD_ACCUMULATE_LATER && micro > 0);
+    bool adds = x->accumulate == HD_ACCUMULATE_ALWAYS || (x->accumulate == HD_ACCUMULATE_LATER && w->micro > 0);
     for (int k = 0; k < x->n_in && !rc; k++)
         if (x->in[k] >= 0) rc = read_buffer(w, x->in[k], x->path);
     for (int k = 0; k < x->n_out && !rc && adds; k++)
@@ -235,45 +344,75 @@ static int walk_instr(walk *w, const hd_instr *x, int micro)
     if (!rc && x->workspace >= 0) rc = write_buffer(w, x->workspace, x->path);
     for (int k = 0; k < x->n_out && !rc; k++)
         if (x->out[k] >= 0) rc = write_buffer(w, x->out[k], x->path);
-    if (!rc && x->workspace >= 0 && w->changes[x->workspace] < 0) rc = wrong(w->err, x->path, "its result lies over its workspace");
-    return rc ? rc : check_apart(w, x);
+    if (!rc && x->workspace >= 0 && w->changes[root_slot(w, x->workspace)] < 0) rc = wrong(w->err, x->path, "its result lies over its workspace");
+    if (!rc) rc = check_apart(w, x);
+    if (!rc && x->opcode == HD_COMM && x->op->has_effect) begin_send(w, x, segment);
+    return rc;
+}
+
+/* Sends of this segment, or all, have gone. */
+static void end_sends(walk *w, int segment, bool all)
+{
+    for (int i = 0; i < w->n_held; i++)
+        if (all || w->sender[w->held[i]] == segment) w->sent[w->held[i]] = 0;
+}
+
+/* The caller fills the pieces of a micro-batch before each forward call of it; where calls don't come in order, that is checked. */
+static void fill_inputs(walk *w, const hd_segment *s)
+{
+    if (w->in_order || s->kind != HD_SEGMENT_FORWARD) return;
+    for (int b = 0; b < w->p->n_buffers; b++) {
+        const hd_buffer *x = &w->p->buffers[b];
+        if (x->class == HD_BUFFER_INPUT && x->view_of < 0 && x->micro == HD_TIME_SPLIT) w->filled[slot_of(w, b)] = w->micro;
+    }
 }
 
 /* From one call to the next, a state's new value is its value. */
 static int walk_call(walk *w, const hd_call *c)
 {
+    const hd_segment *s = &w->p->segments[c->segment];
+    bool once = s->kind == HD_SEGMENT_PREPARE || s->kind == HD_SEGMENT_UPDATE;
+    w->micro = c->micro;
+    end_sends(w, c->segment, once);
+    fill_inputs(w, s);
     hd_instr_iter it = hd_segment_instrs(w->p, c->segment);
     for (const hd_instr *x; (x = hd_instr_next(&it));) {
-        int rc = walk_instr(w, x, c->micro);
+        int rc = walk_instr(w, x, c->segment);
         if (rc) return rc;
     }
+    if (once) end_sends(w, c->segment, true);
     for (int b = 0; b < w->p->n_buffers; b++)
-        if (w->p->buffers[b].class == HD_BUFFER_STATE && w->p->buffers[b].view_of < 0) w->named[b] = w->changes[b];
+        if (w->p->buffers[b].class == HD_BUFFER_STATE && w->p->buffers[b].view_of < 0) w->named[w->slot[b]] = w->changes[w->slot[b]];
     return 0;
 }
 
 static int walk_begin(walk *w)
 {
     int rc = 0;
-    for (int b = 0; b < w->p->n_buffers && !rc; b++) {
+    w->in_order = hd_program_in_order(w->p);
+    for (int b = 0, at = 0; b < w->p->n_buffers && !rc; b++) {
         const hd_buffer *x = &w->p->buffers[b];
         bool there = x->view_of < 0 && (x->class == HD_BUFFER_INPUT || x->class == HD_BUFFER_CONSTANT || x->class == HD_BUFFER_STATE);
-        w->named[b] = there ? 0 : -2;
-        w->changes[b] = 0;
-        if (there) rc = hold(w, b, x->path);
+        w->slot[b] = at;
+        for (int k = 0; k < x->copies && !rc; k++, at++) {
+            w->buffer[at] = b;
+            w->named[at] = there ? 0 : -2;
+            w->filled[at] = -1;
+            if (there) rc = hold(w, at, x->path);
+        }
     }
     return rc;
 }
 
-/* Micro-batches past the third repeat what the second and third did. */
+/* Where micro-batches come in order, those past the third repeat what the second and third did. */
 static int walk_schedule(walk *w)
 {
     const hd_program *p = w->p;
     int rc = walk_begin(w);
     hd_call_iter it = hd_program_calls(p);
     for (hd_call c; !rc && hd_call_next(&it, &c);)
-        if (c.micro < 3) rc = walk_call(w, &c);
-    bool again = p->repeat_first >= 0 && p->repeat_last == p->n_segments - 1;
+        if (c.micro < 3 || !w->in_order) rc = walk_call(w, &c);
+    bool again = p->repeat_first >= 0 && p->repeat_last == p->n_segments - 1 && w->in_order;
     for (int s = p->repeat_first; again && s <= p->repeat_last && !rc; s++) {
         hd_call c = hd_program_call(p, s);
         rc = walk_call(w, &c);
@@ -282,21 +421,25 @@ static int walk_schedule(walk *w)
     return rc;
 }
 
+static int walk_all(walk *w)
+{
+    const hd_program *p = w->p;
+    size_t slots = 1, n = (size_t)p->n_buffers + 1;
+    for (int b = 0; b < p->n_buffers; b++) slots += (size_t)p->buffers[b].copies;
+    int *all = hd_calloc(n + 7 * slots, sizeof *all), **arrays[] = {&w->buffer, &w->changes, &w->named, &w->filled, &w->sent, &w->sender, &w->held};
+    if (!all) return hd_fail_memory(w->err, (n + 7 * slots) * sizeof *all, "verifying a program");
+    w->slot = all;
+    for (size_t i = 0; i < 7; i++) *arrays[i] = all + n + i * slots;
+    int rc = walk_schedule(w);
+    hd_free(all);
+    return rc;
+}
+
 int hd_program_verify(const hd_program *p, hd_error *err)
 {
-    size_t n = (size_t)p->n_buffers + 1;
     hd_error local = {0};
     walk w = {.p = p, .err = err ? err : &local};
     int rc = verify_frame(p, w.err);
     if (!rc) rc = verify_instrs(p, w.err);
-    if (rc) return rc;
-    w.changes = hd_calloc(n, sizeof *w.changes);
-    w.named = hd_calloc(n, sizeof *w.named);
-    w.held = hd_calloc(n, sizeof *w.held);
-    if (!w.changes || !w.named || !w.held) rc = hd_fail_memory(w.err, n * sizeof(int), "verifying a program");
-    else rc = walk_schedule(&w);
-    hd_free(w.changes);
-    hd_free(w.named);
-    hd_free(w.held);
-    return rc;
+    return rc ? rc : walk_all(&w);
 }

@@ -1,0 +1,248 @@
+/* transfer.c: COMM instructions: which ranks take part, whose pieces lie where, and handing them to src/comm.
+ *
+ * Member 0 of the team does transfers between meetings. A recv or a collective blocks it. A send is started, and waited for before the next call of its
+ * segment, before prepare and update, and at the end of a step: until then lowering keeps its operand. shard and keep_first send nothing: the
+ * team does them by itself. */
+#include <stdlib.h>
+
+#include "exec/exec_int.h"
+#include "ops/ops.h"
+
+typedef struct kind_of_op { const hd_op *op; hd_transfer_kind kind; bool local; } kind_of_op;
+
+static const kind_of_op kinds[] = {
+    {&hd_op_all_reduce, HD_ALL_REDUCE, false}, {&hd_op_reduce_scatter, HD_REDUCE_SCATTER, false}, {&hd_op_all_gather, HD_ALL_GATHER, false},
+    {&hd_op_all_to_all, HD_ALL_TO_ALL, false}, {&hd_op_send, HD_SEND, false}, {&hd_op_recv, HD_RECV, false},
+    {&hd_op_shard, HD_TRANSFER_KINDS, true}, {&hd_op_keep_first, HD_TRANSFER_KINDS, true},
+};
+
+static const kind_of_op *find_kind(const hd_op *op)
+{
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (kinds[i].op == op) return &kinds[i];
+    return NULL;
+}
+
+/* ---- who and where ---- */
+
+typedef struct members {
+    int *ranks; /* [n] in order of index */
+    int n, index;
+} members;
+
+static int find_members(hd_exec *e, const hd_step *s, const int8_t *axes, int n_axes, members *out, hd_error *err)
+{
+    const hd_mesh *m = &e->program->mesh;
+    if (n_axes < 1) return hd_fail(err, HD_EINVAL, "%s: the program's mesh lacks its axes", s->instr->path);
+    out->ranks = hd_arena_alloc(&e->memory, (size_t)hd_mesh_size(m) * sizeof *out->ranks);
+    if (!out->ranks) return hd_fail_memory(err, sizeof *out, "an executor");
+    out->n = hd_mesh_group(m, e->rank.rank, axes, n_axes, out->ranks);
+    out->index = hd_mesh_index(m, e->rank.rank, axes, n_axes, NULL);
+    return 0;
+}
+
+static void dim_piece(const hd_exec *e, int buffer, int dim, int rank, int64_t *begin, int64_t *end)
+{
+    const hd_buffer *b = &e->program->buffers[buffer];
+    *begin = 0;
+    *end = b->layout ? b->whole.dim[dim] : b->type.shape.dim[dim];
+    if (b->layout) hd_dim_piece(&e->program->mesh, &b->layout->dim[dim], b->whole.dim[dim], rank, begin, end);
+}
+
+/* Where in dimension `dim` of this rank's piece of buffer `whole` each member's piece of buffer `cut` begins: n + 1 numbers. */
+static int64_t *find_offsets(hd_exec *e, const hd_step *s, const members *m, int cut, int whole, int dim, hd_error *err)
+{
+    int64_t *offset = hd_arena_alloc(&e->memory, ((size_t)m->n + 1) * sizeof *offset), first, last, at = 0;
+    if (!offset) {
+        hd_fail_memory(err, sizeof *offset, "an executor");
+        return NULL;
+    }
+    dim_piece(e, whole, dim, e->rank.rank, &first, &last);
+    for (int j = 0; j < m->n; j++) {
+        int64_t begin, end;
+        dim_piece(e, cut, dim, m->ranks[j], &begin, &end);
+        if (end > begin && begin - first != at) {
+            hd_fail(err, HD_EINVAL, "%s: the pieces of %s don't lie one behind the other", s->instr->path, e->program->buffers[cut].path);
+            return NULL;
+        }
+        offset[j] = at;
+        at += end - begin;
+    }
+    offset[m->n] = at;
+    if (at == last - first) return offset;
+    hd_fail(err, HD_EINVAL, "%s: the pieces of %s don't make up %s", s->instr->path, e->program->buffers[cut].path, e->program->buffers[whole].path);
+    return NULL;
+}
+
+static int64_t product(const hd_tensor *t, int first, int end)
+{
+    int64_t n = 1;
+    for (int i = first; i < end; i++) n *= t->dim[i];
+    return n;
+}
+
+/* ---- resolving ---- */
+
+static int resolve_exchange(hd_exec *e, hd_step *s, const members *m, hd_error *err)
+{
+    const hd_comm_attrs *a = s->instr->attrs;
+    const hd_tensor *in = &s->args.in[0];
+    int x = s->instr->in[0], y = s->instr->out[0], low = a->dim < a->to ? a->dim : a->to, high = a->dim < a->to ? a->to : a->dim;
+    hd_transfer *t = &s->transfer;
+    if (a->dim == a->to) return hd_fail(err, HD_EINVAL, "%s: gathers the dimension that it cuts", s->instr->path);
+    t->offset = find_offsets(e, s, m, x, y, a->dim, err);
+    t->to_offset = t->offset ? find_offsets(e, s, m, y, x, a->to, err) : NULL;
+    t->outer = product(in, 0, low);
+    t->middle = product(in, low + 1, high);
+    t->inner = product(in, high + 1, in->rank);
+    t->a_first = a->dim < a->to;
+    return t->to_offset ? 0 : HD_EINVAL;
+}
+
+static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
+{
+    const hd_comm_attrs *a = s->instr->attrs;
+    const hd_tensor *in = &s->args.in[0];
+    int8_t axes[HD_MAX_AXES];
+    members m = {0};
+    int x = s->instr->in[0], y = s->instr->out[0];
+    int rc = find_members(e, s, axes, hd_mesh_parse_axes(&e->program->mesh, a->axes, axes), &m, err);
+    if (rc) return rc;
+    hd_transfer *t = &s->transfer;
+    bool cut = s->instr->op == &hd_op_reduce_scatter || s->instr->op == &hd_op_shard;
+    t->max = a->max;
+    t->dtype = in->dtype;
+    t->count = hd_tensor_count(in);
+    s->member = m.index;
+    if (s->instr->op == &hd_op_all_to_all) {
+        rc = resolve_exchange(e, s, &m, err);
+    } else if (cut || s->instr->op == &hd_op_all_gather) {
+        t->offset = find_offsets(e, s, &m, cut ? y : x, cut ? x : y, a->dim, err);
+        t->outer = product(in, 0, a->dim);
+        t->inner = product(in, a->dim + 1, in->rank);
+        rc = t->offset ? 0 : HD_EINVAL;
+    }
+    if (!rc && e->rank.comm && !s->local) {
+        s->group = hd_comm_group_get(e->rank.comm, m.ranks, m.n, err);
+        rc = s->group ? 0 : HD_ECOMM;
+    }
+    return rc;
+}
+
+static int resolve_pipe(hd_exec *e, hd_step *s, hd_error *err)
+{
+    enum { CHUNKS = 512, NUMBERS = 4096 }; /* a tag's parts */
+    const hd_pipe_attrs *a = s->instr->attrs;
+    const hd_program *p = e->program;
+    bool send = s->instr->op == &hd_op_send;
+    const hd_tensor *x = send ? &s->args.in[0] : &s->args.out[0];
+    int8_t axis = -1;
+    members m = {0};
+    for (int i = 0; i < p->mesh.n; i++)
+        if (p->mesh.axis[i].role == HD_AXIS_PIPELINE) axis = (int8_t)i;
+    if (axis < 0) return hd_fail(err, HD_EINVAL, "%s: the program's mesh has no pipeline", s->instr->path);
+    if (a->from < 0 || a->to < 0 || a->from >= CHUNKS || a->to >= CHUNKS || a->number < 0 || a->number >= NUMBERS)
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: too many chunks, or values between two of them", s->instr->path);
+    int rc = find_members(e, s, &axis, 1, &m, err);
+    if (rc) return rc;
+    s->transfer.dtype = x->dtype;
+    s->transfer.count = hd_tensor_count(x);
+    s->transfer.peer = (send ? a->to : a->from) % m.n;
+    s->transfer.tag = (a->from * CHUNKS + a->to) * NUMBERS + a->number;
+    if (s->transfer.peer == m.index) return hd_fail(err, HD_EINVAL, "%s: its other end is the same stage", s->instr->path);
+    if (e->rank.comm) {
+        s->group = hd_comm_group_get(e->rank.comm, m.ranks, m.n, err);
+        rc = s->group ? 0 : HD_ECOMM;
+    }
+    return rc;
+}
+
+int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err)
+{
+    const kind_of_op *k = find_kind(s->instr->op);
+    if (!k) return hd_fail(err, HD_EUNSUPPORTED, "%s: no transfer is known for %s", s->instr->path, s->instr->op->name);
+    s->local = k->local;
+    s->solo = !k->local;
+    s->transfer.kind = k->kind;
+    return k->kind == HD_SEND || k->kind == HD_RECV ? resolve_pipe(e, s, err) : resolve_collective(e, s, err);
+}
+
+/* ---- running ---- */
+
+/* This member's share of the bytes of `out`, whose rows of `row` bytes begin every `stride` bytes in `in`. */
+static void copy_rows(const hd_exec *e, const hd_step *s, const char *in, int64_t row, int64_t stride, int tid)
+{
+    int64_t begin, end;
+    char *out = s->args.out[0].data;
+    hd_split((int64_t)hd_tensor_bytes(&s->args.out[0]), 64, tid, e->threads, &begin, &end);
+    while (begin < end) {
+        int64_t within = begin % row, n = row - within < end - begin ? row - within : end - begin;
+        memcpy(out + begin, in + begin / row * stride + within, (size_t)n);
+        begin += n;
+    }
+}
+
+void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid)
+{
+    const hd_tensor *in = &s->args.in[0], *out = &s->args.out[0];
+    const hd_transfer *t = &s->transfer;
+    int64_t size = (int64_t)hd_dtype_size(in->dtype), bytes = (int64_t)hd_tensor_bytes(out);
+    if (bytes == 0) return;
+    if (s->instr->op == &hd_op_shard) {
+        int64_t begin = t->offset[s->member], piece = t->offset[s->member + 1] - begin;
+        int64_t whole = in->dim[((const hd_comm_attrs *)s->instr->attrs)->dim];
+        copy_rows(e, s, (const char *)in->data + begin * t->inner * size, piece * t->inner * size, whole * t->inner * size, tid);
+    } else if (s->member == 0) {
+        if (in->data != out->data) copy_rows(e, s, in->data, bytes, bytes, tid);
+    } else {
+        int64_t begin, end;
+        hd_split(bytes, 64, tid, e->threads, &begin, &end);
+        if (end > begin) memset((char *)out->data + begin, 0, (size_t)(end - begin));
+    }
+}
+
+static void note_failure(hd_exec *e, int rc)
+{
+    e->comm_rc = rc;
+    atomic_store(&e->abort, true);
+}
+
+void hd_exec_transfer(hd_exec *e, hd_step *s)
+{
+    if (!s->group || e->comm_rc) return;
+    s->transfer.in = s->instr->n_in ? s->args.in[0].data : NULL;
+    s->transfer.out = s->instr->n_out ? s->args.out[0].data : NULL;
+    int rc;
+    if (s->transfer.kind == HD_SEND) {
+        rc = hd_comm_start(e->rank.comm, s->group, &s->transfer, &s->ticket, &e->comm_err);
+        s->pending = !rc;
+    } else {
+        rc = hd_comm_do(e->rank.comm, s->group, &s->transfer, &e->comm_err);
+    }
+    if (rc) note_failure(e, rc);
+}
+
+int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err)
+{
+    int rc = 0;
+    for (int i = 0; segment >= 0 && i < e->segments[segment].n; i++) {
+        hd_step *s = &e->segments[segment].steps[i];
+        if (!s->pending) continue;
+        hd_error local = {0};
+        int failed = hd_comm_wait(e->rank.comm, s->ticket, rc ? &local : err);
+        s->pending = false;
+        if (!rc) rc = failed;
+    }
+    return rc;
+}
+
+int hd_exec_finish_all_sends(hd_exec *e, hd_error *err)
+{
+    int rc = 0;
+    for (int s = 0; s < e->program->n_segments && e->rank.comm && e->segments; s++) {
+        hd_error local = {0};
+        int failed = hd_exec_finish_sends(e, s, rc ? &local : err);
+        if (!rc) rc = failed;
+    }
+    return rc;
+}
