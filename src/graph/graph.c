@@ -285,7 +285,7 @@ hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const
     if (n_out < 0) return hd_graph_fail(g, n_out, "%s%s%s", name ? name : "", name ? ": " : "", err.message);
     hd_node *n = node_new(g, op, make_path(g, name ? name : op->name, true), copy, in, n_in, n_out);
     if (!n) return out_of_memory(g);
-    return node_results(g, n, out_types) || !n->n_out ? HD_NONE : n->out[0];
+    return node_results(g, n, out_types) || !n_out ? HD_NONE : n->out[0];
 }
 
 const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix, const hd_value *in, int n_in)

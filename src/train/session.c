@@ -130,14 +130,17 @@ bool hd_session_is_rank(const hd_session_options *o)
 static int plan_of(const hd_session_options *o, bool train, const hd_graph *whole, hd_plan *plan, hd_error *err)
 {
     *plan = o->plan;
-    if (!train) plan->micro_batches = 1;
-    if (!hd_session_is_rank(o)) return 0;
+    if (!hd_session_is_rank(o)) {
+        if (!train) plan->micro_batches = 1;
+        return 0;
+    }
     if (!o->rank || o->rank->rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks", hd_session_ranks(o));
     if (o->lora)
         return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
     if (train) hd_plan_complete(plan, whole);
     int rc = o->parallel.dp ? hd_parallel_expand(&o->parallel, whole, o->sequence, plan, err) : 0;
     if (!rc && train) rc = hd_plan_check(plan, whole, err);
+    if (!train) plan->micro_batches = 1;
     plan->fingerprint = 0; /* of the whole graph, not of a rank's */
     plan->threads = hd_session_threads(o);
     return rc;
