@@ -15,8 +15,11 @@ typedef struct hd_store_tensor {
     hd_format format;
     hd_kind kind;   /* HD_PARAM or HD_STATE */
     int64_t bytes;
+    bool guest;     /* another stage of the pipeline holds it too, and saves it */
     void *data;     /* 64-byte aligned */
 } hd_store_tensor;
+
+struct hd_whole;
 
 typedef struct hd_store {
     hd_arena memory;               /* names, layouts */
@@ -26,6 +29,7 @@ typedef struct hd_store {
     size_t n_tensors, cap_tensors;
     int *index; size_t index_size; /* open-addressed hash of paths: position + 1, 0: free */
     struct hd_store_block *blocks; /* element memory */
+    struct hd_whole *all; size_t n_all; /* tensors of all stages, whole (exec/pieces.h); NULL: this store has them all */
 } hd_store;
 
 /* ---- life cycle ---- */

@@ -91,6 +91,7 @@ typedef struct hd_graph {
     hd_phase phase;     /* of nodes built from now on */
     const hd_node *origin; int chunk; /* likewise */
     hd_mesh mesh;       /* that it was partitioned for; n = 0: not partitioned */
+    int stage;          /* of the pipeline, that hd_graph_stage made it for; 0 without one */
     struct hd_path_set *paths; /* paths in use */
     hd_error err;
 } hd_graph;

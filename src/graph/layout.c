@@ -283,3 +283,39 @@ void hd_layout_put(const hd_mesh *m, const hd_layout *layout, const hd_shape *wh
 {
     copy_piece(m, layout, whole, rank, size, true, to_whole, (char *)from_piece);
 }
+
+/* ---- runs ---- */
+
+hd_run_iter hd_layout_runs(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank)
+{
+    hd_run_iter it = {.run = 1, .runs = 1};
+    int64_t stride = 1;
+    bool in_run = true; /* dimensions so far are whole: one run of memory goes through them */
+    for (int i = whole->rank; i-- > 0; stride *= whole->dim[i]) {
+        int64_t begin = 0, end = whole->dim[i];
+        if (layout) hd_dim_piece(m, &layout->dim[i], whole->dim[i], rank, &begin, &end);
+        it.first += begin * stride;
+        if (in_run) {
+            it.run *= end - begin;
+            in_run = end - begin == whole->dim[i];
+            continue;
+        }
+        it.count[it.dims] = end - begin; /* the innermost first */
+        it.stride[it.dims++] = stride;
+        it.runs *= end - begin;
+    }
+    if (!it.run) it.runs = 0;
+    return it;
+}
+
+bool hd_run_next(hd_run_iter *it, hd_run *out)
+{
+    if (it->next >= it->runs) return false;
+    int64_t at = it->first, left = it->next;
+    for (int i = 0; i < it->dims; i++) {
+        at += left % it->count[i] * it->stride[i];
+        left /= it->count[i];
+    }
+    *out = (hd_run){at, it->next++ * it->run, it->run};
+    return true;
+}

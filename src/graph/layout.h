@@ -69,4 +69,14 @@ int hd_layout_parse(const hd_mesh *m, const char *text, int rank, hd_layout *out
 void hd_layout_take(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank, size_t size, const void *from_whole, void *to_piece);
 void hd_layout_put(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank, size_t size, const void *from_piece, void *to_whole);
 
+/* The runs of consecutive elements in which rank's piece lies in the whole row-major array, in order. */
+typedef struct hd_run { int64_t whole, piece, count; } hd_run; /* elements: where it begins in the whole and in the piece, how many */
+typedef struct hd_run_iter {
+    int dims;                                    /* outer dimensions that are walked */
+    int64_t count[HD_MAX_RANK], stride[HD_MAX_RANK];
+    int64_t first, run, runs, next;              /* of the whole: where the piece begins; elements in a run; how many runs */
+} hd_run_iter;
+hd_run_iter hd_layout_runs(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank);
+bool hd_run_next(hd_run_iter *it, hd_run *out); /* false behind the last; no run is empty */
+
 #endif

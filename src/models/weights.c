@@ -146,23 +146,22 @@ int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_e
 
 /* ---- parts of a tensor ---- */
 
-/* How a part of a tensor lies: `rows` runs of `run` elements, `stride` apart in the file from `first` on, one after another in the
- * parameter. */
-typedef struct pieces { int64_t rows, run, stride, first; } pieces;
-
-static pieces pieces_of(const hd_lm_tensor *t, int part)
+/* How the parameter that is a part of a tensor lies in it. */
+static hd_file_place place_of(const hd_lm_tensor *t, int part)
 {
-    int64_t rows = t->rank == 2 ? t->dim[0] : 1, last = t->dim[t->rank - 1];
-    if (t->parts == 1) return (pieces){ 1, rows * last, 0, 0 };
-    return (pieces){ rows, last / t->parts, last, part * (last / t->parts) };
+    int64_t last = t->dim[t->rank - 1], run = last / t->parts;
+    return t->parts == 1 ? (hd_file_place){ 0 } : (hd_file_place){ run, last, part * run };
 }
 
+/* *out NULL: another stage of the pipeline has it. */
 static int bind(const hd_store *s, const hd_lm_tensor *t, int part, hd_store_tensor **out, hd_error *err)
 {
-    pieces p = pieces_of(t, part);
+    int64_t count = t->dim[0] * (t->rank == 2 ? t->dim[1] : 1) / t->parts;
     *out = hd_store_find(s, t->path[part]);
+    if (!*out && s->all) return HD_OK;
     if (!*out) return hd_fail(err, HD_EINVAL, "the model has no parameter %s, where %s belongs", t->path[part], t->name);
-    if ((*out)->format != HD_PLAIN || hd_shape_count(&(*out)->type.shape) != p.rows * p.run)
+    hd_shape whole = hd_store_tensor_whole(*out);
+    if ((*out)->format != HD_PLAIN || hd_shape_count(&whole) != count)
         return hd_fail(err, HD_EINVAL, "parameter %s is not of the size that %s has", t->path[part], t->name);
     return HD_OK;
 }
@@ -195,11 +194,7 @@ static int load_tensor(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, h
     for (int part = 0; !rc && part < t->parts; part++) {
         hd_store_tensor *to = NULL;
         rc = bind(s, t, part, &to, err);
-        if (rc) break;
-        pieces p = pieces_of(t, part);
-        size_t size = hd_dtype_size(to->type.dtype);
-        for (int64_t r = 0; r < p.rows; r++)
-            hd_weight_load(w, p.first + r * p.stride, p.run, (char *)to->data + (size_t)(r * p.run) * size, to->type.dtype);
+        if (!rc && to) hd_piece_load(w, s, to, place_of(t, part));
     }
     return rc;
 }
@@ -276,27 +271,22 @@ static int write_tensor(hd_safetensors_writer *w, size_t which, const hd_store *
     for (int part = 0; !rc && part < t->parts; part++) {
         hd_store_tensor *from = NULL;
         rc = bind(s, t, part, &from, err);
-        if (rc) break;
-        pieces p = pieces_of(t, part);
-        size_t size = hd_dtype_size(from->type.dtype);
-        for (int64_t r = 0; !rc && r < p.rows; r++)
-            rc = hd_safetensors_write(w, which, p.first + r * p.stride, p.run, (const char *)from->data + (size_t)(r * p.run) * size,
-                                      from->type.dtype, err);
+        if (!rc && from && hd_piece_is_ours(s, from)) rc = hd_piece_write(w, which, s, from, place_of(t, part), err);
     }
     return rc;
 }
 
-static int write_shard(const hd_store *s, const hd_lm_tensor *list, size_t n, const char *path, hd_dtype dtype, hd_error *err)
+static int write_shard(const hd_store *s, const hd_lm_tensor *list, size_t n, const char *path, hd_dtype dtype, hd_share *share, hd_error *err)
 {
     hd_weight_spec *specs = hd_calloc(n, sizeof *specs);
     if (!specs) return hd_fail_memory(err, n * sizeof *specs, path);
     for (size_t i = 0; i < n; i++)
         specs[i] = (hd_weight_spec){ list[i].name, dtype, list[i].rank, { list[i].dim[0], list[i].dim[1] } };
-    hd_safetensors_writer *w = hd_safetensors_create(path, specs, n, NULL, err);
+    hd_safetensors_writer *w = hd_safetensors_begin(share, path, specs, n, NULL, err);
     int rc = w ? HD_OK : err && err->code ? err->code : HD_EIO;
-    for (size_t i = 0; !rc && i < n; i++) rc = write_tensor(w, i, s, &list[i], err);
-    if (!rc) rc = hd_safetensors_finish(w, err);
-    else hd_safetensors_abandon(w);
+    bool frame = share && share->part == HD_SHARE_FRAME;
+    for (size_t i = 0; !rc && !frame && i < n; i++) rc = write_tensor(w, i, s, &list[i], err);
+    rc = hd_safetensors_end(share, w, rc, err);
     hd_free(specs);
     return rc;
 }
@@ -314,8 +304,8 @@ static void shard_name(char *out, size_t n, size_t shard, size_t count)
     else snprintf(out, n, "model-%05zu-of-%05zu.safetensors", shard + 1, count);
 }
 
-static int write_shards(const hd_store *s, const hd_lm_tensor *list, size_t n, const char *dir, hd_dtype dtype, uint64_t limit, shards *o,
-                        hd_error *err)
+static int write_shards(const hd_store *s, const hd_lm_tensor *list, size_t n, const char *dir, hd_dtype dtype, uint64_t limit, hd_share *share,
+                        shards *o, hd_error *err)
 {
     for (size_t at = 0; at < n; at = shard_end(list, n, at, dtype, limit)) o->count++;
     size_t at = 0;
@@ -324,7 +314,7 @@ static int write_shards(const hd_store *s, const hd_lm_tensor *list, size_t n, c
         size_t end = shard_end(list, n, at, dtype, limit);
         shard_name(name, sizeof name, i, o->count);
         int rc = hd_path_join(path, sizeof path, dir, name, err);
-        if (!rc) rc = write_shard(s, list + at, end - at, path, dtype, err);
+        if (!rc) rc = write_shard(s, list + at, end - at, path, dtype, share, err);
         if (rc) return rc;
         for (; at < end; at++) {
             o->bytes += tensor_bytes(&list[at], dtype);
@@ -352,7 +342,7 @@ static int write_index(const char *dir, shards *o, hd_error *err)
     return rc;
 }
 
-int hd_lm_weights_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err)
+static int save_weights(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_share *share, hd_error *err)
 {
     hd_lm_tensor *list = NULL;
     size_t n = 0;
@@ -361,18 +351,29 @@ int hd_lm_weights_save(const hd_store *s, const hd_lm_config *c, const char *dir
     int rc = hd_lm_tensors(c, &list, &n, err);
     if (rc) return rc;
     shards o = { .map = json_object() };
-    rc = o.map ? write_shards(s, list, n, dir, dtype, shard_bytes, &o, err) : hd_fail_memory(err, 0, "the index of weights");
-    if (!rc) rc = write_index(dir, &o, err);
+    rc = o.map ? write_shards(s, list, n, dir, dtype, shard_bytes, share, &o, err) : hd_fail_memory(err, 0, "the index of weights");
+    if (!rc && !(share && share->part == HD_SHARE_PIECES)) rc = write_index(dir, &o, err);
     json_decref(o.map);
     hd_free(list);
     return rc;
 }
 
-int hd_lm_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err)
+int hd_lm_weights_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err)
+{
+    return save_weights(s, c, dir, dtype, shard_bytes, NULL, err);
+}
+
+int hd_lm_save_share(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_share *share, hd_error *err)
 {
     hd_lm_config written = *c;
     written.dtype = dtype;
+    if (share && share->part == HD_SHARE_PIECES) return save_weights(s, c, dir, dtype, shard_bytes, share, err);
     int rc = hd_make_dirs(dir, err);
-    if (!rc) rc = hd_lm_weights_save(s, c, dir, dtype, shard_bytes, err);
+    if (!rc) rc = save_weights(s, c, dir, dtype, shard_bytes, share, err);
     return rc ? rc : hd_lm_config_save(&written, dir, err);
+}
+
+int hd_lm_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err)
+{
+    return hd_lm_save_share(s, c, dir, dtype, shard_bytes, NULL, err);
 }

@@ -5,7 +5,7 @@
 #ifndef HD_MODELS_WEIGHTS_H
 #define HD_MODELS_WEIGHTS_H
 
-#include "exec/store.h"
+#include "exec/pieces.h"
 #include "models/config.h"
 
 /* One Hugging Face tensor: parameters side by side along its last dimension (three in GPT-2's c_attn, one everywhere else). */
@@ -21,7 +21,8 @@ typedef struct hd_lm_tensor {
 int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_error *err);
 
 /* Fills the parameters of s from a model directory or one safetensors file, converting to the store's dtypes. Names may lack the prefix
- * ("transformer.", "model."). Buffers that hold no parameters are skipped; a missing, unexpected or misshapen tensor is HD_EFORMAT. */
+ * ("transformer.", "model."). Buffers that hold no parameters are skipped; a missing, unexpected or misshapen tensor is HD_EFORMAT. A
+ * store that is one rank's takes its pieces. */
 int hd_lm_weights_load(hd_store *s, const hd_lm_config *c, const char *path, hd_error *err);
 
 /* Writes dir/model.safetensors in dtype (f32, bf16, f16), or shards of at most shard_bytes (0: no limit) with an index, as transformers
@@ -30,5 +31,7 @@ int hd_lm_weights_save(const hd_store *s, const hd_lm_config *c, const char *dir
 
 /* Makes dir and writes weights, config.json and generation_config.json: what transformers' from_pretrained loads. */
 int hd_lm_save(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_error *err);
+/* The same as one of several ranks, each with a store of its pieces: the frame (files, headers, what is small), or these pieces. share NULL: alone. */
+int hd_lm_save_share(const hd_store *s, const hd_lm_config *c, const char *dir, hd_dtype dtype, uint64_t shard_bytes, hd_share *share, hd_error *err);
 
 #endif

@@ -85,13 +85,22 @@ static int count_operands(const fuser *f, int a, int b, int end)
     return n;
 }
 
+/* Equal shapes at coordinate 0 of a mesh need not be equal elsewhere. */
+static bool same_pieces(const hd_graph *g, hd_value x, hd_value y)
+{
+    const hd_value_info *a = &g->values[x], *b = &g->values[y];
+    if (!a->layout && !b->layout) return true;
+    const hd_shape *u = a->layout ? &a->whole : &a->type.shape, *v = b->layout ? &b->whole : &b->type.shape;
+    return hd_shape_equal(u, v) && hd_layout_equal(&g->mesh, a->layout, b->layout, u);
+}
+
 static bool can_merge(const fuser *f, int a, int b, int end)
 {
     const hd_graph *g = f->g;
     hd_value x = g->nodes[a]->out[0], y = g->nodes[b]->out[0];
     if (2 * (f->n_members[a] + f->n_members[b]) > HD_CHAIN_MAX) return false; /* each step may need a rounding step */
     return g->nodes[a]->phase == g->nodes[b]->phase && g->nodes[a]->chunk == g->nodes[b]->chunk && g->values[x].micro == g->values[y].micro &&
-           hd_shape_equal(&g->values[x].type.shape, &g->values[y].type.shape) && readers_come_after(f, a, b, end) &&
+           hd_shape_equal(&g->values[x].type.shape, &g->values[y].type.shape) && same_pieces(g, x, y) && readers_come_after(f, a, b, end) &&
            count_operands(f, a, b, end) <= HD_MAX_OPERANDS;
 }
 

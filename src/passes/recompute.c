@@ -47,8 +47,8 @@ static void compute_again(recompute *r, const hd_node *n)
     hd_value in[3];
     for (int k = 0; k < n->n_in; k++) in[k] = r->again[n->in[k]] != HD_NONE ? r->again[n->in[k]] : n->in[k];
     g->origin = n;
-    g->chunk = n->chunk;
-    r->again[n->out[0]] = hd_graph_node(g, n->op->name, n->path, n->attrs, in, n->n_in);
+    const hd_node *clone = hd_graph_clone(g, n, "again", in, n->n_in); /* lies over a mesh as the original does */
+    if (clone) r->again[n->out[0]] = clone->out[0];
 }
 
 static int run(recompute *r, size_t n_nodes)
@@ -58,7 +58,6 @@ static int run(recompute *r, size_t n_nodes)
         for (int k = 0; k < g->nodes[i]->n_in; k++)
             if (g->nodes[i]->phase != HD_FORWARD && g->nodes[i]->in[k] != HD_NONE) r->kept[g->nodes[i]->in[k]] = true;
     for (size_t v = 0; v < g->n_values; v++) r->again[v] = HD_NONE;
-    g->scope = "again";
     g->phase = HD_BACKWARD;
     for (size_t i = 0; i < n_nodes && !g->err.code; i++)
         if (worth_it(r, g->nodes[i])) compute_again(r, g->nodes[i]);
@@ -73,19 +72,15 @@ static int run(recompute *r, size_t n_nodes)
 int hd_pass_recompute_elementwise(hd_graph *g)
 {
     if (g->err.code) return g->err.code;
-    const char *scope = g->scope;
     hd_phase phase = g->phase;
     const hd_node *origin = g->origin;
-    int chunk = g->chunk;
     recompute r = {.g = g, .kept = hd_calloc(g->n_values, sizeof *r.kept), .again = hd_calloc(g->n_values, sizeof *r.again)};
     if (r.kept && r.again) run(&r, g->n_nodes);
     else hd_fail_memory(&g->err, g->n_values, "recomputation");
     hd_free(r.kept);
     hd_free(r.again);
-    g->scope = scope;
     g->phase = phase;
     g->origin = origin;
-    g->chunk = chunk;
     return g->err.code;
 }
 

@@ -82,13 +82,24 @@ static void find_repeated(hd_lowering *l)
     }
 }
 
+/* A forward pass alone takes the chunks in order, whatever the schedule of training is. */
+static int make_slots(hd_lowering *l, hd_slot **slots, int *n)
+{
+    if (l->has_backward || l->plan->micro_batches > 1 || l->chunks == 1)
+        return hd_schedule_make(l->plan->schedule, l->stage, l->stages, l->chunks, (int)l->plan->micro_batches, slots, n, l->err);
+    *n = l->chunks;
+    *slots = hd_calloc((size_t)l->chunks, sizeof **slots);
+    for (int c = 0; *slots && c < l->chunks; c++) (*slots)[c] = (hd_slot){HD_SLOT_FORWARD, c, 0};
+    return *slots ? 0 : no_memory(l);
+}
+
 static int make_schedule(hd_lowering *l)
 {
     static const hd_segment_kind kinds[] = {[HD_SLOT_FORWARD] = HD_SEGMENT_FORWARD, [HD_SLOT_BACKWARD] = HD_SEGMENT_BACKWARD,
                                             [HD_SLOT_WEIGHT] = HD_SEGMENT_WEIGHT};
     hd_program *p = l->p;
     hd_slot *slots;
-    int n, rc = hd_schedule_make(l->plan->schedule, l->stage, l->stages, l->chunks, (int)l->plan->micro_batches, &slots, &n, l->err);
+    int n, rc = make_slots(l, &slots, &n);
     if (rc) return rc;
     p->calls = hd_arena_alloc(&p->memory, ((size_t)n + 2) * sizeof *p->calls);
     if (p->calls) {

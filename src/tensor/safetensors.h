@@ -84,6 +84,20 @@ int hd_safetensors_finish(hd_safetensors_writer *w, hd_error *err);
 /* Removes the unfinished file and frees w (may be NULL). */
 void hd_safetensors_abandon(hd_safetensors_writer *w);
 
+/* Several processes writing one file: one makes the frame (the file at its full size, with its header), then each opens it and writes the pieces that it has.
+ * Every call is given the same specs. */
+typedef enum hd_share_part { HD_SHARE_ALONE, HD_SHARE_FRAME, HD_SHARE_PIECES } hd_share_part;
+typedef struct hd_share {
+    hd_share_part part;
+    int64_t total, written; /* bytes of tensors: added up over frames; over pieces. All is there once everybody's `written` make up `total` */
+} hd_share;
+
+/* As hd_safetensors_create, for this part (NULL: alone). */
+hd_safetensors_writer *hd_safetensors_begin(const hd_share *share, const char *path, const hd_weight_spec *specs, size_t count, const json_t *extra, hd_error *err);
+/* Syncs the file and frees w; alone, as hd_safetensors_finish. rc: what went wrong since (0: nothing), which is returned; the file is then removed by those
+ * who created it. */
+int hd_safetensors_end(hd_share *share, hd_safetensors_writer *w, int rc, hd_error *err);
+
 /* The dtype's name in the format: "F32", "BF16", ... */
 const char *hd_safetensors_dtype_name(hd_dtype t);
 

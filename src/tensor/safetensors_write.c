@@ -20,6 +20,7 @@ typedef struct piece {
 struct hd_safetensors_writer {
     char *path;
     int fd;
+    bool guest;               /* the file is another's: it is there already, and stays */
     size_t count;
     piece *pieces;            /* in the order of the caller's specs */
     uint64_t total;           /* bytes of data */
@@ -88,6 +89,15 @@ static int append(const char *bytes, size_t n, void *s)
     return ((hd_str *)s)->failed ? -1 : 0;
 }
 
+static int check_frame(const hd_safetensors_writer *w, size_t header, hd_error *err)
+{
+    struct stat st;
+    if (fstat(w->fd, &st)) return hd_fail_errno(err, "%s", w->path);
+    if ((uint64_t)st.st_size == header + w->total) return HD_OK;
+    return hd_fail(err, HD_EIO, "%s has %lld bytes instead of %" PRIu64 ": is this the directory that the first rank made?", w->path, (long long)st.st_size,
+                   header + w->total);
+}
+
 /* Length, JSON, and spaces up to a multiple of 8 bytes. */
 static int write_header(hd_safetensors_writer *w, const json_t *header, hd_error *err)
 {
@@ -101,10 +111,10 @@ static int write_header(hd_safetensors_writer *w, const json_t *header, hd_error
     } else {
         for (int i = 0; i < 8; i++) s.data[i] = (char)((uint64_t)(s.len - 8) >> (8 * i));
         for (size_t i = 0; i < w->count; i++) w->pieces[i].offset += s.len;
-        rc = hd_pwrite_all(w->fd, s.data, s.len, 0, w->path, err);
+        rc = w->guest ? check_frame(w, s.len, err) : hd_pwrite_all(w->fd, s.data, s.len, 0, w->path, err);
         /* All blocks now, so that a full disk shows before the work; a file system that cannot do this shows it while writing. */
         off_t size = (off_t)(s.len + w->total);
-        if (!rc && fallocate(w->fd, 0, 0, size) && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG || ftruncate(w->fd, size)))
+        if (!rc && !w->guest && fallocate(w->fd, 0, 0, size) && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG || ftruncate(w->fd, size)))
             rc = hd_fail_errno(err, "cannot write %s (%" PRIu64 " bytes)", w->path, (uint64_t)size);
     }
     hd_str_free(&s);
@@ -115,6 +125,10 @@ static int write_header(hd_safetensors_writer *w, const json_t *header, hd_error
 static int create_file(hd_safetensors_writer *w, hd_error *err)
 {
     struct stat st;
+    if (w->guest) {
+        w->fd = open(w->path, O_RDWR | O_CLOEXEC);
+        return w->fd < 0 ? hd_fail_errno(err, "cannot write %s", w->path) : HD_OK;
+    }
     if (stat(w->path, &st) == 0 && !S_ISREG(st.st_mode)) return hd_fail(err, HD_EIO, "cannot create %s: not a regular file", w->path);
     w->fd = open(w->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     return w->fd < 0 ? hd_fail_errno(err, "cannot create %s", w->path) : HD_OK;
@@ -139,14 +153,14 @@ static int start(hd_safetensors_writer *w, const hd_weight_spec *specs, const js
     return rc;
 }
 
-hd_safetensors_writer *hd_safetensors_create(const char *path, const hd_weight_spec *specs, size_t count, const json_t *extra, hd_error *err)
+static hd_safetensors_writer *open_writer(const char *path, const hd_weight_spec *specs, size_t count, const json_t *extra, bool guest, hd_error *err)
 {
     hd_safetensors_writer *w = hd_calloc(1, sizeof *w);
     if (!w) {
         hd_fail_memory(err, sizeof *w, path);
         return NULL;
     }
-    *w = (hd_safetensors_writer){ .path = hd_strdup(path), .fd = -1, .count = count, .pieces = hd_calloc(count, sizeof(piece)) };
+    *w = (hd_safetensors_writer){ .path = hd_strdup(path), .fd = -1, .guest = guest, .count = count, .pieces = hd_calloc(count, sizeof(piece)) };
     int rc = HD_OK;
     if (!w->path || !w->pieces) {
         w->count = 0;
@@ -157,6 +171,16 @@ hd_safetensors_writer *hd_safetensors_create(const char *path, const hd_weight_s
     if (!rc) return w;
     hd_safetensors_abandon(w);
     return NULL;
+}
+
+hd_safetensors_writer *hd_safetensors_create(const char *path, const hd_weight_spec *specs, size_t count, const json_t *extra, hd_error *err)
+{
+    return open_writer(path, specs, count, extra, false, err);
+}
+
+hd_safetensors_writer *hd_safetensors_begin(const hd_share *share, const char *path, const hd_weight_spec *specs, size_t count, const json_t *extra, hd_error *err)
+{
+    return open_writer(path, specs, count, extra, share && share->part == HD_SHARE_PIECES, err);
 }
 
 int hd_safetensors_write(hd_safetensors_writer *w, size_t which, int64_t begin, int64_t n, const void *src, hd_dtype from, hd_error *err)
@@ -208,7 +232,23 @@ void hd_safetensors_abandon(hd_safetensors_writer *w)
     if (!w) return;
     if (w->fd >= 0) {
         close(w->fd);
-        unlink(w->path);
+        if (!w->guest) unlink(w->path);
     }
     free_writer(w);
+}
+
+int hd_safetensors_end(hd_share *share, hd_safetensors_writer *w, int rc, hd_error *err)
+{
+    if (!w) return rc;
+    if (!rc && (!share || share->part == HD_SHARE_ALONE)) return hd_safetensors_finish(w, err);
+    if (!rc && fsync(w->fd)) rc = hd_fail_errno(err, "cannot write %s", w->path);
+    if (rc) {
+        hd_safetensors_abandon(w);
+        return rc;
+    }
+    if (share->part == HD_SHARE_FRAME) share->total += (int64_t)w->total;
+    share->written += (int64_t)atomic_load(&w->written);
+    if (close(w->fd)) rc = hd_fail_errno(err, "cannot write %s", w->path);
+    free_writer(w);
+    return rc;
 }

@@ -10,7 +10,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/term.h"
-#include "tensor/safetensors.h"
+#include "exec/pieces.h"
 
 #define STATE_FILE "state.safetensors"
 #define MANIFEST "manifest.json"
@@ -18,50 +18,33 @@
 
 /* ---- state ---- */
 
-static bool belongs_to_state(const hd_store_tensor *t)
+static bool belongs_to_state(hd_kind kind, const char *path)
 {
-    if (t->kind == HD_STATE) return !hd_glob_match("kv.*", t->path);
-    return hd_glob_match("*.lora_a", t->path) || hd_glob_match("*.lora_b", t->path);
+    if (kind == HD_STATE) return !hd_glob_match("kv.*", path);
+    return hd_glob_match("*.lora_a", path) || hd_glob_match("*.lora_b", path);
 }
 
-static size_t state_specs(const hd_store *s, hd_weight_spec *specs, const hd_store_tensor **from)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < s->n_tensors; i++) {
-        const hd_store_tensor *t = s->tensors[i];
-        if (!belongs_to_state(t)) continue;
-        from[n] = t;
-        specs[n] = (hd_weight_spec){.name = t->path, .dtype = t->type.dtype, .rank = t->type.shape.rank};
-        memcpy(specs[n++].dim, t->type.shape.dim, sizeof specs[0].dim);
-    }
-    return n;
-}
-
-static int write_state(const hd_store *s, const char *dir, hd_error *err)
+static int write_state(const hd_store *s, const char *dir, hd_share *share, hd_error *err)
 {
     char path[PATH_SIZE];
-    hd_weight_spec *specs = hd_calloc(s->n_tensors + 1, sizeof *specs);
-    const hd_store_tensor **from = hd_calloc(s->n_tensors + 1, sizeof *from);
-    int rc = specs && from ? 0 : hd_fail_memory(err, s->n_tensors * sizeof *specs, "a checkpoint");
-    if (!rc) rc = hd_path_join(path, sizeof path, dir, STATE_FILE, err);
-    size_t n = rc ? 0 : state_specs(s, specs, from);
-    hd_safetensors_writer *w = rc ? NULL : hd_safetensors_create(path, specs, n, NULL, err);
-    if (!rc && !w) rc = err->code;
-    for (size_t i = 0; i < n && !rc; i++)
-        rc = hd_safetensors_write(w, i, 0, hd_shape_count(&from[i]->type.shape), from[i]->data, from[i]->type.dtype, err);
-    if (w && rc) hd_safetensors_abandon(w);
-    else if (w) rc = hd_safetensors_finish(w, err);
-    hd_free(specs);
-    hd_free(from);
+    hd_whole *list = NULL;
+    size_t all = 0, n = 0;
+    int rc = hd_path_join(path, sizeof path, dir, STATE_FILE, err);
+    if (!rc) rc = hd_store_wholes(s, &list, &all, err);
+    for (size_t i = 0; i < all && !rc; i++)
+        if (belongs_to_state(list[i].kind, list[i].path)) list[n++] = list[i];
+    if (!rc) rc = hd_wholes_save(s, list, n, path, share, err);
+    hd_free(list);
     return rc;
 }
 
-static int load_one(const hd_safetensors *f, const hd_store_tensor *t, hd_error *err)
+static int load_one(const hd_safetensors *f, const hd_store *s, const hd_store_tensor *t, hd_error *err)
 {
     const hd_weight *w = hd_safetensors_find(f, t->path);
+    hd_shape whole = hd_store_tensor_whole(t);
     if (!w) return hd_fail(err, HD_EFORMAT, "it has no tensor \"%s\": was it saved with another optimizer or other LoRA targets?", t->path);
-    int rc = hd_weight_need_shape(w, t->type.shape.rank, t->type.shape.dim, err);
-    if (!rc) hd_weight_load(w, 0, hd_shape_count(&t->type.shape), t->data, t->type.dtype);
+    int rc = hd_weight_need_shape(w, whole.rank, whole.dim, err);
+    if (!rc) hd_piece_load(w, s, t, (hd_file_place){0});
     return rc;
 }
 
@@ -72,8 +55,10 @@ int hd_checkpoint_load_state(const char *dir, hd_store *store, hd_error *err)
     int rc = hd_path_join(path, sizeof path, dir, STATE_FILE, err);
     if (!rc) rc = hd_safetensors_open(&f, path, err);
     if (rc) return rc;
-    for (size_t i = 0; i < store->n_tensors && !rc; i++)
-        if (belongs_to_state(store->tensors[i])) rc = load_one(&f, store->tensors[i], err);
+    for (size_t i = 0; i < store->n_tensors && !rc; i++) {
+        const hd_store_tensor *t = store->tensors[i];
+        if (belongs_to_state(t->kind, t->path)) rc = load_one(&f, store, t, err);
+    }
     hd_safetensors_close(&f);
     return rc ? hd_error_context(err, "%s", path) : 0;
 }
@@ -267,33 +252,78 @@ static void prune(const char *out, int64_t keep)
     hd_free(l.step);
 }
 
-static int fill(const char *dir, const hd_progress_point *at, hd_model_writer model, const hd_store *store, const json_t *settings, hd_error *err)
+/* ---- saving ---- */
+
+typedef struct places { char partial[PATH_SIZE], final[PATH_SIZE], old[PATH_SIZE]; } places;
+
+static int name_places(const hd_saving *s, places *p, hd_error *err)
 {
-    int rc = hd_make_dirs(dir, err);
-    if (!rc) rc = model.write(model.arg, dir, err);
-    if (!rc) rc = write_state(store, dir, err);
-    if (!rc) rc = write_manifest(dir, at, settings, err);
-    return rc ? rc : hd_sync_dir(dir, err);
+    long long step = (long long)s->at.step;
+    snprintf(p->final, PATH_SIZE, "%s/step-%lld", s->out, step);
+    snprintf(p->old, PATH_SIZE, "%s/.step-%lld.replaced.partial", s->out, step);
+    int n = snprintf(p->partial, PATH_SIZE, "%s/.step-%lld.partial", s->out, step);
+    return n < PATH_SIZE - 16 ? 0 : hd_fail(err, HD_EINVAL, "the path %s is too long", s->out);
 }
 
-int hd_checkpoint_save(const char *out, const hd_progress_point *at, hd_model_writer model, const hd_store *store, const json_t *settings, int64_t keep,
-                       hd_error *err)
+static int write_part(const hd_saving *s, const char *dir, hd_share *share, hd_error *err)
 {
-    char partial[PATH_SIZE], final[PATH_SIZE], old[PATH_SIZE];
-    if (snprintf(partial, sizeof partial, "%s/.step-%lld.partial", out, (long long)at->step) >= (int)sizeof partial)
-        return hd_fail(err, HD_EINVAL, "the path %s is too long", out);
-    snprintf(final, sizeof final, "%s/step-%lld", out, (long long)at->step);
-    snprintf(old, sizeof old, "%s/.step-%lld.replaced.partial", out, (long long)at->step);
-    int rc = hd_remove_tree(partial, err);
-    if (!rc) rc = fill(partial, at, model, store, settings, err);
-    if (!rc && rename(final, old) && errno != ENOENT) rc = hd_fail_errno(err, "renaming %s", final); /* the same step saved before */
-    if (!rc && rename(partial, final)) rc = hd_fail_errno(err, "renaming %s", partial);
-    if (!rc) rc = hd_sync_dir(out, err);
-    if (rc) {
-        hd_remove_tree(partial, NULL);
-        return hd_error_context(err, "saving step %lld", (long long)at->step);
-    }
-    hd_remove_tree(old, NULL);
-    prune(out, keep);
+    int rc = s->model.write(s->model.arg, dir, share, err);
+    return rc ? rc : write_state(s->store, dir, share, err);
+}
+
+int hd_saving_frame(const hd_saving *s, hd_share *share, hd_error *err)
+{
+    places p;
+    share->part = HD_SHARE_FRAME;
+    int rc = name_places(s, &p, err);
+    if (!rc) rc = hd_remove_tree(p.partial, err);
+    if (!rc) rc = hd_make_dirs(p.partial, err);
+    return rc ? rc : write_part(s, p.partial, share, err);
+}
+
+int hd_saving_pieces(const hd_saving *s, hd_share *share, hd_error *err)
+{
+    places p;
+    share->part = HD_SHARE_PIECES;
+    int rc = name_places(s, &p, err);
+    return rc ? rc : write_part(s, p.partial, share, err);
+}
+
+int hd_saving_finish(const hd_saving *s, const json_t *settings, int64_t keep, hd_error *err)
+{
+    places p;
+    int rc = name_places(s, &p, err);
+    if (!rc) rc = write_manifest(p.partial, &s->at, settings, err);
+    if (!rc) rc = hd_sync_dir(p.partial, err);
+    if (!rc && rename(p.final, p.old) && errno != ENOENT) rc = hd_fail_errno(err, "renaming %s", p.final); /* the same step saved before */
+    if (!rc && rename(p.partial, p.final)) rc = hd_fail_errno(err, "renaming %s", p.partial);
+    if (!rc) rc = hd_sync_dir(s->out, err);
+    if (rc) return rc;
+    hd_remove_tree(p.old, NULL);
+    prune(s->out, keep);
     return 0;
+}
+
+/* Waits for all pieces, and checks that together they are everything. */
+static int all_written(const hd_share *share, const hd_rank *rank, hd_error *err)
+{
+    int64_t sum[2] = {share->total, share->written};
+    int rc = hd_ranks_sum(rank, sum, 2, err);
+    if (rc || sum[0] == sum[1]) return rc;
+    return hd_fail(err, HD_EINVAL, "%lld bytes of tensors were written instead of %lld: no rank has the rest", (long long)sum[1], (long long)sum[0]);
+}
+
+int hd_checkpoint_save(const hd_saving *s, const json_t *settings, int64_t keep, const hd_rank *rank, hd_error *err)
+{
+    places p;
+    hd_share share = {0};
+    bool first = hd_rank_is_first(rank);
+    int rc = first ? hd_saving_frame(s, &share, err) : 0;
+    if (!rc) rc = hd_ranks_barrier(rank, err);
+    if (!rc) rc = hd_saving_pieces(s, &share, err);
+    if (!rc) rc = all_written(&share, rank, err);
+    if (!rc && first) rc = hd_saving_finish(s, settings, keep, err);
+    if (!rc) return 0;
+    if (first && !name_places(s, &p, NULL)) hd_remove_tree(p.partial, NULL);
+    return hd_error_context(err, "saving step %lld", (long long)s->at.step);
 }

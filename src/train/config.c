@@ -79,11 +79,13 @@ int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ra
     return hd_fail(err, HD_EINVAL, "--ranks %d: say how to split the work over them, such as --parallel dp=%d", (int)c->ranks, (int)c->ranks);
 }
 
-static int check_ranks(const hd_train_config *c, const hd_plan *plan, hd_error *err)
+static int fill_ranks(const hd_train_config *c, hd_session_options *o, hd_error *err)
 {
     int ranks;
+    int rc = c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
+    if (rc) return rc;
     if (c->restarts && !c->out) return hd_fail(err, HD_EINVAL, "--restarts needs --out: it goes on from the last checkpoint there");
-    return hd_train_config_ranks(c, plan, &ranks, err);
+    return hd_train_config_ranks(c, &o->plan, &ranks, err);
 }
 
 static int read_adam(const hd_train_config *c, hd_step_options *o, hd_error *err)
@@ -131,5 +133,5 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
         session->lora = lora;
     }
     int rc = fill_plan(c, &session->plan, err);
-    return rc ? rc : check_ranks(c, &session->plan, err);
+    return rc ? rc : fill_ranks(c, session, err);
 }

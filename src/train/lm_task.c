@@ -30,6 +30,7 @@ typedef struct lm_task {
     hd_sampler *train, *valid; /* of --data */
     hd_instruct *instruct;     /* of --instruct */
     rows step, eval;
+    int64_t *samples;          /* [batch * sequence] */
     int64_t step_first;        /* number of the sample in row 0 of step */
 } lm_task;
 
@@ -75,13 +76,13 @@ static int64_t count_targets(const rows *r, int64_t sequence)
     return counted;
 }
 
-static void put_rows(hd_exec *e, const rows *r, int64_t first, int64_t count, int64_t sequence)
+static int put_rows(hd_exec *e, const rows *r, int64_t first, int64_t sequence, hd_error *err)
 {
-    int64_t at = first * sequence, n = count * sequence;
-    hd_task_put(e, "tokens", r->tokens + at, (size_t)n * 4);
-    hd_task_put(e, "targets", r->targets + at, (size_t)n * 4);
-    hd_task_put(e, "positions", r->positions + at, (size_t)n * 4);
-    hd_task_put(e, "segments", r->segments + at, (size_t)n * 4);
+    int64_t at = first * sequence;
+    int rc = hd_exec_put(e, "tokens", r->tokens + at, err);
+    if (!rc) rc = hd_exec_put(e, "targets", r->targets + at, err);
+    if (!rc) rc = hd_exec_put(e, "positions", r->positions + at, err);
+    return rc ? rc : hd_exec_put(e, "segments", r->segments + at, err);
 }
 
 /* ---- the task's functions ---- */
@@ -93,37 +94,32 @@ static int begin_step(hd_task *base, hd_exec *e, int64_t first, int64_t step, hd
     for (int64_t k = 0; k < t->step.count; k++)
         if (rows_read(t, &t->step, k, t->train, first + k, err)) return err->code;
     int64_t counted = count_targets(&t->step, base->config->sequence);
-    hd_task_set_scalar(e, "inv_divisor", counted ? 1.0 / (double)counted : 0);
-    hd_task_put(e, "key", (int64_t[]){base->config->seed, step}, 2 * sizeof(int64_t));
-    return 0;
+    int rc = hd_task_set_scalar(e, "inv_divisor", counted ? 1.0 / (double)counted : 0, err);
+    return rc ? rc : hd_exec_put(e, "key", (int64_t[]){base->config->seed, step}, err);
 }
 
 static int fill(hd_task *base, hd_exec *e, int64_t first, hd_error *err)
 {
     lm_task *t = (lm_task *)base;
-    int64_t batch = base->config->batch, n = base->config->sequence, k = first - t->step_first;
-    hd_tensor samples;
-    (void)err;
-    put_rows(e, &t->step, k, batch, n);
-    hd_error ignored = {0};
-    if (hd_program_input(hd_exec_program(e), "samples") >= 0 && !hd_exec_input(e, "samples", &samples, &ignored))
-        for (int64_t i = 0; i < batch * n; i++) ((int64_t *)samples.data)[i] = first + i / n;
-    return 0;
+    int64_t n = base->config->sequence;
+    int rc = put_rows(e, &t->step, first - t->step_first, n, err);
+    return rc ? rc : hd_task_number_samples(e, first, n, base->config->batch * n, t->samples, err);
 }
 
 /* Sum of the losses of one batch of held-out rows from `first` on, and how many targets they have. */
 static int evaluate_batch(lm_task *t, hd_exec *e, int64_t first, double *loss, int64_t *counted, hd_error *err)
 {
-    hd_tensor out;
-    int64_t total = hd_sampler_rows(t->valid);
+    float *out;
+    int64_t total = hd_sampler_rows(t->valid), count;
     for (int64_t k = 0; k < t->eval.count; k++)
         if (rows_read(t, &t->eval, k, t->valid, first + k < total ? first + k : -1, err)) return err->code;
-    put_rows(e, &t->eval, 0, t->eval.count, t->task.config->sequence);
-    int rc = hd_exec_step(e, NULL, err);
-    if (!rc) rc = hd_exec_output(e, "loss", &out, err);
+    int rc = put_rows(e, &t->eval, 0, t->task.config->sequence, err);
+    if (!rc) rc = hd_exec_step(e, NULL, err);
+    if (!rc) rc = hd_ranks_output(e, "loss", &out, &count, err);
     if (rc) return rc;
-    *loss += hd_load_f64(out.data, out.dtype, 0);
+    *loss += out ? (double)*out : NAN;
     *counted += count_targets(&t->eval, t->task.config->sequence);
+    hd_free(out);
     return 0;
 }
 
@@ -134,7 +130,7 @@ static int evaluate(hd_task *base, hd_exec *e, int64_t max_batches, hd_evaluatio
     int64_t counted = 0, batches = 0;
     *out = (hd_evaluation){0};
     if (!t->valid) return 0;
-    hd_task_set_scalar(e, "inv_divisor", 1);
+    if (hd_task_set_scalar(e, "inv_divisor", 1, err)) return err->code;
     for (int64_t first = 0; first < hd_sampler_rows(t->valid) && (!max_batches || batches < max_batches); first += t->eval.count, batches++)
         if (evaluate_batch(t, e, first, &loss, &counted, err)) return err->code;
     loss /= (double)counted;
@@ -168,12 +164,12 @@ static int load(hd_task *base, hd_store *store, const char *from, hd_error *err)
     return hd_lm_weights_load(store, &t->model, from ? from : base->config->model, err);
 }
 
-static int write_model(hd_task *base, const hd_store *store, const char *dir, hd_error *err)
+static int write_model(hd_task *base, const hd_store *store, const char *dir, hd_share *share, hd_error *err)
 {
     lm_task *t = (lm_task *)base;
     char path[PATH_SIZE];
-    int rc = hd_lm_save(store, &t->model, dir, HD_F32, 0, err);
-    if (rc || !t->tokenizer_path[0]) return rc;
+    int rc = hd_lm_save_share(store, &t->model, dir, HD_F32, 0, share, err);
+    if (rc || !t->tokenizer_path[0] || (share && share->part == HD_SHARE_PIECES)) return rc;
     hd_str text;
     hd_str_init(&text);
     rc = hd_file_read(&text, t->tokenizer_path, 0, err);
@@ -193,6 +189,7 @@ static void free_task(hd_task *base)
     hd_tokenizer_free(t->tokenizer);
     rows_free(&t->step);
     rows_free(&t->eval);
+    hd_free(t->samples);
     hd_free(t);
 }
 
@@ -251,26 +248,42 @@ static int need_tokenizer(const lm_task *t, hd_error *err)
     return hd_fail(err, HD_EINVAL, "text needs a tokenizer: give --tokenizer FILE, or make one with heddle data --train-tokenizer");
 }
 
-/* Shards of a text or jsonl file, under --out or in the directory for temporary files (removed once they are mapped). */
-static int open_text(lm_task *t, const char *path, hd_error *err)
+static int build_shards(lm_task *t, const char *path, const char *prefix, hd_error *err)
 {
     const hd_train_config *c = t->task.config;
-    char prefix[PATH_SIZE], file[PATH_SIZE + 8];
-    const char *temporary = getenv("TMPDIR");
-    int rc = need_tokenizer(t, err);
-    if (rc) return rc;
-    if (c->out && (rc = hd_make_dirs(c->out, err))) return rc;
-    if (c->out) snprintf(prefix, sizeof prefix, "%s/data", c->out);
-    else snprintf(prefix, sizeof prefix, "%s/heddle-%d", temporary ? temporary : "/tmp", (int)getpid());
     hd_corpus_spec spec = {.tokenizer = t->tokenizer, .unit = HD_TEXT_PARAGRAPH, .end_id = end_token(t), .threads = (int)(c->threads ? c->threads : hd_core_count()),
                            .quiet = c->quiet};
-    rc = hd_corpus_build(&spec, &path, 1, prefix, NULL, err);
-    if (!rc) rc = hd_corpus_open(&t->corpus, prefix, err);
-    t->corpus_open = !rc;
-    for (int i = 0; i < 2 && !c->out; i++) {
+    return hd_corpus_build(&spec, &path, 1, prefix, NULL, err);
+}
+
+static void remove_shards(const char *prefix)
+{
+    char file[PATH_SIZE + 8];
+    for (int i = 0; i < 2; i++) {
         snprintf(file, sizeof file, "%s.%s", prefix, i ? "idx" : "bin");
         remove(file);
     }
+}
+
+/* Shards of a text or jsonl file, under --out or in the directory for temporary files (removed once they are mapped). The first rank makes them. */
+static int open_text(lm_task *t, const char *path, hd_error *err)
+{
+    const hd_train_config *c = t->task.config;
+    char prefix[PATH_SIZE] = "";
+    const char *temporary = getenv("TMPDIR");
+    bool first = hd_rank_is_first(t->task.rank);
+    int rc = need_tokenizer(t, err);
+    if (!rc && c->out) rc = hd_make_dirs(c->out, err);
+    if (rc) return rc;
+    if (c->out) snprintf(prefix, sizeof prefix, "%s/data", c->out);
+    else snprintf(prefix, sizeof prefix, "%s/heddle-%d", temporary ? temporary : "/tmp", (int)getpid());
+    rc = hd_ranks_tell(t->task.rank, 0, prefix, sizeof prefix, err);
+    if (!rc && first) rc = build_shards(t, path, prefix, err);
+    if (!rc) rc = hd_ranks_barrier(t->task.rank, err);
+    if (!rc) rc = hd_corpus_open(&t->corpus, prefix, err);
+    t->corpus_open = !rc;
+    if (!rc) rc = hd_ranks_barrier(t->task.rank, err);
+    if (first && !c->out) remove_shards(prefix);
     return rc;
 }
 
@@ -312,7 +325,7 @@ static int open_instruct(lm_task *t, hd_error *err)
     hd_instruct_spec spec = {.tokenizer = t->tokenizer, .end_id = end_token(t), .pad_id = 0, .length = (int32_t)c->sequence, .pack = true, .seed = (uint64_t)c->seed};
     t->instruct = hd_instruct_load(&spec, &c->instruct, 1, err);
     if (!t->instruct) return err->code;
-    if (hd_instruct_cut(t->instruct)) hd_log("%lld of %lld examples are longer than --sequence %lld and were cut", (long long)hd_instruct_cut(t->instruct),
+    if (hd_instruct_cut(t->instruct) && hd_rank_is_first(t->task.rank)) hd_log("%lld of %lld examples are longer than --sequence %lld and were cut", (long long)hd_instruct_cut(t->instruct),
                                              (long long)hd_instruct_examples(t->instruct), (long long)c->sequence);
     return 0;
 }
@@ -332,15 +345,17 @@ static int open_all(lm_task *t, hd_error *err)
         rc = hd_plan_load(c->plan, &plan, err);
         if (!rc) micro = plan.micro_batches;
     }
+    size_t samples = (size_t)(c->batch * c->sequence);
+    if (!rc && !(t->samples = hd_calloc(samples, sizeof *t->samples))) rc = hd_fail_memory(err, samples * sizeof *t->samples, "a batch");
     if (!rc) rc = rows_init(&t->step, c->batch * micro, c->sequence, err);
     return rc ? rc : rows_init(&t->eval, c->batch, c->sequence, err);
 }
 
-hd_task *hd_lm_task_new(const hd_train_config *c, hd_error *err)
+hd_task *hd_lm_task_new(const hd_train_config *c, const hd_rank *rank, hd_error *err)
 {
     lm_task *t = hd_calloc(1, sizeof *t);
     if (!t) return hd_fail_memory(err, sizeof *t, "a task"), NULL;
-    t->task = (hd_task){.config = c, .unit = "tokens", .units_per_sample = (double)c->sequence, .free = free_task, .graphs = graphs, .load = load,
+    t->task = (hd_task){.config = c, .rank = rank, .unit = "tokens", .units_per_sample = (double)c->sequence, .free = free_task, .graphs = graphs, .load = load,
                         .begin_step = begin_step, .fill = fill, .evaluate = evaluate, .write_model = write_model};
     if (!open_all(t, err)) return &t->task;
     free_task(&t->task);

@@ -41,7 +41,8 @@ hd_net *hd_net_open(const char *network, const char *settings, hd_error *err)
     if (!n) return hd_fail_memory(err, sizeof *n, "a network"), NULL;
     int rc = fill_config(n, network, settings, err);
     if (!rc && n->options.plan.micro_batches != 1) rc = hd_fail(err, HD_EINVAL, "micro_batches must be 1 here");
-    if (!rc && !(n->task = hd_network_task_new(&n->config, err))) rc = err->code;
+    if (!rc && hd_session_is_rank(&n->options)) rc = hd_fail(err, HD_EUNSUPPORTED, "a plan for many ranks can only be run by heddle train");
+    if (!rc && !(n->task = hd_network_task_new(&n->config, NULL, err))) rc = err->code;
     if (!rc) rc = n->task->graphs(n->task, &train, &eval, err);
     if (!rc) rc = hd_session_init(&n->session, train, eval, &n->options, err);
     if (!rc) rc = hd_session_start(&n->session, &n->options, err);
@@ -93,8 +94,8 @@ int hd_net_step(hd_net *n, double *loss, hd_error *err)
     hd_exec *e = n->session.exec[HD_TRAIN_PROGRAM];
     hd_tensor out, ok;
     int rc = n->task->begin_step(n->task, e, n->samples, n->step, err);
-    hd_task_set_scalar(e, "lr", hd_lr_at(&n->lr, n->step + 1));
-    hd_task_set_scalar(e, "step", (double)(n->step + 1));
+    if (!rc) rc = hd_task_set_scalar(e, "lr", hd_lr_at(&n->lr, n->step + 1), err);
+    if (!rc) rc = hd_task_set_scalar(e, "step", (double)(n->step + 1), err);
     if (!rc) rc = hd_exec_step(e, NULL, err);
     if (!rc) rc = hd_exec_output(e, "loss", &out, err);
     if (!rc) rc = hd_exec_output(e, "ok", &ok, err);
@@ -108,8 +109,8 @@ int hd_net_step(hd_net *n, double *loss, hd_error *err)
 
 int hd_net_run(hd_net *n, hd_error *err)
 {
-    hd_task_set_scalar(n->session.exec[HD_EVAL_PROGRAM], "inv_divisor", 1.0 / (double)n->config.batch);
-    return hd_exec_step(n->session.exec[HD_EVAL_PROGRAM], NULL, err);
+    int rc = hd_task_set_scalar(n->session.exec[HD_EVAL_PROGRAM], "inv_divisor", 1.0 / (double)n->config.batch, err);
+    return rc ? rc : hd_exec_step(n->session.exec[HD_EVAL_PROGRAM], NULL, err);
 }
 
 int hd_net_output(hd_net *n, const char *name, float *out, size_t count, hd_error *err)
@@ -135,7 +136,7 @@ int hd_net_evaluate(hd_net *n, double *loss, double *metric, hd_error *err)
 int hd_net_save(hd_net *n, const char *dir, hd_error *err)
 {
     int rc = hd_make_dirs(dir, err);
-    return rc ? rc : n->task->write_model(n->task, n->session.store, dir, err);
+    return rc ? rc : n->task->write_model(n->task, n->session.store, dir, NULL, err);
 }
 
 int hd_net_load(hd_net *n, const char *dir, hd_error *err)

@@ -20,35 +20,47 @@ typedef struct network_task {
     uint32_t *order;       /* [train.count] of the samples in `epoch` */
     int64_t epoch;         /* -1: none yet */
     int64_t *row;          /* [batch] rows of the micro-batch being filled */
+    int64_t *samples;      /* [batch] their numbers */
     float *scores;         /* [test.count, classes] of an evaluation */
+    void *column; size_t column_cap; /* bytes: one column of the batch, on its way to an input */
 } network_task;
 
 /* ---- inputs ---- */
 
-static int fill_column(const json_t *inputs, const hd_dataset *d, hd_exec *e, const int64_t *row, int64_t n, hd_error *err)
+/* Rows of column c as input `name` of the program, whole. */
+static int put_column(network_task *t, const hd_column *c, hd_exec *e, const char *name, const int64_t *row, int64_t n, hd_error *err)
+{
+    const hd_program *p = hd_exec_program(e);
+    const hd_buffer *b = &p->buffers[hd_program_input(p, name)];
+    int64_t count = hd_shape_count(b->layout ? &b->whole : &b->type.shape);
+    if (c->elements * n != count)
+        return hd_fail(err, HD_EINVAL, "input \"%s\" takes %lld numbers a sample, column \"%s\" has %lld", name, (long long)(count / n), c->name,
+                       (long long)c->elements);
+    size_t bytes = (size_t)count * hd_dtype_size(b->type.dtype);
+    if (hd_grow(&t->column, &t->column_cap, bytes, 1)) return hd_fail_memory(err, bytes, "a batch");
+    hd_dataset_rows(c, row, n, b->type.dtype, t->column);
+    return hd_exec_put(e, name, t->column, err);
+}
+
+static int fill_columns(network_task *t, const hd_dataset *d, hd_exec *e, const int64_t *row, int64_t n, hd_error *err)
 {
     const char *name;
     json_t *column;
-    json_object_foreach((json_t *)inputs, name, column) {
+    json_object_foreach(json_object_get(t->data, "inputs"), name, column) {
         const hd_column *c = hd_dataset_column(d, json_string_value(column));
-        hd_tensor t;
         if (hd_program_input(hd_exec_program(e), name) < 0) continue;
-        if (hd_exec_input(e, name, &t, err)) return err->code;
         if (!c) return hd_fail(err, HD_EINVAL, "\"data\": there is no column \"%s\"", json_string_value(column));
-        if (c->elements * n != hd_tensor_count(&t))
-            return hd_fail(err, HD_EINVAL, "input \"%s\" takes %lld numbers a sample, column \"%s\" has %lld", name, (long long)(hd_tensor_count(&t) / n), c->name,
-                           (long long)c->elements);
-        hd_dataset_rows(c, row, n, t.dtype, t.data);
+        int rc = put_column(t, c, e, name, row, n, err);
+        if (rc) return rc;
     }
     return 0;
 }
 
 static int begin_step(hd_task *base, hd_exec *e, int64_t first, int64_t step, hd_error *err)
 {
-    (void)first, (void)err;
-    hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)(base->config->batch * base->config->micro_batches));
-    hd_task_put(e, "key", (int64_t[]){base->config->seed, step}, 2 * sizeof(int64_t));
-    return 0;
+    (void)first;
+    int rc = hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)(base->config->batch * base->config->micro_batches), err);
+    return rc ? rc : hd_exec_put(e, "key", (int64_t[]){base->config->seed, step}, err);
 }
 
 /* Which training sample number `index` of the endless shuffled sequence is. */
@@ -66,8 +78,8 @@ static int fill(hd_task *base, hd_exec *e, int64_t first, hd_error *err)
     int64_t batch = base->config->batch;
     if (!t->data) return hd_fail(err, HD_EINVAL, "%s has no \"data\" section: what should it learn from?", base->config->model);
     for (int64_t k = 0; k < batch; k++) t->row[k] = sample_row(t, first + k);
-    hd_task_number_samples(e, first, 1);
-    return fill_column(json_object_get(t->data, "inputs"), &t->train, e, t->row, batch, err);
+    int rc = hd_task_number_samples(e, first, 1, batch, t->samples, err);
+    return rc ? rc : fill_columns(t, &t->train, e, t->row, batch, err);
 }
 
 /* ---- evaluation ---- */
@@ -75,12 +87,29 @@ static int fill(hd_task *base, hd_exec *e, int64_t first, hd_error *err)
 /* Scores (output `name`) of this batch's first n samples, copied behind those of the batches before. */
 static int keep_scores(network_task *t, hd_exec *e, const char *name, int64_t first, int64_t n, int64_t *classes, hd_error *err)
 {
-    hd_tensor out;
-    int rc = hd_exec_output(e, name, &out, err);
+    float *out;
+    int64_t count, rows = t->task.config->batch;
+    int rc = hd_ranks_output(e, name, &out, &count, err);
+    if (!rc && !out) rc = hd_fail(err, HD_EINVAL, "\"data\": the metric's scores \"%s\" are no output of the network", name);
     if (rc) return rc;
-    *classes = hd_tensor_count(&out) / t->task.config->batch;
-    if (!t->scores && !(t->scores = hd_calloc((size_t)(t->test.count * *classes), sizeof(float)))) return hd_fail_memory(err, (size_t)t->test.count, "scores");
-    hd_convert(t->scores + first * *classes, HD_F32, out.data, out.dtype, n * *classes);
+    *classes = count / rows;
+    size_t room = (size_t)(t->test.count * *classes);
+    if (!t->scores && !(t->scores = hd_calloc(room, sizeof(float)))) rc = hd_fail_memory(err, room * sizeof(float), "scores");
+    if (!rc) memcpy(t->scores + first * *classes, out, (size_t)(n * *classes) * sizeof(float));
+    hd_free(out);
+    return rc;
+}
+
+/* Runs the batch; *loss gets its loss. */
+static int run_batch(hd_exec *e, double *loss, hd_error *err)
+{
+    float *out;
+    int64_t count;
+    int rc = hd_exec_step(e, NULL, err);
+    if (!rc) rc = hd_ranks_output(e, "loss", &out, &count, err);
+    if (rc) return rc;
+    *loss = out ? (double)*out : NAN;
+    hd_free(out);
     return 0;
 }
 
@@ -105,17 +134,16 @@ static int evaluate(hd_task *base, hd_exec *e, int64_t max_batches, hd_evaluatio
     double loss = 0;
     *out = (hd_evaluation){0};
     if (!t->test.count) return 0; /* no data section, or none held out */
-    hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)batch);
+    if (hd_task_set_scalar(e, "inv_divisor", 1.0 / (double)batch, err)) return err->code;
     for (int64_t b = 0; counted < t->test.count && (!max_batches || b < max_batches); b++) {
         int64_t n = t->test.count - counted < batch ? t->test.count - counted : batch;
-        hd_tensor l;
+        double this = 0;
         for (int64_t k = 0; k < batch; k++) t->row[k] = counted + (k < n ? k : 0);
-        int rc = fill_column(json_object_get(t->data, "inputs"), &t->test, e, t->row, batch, err);
-        if (!rc) rc = hd_exec_step(e, NULL, err);
-        if (!rc) rc = hd_exec_output(e, "loss", &l, err);
+        int rc = fill_columns(t, &t->test, e, t->row, batch, err);
+        if (!rc) rc = run_batch(e, &this, err);
         if (!rc && kind) rc = keep_scores(t, e, scores ? scores : "", counted, n, &classes, err);
         if (rc) return rc;
-        if (n == batch || b == 0) loss += hd_load_f64(l.data, l.dtype, 0), in_loss++;
+        if (n == batch || b == 0) loss += this, in_loss++;
         counted += n;
     }
     out->units = counted;
@@ -139,45 +167,52 @@ static int graphs(hd_task *base, hd_graph **train, hd_graph **eval, hd_error *er
 }
 
 /* Parameters, and states that are part of the model (running statistics); the optimizer's are named after a parameter. */
-static bool of_model(const hd_store *s, const hd_store_tensor *t)
+static bool of_model(const hd_whole *list, size_t n, const hd_whole *w)
 {
-    const char *dot = strchr(t->path, '.');
-    return t->kind == HD_PARAM || !dot || !hd_store_find(s, dot + 1);
+    const char *dot = strchr(w->path, '.');
+    if (w->kind == HD_PARAM || !dot) return true;
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(list[i].path, dot + 1)) return false;
+    return true;
+}
+
+/* The model's tensors in the store, or of all stages. The caller frees *out. */
+static int list_model(const hd_store *s, hd_whole **out, size_t *n, hd_error *err)
+{
+    size_t all = 0;
+    hd_whole *list = NULL;
+    int rc = hd_store_wholes(s, &list, &all, err);
+    if (!rc && !(*out = hd_calloc(all + 1, sizeof **out))) rc = hd_fail_memory(err, all * sizeof **out, "a list of tensors");
+    *n = 0;
+    for (size_t i = 0; i < all && !rc; i++)
+        if (of_model(list, all, &list[i])) (*out)[(*n)++] = list[i];
+    hd_free(list);
+    return rc;
+}
+
+static int load_tensor(const hd_weights *w, const hd_store *s, const hd_whole *to, const char *from, hd_error *err)
+{
+    const hd_weight *f = hd_weights_find(w, to->path);
+    const hd_store_tensor *t = hd_store_find(s, to->path);
+    if (!f) return hd_fail(err, HD_EFORMAT, "%s has no tensor \"%s\"", from, to->path);
+    int rc = hd_weight_need_shape(f, to->type.shape.rank, to->type.shape.dim, err);
+    if (!rc && t) hd_piece_load(f, s, t, (hd_file_place){0});
+    return rc;
 }
 
 static int load(hd_task *base, hd_store *store, const char *from, hd_error *err)
 {
     (void)base;
     hd_weights w = {0};
+    hd_whole *list = NULL;
+    size_t n = 0;
     if (!from) return 0;
     int rc = hd_weights_open(&w, from, err);
-    for (size_t i = 0; i < store->n_tensors && !rc; i++) {
-        const hd_store_tensor *t = store->tensors[i];
-        if (!of_model(store, t)) continue;
-        const hd_weight *f = hd_weights_find(&w, t->path);
-        if (!f) rc = hd_fail(err, HD_EFORMAT, "%s has no tensor \"%s\"", from, t->path);
-        if (!rc) rc = hd_weight_need_shape(f, t->type.shape.rank, t->type.shape.dim, err);
-        if (!rc) hd_weight_load(f, 0, hd_shape_count(&t->type.shape), t->data, t->type.dtype);
-    }
+    if (!rc) rc = list_model(store, &list, &n, err);
+    for (size_t i = 0; i < n && !rc; i++) rc = load_tensor(&w, store, &list[i], from, err);
+    hd_free(list);
     hd_weights_close(&w);
     return rc;
-}
-
-static int write_tensors(const hd_store *s, const char *path, hd_weight_spec *specs, const hd_store_tensor **from, hd_error *err)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < s->n_tensors; i++) {
-        const hd_store_tensor *t = s->tensors[i];
-        if (!of_model(s, t)) continue;
-        specs[n] = (hd_weight_spec){.name = t->path, .dtype = t->type.dtype, .rank = t->type.shape.rank};
-        memcpy(specs[n].dim, t->type.shape.dim, sizeof specs[n].dim);
-        from[n++] = t;
-    }
-    hd_safetensors_writer *w = hd_safetensors_create(path, specs, n, NULL, err);
-    int rc = w ? 0 : err->code;
-    for (size_t i = 0; i < n && !rc; i++) rc = hd_safetensors_write(w, i, 0, hd_shape_count(&from[i]->type.shape), from[i]->data, from[i]->type.dtype, err);
-    if (w && rc) hd_safetensors_abandon(w);
-    return w && !rc ? hd_safetensors_finish(w, err) : rc;
 }
 
 static int copy_network(const char *from, const char *dir, hd_error *err)
@@ -192,16 +227,16 @@ static int copy_network(const char *from, const char *dir, hd_error *err)
     return rc;
 }
 
-static int write_model(hd_task *base, const hd_store *store, const char *dir, hd_error *err)
+static int write_model(hd_task *base, const hd_store *store, const char *dir, hd_share *share, hd_error *err)
 {
     char path[PATH_SIZE];
-    hd_weight_spec *specs = hd_calloc(store->n_tensors + 1, sizeof *specs);
-    const hd_store_tensor **from = hd_calloc(store->n_tensors + 1, sizeof *from);
-    int rc = specs && from ? hd_path_join(path, sizeof path, dir, "model.safetensors", err) : hd_fail_memory(err, 1, "a checkpoint");
-    if (!rc) rc = write_tensors(store, path, specs, from, err);
-    hd_free(specs);
-    hd_free(from);
-    return rc ? rc : copy_network(base->config->model, dir, err);
+    hd_whole *list = NULL;
+    size_t n = 0;
+    int rc = hd_path_join(path, sizeof path, dir, "model.safetensors", err);
+    if (!rc) rc = list_model(store, &list, &n, err);
+    if (!rc) rc = hd_wholes_save(store, list, n, path, share, err);
+    hd_free(list);
+    return rc || (share && share->part == HD_SHARE_PIECES) ? rc : copy_network(base->config->model, dir, err);
 }
 
 static void free_task(hd_task *base)
@@ -212,6 +247,8 @@ static void free_task(hd_task *base)
     hd_dataset_free(&t->test);
     hd_free(t->order);
     hd_free(t->row);
+    hd_free(t->samples);
+    hd_free(t->column);
     hd_free(t->scores);
     hd_free(t);
 }
@@ -229,14 +266,15 @@ static int open_all(network_task *t, hd_error *err)
     if (!rc && t->data && t->train.count < 1) rc = hd_fail(err, HD_EINVAL, "%s: its data holds no sample", c->model);
     if (!rc && t->data && !(t->order = hd_calloc((size_t)t->train.count, sizeof *t->order))) rc = hd_fail_memory(err, (size_t)t->train.count, "the order of samples");
     if (!rc && !(t->row = hd_calloc((size_t)c->batch, sizeof *t->row))) rc = hd_fail_memory(err, (size_t)c->batch, "a batch");
+    if (!rc && !(t->samples = hd_calloc((size_t)c->batch, sizeof *t->samples))) rc = hd_fail_memory(err, (size_t)c->batch, "a batch");
     return rc;
 }
 
-hd_task *hd_network_task_new(const hd_train_config *c, hd_error *err)
+hd_task *hd_network_task_new(const hd_train_config *c, const hd_rank *rank, hd_error *err)
 {
     network_task *t = hd_calloc(1, sizeof *t);
     if (!t) return hd_fail_memory(err, sizeof *t, "a task"), NULL;
-    t->task = (hd_task){.config = c, .unit = "samples", .units_per_sample = 1, .free = free_task, .graphs = graphs, .load = load, .begin_step = begin_step,
+    t->task = (hd_task){.config = c, .rank = rank, .unit = "samples", .units_per_sample = 1, .free = free_task, .graphs = graphs, .load = load, .begin_step = begin_step,
                         .fill = fill, .evaluate = evaluate, .write_model = write_model};
     t->epoch = -1;
     if (!open_all(t, err)) return &t->task;

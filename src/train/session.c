@@ -2,6 +2,8 @@
 
 #include <stdio.h>
 #include "base/term.h"
+#include "exec/pieces.h"
+#include "train/ranks.h"
 
 double hd_graph_flops(const hd_graph *g)
 {
@@ -22,29 +24,152 @@ double hd_graph_flops(const hd_graph *g)
 
 /* ---- from forward graphs to programs ---- */
 
-static int finish_graph(hd_graph *g, bool train, const hd_session_options *o)
+static void make_whole(hd_graph *g, bool train, const hd_session_options *o)
 {
     hd_pass_fuse_residual_norm(g);
     hd_pass_precision(g, o->plan.precision);
     if (o->lora) hd_pass_lora(g, o->lora);
-    if (train) hd_step_append(g, &o->step), hd_pass_recompute_elementwise(g);
+    if (train) hd_step_append(g, &o->step);
     else hd_graph_cse(g), hd_graph_dce(g);
-    return hd_pass_fuse_elementwise(g);
+}
+
+/* ---- of a mesh: one rank's part ---- */
+
+typedef struct pins { hd_pin *list; int n; } pins;
+
+static void add_pin(pins *p, const char *path, const char *layout)
+{
+    hd_pin *pin = &p->list[p->n];
+    if (strlen(path) >= sizeof pin->pattern || strlen(layout) >= sizeof pin->layout) return; /* too long to be named: the pass chooses as it did before */
+    strcpy(pin->pattern, path);
+    strcpy(pin->layout, layout);
+    p->n++;
+}
+
+static bool matches_any(const hd_graph *g, const char *pattern)
+{
+    for (size_t i = 0; i < g->n_values; i++)
+        if (hd_glob_match(pattern, g->values[i].path)) return true;
+    return false;
+}
+
+/* The plan's pins; of a second graph those that it has values for, and its parameters and states as they lie already. */
+static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, pins *out, hd_error *err)
+{
+    bool second = s->names && s->names->n_all;
+    size_t most = (size_t)plan->n_pins + (second ? s->names->n_all : 0);
+    *out = (pins){hd_calloc(most + 1, sizeof *out->list), 0};
+    if (!out->list) return hd_fail_memory(err, most * sizeof *out->list, "a plan's layouts");
+    for (int i = 0; i < plan->n_pins; i++)
+        if (!second || matches_any(g, plan->pins[i].pattern)) out->list[out->n++] = plan->pins[i];
+    for (size_t i = 0; second && i < s->names->n_all; i++) {
+        const hd_whole *w = &s->names->all[i];
+        hd_str text;
+        hd_str_init(&text);
+        hd_layout_print(&plan->mesh, w->layout, w->type.shape.rank, &text);
+        if (hd_graph_find(g, w->path) != HD_NONE) add_pin(out, w->path, text.data);
+        hd_str_free(&text);
+    }
+    return 0;
+}
+
+static int pass_error(const hd_graph *g, hd_error *err)
+{
+    return g->err.code ? hd_fail(err, g->err.code, "%s", g->err.message) : 0;
+}
+
+static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
+{
+    const char *first[HD_MAX_CUTS];
+    int chunks = hd_plan_stages(plan) * plan->chunks;
+    if (chunks <= 1) return 0;
+    if (plan->n_cuts != chunks - 1)
+        return hd_fail(err, HD_EINVAL, "the plan cuts the network into %d pieces, but %d stages of %d chunks are %d", plan->n_cuts + 1, hd_plan_stages(plan),
+                       plan->chunks, chunks);
+    for (int i = 0; i < plan->n_cuts; i++) first[i] = plan->cuts[i];
+    hd_pass_chunks(g, first, plan->n_cuts);
+    return pass_error(g, err);
+}
+
+/* *g becomes what the rank does of it. */
+static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
+{
+    pins p = {0};
+    int stages = hd_plan_stages(plan), pp = hd_mesh_find(&plan->mesh, "pp"), stage = pp < 0 ? 0 : hd_mesh_coordinate(&plan->mesh, rank->rank, pp);
+    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
+    int rc = cut_chunks(*g, plan, err);
+    if (!rc) rc = collect_pins(s, *g, plan, &p, err);
+    if (!rc) {
+        hd_pass_partition(*g, &plan->mesh, p.list, p.n);
+        rc = pass_error(*g, err);
+    }
+    hd_free(p.list);
+    if (!rc) rc = hd_store_list_graph(s->names, *g, err);
+    if (rc || stages <= 1) return rc;
+    hd_graph *part = hd_graph_stage(*g, stage, stages, err);
+    if (!part) return err->code;
+    part->stage = stage;
+    hd_graph_free(*g);
+    *g = part;
+    return 0;
+}
+
+/* ---- programs ---- */
+
+int hd_session_ranks(const hd_session_options *o)
+{
+    return o->parallel.dp ? (int)hd_parallel_ranks(&o->parallel) : hd_mesh_size(&o->plan.mesh);
+}
+
+bool hd_session_is_rank(const hd_session_options *o)
+{
+    return hd_session_ranks(o) > 1 || o->plan.mesh.n;
+}
+
+/* The plan as lowering is given it: what was open is filled in from the whole graph. */
+static int plan_of(const hd_session_options *o, bool train, const hd_graph *whole, hd_plan *plan, hd_error *err)
+{
+    *plan = o->plan;
+    if (!hd_session_is_rank(o)) {
+        if (!train) plan->micro_batches = 1;
+        return 0;
+    }
+    if (!o->rank || o->rank->rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks", hd_session_ranks(o));
+    if (o->lora)
+        return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
+    if (train) hd_plan_complete(plan, whole);
+    int rc = o->parallel.dp ? hd_parallel_expand(&o->parallel, whole, o->sequence, plan, err) : 0;
+    if (!rc && train) rc = hd_plan_check(plan, whole, err);
+    if (!train) plan->micro_batches = 1;
+    plan->fingerprint = 0; /* of the whole graph, not of a rank's */
+    plan->threads = hd_session_threads(o);
+    return rc;
 }
 
 static int make_program(hd_session *s, int which, const hd_session_options *o, hd_error *err)
 {
-    hd_graph *g = s->graph[which];
+    hd_graph **g = &s->graph[which];
     bool train = which == HD_TRAIN_PROGRAM;
-    if (!g) return 0;
-    hd_plan plan = o->plan;
-    if (!train) plan.micro_batches = 1;
-    finish_graph(g, train, o);
-    int rc = hd_graph_verify(g, err);
-    if (!rc) rc = hd_lower(g, &plan, &s->backend.target, &s->program[which], err);
+    if (!*g) return 0;
+    make_whole(*g, train, o);
+    hd_plan plan;
+    int rc = pass_error(*g, err);
+    if (!rc) rc = plan_of(o, train, *g, &plan, err);
+    if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, o->rank, err);
+    if (rc) return rc;
+    if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
+    if (train) hd_pass_recompute_elementwise(*g);
+    hd_pass_fuse_elementwise(*g);
+    rc = hd_graph_verify(*g, err);
+    if (!rc) rc = hd_lower(*g, &plan, &s->backend.target, &s->program[which], err);
     double calls = train ? (double)plan.micro_batches : 1;
-    s->flops[which] = calls * hd_graph_flops(g); /* the update is counted with each micro-batch: a few operations per parameter */
+    s->flops[which] = calls * hd_graph_flops(*g); /* the update is counted with each micro-batch: a few operations per parameter */
     return rc;
+}
+
+static bool shares_process(const hd_rank *rank)
+{
+    return rank && rank->comm && !strcmp(hd_comm_transport(rank->comm), "local");
 }
 
 static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
@@ -57,8 +182,20 @@ static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
         if (!o->share_arena || m.arena > arena) arena += m.arena; /* hd_exec_new_sharing: too large to share is apart */
         if (m.store > store) store = m.store;
     }
-    s->predicted_bytes = (int64_t)hd_memory_resident() + arena + store;
-    return 0;
+    int64_t all = arena + store;
+    int rc = shares_process(o->rank) ? hd_ranks_sum(o->rank, &all, 1, err) : 0;
+    s->predicted_bytes = (int64_t)hd_memory_resident() + all;
+    return rc;
+}
+
+int hd_session_threads(const hd_session_options *o)
+{
+    const hd_rank *rank = o->rank;
+    if (o->plan.threads) return o->plan.threads;
+    int here = rank ? hd_session_ranks(o) : 1, threads;
+    if (rank && rank->comm && !shares_process(rank)) here = hd_ranks_on_host(here);
+    threads = hd_core_count() / here;
+    return threads < 1 ? 1 : threads;
 }
 
 int hd_session_init(hd_session *s, hd_graph *train, hd_graph *eval, const hd_session_options *o, hd_error *err)
@@ -79,6 +216,7 @@ void hd_session_free(hd_session *s)
         hd_graph_free(s->graph[i]);
     }
     hd_store_free(s->store);
+    hd_store_free(s->names);
     hd_team_free(s->team);
     *s = (hd_session){0};
 }
@@ -96,20 +234,50 @@ static int check_memory(const hd_session *s, const hd_session_options *o, hd_err
                    (long long)s->predicted_bytes, need, (long long)cap, have, o->memory ? "allowed" : "available");
 }
 
+/* A tensor that several stages hold is saved by the first of them. */
+static int find_guests(hd_store *s, const hd_rank *rank, hd_error *err)
+{
+    int pp = hd_mesh_find(&s->mesh, "pp");
+    if (pp < 0 || !rank->comm) return 0;
+    int stages = s->mesh.axis[pp].size, stage = hd_mesh_coordinate(&s->mesh, rank->rank, pp);
+    int64_t *claim = hd_calloc(s->n_all + 1, sizeof *claim);
+    if (!claim) return hd_fail_memory(err, s->n_all * sizeof *claim, "the list of a model's state");
+    for (size_t i = 0; i < s->n_all; i++) claim[i] = hd_store_find(s, s->all[i].path) ? stages - stage : 0;
+    int rc = hd_ranks_max(rank, claim, (int64_t)s->n_all, err);
+    for (size_t i = 0; i < s->n_all && !rc; i++) {
+        hd_store_tensor *t = hd_store_find(s, s->all[i].path);
+        if (t) t->guest = claim[i] != stages - stage;
+        else if (!claim[i]) rc = hd_fail(err, HD_EINVAL, "no stage of the pipeline uses %s", s->all[i].path);
+    }
+    hd_free(claim);
+    return rc;
+}
+
+/* The rank's store of the graphs' parameters and states, and with stages the list of all. */
+static int make_store(hd_session *s, const hd_session_options *o, hd_error *err)
+{
+    const hd_graph *first = s->graph[HD_TRAIN_PROGRAM] ? s->graph[HD_TRAIN_PROGRAM] : s->graph[HD_EVAL_PROGRAM];
+    s->store = s->names ? hd_store_new_rank(first, o->seed, o->rank->rank, err) : hd_store_new(first, o->seed, err);
+    if (!s->store) return err->code;
+    for (int i = 0; i < HD_SESSION_PROGRAMS; i++)
+        if (s->graph[i] && hd_store_add_graph(s->store, s->graph[i], o->seed, err)) return err->code;
+    if (!s->names) return 0;
+    s->store->all = s->names->all; /* s->names lives as long */
+    s->store->n_all = s->names->n_all;
+    return find_guests(s->store, o->rank, err);
+}
+
 int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
 {
-    int threads = o->plan.threads ? o->plan.threads : hd_core_count();
+    bool alone = !hd_session_is_rank(o);
     int rc = check_memory(s, o, err);
     if (rc) return rc;
-    s->team = hd_team_new(threads, true, err);
-    if (!s->team) return err->code;
-    const hd_graph *first = s->graph[HD_TRAIN_PROGRAM] ? s->graph[HD_TRAIN_PROGRAM] : s->graph[HD_EVAL_PROGRAM];
-    s->store = hd_store_new(first, o->seed, err);
-    if (!s->store) return err->code;
+    s->team = hd_team_new(hd_session_threads(o), true, err);
+    if (!s->team || make_store(s, o, err)) return err->code;
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++) {
         if (!s->program[i]) continue;
-        if (hd_store_add_graph(s->store, s->graph[i], o->seed, err)) return err->code;
-        s->exec[i] = hd_exec_new_sharing(s->program[i], s->store, &s->backend, s->team, o->share_arena ? s->exec[HD_TRAIN_PROGRAM] : NULL, err);
+        hd_exec *host = o->share_arena ? s->exec[HD_TRAIN_PROGRAM] : NULL;
+        s->exec[i] = hd_exec_new_rank(s->program[i], s->store, &s->backend, s->team, host, alone ? NULL : o->rank, err);
         if (!s->exec[i]) return err->code;
     }
     return 0;

@@ -1,18 +1,23 @@
 /* session.h: graphs made ready to run: passes, lowering, a store that they share, and an executor each.
  *
- * A session holds up to two programs over one Store: "train" (one whole step) and "eval" (forward only). They take turns on one team. */
+ * A session holds up to two programs over one Store: "train" (one whole step) and "eval" (forward only). They take turns on one team. With a plan that has
+ * a mesh it is one rank's: the graphs are cut for that rank, and every rank of the job makes a session of the same graphs. */
 #ifndef HD_TRAIN_SESSION_H
 #define HD_TRAIN_SESSION_H
 
 #include "exec/exec.h"
 #include "passes/passes.h"
+#include "plan/parallel.h"
 #include "train/step.h"
 
 typedef enum hd_role_of_program { HD_TRAIN_PROGRAM, HD_EVAL_PROGRAM, HD_SESSION_PROGRAMS } hd_role_of_program;
 
 typedef struct hd_session_options {
     hd_step_options step;
-    hd_plan plan;                /* micro-batches, precision, threads, back end */
+    hd_plan plan;                /* micro-batches, precision, threads, back end; the mesh and what goes with it */
+    hd_parallel parallel;        /* the by-hand form, written out over each graph into a plan of its own; dp 0: none, plan.mesh is used */
+    int64_t sequence;            /* tokens in a sequence, for that; 0: a network that has none */
+    const hd_rank *rank;         /* of plan.mesh; NULL: the only one. Must outlive the session */
     const hd_lora_options *lora; /* NULL: none */
     uint64_t seed;               /* of initial values */
     bool share_arena;            /* evaluation works in the training program's arena: inputs and outputs of one are lost when the other runs */
@@ -26,9 +31,15 @@ typedef struct hd_session {
     hd_backend backend;
     hd_team *team;
     hd_store *store;
-    int64_t predicted_bytes;              /* peak of the process */
+    hd_store *names;                      /* empty but for its list: the state of all stages; NULL with one rank */
+    int64_t predicted_bytes;              /* peak of the process, with all of its ranks */
     double flops[HD_SESSION_PROGRAMS];    /* of one step; of one call */
 } hd_session;
+
+int hd_session_ranks(const hd_session_options *o); /* how many the plan is for; 1 also without a mesh */
+bool hd_session_is_rank(const hd_session_options *o); /* whether the plan has a mesh */
+/* Threads of a rank's team: as the plan says, else this machine's cores over the job's ranks on it. */
+int hd_session_threads(const hd_session_options *o);
 
 /* Takes over the forward graphs (with an output "loss"; either may be NULL), makes them whole, and lowers them. Nothing big is allocated yet.
  * On failure *s is empty, and the graphs are freed. */

@@ -1,27 +1,19 @@
 /* task.c: what tasks share: filling inputs of a program that may not read them all. */
 #include "train/task.h"
 
-static bool find(hd_exec *e, const char *name, hd_tensor *t)
+int hd_task_set_scalar(hd_exec *e, const char *name, double value, hd_error *err)
 {
-    hd_error ignored = {0};
-    return hd_program_input(hd_exec_program(e), name) >= 0 && !hd_exec_input(e, name, t, &ignored);
+    const hd_program *p = hd_exec_program(e);
+    int at = hd_program_input(p, name);
+    int64_t room = 0;
+    if (at < 0) return 0;
+    hd_store_f64(&room, p->buffers[at].type.dtype, 0, value);
+    return hd_exec_put(e, name, &room, err);
 }
 
-void hd_task_set_scalar(hd_exec *e, const char *name, double value)
+int hd_task_number_samples(hd_exec *e, int64_t first, int64_t rows_each, int64_t rows, int64_t *scratch, hd_error *err)
 {
-    hd_tensor t;
-    if (find(e, name, &t)) hd_store_f64(t.data, t.dtype, 0, value);
-}
-
-void hd_task_put(hd_exec *e, const char *name, const void *from, size_t bytes)
-{
-    hd_tensor t;
-    if (find(e, name, &t)) memcpy(t.data, from, bytes);
-}
-
-void hd_task_number_samples(hd_exec *e, int64_t first, int64_t rows_each)
-{
-    hd_tensor t;
-    if (!find(e, "samples", &t)) return;
-    for (int64_t i = 0; i < hd_tensor_count(&t); i++) ((int64_t *)t.data)[i] = first + i / rows_each;
+    if (hd_program_input(hd_exec_program(e), "samples") < 0) return 0;
+    for (int64_t i = 0; i < rows; i++) scratch[i] = first + i / rows_each;
+    return hd_exec_put(e, "samples", scratch, err);
 }

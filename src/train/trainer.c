@@ -1,14 +1,17 @@
 #include "train/trainer.h"
 
 #include <math.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "base/term.h"
 #include "cluster/measure.h"
 #include "report/curve.h"
 #include "train/checkpoint.h"
+#include "train/stop.h"
 #include "train/task.h"
 
 #define PATH_SIZE 4096
@@ -20,6 +23,8 @@ typedef struct series {
 
 typedef struct run {
     const hd_train_config *c;
+    const hd_rank *rank;        /* NULL: the only one */
+    bool first;                 /* the rank that reports */
     hd_session_options options;
     hd_lora_options lora;
     hd_lr_schedule lr;
@@ -37,24 +42,6 @@ typedef struct run {
     hd_progress bar;
 } run;
 
-/* ---- signals ---- */
-
-static volatile sig_atomic_t interrupts;
-
-static void on_signal(int sig)
-{
-    if (++interrupts > 1) _exit(128 + sig);
-}
-
-static void catch_signals(bool on)
-{
-    struct sigaction a = {.sa_handler = on ? on_signal : SIG_DFL};
-    sigemptyset(&a.sa_mask);
-    if (on) interrupts = 0;
-    sigaction(SIGINT, &a, NULL);
-    sigaction(SIGTERM, &a, NULL);
-}
-
 /* ---- starting ---- */
 
 static bool is_network(const char *path)
@@ -71,7 +58,7 @@ static int make_task(run *r, hd_error *err)
     const hd_train_config *c = r->c;
     if (!hd_file_exists(c->model)) return hd_fail(err, HD_EINVAL, "--model %s: there is no such file or directory", c->model);
     bool network = !hd_is_dir(c->model) && is_network(c->model);
-    r->task = network ? hd_network_task_new(c, err) : hd_lm_task_new(c, err);
+    r->task = network ? hd_network_task_new(c, r->rank, err) : hd_lm_task_new(c, r->rank, err);
     return r->task ? 0 : err->code;
 }
 
@@ -83,6 +70,7 @@ static int make_session(run *r, hd_error *err)
         hd_graph_free(train);
         train = NULL;
     }
+    r->options.sequence = strcmp(r->task->unit, "tokens") ? 0 : r->c->sequence;
     if (!rc) rc = hd_session_init(&r->session, train, eval, &r->options, err);
     if (rc) return rc;
     char need[24], have[24];
@@ -92,19 +80,35 @@ static int make_session(run *r, hd_error *err)
     return hd_session_start(&r->session, &r->options, err);
 }
 
+/* The newest checkpoint that the first rank finds under --out. */
+typedef struct resume_point {
+    bool found;
+    hd_progress_point at;
+    char dir[PATH_SIZE];
+} resume_point;
+
+static int find_checkpoint(run *r, resume_point *p, hd_error *err)
+{
+    int rc = 0;
+    *p = (resume_point){0};
+    if (r->first && r->c->out && r->c->resume) p->found = hd_checkpoint_newest(r->c->out, p->dir, sizeof p->dir);
+    if (p->found) rc = hd_checkpoint_open(p->dir, &p->at, NULL, err);
+    return rc ? rc : hd_ranks_tell(r->rank, 0, p, sizeof *p, err);
+}
+
 /* The newest checkpoint under --out if there is one, else the model given. */
 static int load_weights(run *r, hd_error *err)
 {
-    char dir[PATH_SIZE];
+    resume_point p;
     hd_store *store = r->session.store;
-    bool resume = r->c->out && r->c->resume && hd_checkpoint_newest(r->c->out, dir, sizeof dir);
-    if (!resume) return r->task->load(r->task, store, NULL, err);
-    int rc = hd_checkpoint_open(dir, &r->at, NULL, err);
-    if (!rc && r->at.seed != (uint64_t)r->c->seed)
-        rc = hd_fail(err, HD_EINVAL, "%s was made with --seed %llu: use that seed, another --out, or --no-resume", dir, (unsigned long long)r->at.seed);
-    if (!rc) rc = r->task->load(r->task, store, dir, err);
-    if (!rc) rc = hd_checkpoint_load_state(dir, store, err);
-    if (!rc && !r->c->quiet) hd_log("going on from %s", dir);
+    int rc = find_checkpoint(r, &p, err);
+    if (rc || !p.found) return rc ? rc : r->task->load(r->task, store, NULL, err);
+    if (p.at.seed != r->at.seed)
+        return hd_fail(err, HD_EINVAL, "%s was made with --seed %llu: use that seed, another --out, or --no-resume", p.dir, (unsigned long long)p.at.seed);
+    r->at = p.at;
+    rc = r->task->load(r->task, store, p.dir, err);
+    if (!rc) rc = hd_checkpoint_load_state(p.dir, store, err);
+    if (!rc && !r->c->quiet) hd_log("going on from %s", p.dir);
     r->saved_step = r->at.step;
     return rc;
 }
@@ -113,7 +117,7 @@ static int open_metrics(run *r, hd_error *err)
 {
     char path[PATH_SIZE];
     if (r->c->out && hd_make_dirs(r->c->out, err)) return err->code;
-    if (!r->c->metrics && !r->c->out) return 0;
+    if (!r->first || (!r->c->metrics && !r->c->out)) return 0;
     if (r->c->metrics) snprintf(path, sizeof path, "%s", r->c->metrics);
     else if (hd_path_join(path, sizeof path, r->c->out, "metrics.jsonl", err)) return err->code;
     r->metrics = fopen(path, r->at.step ? "a" : "w");
@@ -152,17 +156,20 @@ static void report_step(run *r, double lr)
     r->last_report_step = r->at.step;
 }
 
-/* Runs the program once more, to find the path of the first value that is not finite. */
-static void first_nonfinite(hd_exec *e, const hd_exec_hooks *hooks, char *path, size_t n)
+/* Runs the program once more, to find the path of the first value that is not finite. Of several ranks' the first's. */
+static void first_nonfinite(const run *r, hd_exec *e, const hd_exec_hooks *hooks, char *path, size_t n)
 {
     hd_error ignored = {0};
     *path = 0;
-    if (hd_exec_find_nonfinite(e, hooks, path, n, &ignored) || !*path) snprintf(path, n, "a value that could not be found");
+    if (hd_exec_find_nonfinite(e, hooks, path, n, &ignored)) *path = 0;
+    int64_t ranks = hd_session_ranks(&r->options), finder = *path && r->rank ? ranks - r->rank->rank : 0;
+    if (!ignored.code && !hd_ranks_max(r->rank, &finder, 1, &ignored) && finder) hd_ranks_tell(r->rank, (int)(ranks - finder), path, (int64_t)n, &ignored);
+    if (!*path) snprintf(path, n, "a value that could not be found");
 }
 
 static void print_evaluation(run *r, const hd_evaluation *e)
 {
-    if (!e->n) return;
+    if (!e->n || !r->first) return;
     if (r->metrics) fprintf(r->metrics, "{\"step\": %lld", (long long)r->at.step);
     printf("step %lld, held out (%lld %s):", (long long)r->at.step, (long long)e->units, r->task->unit);
     for (int i = 0; i < e->n; i++) {
@@ -184,7 +191,7 @@ static int evaluate(run *r, hd_error *err)
     if (rc) return rc;
     if (r->evaluation.n && !isfinite(r->evaluation.metric[0].value)) {
         char path[300];
-        first_nonfinite(e, NULL, path, sizeof path);
+        first_nonfinite(r, e, NULL, path, sizeof path);
         return hd_fail(err, HD_ENUMERIC, "step %lld: the loss on held-out data is %g; the first value that is not a number is %s", (long long)r->at.step,
                        r->evaluation.metric[0].value, path);
     }
@@ -212,11 +219,29 @@ static double scalar_output(hd_exec *e, const char *name)
     return hd_load_f64(t.data, t.dtype, 0);
 }
 
+/* HEDDLE_FAULT=RANK:STEP:KIND:FILE makes that rank crash, hang or fail before that step, once: if it can create FILE. For tests of what follows. */
+static int inject_fault(const run *r, hd_error *err)
+{
+    int rank = 0, at = 0;
+    char kind[16], path[1024];
+    const char *text = getenv("HEDDLE_FAULT");
+    if (!text || sscanf(text, "%d:%d:%15[a-z]:%1023s", &rank, &at, kind, path) != 4) return 0;
+    if (at != r->at.step + 1 || rank != (r->rank ? r->rank->rank : 0)) return 0;
+    int fd = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+    if (fd < 0) return 0;
+    close(fd);
+    if (!strcmp(kind, "crash")) raise(SIGSEGV);
+    while (!strcmp(kind, "hang")) pause();
+    if (!strcmp(kind, "stop")) raise(SIGSTOP);
+    if (!strcmp(kind, "kill")) raise(SIGKILL);
+    return hd_fail(err, HD_EIO, "step %d fails because HEDDLE_FAULT says so", at);
+}
+
 /* The update was skipped: the step runs again, unchanged, to see where it went wrong. */
 static int explain_nonfinite(run *r, hd_exec *e, const hd_exec_hooks *hooks, hd_error *err)
 {
     char path[300];
-    first_nonfinite(e, hooks, path, sizeof path);
+    first_nonfinite(r, e, hooks, path, sizeof path);
     return hd_fail(err, HD_ENUMERIC, "step %lld: the loss is %g; the first value that is not a number is %s; nothing was saved after step %lld",
                    (long long)r->at.step + 1, r->loss, path, (long long)(r->saved_step < 0 ? 0 : r->saved_step));
 }
@@ -226,9 +251,10 @@ static int one_step(run *r, hd_error *err)
     hd_exec *e = r->session.exec[HD_TRAIN_PROGRAM];
     double lr = hd_lr_at(&r->lr, r->at.step + 1);
     hd_exec_hooks hooks = {.arg = r, .before = before_call};
-    hd_task_set_scalar(e, "lr", lr);
-    hd_task_set_scalar(e, "step", (double)(r->at.step + 1));
-    int rc = r->task->begin_step(r->task, e, r->at.samples, r->at.step, err);
+    int rc = inject_fault(r, err);
+    if (!rc) rc = hd_task_set_scalar(e, "lr", lr, err);
+    if (!rc) rc = hd_task_set_scalar(e, "step", (double)(r->at.step + 1), err);
+    if (!rc) rc = r->task->begin_step(r->task, e, r->at.samples, r->at.step, err);
     if (!rc) rc = hd_exec_step(e, &hooks, err);
     if (rc) return rc;
     r->loss = scalar_output(e, "loss");
@@ -243,10 +269,10 @@ static int one_step(run *r, hd_error *err)
 
 /* ---- saving ---- */
 
-static int write_model(void *arg, const char *dir, hd_error *err)
+static int write_model(void *arg, const char *dir, hd_share *share, hd_error *err)
 {
     run *r = arg;
-    return r->task->write_model(r->task, r->session.store, dir, err);
+    return r->task->write_model(r->task, r->session.store, dir, share, err);
 }
 
 static json_t *describe_settings(const run *r)
@@ -286,7 +312,8 @@ static int save(run *r, hd_error *err)
     double before = hd_time();
     if (check_finite(r, err)) return err->code;
     json_t *settings = describe_settings(r);
-    int rc = hd_checkpoint_save(r->c->out, &r->at, (hd_model_writer){write_model, r}, r->session.store, settings, r->c->keep, err);
+    hd_saving saving = {.out = r->c->out, .at = r->at, .model = {write_model, r}, .store = r->session.store};
+    int rc = hd_checkpoint_save(&saving, settings, r->c->keep, r->rank, err);
     json_decref(settings);
     if (!rc) r->saved_step = r->at.step;
     r->last_report += hd_time() - before;
@@ -300,20 +327,31 @@ static bool due(int64_t every, int64_t step)
     return every > 0 && step % every == 0;
 }
 
+/* Whether some rank was asked to stop: all of them end after the same step. */
+static int agree_to_stop(const run *r, bool *stop, hd_error *err)
+{
+    int64_t asked = hd_stop_asked();
+    int rc = hd_ranks_max(r->rank, &asked, 1, err);
+    *stop = asked;
+    return rc;
+}
+
 static int loop(run *r, hd_error *err)
 {
-    int rc = 0;
+    bool stop;
+    int rc = agree_to_stop(r, &stop, err);
     hd_progress_begin(&r->bar, "training", (double)r->c->steps, r->c->quiet);
     r->bar.first = (double)r->at.step;
-    while (!rc && r->at.step < r->c->steps && !interrupts) {
+    while (!rc && r->at.step < r->c->steps && !stop) {
         rc = one_step(r, err);
         bool last = r->at.step == r->c->steps;
         if (!rc && !last && due(r->c->eval_every, r->at.step)) rc = evaluate(r, err);
         if (!rc && (last || due(r->c->save_every, r->at.step))) rc = save(r, err);
+        if (!rc) rc = agree_to_stop(r, &stop, err);
     }
     if (rc) hd_progress_hide(&r->bar);
     else hd_progress_end(&r->bar, NULL);
-    if (rc || !interrupts) return rc;
+    if (rc || !stop) return rc;
     rc = save(r, err);
     return rc ? rc : hd_fail(err, HD_EINTR, "stopped after step %lld%s", (long long)r->at.step, r->c->out ? ", which is saved" : "; there is no --out to save to");
 }
@@ -321,6 +359,7 @@ static int loop(run *r, hd_error *err)
 static int draw_curves(run *r, hd_error *err)
 {
     char path[PATH_SIZE];
+    if (!r->first) return 0;
     hd_curve curves[] = {{"training", r->train_loss.x, r->train_loss.y, (int64_t)r->train_loss.n},
                          {"held out", r->eval_loss.x, r->eval_loss.y, (int64_t)r->eval_loss.n}};
     hd_str line;
@@ -338,6 +377,7 @@ static void print_summary(const run *r)
     char predicted[24], measured[24], time[24];
     double seconds = hd_time() - r->start, steps = (double)(r->at.step - r->start_step);
     uint64_t peak = hd_memory_peak();
+    if (!r->first) return;
     hd_format_bytes(predicted, (double)r->session.predicted_bytes);
     hd_format_bytes(measured, (double)peak);
     if (r->metrics)
@@ -354,7 +394,7 @@ static int write_merged(run *r, hd_error *err)
     int rc = hd_session_merge_lora(&r->session, &r->options, err);
     if (!rc) rc = hd_path_join(dir, sizeof dir, r->c->out, "merged", err);
     if (!rc) rc = hd_make_dirs(dir, err);
-    if (!rc) rc = r->task->write_model(r->task, r->session.store, dir, err);
+    if (!rc) rc = r->task->write_model(r->task, r->session.store, dir, NULL, err);
     if (!rc) printf("the merged model is in %s\n", dir);
     return rc;
 }
@@ -370,21 +410,24 @@ static int run_all(run *r, hd_error *err)
     r->peak = hd_measure(r->options.plan.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32, r->session.team, hd_isa_detect(), 5, NULL);
     r->start = r->last_report = hd_time();
     r->start_step = r->last_report_step = r->at.step;
-    if (r->at.step >= r->c->steps) hd_log("all %lld steps are done already", (long long)r->c->steps);
-    catch_signals(true);
+    if (r->at.step >= r->c->steps && r->first) hd_log("all %lld steps are done already", (long long)r->c->steps);
+    if (!r->rank) hd_stop_catch(HD_STOP_ANYONE); /* of many ranks, job.c has */
     rc = loop(r, err);
-    catch_signals(false);
+    if (!r->rank) hd_stop_ignore();
     if (!rc) rc = evaluate(r, err);
     if (!rc) rc = draw_curves(r, err);
     if (!rc) print_summary(r);
     return rc ? rc : write_merged(r, err);
 }
 
-int hd_train(const hd_train_config *c, hd_error *err)
+int hd_train_rank(const hd_train_config *config, const hd_rank *rank, hd_error *err)
 {
-    run r = {.c = c, .saved_step = -1, .at = {.seed = (uint64_t)c->seed}};
-    int rc = hd_train_config_check(c, &r.options, &r.lora, &r.lr, err);
+    hd_train_config c = *config;
+    run r = {.c = &c, .rank = rank, .first = hd_rank_is_first(rank), .saved_step = -1, .at = {.seed = (uint64_t)c.seed}};
+    if (!r.first) c.quiet = true;
+    int rc = hd_train_config_check(&c, &r.options, &r.lora, &r.lr, err);
     r.options.share_arena = true;
+    r.options.rank = rank;
     if (!rc) rc = run_all(&r, err);
     if (r.metrics) fclose(r.metrics);
     hd_session_free(&r.session);

@@ -1,0 +1,251 @@
+/* job.c: the supervisor of a training job: it starts the ranks, watches over them, says what went wrong first, and starts them again. */
+#include "train/job.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/term.h"
+#include "train/stop.h"
+
+#define SILENCE 7.0  /* seconds without a sign of life: stopped, or its machine is gone */
+#define PATIENCE 6.0 /* seconds from the first failure, or from being told to go, until force is used */
+
+enum { CRASHED = 1 }; /* in the place of an error's code: nobody could say one */
+
+/* What is known of one start of the job. */
+typedef struct watch {
+    const hd_job *job;
+    pid_t pid;          /* of the child: all ranks, or the launcher */
+    int fd;             /* what it tells */
+    FILE *log;          /* the launcher's talk; NULL: none */
+    char log_path[4096];
+    struct process { bool known; long pid; double silent; } *rank; /* [ranks]; MPI: each is a process; else [0] is all of them */
+    int code;           /* of the first cause; 0: nothing went wrong so far */
+    char cause[600];
+    double failing;     /* seconds since the first failure */
+    int force;          /* signals sent to end it */
+    bool passed_on;     /* the person's request to stop */
+    hd_str line;        /* begun, not ended */
+} watch;
+
+/* ---- causes ---- */
+
+/* The first cause stays, but what other ranks saw of it (HD_ECOMM) gives way to it. */
+static void blame(watch *w, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void blame(watch *w, int code, const char *fmt, ...)
+{
+    va_list args;
+    if (w->code && (w->code != HD_ECOMM || code == HD_ECOMM)) return;
+    w->code = code;
+    va_start(args, fmt);
+    vsnprintf(w->cause, sizeof w->cause, fmt, args);
+    va_end(args);
+}
+
+/* What is wrong with the job and not with a rank is said without one. */
+static bool is_everyones(int code)
+{
+    return code == HD_EINVAL || code == HD_EFORMAT || code == HD_EUNSUPPORTED || code == HD_EMEMCAP || code == HD_ENUMERIC || code == HD_EINTR;
+}
+
+static void on_record(watch *w, const char *text)
+{
+    char what[16];
+    int rank = 0, at = 0;
+    long long number = 0;
+    if (sscanf(text, "%15s %d %lld %n", what, &rank, &number, &at) < 3 || rank < 0 || rank >= w->job->ranks) return;
+    struct process *p = &w->rank[rank];
+    p->silent = 0;
+    if (!strcmp(what, "process")) *p = (struct process){.known = true, .pid = (long)number};
+    else if (!strcmp(what, "crashed")) blame(w, CRASHED, "rank %d: crashed (%s)", rank, strsignal((int)number));
+    else if (!strcmp(what, "failed") && is_everyones((int)number)) blame(w, (int)number, "%s", text + at);
+    else if (!strcmp(what, "failed")) blame(w, (int)number, "rank %d: %s", rank, text + at);
+}
+
+/* What launchers say of a process that was killed. Open MPI: "... process rank 1 with PID 7 on node n exited on signal 9 (Killed)."; MPICH: the id of the
+ * process, on a line of its own. */
+static void on_talk(watch *w, const char *text)
+{
+    int rank = 0, sig = 0;
+    long pid = 0;
+    const char *found = strstr(text, "process rank "), *id = strstr(text, " PID "), *how = strstr(text, "exited on signal ");
+    if (found && how && sscanf(found, "process rank %d", &rank) == 1 && sscanf(how, "exited on signal %d", &sig) == 1)
+        blame(w, CRASHED, "rank %d: its process was ended by a signal (%s)", rank, strsignal(sig));
+    else if (id && strstr(text, "RUNNING AT") && sscanf(id, " PID %ld", &pid) == 1)
+        for (rank = 0; rank < w->job->ranks; rank++)
+            if (w->rank[rank].known && w->rank[rank].pid == pid) blame(w, CRASHED, "rank %d: its process ended early", rank);
+    bool ours = !strncmp(text, "heddle: ", 8) || !strncmp(text, "training ", 9);
+    if (ours && !w->code) fprintf(stderr, "%s\n", text);
+    else if (w->log) fprintf(w->log, "%s\n", text);
+}
+
+static void on_bytes(watch *w, const char *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (bytes[i] != '\n') {
+            hd_str_putc(&w->line, bytes[i]);
+            continue;
+        }
+        const char *record = strstr(w->line.data, HD_JOB_MARK);
+        if (record) on_record(w, record + strlen(HD_JOB_MARK));
+        else on_talk(w, w->line.data);
+        hd_str_clear(&w->line);
+    }
+}
+
+/* ---- one start ---- */
+
+static void open_log(watch *w)
+{
+    const char *out = w->job->config->out, *temporary = getenv("TMPDIR");
+    if (!w->job->mpi) return;
+    if (out && !hd_make_dirs(out, NULL)) snprintf(w->log_path, sizeof w->log_path, "%s/launcher.log", out);
+    else snprintf(w->log_path, sizeof w->log_path, "%s/heddle-launcher-%d.log", temporary ? temporary : "/tmp", (int)getpid());
+    w->log = fopen(w->log_path, "we");
+}
+
+static int start_child(watch *w, hd_error *err)
+{
+    int ends[2];
+    if (w->job->mpi) return hd_job_launch(w->job, &w->pid, &w->fd, err);
+    if (pipe2(ends, O_CLOEXEC)) return hd_fail_errno(err, "a pipe");
+    fflush(stdout);
+    w->pid = fork();
+    if (w->pid == 0) hd_job_run_threads(w->job, ends[1]);
+    close(ends[1]);
+    w->fd = ends[0];
+    if (w->pid > 0) return 0;
+    close(ends[0]);
+    return hd_fail_errno(err, "starting the ranks");
+}
+
+/* First so that it can end by itself, then at once. A launcher needs its chance to end its processes. */
+static void use_force(watch *w)
+{
+    kill(w->pid, w->job->mpi && w->force == 0 ? SIGTERM : SIGKILL);
+    kill(w->pid, SIGCONT);
+    w->force++;
+    w->failing = 0;
+}
+
+static void pass_time(watch *w, double seconds)
+{
+    int processes = w->job->mpi ? w->job->ranks : 1;
+    for (int r = 0; r < processes; r++) {
+        if (w->rank[r].known) w->rank[r].silent += seconds;
+        if (w->rank[r].silent <= SILENCE || w->code) continue;
+        if (w->job->mpi) blame(w, CRASHED, "rank %d: no sign of life from its process for %.0f s", r, SILENCE);
+        else blame(w, CRASHED, "no sign of life from the ranks' process for %.0f s", SILENCE);
+        w->failing = PATIENCE; /* a stopped process does not end by itself */
+    }
+    if (w->code) w->failing += seconds;
+    if (w->failing > (w->force ? PATIENCE / 2 : PATIENCE)) use_force(w);
+    if (hd_stop_asked() && !w->passed_on) {
+        kill(w->pid, w->job->mpi ? SIGUSR1 : SIGTERM);
+        w->passed_on = true;
+    }
+}
+
+/* Until the child has closed its end. */
+static void listen_to(watch *w)
+{
+    char bytes[4096];
+    double last = hd_time();
+    for (;;) {
+        struct pollfd p = {.fd = w->fd, .events = POLLIN};
+        int ready = poll(&p, 1, 500);
+        double now = hd_time(), passed = now - last;
+        last = now;
+        if (ready > 0) {
+            ssize_t n = read(w->fd, bytes, sizeof bytes);
+            if (n == 0 || (n < 0 && errno != EINTR)) return;
+            if (n > 0) on_bytes(w, bytes, (size_t)n);
+        }
+        pass_time(w, passed < 1 ? passed : 1); /* a longer gap is this process's own: it was stopped */
+        if (w->force > 1 && waitpid(w->pid, NULL, WNOHANG) == w->pid) {
+            w->pid = -1;
+            return;
+        }
+    }
+}
+
+/* Whether the child ended well; else there is a cause. */
+static void collect_child(watch *w)
+{
+    int status = 0;
+    if (w->pid < 0 || waitpid(w->pid, &status, 0) < 0) {
+        blame(w, HD_ECOMM, "the ranks did not end by themselves");
+        return;
+    }
+    if (WIFEXITED(status) && !WEXITSTATUS(status)) return;
+    const char *who = w->job->mpi ? "the launcher" : "the ranks' process";
+    if (WIFSIGNALED(status)) blame(w, CRASHED, "%s was ended by a signal (%s)", who, strsignal(WTERMSIG(status)));
+    else if (w->job->mpi) blame(w, HD_ECOMM, "%s ended with status %d: see %s", who, WEXITSTATUS(status), w->log_path);
+    else blame(w, HD_ECOMM, "%s ended with status %d", who, WEXITSTATUS(status));
+}
+
+static int run_once(const hd_job *job, hd_error *err)
+{
+    watch w = {.job = job, .rank = hd_calloc((size_t)job->ranks, sizeof *w.rank)};
+    hd_str_init(&w.line);
+    int rc = w.rank ? 0 : hd_fail_memory(err, sizeof *w.rank, "ranks");
+    if (!rc) open_log(&w);
+    if (!rc) rc = start_child(&w, err);
+    if (!rc) {
+        listen_to(&w);
+        collect_child(&w);
+        close(w.fd);
+        if (w.code) rc = hd_fail(err, w.code > 0 ? HD_ECOMM : w.code, "%s", w.cause);
+    }
+    if (w.log) fclose(w.log);
+    if (w.log && (!rc || hd_file_size(w.log_path) == 0)) remove(w.log_path);
+    hd_str_free(&w.line);
+    hd_free(w.rank);
+    return rc;
+}
+
+/* ---- again and again ---- */
+
+static int supervise(hd_job *job, hd_error *err)
+{
+    int64_t left = job->config->restarts;
+    hd_stop_catch(HD_STOP_ANYONE);
+    for (;;) {
+        hd_error this = {0};
+        int rc = run_once(job, &this);
+        bool hopeless = is_everyones(rc) || !job->config->out || hd_stop_asked();
+        if (!rc || !left || hopeless) {
+            hd_stop_ignore();
+            return rc ? hd_fail(err, rc, "%s", this.message) : 0;
+        }
+        left--;
+        hd_log("%s; starting again from the last checkpoint (%lld more if need be)", this.message, (long long)left);
+        job->again = true;
+    }
+}
+
+int hd_train(const hd_train_config *c, hd_error *err)
+{
+    hd_session_options o;
+    hd_lora_options lora;
+    hd_lr_schedule lr;
+    int rank = 0, size = 1, rc = hd_train_config_check(c, &o, &lora, &lr, err);
+    if (rc) return rc;
+    hd_job job = {.config = c, .ranks = hd_session_ranks(&o), .meshed = hd_session_is_rank(&o), .mpi = c->transport && !strcmp(c->transport, "mpi")};
+    bool launched = hd_comm_mpi_launched(&rank, &size);
+    if (job.mpi && launched) return hd_job_run_mpi(&job, err);
+    if (launched && size > 1)
+        return hd_fail(err, HD_EINVAL, "this is one of %d processes that mpirun started: say --transport mpi, or start heddle without mpirun", size);
+    if (!job.meshed && !c->restarts) return hd_train_rank(c, NULL, err);
+    if (!job.meshed) job.mpi = false;
+    return supervise(&job, err);
+}

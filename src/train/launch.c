@@ -1,0 +1,133 @@
+/* launch.c: starting MPI processes by Open MPI's or MPICH's mpirun. */
+#include "train/job.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "base/mem.h"
+
+#define SUPERVISED "HEDDLE_SUPERVISED"
+
+enum { MAX_ARGS = 1024 };
+
+typedef struct command {
+    hd_arena memory;
+    char *argv[MAX_ARGS + 1];
+    int n;
+    bool full;
+} command;
+
+bool hd_job_is_supervised(void)
+{
+    return getenv(SUPERVISED) != NULL;
+}
+
+static void add(command *c, const char *word)
+{
+    char *copy = c->n < MAX_ARGS ? hd_arena_strdup(&c->memory, word) : NULL;
+    if (copy) c->argv[c->n++] = copy;
+    else c->full = true;
+}
+
+static void add_words(command *c, const char *text)
+{
+    char *words = hd_arena_strdup(&c->memory, text), *rest = NULL;
+    if (!words) c->full = true;
+    for (char *w = words ? strtok_r(words, " ", &rest) : NULL; w; w = strtok_r(NULL, " ", &rest)) add(c, w);
+}
+
+/* HEDDLE_MPIRUN may hold arguments too: "mpirun.mpich -hosts a,b". */
+static const char *launcher(void)
+{
+    const char *named = getenv("HEDDLE_MPIRUN");
+    return named && *named ? named : "mpirun";
+}
+
+/* Whether this is Open MPI's, by what its --version prints. */
+static int is_open_mpi(bool *yes, hd_error *err)
+{
+    char line[4096], first[256];
+    snprintf(first, sizeof first, "%.*s", (int)strcspn(launcher(), " "), launcher());
+    snprintf(line, sizeof line, "'%s' --version 2>/dev/null", first);
+    FILE *f = popen(line, "re");
+    size_t n = f ? fread(line, 1, sizeof line - 1, f) : 0;
+    line[n] = 0;
+    if (!f || pclose(f) || !n)
+        return hd_fail(err, HD_EUNSUPPORTED, "there is no working %s: install Open MPI or MPICH, name its mpirun in HEDDLE_MPIRUN, or use --transport local", first);
+    *yes = strstr(line, "Open MPI") || strstr(line, "OpenRTE") || strstr(line, "open-mpi");
+    return 0;
+}
+
+/* This program's own arguments, as the system knows them. */
+static int add_own_arguments(command *c, hd_error *err)
+{
+    char path[4096];
+    hd_str text;
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n < 0) return hd_fail_errno(err, "/proc/self/exe");
+    path[n] = 0;
+    hd_str_init(&text);
+    int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+    char block[4096];
+    while (fd >= 0 && (n = read(fd, block, sizeof block)) > 0) hd_str_add(&text, block, (size_t)n);
+    if (fd >= 0) close(fd);
+    add(c, path);
+    for (size_t at = strlen(text.data) + 1; at < text.len; at += strlen(text.data + at) + 1) add(c, text.data + at);
+    bool bad = fd < 0 || text.failed;
+    hd_str_free(&text);
+    return bad ? hd_fail(err, HD_EIO, "/proc/self/cmdline cannot be read") : 0;
+}
+
+static int make_command(const hd_job *job, command *c, hd_error *err)
+{
+    char ranks[16];
+    bool open_mpi = false;
+    int rc = is_open_mpi(&open_mpi, err);
+    if (rc) return rc;
+    snprintf(ranks, sizeof ranks, "%d", job->ranks);
+    add_words(c, launcher());
+    add(c, "-n");
+    add(c, ranks);
+    add_words(c, open_mpi ? "--oversubscribe --allow-run-as-root --bind-to none -x " SUPERVISED "=1" : "-genv " SUPERVISED " 1");
+    rc = add_own_arguments(c, err);
+    if (job->again) add(c, "--resume");
+    c->argv[c->n] = NULL;
+    return !rc && c->full ? hd_fail(err, HD_ENOMEM, "too many arguments for %s", launcher()) : rc;
+}
+
+/* In a group of its own: an interrupt from the terminal is the supervisor's to pass on. */
+static void become(command *c, int fd)
+{
+    int nothing = open("/dev/null", O_RDONLY);
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (nothing >= 0) dup2(nothing, STDIN_FILENO);
+    dup2(fd, STDERR_FILENO);
+    setenv(SUPERVISED, "1", 1);
+    execvp(c->argv[0], c->argv);
+    dprintf(STDERR_FILENO, HD_JOB_MARK "failed 0 %d %s cannot be started: %s\n", HD_EIO, c->argv[0], strerror(errno));
+    _exit(127);
+}
+
+int hd_job_launch(const hd_job *job, pid_t *pid, int *fd, hd_error *err)
+{
+    command c = {.n = 0};
+    int ends[2];
+    int rc = make_command(job, &c, err);
+    if (!rc && pipe2(ends, O_CLOEXEC)) rc = hd_fail_errno(err, "a pipe");
+    if (!rc) {
+        *pid = fork();
+        if (*pid == 0) become(&c, ends[1]);
+        close(ends[1]);
+        *fd = ends[0];
+        if (*pid < 0) rc = hd_fail_errno(err, "starting %s", launcher()), close(ends[0]);
+    }
+    hd_arena_free(&c.memory);
+    return rc;
+}
