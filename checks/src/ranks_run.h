@@ -79,7 +79,7 @@ static inline hd_graph *run_lm_graph(const run_job *j, const run_model *m, hd_er
     hd_lm_config c;
     hd_lm_config_preset(&c, m->arch);
     c.layers = m->layers, c.width = m->width, c.heads = m->heads, c.kv_heads = m->kv_heads, c.mlp_width = m->mlp, c.vocab = m->vocab;
-    c.head_dim = m->width / m->heads / 2 * 2, c.max_positions = 64, c.tie_embeddings = m->tied;
+    c.max_positions = 64, c.tie_embeddings = m->tied;
     c.init_std = 0.08; /* small models learn faster from it: losses then tell runs apart */
     c.embd_dropout = c.resid_dropout = j->dropout;
     if (hd_lm_config_check(&c, m->name, err)) return NULL;
@@ -115,6 +115,7 @@ static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
     hd_parallel p;
     hd_graph *g = run_graph(j, err);
     hd_session_options o = run_options(j);
+    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision);
     int rc = g ? hd_step_append(g, &o.step) : err->code;
     *plan = o.plan;
     if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
@@ -226,7 +227,7 @@ static inline int run_step(run_thread *t, double *loss, hd_error *err)
 {
     hd_exec *e = t->session.exec[HD_TRAIN_PROGRAM];
     const run_job *j = t->shared->job;
-    float lr = j->optimizer == HD_ADAMW ? 3e-3f : 0.05f, number = (float)(t->step + 1), inverse = (float)(1 / run_divisor(j, t->step));
+    float lr = j->optimizer == HD_ADAMW ? 3e-3f : 0.02f, number = (float)(t->step + 1), inverse = (float)(1 / run_divisor(j, t->step));
     int64_t key[2] = {5, t->step};
     hd_exec_hooks hooks = {.arg = t, .before = run_before};
     hd_tensor out;

@@ -41,6 +41,7 @@ static int make_plan(thousand *t, const char *parallel, int64_t micro, hd_error 
     snprintf(t->o.plan.backend, sizeof t->o.plan.backend, "null");
     t->o.step = (hd_step_options){.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
     hd_graph *g = build(t, 8, err);
+    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, HD_BF16);
     int rc = g ? hd_step_append(g, &t->o.step) : err->code;
     if (!rc) rc = hd_parallel_parse(parallel, &p, err);
     if (!rc) rc = hd_parallel_expand(&p, g, 2048, &t->o.plan, err);
