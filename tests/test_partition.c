@@ -163,7 +163,7 @@ static void expect_piece(const world *a, hd_value u, const world *b, hd_value v,
 static void expect_same(hd_graph *plain, hd_graph *split, const layout_case *c, const char *model)
 {
     world a, b;
-    char name[200];
+    char name[1700];
     snprintf(name, sizeof name, "%s over %s", model, c->name);
     partition(split, c);
     world_run(&a, plain, fill_leaf);
@@ -174,7 +174,7 @@ static void expect_same(hd_graph *plain, hd_graph *split, const layout_case *c, 
     for (size_t i = 0; i < plain->n_pairs; i++) {
         assert_int_equal(plain->pairs[i].in, split->pairs[i].in);
         const hd_value_info *in = &split->values[split->pairs[i].in], *out = &split->values[split->pairs[i].out];
-        assert_true(hd_layout_equal(&split->mesh, in->layout, out->layout, &in->whole));
+        if (!hd_layout_equal(&split->mesh, in->layout, out->layout, &in->whole)) fail_msg("%s: %s becomes what lies differently", name, in->path);
         expect_piece(&a, plain->pairs[i].out, &b, split->pairs[i].out, in->path, name);
     }
     world_free(&a);
@@ -321,6 +321,71 @@ static void test_other_networks(void **state)
     expect_same(build_file("convnet.json", 5), build_file("convnet.json", 5), &images, "convnet");
 }
 
+/* ---- any pins: never the best choice, always the right result ---- */
+
+static void random_layout(hd_rng *r, const hd_mesh *mesh, const hd_shape *s, bool partial, char *out, size_t size)
+{
+    hd_layout l = {0};
+    for (int a = 0; a < mesh->n; a++) {
+        int d = (int)hd_rng_below(r, (uint64_t)s->rank + 2);
+        if (d > s->rank && partial) l.partial |= 1u << a;
+        if (d >= s->rank) continue;
+        hd_dim_layout *at = &l.dim[d];
+        at->axis[at->n] = (int8_t)a;
+        at->unit[at->n++] = 1 + (int64_t)hd_rng_below(r, 5);
+        if (at->n == 2 && hd_rng_below(r, 2)) {
+            at->axis[1] = at->axis[0];
+            at->axis[0] = (int8_t)a;
+        }
+    }
+    hd_str text = HD_STR_INIT;
+    hd_layout_print(mesh, &l, s->rank, &text);
+    snprintf(out, size, "%s", text.data);
+    hd_str_free(&text);
+}
+
+static void random_case(const hd_graph *g, uint64_t seed, layout_case *c, char *name, size_t size)
+{
+    static const char *const axes[] = {"a", "b", "c", "d"};
+    hd_rng r = hd_rng_new(seed);
+    *c = (layout_case){.name = name, .mesh.n = 1 + (int)hd_rng_below(&r, 4)};
+    for (int a = 0; a < c->mesh.n; a++) {
+        c->mesh.axis[a] = (hd_mesh_axis){.size = c->mesh.n > 2 ? 2 : 2 + (int)hd_rng_below(&r, 2), .role = hd_rng_below(&r, 2) ? HD_AXIS_DATA : HD_AXIS_MODEL};
+        snprintf(c->mesh.axis[a].name, sizeof c->mesh.axis[a].name, "%s", axes[a]);
+    }
+    for (int k = 0; k < 12;) {
+        hd_value v = (hd_value)hd_rng_below(&r, g->n_values);
+        const hd_value_info *i = &g->values[v];
+        if (i->kind == HD_RESULT && (i->node < 0 || (size_t)i->node >= g->n_nodes || g->nodes[i->node]->out[i->result] != v)) continue;
+        if (strlen(i->path) >= sizeof c->pins[k].pattern) continue;
+        snprintf(c->pins[k].pattern, sizeof c->pins[k].pattern, "%s", i->path);
+        bool partial = i->kind == HD_RESULT && i->type.dtype == HD_F32;
+        random_layout(&r, &c->mesh, &i->type.shape, partial, c->pins[k].layout, sizeof c->pins[k].layout);
+        k++;
+    }
+    size_t at = (size_t)snprintf(name, size, "seed %llu:", (unsigned long long)seed);
+    for (int k = 0; k < 12 && at < size; k++) at += (size_t)snprintf(name + at, size - at, " %s = \"%s\"", c->pins[k].pattern, c->pins[k].layout);
+}
+
+static void test_random_pins(void **state)
+{
+    (void)state;
+    const char *rounds = getenv("HEDDLE_TEST_ROUNDS");
+    static const model_case *const models[] = {&gpt2, &llama, &llama_even, &qwen_tied};
+    for (uint64_t seed = 1; seed <= (rounds ? strtoull(rounds, NULL, 10) : 24); seed++) {
+        model_case narrow = llama_even;
+        narrow.compute = HD_BF16;
+        const model_case *m = seed % 5 ? models[seed % 4] : &narrow;
+        tolerance = seed % 5 ? 1e-5 : 5e-2;
+        char name[1600];
+        layout_case c;
+        hd_graph *plain = build_model(m, 1);
+        random_case(plain, seed, &c, name, sizeof name);
+        expect_same(plain, build_model(m, 1), &c, m->name);
+    }
+    tolerance = 1e-5;
+}
+
 /* ---- the collectives that there are ---- */
 
 /* Collectives whose result has rank 2 and T whole rows. */
@@ -363,6 +428,9 @@ static void test_activations_moved_in_a_layer(void **state)
     expect_per_layer(&gpt2_even, &sp, (int[]){0, 4, 4, 0});
     expect_per_layer(&llama_even, &sp_llama, (int[]){0, 4, 4, 0});
     expect_per_layer(&gpt2_even, &dp, (int[]){0, 0, 0, 0});
+    model_case narrow = llama_even; /* sums are f32, what is gathered is not: reducing to pieces and gathering those moves less */
+    narrow.compute = HD_BF16;
+    expect_per_layer(&narrow, &tp_llama, (int[]){0, 4, 4, 0});
 }
 
 /* The collectives that read v, or what such collectives made of it. */
@@ -443,6 +511,7 @@ int main(void)
         cmocka_unit_test(test_other_networks),
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_four_axes),
+        cmocka_unit_test(test_random_pins),
         cmocka_unit_test(test_activations_moved_in_a_layer),
         cmocka_unit_test(test_parameters_and_gradients_moved),
         cmocka_unit_test(test_bad_pins),

@@ -40,12 +40,12 @@ static int wanted_next(const converter *c, int axis)
     return -1;
 }
 
+/* One more cut of a dimension whose cuts so far are the first of those wanted, if perhaps in other units. */
 static void cut(converter *c, int d)
 {
-    hd_dim_layout *now = &c->now.dim[d];
-    now->axis[now->n] = c->to->dim[d].axis[now->n];
-    now->unit[now->n] = c->to->dim[d].unit[now->n];
-    now->n++;
+    int n = c->now.dim[d].n + 1;
+    c->now.dim[d] = c->to->dim[d];
+    c->now.dim[d].n = (int8_t)n;
 }
 
 /* Straight to Split where that is wanted; what is left is summed in one go. */

@@ -317,17 +317,30 @@ static bool is_bounded(const chooser *c, int loop)
     return false;
 }
 
-/* Sums of narrow numbers are not passed on. */
+/* Whether a form of operand i is an addend over the axis. */
+static bool is_addend(const chooser *c, int i, int axis)
+{
+    for (const hd_held *h = c->p->value[c->n->in[i]].held; h; h = h->next)
+        if (hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk) && (h->layout.partial >> axis & 1) && !h->layout.max) return true;
+    return false;
+}
+
+/* Addends of narrow numbers are held in f32: a sum of such is made in f32 as well, and rounded when it is complete. */
+static bool sums_narrow(const chooser *c) { return !strcmp(c->n->op->name, "add"); }
+
+/* A forward op's results but the first are statistics, which are no sums: where they are read nothing is passed on. */
 static bool may_pass(const chooser *c, int axis, uint32_t set)
 {
     bool any = false;
-    for (int r = 0; r < c->n->n_out; r++)
-        if (c->p->value[c->n->out[r]].used && !is_wide(c->out[r].dtype)) return false;
+    for (int r = 0; r < c->n->n_out; r++) {
+        if (!c->p->value[c->n->out[r]].used) continue;
+        if ((!is_wide(c->out[r].dtype) && !sums_narrow(c)) || (r && !c->n->op->is_backward)) return false;
+    }
     for (int i = 0; i < c->n->n_in; i++) {
         if (!(set >> i & 1) || !given(c, i)) continue;
-        if (!is_wide(c->in[i].dtype)) return false;
-        for (const hd_held *h = c->p->value[c->n->in[i]].held; h; h = h->next)
-            any |= hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk) && (h->layout.partial >> axis & 1) && !h->layout.max;
+        bool addend = is_addend(c, i, axis);
+        if (!is_wide(c->in[i].dtype) && !(addend && sums_narrow(c))) return false;
+        any |= addend;
     }
     return any;
 }
