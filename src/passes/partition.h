@@ -19,7 +19,7 @@ int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int 
  * first node of chunk c: forward nodes go by position, backward nodes to the chunk of the forward node they differentiate, updates to their
  * parameter's. A sum of gradients from several chunks of a parameter used in several becomes a sum of sums over the step. Scalars of the update get
  * chunk -1: every stage computes them. A norm that adds what comes from earlier chunks gets the sum from there. n_first 0: all is chunk 0.
- * Before hd_pass_fuse_elementwise, which then keeps to the borders. */
+ * After recomputation and before hd_pass_fuse_elementwise, which then keeps to the borders. */
 int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
 
 /* The part that stage (0 .. stages-1) does: chunks stage, stage + stages, ... with send and recv where values cross chunks: activations and their
