@@ -258,7 +258,7 @@ static void reduce_part(const hd_transfer *t, const slot *s, int n, int job, con
     int64_t src, dst, run;
     bool all = t->kind == HD_ALL_REDUCE;
     for (int64_t at = lo; (run = hd_block_next(b, at, hi, &src, &dst)) > 0; at += run)
-        hd_reduce(t->dtype, t->max, s->in, n, src, run, all ? s->out : s->out + job, all ? n : 1, dst, s->stream);
+        hd_comm_reduce(t->dtype, t->max, s->in, n, src, run, all ? s->out : s->out + job, all ? n : 1, dst, s->stream);
 }
 
 static void do_part(const hd_transfer *t, const slot *s, int n, int job, const hd_block *b, int64_t lo, int64_t hi)

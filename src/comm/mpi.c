@@ -354,7 +354,7 @@ static void sum(const mpi_op *o)
     for (int i = 0; i < n; i++) in[i] = o->stage + stage_at(o, false, i);
     if (hd_block_src_contiguous(&b)) in[self] = (const char *)t->in + (size_t)b.src * size;
     else hd_block_pack(&b, 0, count, size, t->in, (void *)in[self]);
-    if (count) hd_reduce(t->dtype, t->max, in, n, 0, count, &out, 1, 0, false);
+    if (count) hd_comm_reduce(t->dtype, t->max, in, n, 0, count, &out, 1, 0, false);
 }
 
 static void unpack(const mpi_op *o)

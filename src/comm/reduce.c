@@ -213,7 +213,7 @@ static void store_everywhere(const reducer *r, size_t size, const piece *sum, in
     }
 }
 
-void hd_reduce(hd_dtype dtype, bool max, const void *const *in, int n_in, int64_t first, int64_t count, void *const *out, int n_out, int64_t to, bool stream)
+void hd_comm_reduce(hd_dtype dtype, bool max, const void *const *in, int n_in, int64_t first, int64_t count, void *const *out, int n_out, int64_t to, bool stream)
 {
     const reducer *r = &reducers[dtype];
     size_t size = hd_dtype_size(dtype);

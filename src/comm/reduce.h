@@ -7,7 +7,7 @@
 
 /* Elements [first, first + count) of each of n_in >= 1 arrays, reduced, to elements [to, to + count) of each of n_out arrays. An output may be the same
  * memory as an input when first == to. stream: write past the caches. */
-void hd_reduce(hd_dtype dtype, bool max, const void *const *in, int n_in, int64_t first, int64_t count, void *const *out, int n_out, int64_t to, bool stream);
+void hd_comm_reduce(hd_dtype dtype, bool max, const void *const *in, int n_in, int64_t first, int64_t count, void *const *out, int n_out, int64_t to, bool stream);
 
 /* memcpy that doesn't pass through the caches where the machine can. Followed by hd_stream_end before others are told. */
 void hd_copy_stream(void *to, const void *from, size_t bytes);
