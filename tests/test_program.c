@@ -137,6 +137,33 @@ static void test_hostile_text(void **state)
     expect_message(HEAD INPUT RESULT "output y %1\nsegment forward\ncall forward micro=0 slice=0\n", "before it is written");
 }
 
+#define MESH "program threads=1 arena=4096 bound=0 mesh=dp:2:data,tp:2:model\n"
+#define PIECE "buffer %0 input f32[3, 4] plain inputs device micro=split arena=0 copies=1 offset=0 bytes=48 "
+#define SUM "buffer %1 scratch f32[3, 4] plain scratch device micro=split arena=0 copies=1 offset=64 bytes=48 ; y\n"
+
+static void test_hostile_ranks(void **state)
+{
+    (void)state;
+    expect_message("program threads=1 arena=0 bound=0 stage=2/2\n", "x:1: expected a number in range");
+    expect_message("program threads=1 arena=0 bound=0 mesh=dp:2\n", "x:1: expected :");
+    expect_message("program threads=1 arena=0 bound=0 mesh=dp:70000:data\n", "x:1: expected a number in range");
+    expect_message("program threads=1 arena=0 bound=0 mesh=dp:300:data,tp:300:model\n", "x:1: expected a number in range");
+    expect_message("program threads=1 arena=0 bound=0 mesh=dp:2:data,dp:2:data\n", "x:1: expected axes of different names");
+    expect_message("program threads=1 arena=0 bound=0 mesh=dp:2:what\n", "x:1: expected data, model or pipeline");
+    expect_message(MESH PIECE "whole=[5, 4] layout={xp,-} ; x\n", "x:2: layout \"xp,-\": the mesh has no axis");
+    expect_message(MESH PIECE "whole=[5, 4] layout={dp,- ; x\n", "x:2: expected a layout in braces");
+    expect_message(MESH PIECE "whole=[9, 4] layout={dp,-} ; x\n", "isn't the piece that its layout says");
+    expect_message(HEAD PIECE "whole=[3, 4] layout={-,-} ; x\n", "the program no mesh");
+    expect_message(MESH PIECE "; x\n" SUM "segment forward\n  %1 = .comm(%0) ; n\n", "x:5: expected an op");
+    expect_message(MESH PIECE "; x\n" SUM "segment forward\n  %1 = all_reduce(%0) axes=pp dim=0 extent=3 ; n\n", "over axes that the mesh lacks");
+    expect_message(HEAD PIECE "; x\n" SUM "segment forward\n  %1 = all_reduce(%0) axes=dp dim=0 extent=3 ; n\n", "the program has no mesh");
+    expect_message(MESH PIECE "; x\n" SUM "segment forward\n  () = send(%0) from=0 to=1 number=0 dtype=f32 ; n\n", "reaches another stage");
+    expect_message(MESH PIECE "; x\n" SUM "segment forward\n  %1 = neg(%0) dtype=f32 @split=9:{dp} ; n\n", "has no such loop to cut");
+    expect_message(MESH "buffer %0 scratch f32[4] plain scratch device micro=split arena=0 copies=3 offset=0 bytes=16 ; x\n", "more copies than there are calls");
+    expect_message(HEAD INPUT RESULT "segment prepare chunk=1\n", "x:4: expected the end of the line");
+    expect_message(HEAD INPUT RESULT "segment backward\nsegment backward chunk=1\n", "x:5: expected segments in order");
+}
+
 /* Random damage to a good text: an error or a program that verifies, never a crash. */
 static void test_damaged_text(void **state)
 {
@@ -571,6 +598,7 @@ int main(void)
         cmocka_unit_test(test_placement),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_hostile_text),
+        cmocka_unit_test(test_hostile_ranks),
         cmocka_unit_test(test_damaged_text),
         cmocka_unit_test(test_verifier),
         cmocka_unit_test(test_tied_embedding_has_one_gradient),

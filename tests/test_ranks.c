@@ -345,11 +345,50 @@ static void test_pipelines(void **state)
         }
 }
 
+/* Stages that wait for each other, and ends that don't fit. */
+static void test_stuck_pipelines(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    hd_backend backend;
+    hd_program *p[2], *other;
+    hd_plan plan = hd_plan_default();
+    hd_graph *parts[2] = {pipeline(0, 2, 2), pipeline(1, 2, 2)};
+    hd_backend_open(&backend, "null", &err);
+    plan.micro_batches = 4;
+    plan.schedule = HD_SCHEDULE_1F1B;
+    plan.mesh = parts[0]->mesh;
+    for (int s = 0; s < 2; s++) assert_int_equal(hd_lower(parts[s], &plan, &backend.target, &p[s], &err), 0);
+    assert_int_equal(hd_program_verify_world((const hd_program *const *)p, 2, &err), 0);
+    plan.micro_batches = 3; /* one micro-batch fewer: stage 1 waits for what nobody sends */
+    assert_int_equal(hd_lower(parts[0], &plan, &backend.target, &other, &err), 0);
+    const hd_program *uneven[2] = {other, p[1]};
+    assert_int_equal(hd_program_verify_world(uneven, 2, &err), HD_EFORMAT);
+    assert_non_null(strstr(err.message, "waits for ever"));
+    int calls = p[0]->n_calls; /* stage 0 asks for a gradient before it has sent the activations */
+    hd_call kept = p[0]->calls[0];
+    for (int i = 0; i < calls; i++)
+        if (p[0]->segments[p[0]->calls[i].segment].kind == HD_SEGMENT_BACKWARD) {
+            p[0]->calls[0] = p[0]->calls[i];
+            p[0]->calls[i] = kept;
+            break;
+        }
+    assert_int_equal(hd_program_verify_world((const hd_program *const *)p, 2, &err), HD_EFORMAT);
+    const hd_program *swapped[2] = {p[1], p[0]};
+    assert_int_equal(hd_program_verify_world(swapped, 2, &err), HD_EINVAL);
+    for (int s = 0; s < 2; s++) {
+        hd_program_free(p[s]);
+        hd_graph_free(parts[s]);
+    }
+    hd_program_free(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_conversions),
         cmocka_unit_test(test_pipelines),
+        cmocka_unit_test(test_stuck_pipelines),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

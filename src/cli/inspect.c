@@ -21,6 +21,7 @@ static const hd_setting settings[] = {
     {"context", HD_SET_INT, AT(context), "256", 1, 1e7, "N", "program, graph: generate: rows of the K/V cache"},
     {"precision", HD_SET_STRING, AT(precision), "f32", 0, 0, "f32|bf16", "program, graph: of products and activations"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "program: threads that workspaces are sized for; 0: one per core"},
+    {"count", HD_SET_BOOL, AT(count), NULL, 0, 0, NULL, "program: instead of its text, what a rank sends in one step"},
     {0},
 };
 

@@ -9,7 +9,7 @@
 #include "base/str.h"
 
 typedef struct inspect_config {
-    bool json;
+    bool json, count;
     const char *mode, *precision;
     int64_t batch, micro_batches, sequence, context, threads;
 } inspect_config;

@@ -176,18 +176,40 @@ static json_t *describe_memory(const hd_memory *m)
     return out;
 }
 
-static int describe_program(const hd_program *p, const char *path, json_t **out, hd_error *err)
+enum { MOST_COUNTS = 64 };
+
+static json_t *describe_counts(const hd_comm_count *c, int n)
 {
+    json_t *out = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(out, json_pack("{s:s, s:s, s:I, s:I, s:I}", "op", c[i].op, "axes", c[i].axes, "transfers", (json_int_t)c[i].transfers,
+                                             "elements", (json_int_t)c[i].elements, "bytes", (json_int_t)c[i].bytes));
+    return out;
+}
+
+static void print_counts(const hd_comm_count *c, int n, hd_str *out)
+{
+    hd_str_printf(out, "%-16s %-16s %10s %16s %16s\n", "op", "axes", "transfers", "elements", "bytes");
+    for (int i = 0; i < n; i++)
+        hd_str_printf(out, "%-16s %-16s %10lld %16lld %16lld\n", c[i].op, c[i].axes, (long long)c[i].transfers, (long long)c[i].elements,
+                      (long long)c[i].bytes);
+}
+
+static int describe_program(const inspect_config *c, const hd_program *p, const char *path, json_t **out, hd_error *err)
+{
+    hd_comm_count counts[MOST_COUNTS];
+    int n_counts = hd_program_count(p, counts, MOST_COUNTS);
     hd_memory m;
     hd_str text;
     int rc = hd_program_verify(p, err);
     if (!rc) rc = hd_program_memory(p, &m, err);
     if (rc) return rc;
     hd_str_init(&text);
-    hd_program_dump(p, &text);
-    json_t *j = json_pack("{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:o, s:o}", "kind", "program", "path", path, "threads", p->threads,
+    if (c->count) print_counts(counts, n_counts, &text);
+    else hd_program_dump(p, &text);
+    json_t *j = json_pack("{s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:o, s:o, s:o}", "kind", "program", "path", path, "threads", p->threads,
                           "buffers", p->n_buffers, "calls", p->n_calls, "arena_bytes", (json_int_t)p->arena_bytes,
-                          "arena_bound", (json_int_t)p->arena_bound, "segments", describe_segments(p), "memory", describe_memory(&m));
+                          "arena_bound", (json_int_t)p->arena_bound, "segments", describe_segments(p), "memory", describe_memory(&m), "transfers", describe_counts(counts, n_counts));
     return finish(j, &text, out, err);
 }
 
@@ -208,7 +230,7 @@ int hd_inspect_program(const inspect_config *c, const char *path, json_t **out, 
     bool text = !hd_is_dir(path) && hd_inspect_is_program(path);
     int rc = text ? hd_program_load(path, &p, err) : make_session(c, path, &s, err);
     if (!rc && !text) p = s.program[HD_TRAIN_PROGRAM] ? s.program[HD_TRAIN_PROGRAM] : s.program[HD_EVAL_PROGRAM];
-    if (!rc) rc = describe_program(p, path, out, err);
+    if (!rc) rc = describe_program(c, p, path, out, err);
     if (text) hd_program_free(p);
     else hd_session_free(&s);
     return rc;

@@ -80,6 +80,7 @@ static int value_buffer(hd_lowering *l, hd_value v)
         b.view_of = target;
     }
     if (i->kind == HD_CONST) {
+        if (hd_layout_axes(i->layout, i->type.shape.rank)) return hd_fail(l->err, HD_EUNSUPPORTED, "%s: a constant is whole on every rank", i->path);
         b.data = hd_arena_copy(&l->p->memory, i->data, (size_t)b.bytes);
         if (!b.data) return no_memory(l);
     }

@@ -1,0 +1,163 @@
+/* equality.c: many ranks against one: the first step's gradients, the losses of ten steps, and each rank's share of work, memory and traffic.
+ *
+ *   check_equality TABLE ROOT [--only TEXT] [--every N]
+ * TABLE: checks/equality.tsv. One line a job, then a summary; exits 1 when one fails. */
+#include "base/term.h"
+#include "ranks_run.h"
+
+#define GRADIENT_BOUND 1e-5 /* times the larger of the tensor's norm and 1e-2 of the global norm */
+#define SGD_BOUND 1e-5
+#define ADAMW_BOUND 1e-4
+#define BF16_FACTOR 1.2 /* of the one-rank bf16 run's own distance from f32 */
+
+typedef struct reference { run_job job; run_result result; bool ok; } reference;
+enum { MAX_REFERENCES = 128 };
+typedef struct references { reference list[MAX_REFERENCES]; int n; } references;
+
+static bool read_job(char *line, const char *root, run_job *j)
+{
+    char *field[9], *at = line;
+    for (int i = 0; i < 9; i++) {
+        field[i] = strsep(&at, "\t\n");
+        if (!field[i]) return false;
+    }
+    *j = (run_job){.micro = atoll(field[2]), .dropout = atof(field[5]), .clip = atof(field[6]), .batch = atoll(field[7]), .sequence = atoll(field[8]), .root = root};
+    snprintf(j->model, sizeof j->model, "%s", field[0]);
+    snprintf(j->parallel, sizeof j->parallel, "%s", strcmp(field[1], "-") ? field[1] : "");
+    j->optimizer = strcmp(field[4], "adamw") ? HD_SGD : HD_ADAMW;
+    return !hd_dtype_parse(field[3], &j->precision);
+}
+
+/* ---- one rank's run of the same job ---- */
+
+static bool same_job(const run_job *a, const run_job *b)
+{
+    return !strcmp(a->model, b->model) && a->micro == b->micro && a->batch == b->batch && a->sequence == b->sequence && a->precision == b->precision &&
+           a->optimizer == b->optimizer && a->dropout == b->dropout && a->clip == b->clip;
+}
+
+static const run_result *find_reference(references *all, const run_job *of, hd_dtype precision, hd_error *err)
+{
+    run_job j = *of;
+    j.parallel[0] = 0;
+    j.precision = precision;
+    for (int i = 0; i < all->n; i++)
+        if (same_job(&all->list[i].job, &j)) return all->list[i].ok ? &all->list[i].result : NULL;
+    if (all->n == MAX_REFERENCES) return hd_fail(err, HD_EINVAL, "more than %d different jobs", MAX_REFERENCES), NULL;
+    reference *r = &all->list[all->n++];
+    r->job = j;
+    r->ok = !run_all_ranks(&j, &r->result, err);
+    return r->ok ? &r->result : NULL;
+}
+
+/* ---- distances ---- */
+
+/* Largest distance of a gradient tensor, over what it is allowed to be. */
+static double gradient_distance(run_result *a, const run_result *b, const char **worst)
+{
+    double most = 0, global = run_global_norm(b);
+    *worst = "";
+    if (a->n_tensors != b->n_tensors) return *worst = "(another number of tensors)", INFINITY;
+    for (int i = 0; i < b->n_tensors; i++) {
+        const run_tensor *y = &b->tensor[i];
+        run_tensor *x = run_find_tensor(a, y->path, y->count);
+        double allowed = fmax(run_norm(y->data, NULL, y->count), 1e-2 * global), d = run_norm(x->data, y->data, y->count) / allowed;
+        if (!(d <= most)) most = d, *worst = y->path;
+    }
+    return most;
+}
+
+static double total_distance(run_result *a, const run_result *b)
+{
+    double sum = 0;
+    for (int i = 0; i < b->n_tensors; i++) {
+        run_tensor *x = run_find_tensor(a, b->tensor[i].path, b->tensor[i].count);
+        double d = run_norm(x->data, b->tensor[i].data, b->tensor[i].count);
+        sum += d * d;
+    }
+    return sqrt(sum);
+}
+
+static double loss_distance(const run_result *a, const run_result *b)
+{
+    double most = 0;
+    for (int i = 0; i < RUN_STEPS; i++) {
+        double d = fabs(a->loss[i] - b->loss[i]) / fmax(1, fabs(b->loss[i]));
+        if (!(d <= most)) most = d;
+    }
+    return most;
+}
+
+/* ---- a job ---- */
+
+static bool judge_f32(const run_job *j, run_result *r, const run_result *one)
+{
+    const char *worst;
+    double g = gradient_distance(r, one, &worst), l = loss_distance(r, one), bound = j->optimizer == HD_ADAMW ? ADAMW_BOUND : SGD_BOUND;
+    bool ok = g <= GRADIENT_BOUND && l <= bound && one->loss[RUN_STEPS - 1] < one->loss[0];
+    printf("gradients %.1e (%s) losses %.1e (%.0e) loss %.4f to %.4f", g, ok ? "1e-05" : worst, l, bound, one->loss[0], one->loss[RUN_STEPS - 1]);
+    return ok;
+}
+
+static bool judge_bf16(const run_job *j, run_result *r, run_result *one, const run_result *exact)
+{
+    double g = total_distance(r, exact), g1 = total_distance(one, exact), l = loss_distance(r, exact), l1 = loss_distance(one, exact);
+    bool ok = g <= BF16_FACTOR * g1 && l <= BF16_FACTOR * fmax(l1, 1e-4);
+    (void)j;
+    printf("from f32: gradients %.2f, losses %.2f of the one-rank bf16 run's (1.2)", g / g1, l / fmax(l1, 1e-4));
+    return ok;
+}
+
+static bool run_one(references *all, const run_job *j)
+{
+    hd_error err = {0};
+    run_result r;
+    printf("%-12s %-58s %2lldx%lldx%-3lld %s %s%s%s: ", j->model, j->parallel, (long long)j->micro, (long long)j->batch, (long long)j->sequence,
+           hd_dtype_name(j->precision), j->optimizer == HD_ADAMW ? "adamw" : "sgd", j->dropout > 0 ? " dropout" : "", j->clip > 0 ? " clip" : "");
+    fflush(stdout);
+    const run_result *exact = find_reference(all, j, HD_F32, &err), *one = exact ? find_reference(all, j, j->precision, &err) : NULL;
+    bool ok = one && !run_all_ranks(j, &r, &err);
+    if (!ok) return printf("FAIL %s\n", err.message), false;
+    ok = j->precision == HD_F32 ? judge_f32(j, &r, one) : judge_bf16(j, &r, (run_result *)one, exact);
+    int64_t parameters = 0, sent = 0;
+    for (int i = 0; i < r.ranks; i++) {
+        int64_t s = 0;
+        for (int k = 0; k < HD_TRANSFER_KINDS; k++) s += r.rank[i].sent[k];
+        if (s > sent) sent = s;
+        if (r.rank[i].parameter_bytes > parameters) parameters = r.rank[i].parameter_bytes;
+    }
+    printf("; %d ranks: at most %.2f of the FLOPs, %.2f of the parameters, %lld bytes sent a step; %.1f s %s\n", r.ranks, r.rank[0].flops / one->rank[0].flops,
+           (double)parameters / (double)one->rank[0].parameter_bytes, (long long)(sent / RUN_STEPS), r.seconds, ok ? "PASS" : "FAIL");
+    run_result_free(&r);
+    return ok;
+}
+
+int main(int argc, char **argv)
+{
+    const char *only = NULL;
+    int every = 1, n = 0, run = 0, failed = 0;
+    char line[512];
+    if (argc < 3) return fprintf(stderr, "check_equality TABLE ROOT [--only TEXT] [--every N]\n"), 2;
+    for (int i = 3; i + 1 < argc; i += 2) {
+        if (!strcmp(argv[i], "--only")) only = argv[i + 1];
+        else if (!strcmp(argv[i], "--every")) every = atoi(argv[i + 1]);
+    }
+    FILE *f = fopen(argv[1], "r");
+    if (!f) return perror(argv[1]), 2;
+    references *all = calloc(1, sizeof *all);
+    while (fgets(line, sizeof line, f)) {
+        run_job j;
+        char copy[512];
+        snprintf(copy, sizeof copy, "%s", line);
+        if (line[0] == '#' || (only && !strstr(line, only)) || n++ % every) continue;
+        if (!read_job(copy, argv[2], &j)) return fprintf(stderr, "%s: not a job: %s", argv[1], line), 2;
+        run++;
+        failed += !run_one(all, &j);
+        fflush(stdout);
+    }
+    fclose(f);
+    printf("%d configurations, %d failed\n", run, failed);
+    for (int i = 0; i < all->n; i++) run_result_free(&all->list[i].result);
+    free(all);
+    return failed > 0;
+}

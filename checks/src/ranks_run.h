@@ -1,0 +1,369 @@
+/* ranks_run.h: a small training job on any number of local ranks, with everything that a check compares: losses, the first step's gradients,
+ * and what each rank computed, held and sent. Shared by the checks of parallel training. */
+#ifndef CHECK_RANKS_RUN_H
+#define CHECK_RANKS_RUN_H
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "base/str.h"
+#include "comm/comm.h"
+#include "models/lm.h"
+#include "models/network.h"
+#include "plan/parallel.h"
+#include "train/session.h"
+
+enum { RUN_STEPS = 10, RUN_MAX_RANKS = 16, RUN_MAX_TENSORS = 256 };
+
+typedef struct run_job {
+    char model[32], parallel[128]; /* parallel "": one rank */
+    int64_t micro, batch, sequence;
+    hd_dtype precision;
+    hd_optimizer optimizer;
+    double dropout, clip;
+    const char *root; /* of the source tree: examples */
+} run_job;
+
+/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient. */
+typedef struct run_tensor { char path[128]; int64_t count; float *data; } run_tensor;
+
+typedef struct run_rank {
+    double flops;                           /* of one step, by the graph's own counts */
+    int64_t parameter_bytes, store_bytes, arena_bytes;
+    int64_t sent[HD_TRANSFER_KINDS];        /* of all steps */
+} run_rank;
+
+typedef struct run_result {
+    int ranks;
+    double loss[RUN_STEPS];
+    run_tensor tensor[RUN_MAX_TENSORS]; int n_tensors;
+    run_rank rank[RUN_MAX_RANKS];
+    double seconds;
+} run_result;
+
+static inline void run_result_free(run_result *r)
+{
+    for (int i = 0; i < r->n_tensors; i++) free(r->tensor[i].data);
+    r->n_tensors = 0;
+}
+
+/* ---- models ---- */
+
+typedef struct run_model { const char *name; hd_architecture arch; int64_t layers, width, heads, kv_heads, mlp, vocab; bool tied; } run_model;
+
+static const run_model run_models[] = {
+    {"gpt2", HD_ARCH_GPT2, 4, 48, 4, 4, 96, 96, true},
+    {"gpt2-odd", HD_ARCH_GPT2, 3, 33, 3, 3, 61, 101, true},
+    {"gpt2-untied", HD_ARCH_GPT2, 4, 40, 4, 4, 80, 97, false},
+    {"gpt2-shallow", HD_ARCH_GPT2, 4, 32, 4, 4, 64, 64, true},
+    {"gpt2-deep", HD_ARCH_GPT2, 8, 32, 4, 4, 64, 64, true},
+    {"llama", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
+    {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
+    {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
+    {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+};
+
+static inline const run_model *run_find_model(const char *name)
+{
+    for (size_t i = 0; i < sizeof run_models / sizeof *run_models; i++)
+        if (!strcmp(run_models[i].name, name)) return &run_models[i];
+    return NULL;
+}
+
+static inline hd_graph *run_lm_graph(const run_job *j, const run_model *m, hd_error *err)
+{
+    hd_lm_config c;
+    hd_lm_config_preset(&c, m->arch);
+    c.layers = m->layers, c.width = m->width, c.heads = m->heads, c.kv_heads = m->kv_heads, c.mlp_width = m->mlp, c.vocab = m->vocab;
+    c.head_dim = m->width / m->heads / 2 * 2, c.max_positions = 64, c.tie_embeddings = m->tied;
+    c.init_std = 0.08; /* small models learn faster from it: losses then tell runs apart */
+    c.embd_dropout = c.resid_dropout = j->dropout;
+    if (hd_lm_config_check(&c, m->name, err)) return NULL;
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence};
+    return hd_lm_graph(&c, &o, err);
+}
+
+static inline hd_graph *run_graph(const run_job *j, hd_error *err)
+{
+    const run_model *m = run_find_model(j->model);
+    if (m) return run_lm_graph(j, m, err);
+    char path[512];
+    snprintf(path, sizeof path, "%s/examples/%s.json", j->root, j->model);
+    hd_network *n = hd_network_load(path, err);
+    hd_graph *g = n ? hd_network_graph(n, &(hd_network_options){.batch = j->batch, .train = true}, err) : NULL;
+    hd_network_free(n);
+    return g;
+}
+
+static inline hd_session_options run_options(const run_job *j)
+{
+    hd_session_options o = {.plan = hd_plan_default(), .seed = 11};
+    o.plan.micro_batches = j->micro;
+    o.plan.precision = j->precision;
+    o.plan.threads = 1;
+    o.step = (hd_step_options){.optimizer = j->optimizer, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .momentum = 0.9, .weight_decay = 0.1, .clip = j->clip};
+    return o;
+}
+
+/* The plan of a job, from its --parallel text. */
+static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
+{
+    hd_parallel p;
+    hd_graph *g = run_graph(j, err);
+    hd_session_options o = run_options(j);
+    int rc = g ? hd_step_append(g, &o.step) : err->code;
+    *plan = o.plan;
+    if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
+    if (!rc && j->parallel[0]) rc = hd_parallel_expand(&p, g, j->sequence, plan, err);
+    hd_graph_free(g);
+    return rc;
+}
+
+/* ---- one rank ---- */
+
+typedef struct run_shared {
+    const run_job *job;
+    const hd_plan *plan;
+    run_result *result;
+    hd_comm *comm[RUN_MAX_RANKS];
+    pthread_mutex_t lock;
+    hd_error err; /* the first */
+} run_shared;
+
+typedef struct run_thread {
+    run_shared *shared;
+    int rank, step;
+    hd_session session;
+    pthread_t thread;
+} run_thread;
+
+static inline uint64_t run_word(uint64_t a, uint64_t b)
+{
+    return hd_hash_mix(hd_hash_mix(0x9e3779b97f4a7c15u, a), b);
+}
+
+/* Text with something to learn: each token is mostly a function of the one before. */
+static inline void run_fill_tokens(const run_job *j, uint64_t sample, int64_t vocab, int32_t *tokens, int32_t *targets)
+{
+    int64_t at = (int64_t)(run_word(sample, 1) % (uint64_t)vocab);
+    for (int64_t i = 0; i < j->sequence; i++) {
+        int64_t next = run_word(sample, (uint64_t)i + 7) % 4 ? (at * 5 + 3) % vocab : (int64_t)(run_word(sample, (uint64_t)i + 99) % (uint64_t)vocab);
+        tokens[i] = (int32_t)at;
+        targets[i] = run_word(sample, (uint64_t)i + 1000) % 9 ? (int32_t)next : -1;
+        at = next;
+    }
+}
+
+static inline int run_put_lm(const run_job *j, const run_model *m, hd_exec *e, uint64_t first, hd_error *err)
+{
+    size_t n = (size_t)(j->batch * j->sequence);
+    int32_t *data = malloc(4 * n * sizeof *data);
+    int64_t *samples = malloc(n * sizeof *samples);
+    for (int64_t b = 0; b < j->batch; b++) {
+        run_fill_tokens(j, first + (uint64_t)b, m->vocab, data + b * j->sequence, data + n + b * j->sequence);
+        for (int64_t i = 0; i < j->sequence; i++) {
+            data[2 * n + (size_t)(b * j->sequence + i)] = (int32_t)i;
+            data[3 * n + (size_t)(b * j->sequence + i)] = (int32_t)b;
+            samples[b * j->sequence + i] = (int64_t)first + b;
+        }
+    }
+    int rc = hd_exec_put(e, "tokens", data, err);
+    if (!rc) rc = hd_exec_put(e, "targets", data + n, err);
+    if (!rc) rc = hd_exec_put(e, "positions", data + 2 * n, err);
+    if (!rc) rc = hd_exec_put(e, "segments", data + 3 * n, err);
+    if (!rc) rc = hd_exec_put(e, "samples", samples, err);
+    free(data);
+    free(samples);
+    return rc;
+}
+
+static inline int run_put_images(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    enum { PIXELS = 256, CLASSES = 10 };
+    float *image = malloc((size_t)j->batch * PIXELS * sizeof *image);
+    int32_t *label = malloc((size_t)j->batch * sizeof *label);
+    for (int64_t b = 0; b < j->batch; b++) {
+        label[b] = (int32_t)(run_word(first + (uint64_t)b, 3) % CLASSES);
+        for (int64_t i = 0; i < PIXELS; i++)
+            image[b * PIXELS + i] = (float)(run_word(first + (uint64_t)b, (uint64_t)i + 50) % 1000) / 1000 + 0.2f * (float)((i + label[b]) % CLASSES == 0);
+    }
+    int rc = hd_exec_put(e, "image", image, err);
+    if (!rc) rc = hd_exec_put(e, "label", label, err);
+    free(image);
+    free(label);
+    return rc;
+}
+
+static inline int run_before(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err)
+{
+    run_thread *t = arg;
+    const run_job *j = t->shared->job;
+    const run_model *m = run_find_model(j->model);
+    if (kind != HD_SEGMENT_FORWARD) return 0;
+    uint64_t first = (uint64_t)((t->step * j->micro + call->micro) * j->batch);
+    return m ? run_put_lm(j, m, e, first, err) : run_put_images(j, e, first, err);
+}
+
+static inline double run_divisor(const run_job *j, int step)
+{
+    const run_model *m = run_find_model(j->model);
+    int64_t counted = 0;
+    int32_t tokens[512], targets[512];
+    if (!m) return (double)(j->batch * j->micro);
+    for (int64_t s = 0; s < j->batch * j->micro; s++) {
+        run_fill_tokens(j, (uint64_t)(step * j->micro * j->batch + s), m->vocab, tokens, targets);
+        for (int64_t i = 0; i < j->sequence; i++) counted += targets[i] >= 0;
+    }
+    return (double)counted;
+}
+
+static inline int run_step(run_thread *t, double *loss, hd_error *err)
+{
+    hd_exec *e = t->session.exec[HD_TRAIN_PROGRAM];
+    const run_job *j = t->shared->job;
+    float lr = j->optimizer == HD_ADAMW ? 3e-3f : 0.05f, number = (float)(t->step + 1), inverse = (float)(1 / run_divisor(j, t->step));
+    int64_t key[2] = {5, t->step};
+    hd_exec_hooks hooks = {.arg = t, .before = run_before};
+    hd_tensor out;
+    int rc = hd_exec_put(e, "lr", &lr, err);
+    if (!rc) rc = hd_exec_put(e, "step", &number, err);
+    if (!rc) rc = hd_exec_put(e, "inv_divisor", &inverse, err);
+    if (!rc) rc = hd_exec_put(e, "key", key, err);
+    if (!rc) rc = hd_exec_step(e, &hooks, err);
+    if (!rc) rc = hd_exec_output(e, "loss", &out, err);
+    if (!rc) *loss = hd_load_f64(out.data, out.dtype, 0);
+    return rc;
+}
+
+/* Which optimizer state is a multiple of the gradient after the first step. */
+static inline const char *run_gradient_prefix(const run_job *j) { return j->optimizer == HD_ADAMW ? "exp_avg." : "momentum."; }
+
+static inline run_tensor *run_find_tensor(run_result *r, const char *path, int64_t count)
+{
+    for (int i = 0; i < r->n_tensors; i++)
+        if (!strcmp(r->tensor[i].path, path)) return &r->tensor[i];
+    if (r->n_tensors == RUN_MAX_TENSORS) return NULL;
+    run_tensor *t = &r->tensor[r->n_tensors++];
+    snprintf(t->path, sizeof t->path, "%s", path);
+    t->count = count;
+    t->data = calloc((size_t)count, sizeof *t->data);
+    return t;
+}
+
+static inline void run_collect(run_thread *t)
+{
+    const hd_store *s = t->session.store;
+    const char *prefix = run_gradient_prefix(t->shared->job);
+    pthread_mutex_lock(&t->shared->lock);
+    for (size_t i = 0; i < s->n_tensors; i++) {
+        const hd_store_tensor *x = s->tensors[i];
+        if (strncmp(x->path, prefix, strlen(prefix))) continue;
+        const hd_shape *whole = x->layout ? &x->whole : &x->type.shape;
+        run_tensor *to = run_find_tensor(t->shared->result, x->path + strlen(prefix), hd_shape_count(whole));
+        if (to) hd_layout_put(&s->mesh, x->layout, whole, s->rank, sizeof(float), x->data, to->data);
+    }
+    pthread_mutex_unlock(&t->shared->lock);
+}
+
+static inline void run_note_rank(run_thread *t)
+{
+    run_rank *r = &t->shared->result->rank[t->rank];
+    const hd_store *s = t->session.store;
+    r->flops = t->session.flops[HD_TRAIN_PROGRAM];
+    r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
+    for (size_t i = 0; i < s->n_tensors; i++) {
+        r->store_bytes += s->tensors[i]->bytes;
+        if (s->tensors[i]->kind == HD_PARAM) r->parameter_bytes += hd_shape_count(&s->tensors[i]->type.shape) * (int64_t)hd_dtype_size(s->tensors[i]->type.dtype);
+    }
+    if (t->shared->comm[t->rank]) hd_comm_sent(t->shared->comm[t->rank], r->sent);
+}
+
+static inline int run_rank_body(run_thread *t, hd_error *err)
+{
+    const run_job *j = t->shared->job;
+    hd_session_options o = run_options(j);
+    o.plan = *t->shared->plan;
+    o.rank = (hd_rank){t->rank, t->shared->comm[t->rank]};
+    hd_graph *g = run_graph(j, err);
+    int rc = g ? hd_session_init(&t->session, g, NULL, &o, err) : err->code;
+    if (!rc) rc = hd_session_start(&t->session, &o, err);
+    for (t->step = 0; t->step < RUN_STEPS && !rc; t->step++) {
+        double loss = NAN;
+        rc = run_step(t, &loss, err);
+        if (t->rank == 0) t->shared->result->loss[t->step] = loss;
+        if (!rc && t->step == 0) run_collect(t);
+    }
+    if (!rc) run_note_rank(t);
+    return rc;
+}
+
+static inline void *run_rank_main(void *arg)
+{
+    run_thread *t = arg;
+    hd_error err = {0};
+    if (run_rank_body(t, &err)) {
+        pthread_mutex_lock(&t->shared->lock);
+        if (!t->shared->err.code || (t->shared->err.code == HD_ECOMM && err.code != HD_ECOMM)) t->shared->err = err;
+        pthread_mutex_unlock(&t->shared->lock);
+        if (t->shared->comm[t->rank]) hd_comm_abort(t->shared->comm[t->rank], err.message);
+    }
+    hd_session_free(&t->session);
+    return NULL;
+}
+
+/* ---- all ranks ---- */
+
+/* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */
+static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err)
+{
+    hd_plan *plan = malloc(sizeof *plan);
+    run_shared s = {.job = j, .plan = plan, .result = out};
+    run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
+    *out = (run_result){0};
+    int rc = run_plan(j, plan, err), n = rc ? 0 : hd_mesh_size(&plan->mesh);
+    if (n > RUN_MAX_RANKS) rc = hd_fail(err, HD_EINVAL, "%d ranks: at most %d here", n, RUN_MAX_RANKS);
+    if (!rc && plan->mesh.n) rc = hd_comm_local(n, 60, s.comm, err);
+    out->ranks = n;
+    pthread_mutex_init(&s.lock, NULL);
+    double begin = hd_time();
+    for (int r = 0; r < n && !rc; r++) {
+        threads[r] = (run_thread){.shared = &s, .rank = r};
+        pthread_create(&threads[r].thread, NULL, run_rank_main, &threads[r]);
+    }
+    for (int r = 0; r < n && !rc; r++) pthread_join(threads[r].thread, NULL);
+    out->seconds = hd_time() - begin;
+    for (int r = 0; r < n && plan->mesh.n; r++) hd_comm_free(s.comm[r]);
+    if (!rc && s.err.code) rc = hd_fail(err, s.err.code, "%s", s.err.message);
+    pthread_mutex_destroy(&s.lock);
+    free(threads);
+    free(plan);
+    return rc;
+}
+
+/* ---- comparing ---- */
+
+static inline double run_norm(const float *a, const float *b, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)a[i] - (b ? (double)b[i] : 0);
+        sum += d * d;
+    }
+    return sqrt(sum);
+}
+
+static inline double run_global_norm(const run_result *r)
+{
+    double sum = 0;
+    for (int i = 0; i < r->n_tensors; i++) {
+        double n = run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
+        sum += n * n;
+    }
+    return sqrt(sum);
+}
+
+#endif
