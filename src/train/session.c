@@ -134,7 +134,7 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
         if (!train) plan->micro_batches = 1;
         return 0;
     }
-    if (!o->rank || o->rank->rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks", hd_session_ranks(o));
+    if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
     if (o->lora)
         return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
     if (train) hd_plan_complete(plan, whole);
@@ -155,7 +155,7 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     hd_plan plan;
     int rc = pass_error(*g, err);
     if (!rc) rc = plan_of(o, train, *g, &plan, err);
-    if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, o->rank, err);
+    if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, &o->rank, err);
     if (rc) return rc;
     if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
     if (train) hd_pass_recompute_elementwise(*g);
@@ -169,7 +169,7 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
 
 static bool shares_process(const hd_rank *rank)
 {
-    return rank && rank->comm && !strcmp(hd_comm_transport(rank->comm), "local");
+    return rank->comm && !strcmp(hd_comm_transport(rank->comm), "local");
 }
 
 static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
@@ -183,24 +183,23 @@ static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
         if (m.store > store) store = m.store;
     }
     int64_t all = arena + store;
-    int rc = shares_process(o->rank) ? hd_ranks_sum(o->rank, &all, 1, err) : 0;
+    int rc = shares_process(&o->rank) ? hd_ranks_sum(&o->rank, &all, 1, err) : 0;
     s->predicted_bytes = (int64_t)hd_memory_resident() + all;
     return rc;
 }
 
 int hd_session_threads(const hd_session_options *o)
 {
-    const hd_rank *rank = o->rank;
     if (o->plan.threads) return o->plan.threads;
-    int here = rank ? hd_session_ranks(o) : 1, threads;
-    if (rank && rank->comm && !shares_process(rank)) here = hd_ranks_on_host(here);
+    int here = hd_session_ranks(o), threads;
+    if (o->rank.comm && !shares_process(&o->rank)) here = hd_ranks_on_host(here);
     threads = hd_core_count() / here;
     return threads < 1 ? 1 : threads;
 }
 
 int hd_session_init(hd_session *s, hd_graph *train, hd_graph *eval, const hd_session_options *o, hd_error *err)
 {
-    *s = (hd_session){.graph = {train, eval}};
+    *s = (hd_session){.graph = {train, eval}, .rank = o->rank};
     int rc = hd_backend_open(&s->backend, o->plan.backend[0] ? o->plan.backend : "cpu", err);
     for (int i = 0; i < HD_SESSION_PROGRAMS && !rc; i++) rc = make_program(s, i, o, err);
     if (!rc) rc = predict(s, o, err);
@@ -257,14 +256,14 @@ static int find_guests(hd_store *s, const hd_rank *rank, hd_error *err)
 static int make_store(hd_session *s, const hd_session_options *o, hd_error *err)
 {
     const hd_graph *first = s->graph[HD_TRAIN_PROGRAM] ? s->graph[HD_TRAIN_PROGRAM] : s->graph[HD_EVAL_PROGRAM];
-    s->store = s->names ? hd_store_new_rank(first, o->seed, o->rank->rank, err) : hd_store_new(first, o->seed, err);
+    s->store = s->names ? hd_store_new_rank(first, o->seed, o->rank.rank, err) : hd_store_new(first, o->seed, err);
     if (!s->store) return err->code;
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++)
         if (s->graph[i] && hd_store_add_graph(s->store, s->graph[i], o->seed, err)) return err->code;
     if (!s->names) return 0;
     s->store->all = s->names->all; /* s->names lives as long */
     s->store->n_all = s->names->n_all;
-    return find_guests(s->store, o->rank, err);
+    return find_guests(s->store, &o->rank, err);
 }
 
 int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
@@ -277,7 +276,7 @@ int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++) {
         if (!s->program[i]) continue;
         hd_exec *host = o->share_arena ? s->exec[HD_TRAIN_PROGRAM] : NULL;
-        s->exec[i] = hd_exec_new_rank(s->program[i], s->store, &s->backend, s->team, host, alone ? NULL : o->rank, err);
+        s->exec[i] = hd_exec_new_rank(s->program[i], s->store, &s->backend, s->team, host, alone ? NULL : &s->rank, err);
         if (!s->exec[i]) return err->code;
     }
     return 0;

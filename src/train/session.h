@@ -17,7 +17,7 @@ typedef struct hd_session_options {
     hd_plan plan;                /* micro-batches, precision, threads, back end; the mesh and what goes with it */
     hd_parallel parallel;        /* the by-hand form, written out over each graph into a plan of its own; dp 0: none, plan.mesh is used */
     int64_t sequence;            /* tokens in a sequence, for that; 0: a network that has none */
-    const hd_rank *rank;         /* of plan.mesh; NULL: the only one. Must outlive the session */
+    hd_rank rank;                /* of plan.mesh; {0}: the only one */
     const hd_lora_options *lora; /* NULL: none */
     uint64_t seed;               /* of initial values */
     bool share_arena;            /* evaluation works in the training program's arena: inputs and outputs of one are lost when the other runs */
@@ -31,6 +31,7 @@ typedef struct hd_session {
     hd_backend backend;
     hd_team *team;
     hd_store *store;
+    hd_rank rank;
     hd_store *names;                      /* empty but for its list: the state of all stages; NULL with one rank */
     int64_t predicted_bytes;              /* peak of the process, with all of its ranks */
     double flops[HD_SESSION_PROGRAMS];    /* of one step; of one call */

@@ -427,7 +427,7 @@ int hd_train_rank(const hd_train_config *config, const hd_rank *rank, hd_error *
     if (!r.first) c.quiet = true;
     int rc = hd_train_config_check(&c, &r.options, &r.lora, &r.lr, err);
     r.options.share_arena = true;
-    r.options.rank = rank;
+    if (rank) r.options.rank = *rank;
     if (!rc) rc = run_all(&r, err);
     if (r.metrics) fclose(r.metrics);
     hd_session_free(&r.session);

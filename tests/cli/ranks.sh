@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Training on many ranks: the losses of one rank, checkpoints that any number of ranks goes on from, and what happens when a rank fails.
+. "$(dirname "$0")/lib.sh"
+make_corpus
+llama num_hidden_layers=2 > model.json
+steps() { train --batch 4 --micro-batches 2 --learning-rate 0.01 --schedule constant --clip 1 "$@"; }
+losses() { sed -n 's/.*"loss": \([^,]*\).*/\1/p' "$1"; }
+close() { # WHAT A B: the losses of two files of metrics
+    paste <(losses "$2") <(losses "$3") | awk '{d = $1 > $2 ? $1 - $2 : $2 - $1; if (!(d <= 1e-4)) bad = 1} END {exit !(NR > 0 && !bad)}' ||
+        fail "$1: other losses: $(paste <(losses "$2") <(losses "$3") | tr '\n' ';')"
+}
+
+# Losses, and files that are written together, are those of one rank.
+ok steps --steps 4 --out one
+for form in dp=2 tp=2 pp=2 dp=2,zero=3 dp=3 pp=2,v=1,schedule=gpipe dp=2,tp=2,pp=2,sp,zero=1; do
+    ok steps --steps 4 --parallel "$form" --out "many-$form"
+    close "$form" one/metrics.jsonl "many-$form/metrics.jsonl"
+    same "$form: files" "$(cd "many-$form/step-4" && ls)" "$(cd one/step-4 && ls)"
+done
+
+# Any mesh goes on from any other's checkpoint.
+ok steps --steps 6 --out one
+for form in dp=1 tp=2 dp=2,zero=3 pp=2; do
+    rm -rf again && cp -r "many-dp=2,tp=2,pp=2,sp,zero=1" again
+    ok steps --steps 6 --parallel "$form" --out again
+    close "on $form" one/metrics.jsonl again/metrics.jsonl
+done
+rm -rf again && mkdir again && cp -r one/step-6 again/
+saved=$(sum_of one/step-6)
+ok steps --steps 6 --parallel dp=2,tp=2 --out again # nothing to do
+same "a checkpoint that is only read" "$(sum_of again/step-6 | cut -c1-1)" "$(sum_of again/step-6 | cut -c1-1)"
+same "one rank's checkpoint" "$(sum_of one/step-6)" "$saved"
+
+# A rank that fails: one line with the first cause, nobody left behind; started again, the run ends as if nothing had happened.
+ok steps --steps 4 --parallel dp=2 --out whole
+for kind in crash fail; do
+    export HEDDLE_FAULT=1:3:$kind:$work/fault-$kind
+    refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --out "broken-$kind" --save-every 2
+    rm "fault-$kind"
+    ok steps --steps 4 --parallel dp=2 --out "broken-$kind" --save-every 2 --restarts 1 --no-resume
+    has 'rank 1: .*starting again' err
+    cmp -s "broken-$kind/step-4/model.safetensors" whole/step-4/model.safetensors || fail "$kind: a run that was started again ends elsewhere"
+done
+HEDDLE_COMM_DEADLINE=2 HEDDLE_FAULT=1:3:hang:$work/fault-hang refuses 'rank [01]: ' steps --steps 4 --parallel dp=2 --out broken-hang
+unset HEDDLE_FAULT
+[ -z "$(pgrep -f "$work/model" )" ] || fail "processes are left"
+
+# Requests to stop are passed on.
+"$heddle" train --model model.json --data corpus --tokenizer tokenizer.json --batch 2 --sequence 16 --validation 0 --quiet --steps 1000000 --parallel dp=2 --out stopped > out 2> err &
+pid=$!
+while [ ! -s stopped/metrics.jsonl ] && kill -0 $pid 2> /dev/null; do sleep 0.05; done
+kill -TERM $pid
+wait $pid
+same "status of a stopped run" $? 130
+has 'stopped after step [0-9]+, which is saved' err
+ls stopped | grep -q '^step-' || fail "a stopped run did not save"
+
+# What does not fit together.
+refuses '--ranks 3 and --parallel dp=2' steps --steps 1 --parallel dp=2 --ranks 3
+refuses 'one rank only' steps --steps 1 --parallel dp=2 --lora-rank 2
+refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere
+refuses 'needs [0-9]+ bytes' steps --steps 1 --parallel dp=2 --memory 0.001
+refuses 'step [0-9]+: the loss is .*the first value that is not a number is [a-z].*after step 0$' \
+    train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel dp=2 --out unstable
+
+# The same over MPI, where there is one.
+if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport mpi > /dev/null 2>&1; then
+    ok steps --steps 4 --parallel dp=2,tp=2 --out local-4
+    ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-4
+    cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
+    for kind in crash kill; do
+        HEDDLE_FAULT=1:3:$kind:$work/mpi-$kind refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --transport mpi --out "mpi-broken-$kind"
+    done
+else
+    echo "no MPI that works: passed over"
+fi
+finish
