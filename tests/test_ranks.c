@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include "graph/op.h"
+#include "passes/partition.h"
 
 /* ---- running a world ---- */
 
@@ -383,12 +384,89 @@ static void test_stuck_pipelines(void **state)
     hd_program_free(other);
 }
 
+/* ---- a language model, cut by the passes ---- */
+
+static int put_tokens(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err)
+{
+    enum { N = 6 };
+    int32_t token[N], target[N];
+    float weight = 0.1f;
+    (void)arg;
+    int rc = hd_exec_put(e, "weight", &weight, err);
+    float lr = 0.01f, step = 1;
+    if (!rc) rc = hd_exec_put(e, "lr", &lr, err);
+    if (!rc) rc = hd_exec_put(e, "step", &step, err);
+    if (rc || kind != HD_SEGMENT_FORWARD) return rc;
+    for (int i = 0; i < N; i++) {
+        uint64_t h = hd_hash_mix(7, (uint64_t)(i + N * call->micro));
+        token[i] = (int32_t)(h % VOCAB);
+        target[i] = (int32_t)(h / VOCAB % VOCAB);
+    }
+    rc = hd_exec_put(e, "token", token, err);
+    return rc ? rc : hd_exec_put(e, "target", target, err);
+}
+
+static void compare_stores(const crew *w, const hd_store *one)
+{
+    int compared = 0;
+    for (int r = 0; r < w->n; r++)
+        for (size_t k = 0; k < w->m[r].store->n_tensors; k++) {
+            const hd_store_tensor *t = w->m[r].store->tensors[k], *all = hd_store_find(one, t->path);
+            if (!all) continue;
+            const float *want = all->data, *got = t->data;
+            for (int64_t i = 0; i < all->bytes / 4; i++)
+                if (!(fabsf(want[i] - got[i]) <= 1e-4f)) fail_msg("rank %d, %s[%d]: %g, not %g", r, t->path, (int)i, got[i], want[i]);
+            compared++;
+        }
+    assert_true(compared > 20);
+}
+
+static void compare_model(hd_schedule_kind schedule, int chunks)
+{
+    static const char *const cuts[] = {"layers.0.y", "layers.1.u", "layers.2.v"};
+    crew w;
+    rig one;
+    hd_error err = {0};
+    hd_graph *whole = small_training(6, false, 0.5), *g = small_training(6, false, 0.5), *parts[2];
+    hd_plan plan = hd_plan_default();
+    g->mesh = plan.mesh = (hd_mesh){.n = 1, .axis = {{"pp", 2, HD_AXIS_PIPELINE}}};
+    assert_int_equal(hd_pass_chunks(g, cuts, 2 * chunks - 1), 0);
+    for (int s = 0; s < 2; s++) parts[s] = hd_graph_stage(g, s, 2, &err);
+    assert_string_equal(err.message, "");
+    plan.schedule = schedule;
+    plan.chunks = chunks;
+    plan.micro_batches = 4;
+    plan.threads = 1;
+    rig_open(&one, whole, "reference", 4, 1);
+    hd_exec_hooks hooks = {.before = put_tokens};
+    for (int i = 0; i < 2; i++) assert_int_equal(hd_exec_step(one.exec, &hooks, &one.err), 0);
+    crew_open(&w, parts, 2, &plan, "reference", 1);
+    for (int r = 0; r < w.n; r++) w.m[r].hooks = hooks;
+    crew_run(&w, 2);
+    compare_stores(&w, one.store);
+    crew_close(&w);
+    rig_close(&one, false);
+    hd_graph_free(whole);
+    hd_graph_free(g);
+    for (int s = 0; s < 2; s++) hd_graph_free(parts[s]);
+}
+
+static void test_language_model_in_stages(void **state)
+{
+    (void)state;
+    compare_model(HD_SCHEDULE_GPIPE, 1);
+    compare_model(HD_SCHEDULE_1F1B, 1);
+    compare_model(HD_SCHEDULE_ZERO_BUBBLE, 1);
+    compare_model(HD_SCHEDULE_INTERLEAVED, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_conversions),
         cmocka_unit_test(test_pipelines),
         cmocka_unit_test(test_stuck_pipelines),
+        cmocka_unit_test(test_language_model_in_stages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -115,7 +115,7 @@ static int make_schedule(hd_lowering *l)
 /* ---- copies ---- */
 
 /* Of each root: the loop's segments that touch it. */
-typedef struct touched { int first, last; bool outside; } touched;
+typedef struct touched { int first, last; bool outside, sent_later; } touched;
 
 static void touch(const hd_program *p, touched *t, const int *buffers, int n, int segment)
 {
@@ -138,6 +138,9 @@ static void touch_all(const hd_program *p, touched *t)
         for (const hd_instr *x; (x = hd_instr_next(&it));) {
             touch(p, t, x->in, x->n_in, s);
             touch(p, t, x->out, x->n_out, s);
+            if (x->opcode != HD_COMM || !x->op->has_effect || !in_loop(p, s)) continue;
+            touched *sent = &t[hd_buffer_root(p, x->in[0])];
+            sent->sent_later |= sent->first != s || p->buffers[hd_buffer_root(p, x->in[0])].class == HD_BUFFER_INPUT;
         }
     }
 }
@@ -186,10 +189,10 @@ static int make_copies(hd_lowering *l)
         bool input = x->class == HD_BUFFER_INPUT;
         if (!hd_buffer_in_arena(p, b) || t[b].outside || t[b].last < 0 || (input && x->micro != HD_TIME_SPLIT)) continue;
         if (input && forward >= 0) t[b].first = forward;
-        if (t[b].first == t[b].last) continue;
+        if (t[b].first == t[b].last && !t[b].sent_later) continue;
         int *copies = &known[(size_t)t[b].first * segments + (size_t)t[b].last];
         if (!*copies) *copies = count_copies(l, t[b].first, t[b].last, ends, ends + micro);
-        x->copies = *copies;
+        x->copies = *copies + t[b].sent_later; /* the send ends only before the next call of its segment */
     }
     for (int b = 0; b < p->n_buffers; b++) p->buffers[b].copies = p->buffers[hd_buffer_root(p, b)].copies;
     return 0;
