@@ -254,7 +254,8 @@ static void test_save_fails(void **state)
     make_model(&m);
     snprintf(out, sizeof out, "%s/failing", (char *)*state);
     run_talkers(&m, out, 2, t);
-    for (int r = 0; r < 4; r++) assert_int_equal(t[r].rc, r == 2 ? HD_EIO : HD_ECOMM);
+    assert_int_equal(t[2].rc, HD_EIO);
+    for (int r = 0; r < 4; r++) assert_true(t[r].rc < 0); /* what others see depends on how far they are: HD_ECOMM, or that the first took the files away */
     snprintf(path, sizeof path, "%s/.step-3.partial", out);
     assert_false(hd_file_exists(path));
     snprintf(path, sizeof path, "%s/step-3", out);

@@ -34,13 +34,6 @@ static int with_everyone(const hd_rank *rank, const hd_transfer *t, hd_error *er
     return g ? hd_comm_do(rank->comm, g, t, err) : err->code;
 }
 
-int hd_ranks_barrier(const hd_rank *rank, hd_error *err)
-{
-    if (!rank || !rank->comm) return 0;
-    hd_comm_group *g = everyone(rank, err);
-    return g ? hd_comm_barrier(rank->comm, g, err) : err->code;
-}
-
 static hd_transfer reduction(hd_dtype dtype, void *v, int64_t n, bool max)
 {
     return (hd_transfer){.kind = HD_ALL_REDUCE, .dtype = dtype, .max = max, .in = v, .out = v, .count = n};
@@ -56,6 +49,12 @@ int hd_ranks_max(const hd_rank *rank, int64_t *v, int64_t n, hd_error *err)
 {
     hd_transfer t = reduction(HD_I64, v, n, true);
     return with_everyone(rank, &t, err);
+}
+
+int hd_ranks_barrier(const hd_rank *rank, hd_error *err)
+{
+    int64_t here = 1;
+    return hd_ranks_sum(rank, &here, 1, err);
 }
 
 int hd_ranks_tell(const hd_rank *rank, int from, void *data, int64_t bytes, hd_error *err)
