@@ -139,7 +139,7 @@ static int stage_facts(const run_job *j, int stage, text_facts *f, int64_t *para
     int rc = run_plan(j, &o.plan, &err);
     int stages = hd_plan_stages(&o.plan), ranks = hd_mesh_size(&o.plan.mesh);
     hd_rank rank = {.rank = stage * (ranks / stages)};
-    o.rank = &rank;
+    o.rank = rank;
     hd_graph *g = rc ? NULL : run_graph(j, &err);
     if (!rc) rc = g ? hd_session_init(&s, g, NULL, &o, &err) : err.code;
     if (rc) {

@@ -21,7 +21,7 @@ enum { RUN_STEPS = 10, RUN_MAX_RANKS = 16, RUN_MAX_TENSORS = 256 };
 
 typedef struct run_job {
     char model[32], parallel[128]; /* parallel "": one rank */
-    int64_t micro, batch, sequence;
+    int64_t micro, batch, sequence, seed; /* seed: of initial values and data */
     hd_dtype precision;
     hd_optimizer optimizer;
     double dropout, clip;
@@ -101,7 +101,7 @@ static inline hd_graph *run_graph(const run_job *j, hd_error *err)
 
 static inline hd_session_options run_options(const run_job *j)
 {
-    hd_session_options o = {.plan = hd_plan_default(), .seed = 11};
+    hd_session_options o = {.plan = hd_plan_default(), .seed = (uint64_t)(11 + j->seed)};
     o.plan.micro_batches = j->micro;
     o.plan.precision = j->precision;
     o.plan.threads = 1;
@@ -200,13 +200,18 @@ static inline int run_put_images(const run_job *j, hd_exec *e, uint64_t first, h
     return rc;
 }
 
+static inline uint64_t run_first_sample(const run_job *j, int step)
+{
+    return (uint64_t)(j->seed * 100000 + step * j->micro * j->batch);
+}
+
 static inline int run_before(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err)
 {
     run_thread *t = arg;
     const run_job *j = t->shared->job;
     const run_model *m = run_find_model(j->model);
     if (kind != HD_SEGMENT_FORWARD) return 0;
-    uint64_t first = (uint64_t)((t->step * j->micro + call->micro) * j->batch);
+    uint64_t first = run_first_sample(j, t->step) + (uint64_t)(call->micro * j->batch);
     return m ? run_put_lm(j, m, e, first, err) : run_put_images(j, e, first, err);
 }
 
@@ -217,7 +222,7 @@ static inline double run_divisor(const run_job *j, int step)
     int32_t tokens[512], targets[512];
     if (!m) return (double)(j->batch * j->micro);
     for (int64_t s = 0; s < j->batch * j->micro; s++) {
-        run_fill_tokens(j, (uint64_t)(step * j->micro * j->batch + s), m->vocab, tokens, targets);
+        run_fill_tokens(j, run_first_sample(j, step) + (uint64_t)s, m->vocab, tokens, targets);
         for (int64_t i = 0; i < j->sequence; i++) counted += targets[i] >= 0;
     }
     return (double)counted;
@@ -227,7 +232,7 @@ static inline int run_step(run_thread *t, double *loss, hd_error *err)
 {
     hd_exec *e = t->session.exec[HD_TRAIN_PROGRAM];
     const run_job *j = t->shared->job;
-    float lr = j->optimizer == HD_ADAMW ? 3e-3f : 0.02f, number = (float)(t->step + 1), inverse = (float)(1 / run_divisor(j, t->step));
+    float lr = j->optimizer == HD_ADAMW ? 1e-3f : 0.005f, number = (float)(t->step + 1), inverse = (float)(1 / run_divisor(j, t->step));
     int64_t key[2] = {5, t->step};
     hd_exec_hooks hooks = {.arg = t, .before = run_before};
     hd_tensor out;
@@ -290,7 +295,7 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
     hd_session_options o = run_options(j);
     o.plan = *t->shared->plan;
     t->at = (hd_rank){t->rank, t->shared->comm[t->rank]};
-    if (o.plan.mesh.n) o.rank = &t->at;
+    o.rank = t->at;
     hd_graph *g = run_graph(j, err);
     int rc = g ? hd_session_init(&t->session, g, NULL, &o, err) : err->code;
     if (!rc) rc = hd_session_start(&t->session, &o, err);

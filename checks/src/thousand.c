@@ -54,7 +54,7 @@ static int make_plan(thousand *t, const char *parallel, int64_t micro, hd_error 
 static int lower_stage(thousand *t, int stage, hd_error *err)
 {
     hd_rank rank = {.rank = stage * (t->ranks / t->stages)};
-    t->o.rank = &rank;
+    t->o.rank = rank;
     hd_graph *g = build(t, 8, err);
     int rc = g ? hd_session_init(&t->session[stage], g, NULL, &t->o, err) : err->code;
     if (rc) return rc;
