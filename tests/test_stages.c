@@ -359,13 +359,13 @@ static void check_stages(const model *m, int stages, int chunks, int seed, doubl
     hd_store *store = hd_store_new(whole.g[0], 7, &err);
     world_run(&whole, store);
     hd_graph *g = build(m);
-    if (m->fused) assert_int_equal(hd_pass_recompute_elementwise(g), 0);
     assert_int_equal(hd_pass_chunks(g, cuts, pick_cuts(g, stages * chunks - 1, seed, cuts)), 0);
-    if (m->fused) assert_int_equal(hd_pass_fuse_elementwise(g), 0);
     hd_graph_verify(g, &err);
     for (int s = 0; s < stages; s++) {
         parts.g[s] = hd_graph_stage(g, s, stages, &err);
         assert_string_equal(err.message, "");
+        if (m->fused) assert_int_equal(hd_pass_recompute_elementwise(parts.g[s]), 0);
+        if (m->fused) assert_int_equal(hd_pass_fuse_elementwise(parts.g[s]), 0);
         hd_graph_verify(parts.g[s], &err);
         assert_string_equal(err.message, "");
         check_time(parts.g[s]);
