@@ -11,6 +11,7 @@
 
 #include "base/rng.h"
 #include "base/str.h"
+#include "base/thread.h"
 #include "comm/comm.h"
 #include "models/lm.h"
 #include "models/network.h"
@@ -313,6 +314,7 @@ static inline void *run_rank_main(void *arg)
 {
     run_thread *t = arg;
     hd_error err = {0};
+    if (t->shared->result->ranks <= hd_core_count()) hd_thread_pin(t->rank, 1);
     if (run_rank_body(t, &err)) {
         pthread_mutex_lock(&t->shared->lock);
         if (!t->shared->err.code || (t->shared->err.code == HD_ECOMM && err.code != HD_ECOMM)) t->shared->err = err;

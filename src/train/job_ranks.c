@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "base/mem.h"
 #include "base/term.h"
+#include "base/thread.h"
 #include "train/stop.h"
 
 #define LAST_WORDS 4 /* seconds that the other ranks have for ending once one has failed */
@@ -98,12 +99,22 @@ typedef struct member {
     pthread_t thread;
 } member;
 
+/* Ranks that have cores enough keep to their own: a kernel may leave two threads that wait for each other on one core. A quota below the cores (of a
+ * container) is left to the kernel. */
+static void pin_member(const member *m)
+{
+    int ranks = m->crew->job->ranks, threads = (int)m->crew->job->config->threads, cores = hd_core_count();
+    if (!threads) threads = cores / ranks;
+    if (m->crew->job->meshed && threads * ranks <= cores) hd_thread_pin(m->rank.rank * threads, threads);
+}
+
 static void *run_member(void *arg)
 {
     member *m = arg;
     crew *c = m->crew;
     hd_error err = {0};
     name_thread(m->rank.rank);
+    pin_member(m);
     int rc = hd_train_rank(c->job->config, c->job->meshed ? &m->rank : NULL, &err);
     if (rc) {
         tell(c->fd, "failed", m->rank.rank, rc, err.message);
