@@ -4,6 +4,7 @@
  * waits for that. Transfers get a longer way between the two by moving instructions, never one over another that it depends on:
  *  - with one call of backward, what the update makes of a reduced gradient goes behind backward (Li et al. 2020, PyTorch DDP, section 3.2.3);
  *  - with several, a gradient's reduction goes from the update into backward, behind its last addend, and is done in the last micro-batch only;
+ *  - where gradients are reduced in every micro-batch, what they are added up by goes behind the reductions of later ones;
  *  - gathers of parameters go one layer ahead (Zhao et al. 2023, PyTorch FSDP, section 3.3.2): before the first use of the layer before.
  * Transfers between stages of a pipeline stay as they are: all stages meet there. Every rank of a stage has the same program, so each group's
  * transfers are started in the same order by all. */
@@ -90,6 +91,11 @@ static bool may_run_beside(const hd_lowering *l, const hd_instr *x)
         group *= axis->size;
     }
     return group > 1;
+}
+
+static int64_t operand_bytes(const hd_lowering *l, const hd_instr *x)
+{
+    return l->p->buffers[x->in[0]].bytes;
 }
 
 /* ---- moving ---- */
@@ -224,6 +230,52 @@ static int delay_updates(async *a, size_t begin, size_t end)
     return sort_by(a, key);
 }
 
+/* ---- sums of scattered gradients ---- */
+
+/* The reduction of this segment that makes what the sum at draft i adds; i if there is none. */
+static size_t added_reduction(const async *a, size_t begin, size_t i)
+{
+    const hd_lowering *l = a->l;
+    const hd_instr *x = &l->drafts[i].instr;
+    if (x->opcode != HD_KERNEL || x->op != &hd_op_add || x->in[0] != x->out[0] || x->in[1] < 0) return i;
+    for (size_t k = i; k-- > begin;) {
+        const hd_instr *y = &l->drafts[k].instr;
+        if (writes(a, y, storage_of(a, x->in[1]))) return is_reduction(y) && may_run_beside(l, y) ? k : i;
+    }
+    return i;
+}
+
+/* In front of which draft the sum must stand: of the next that touches its memory, or of the reduction with which more than there may be would be
+ * under way. */
+static size_t latest_place(const async *a, size_t reduction, size_t i, size_t end)
+{
+    const hd_lowering *l = a->l;
+    const hd_instr *x = &l->drafts[i].instr;
+    int64_t under_way = operand_bytes(l, &l->drafts[reduction].instr);
+    for (size_t k = reduction + 1; k < end; k++) {
+        const hd_instr *y = &l->drafts[k].instr;
+        if (k <= i) continue;
+        if (touches(a, y, storage_of(a, x->out[0])) || touches(a, y, storage_of(a, x->in[1]))) return k;
+        if (y->opcode == HD_VIEW && (has(a, y->out, 1, storage_of(a, x->out[0])) || has(a, y->out, 1, storage_of(a, x->in[1])))) return k;
+        if (is_reduction(y)) under_way += operand_bytes(l, y);
+        if (under_way > MOST_SCATTERED) return k;
+    }
+    return end;
+}
+
+/* Where each micro-batch's gradients are reduced, they are added up later in the call. */
+static int add_later(async *a, size_t begin, size_t end)
+{
+    hd_lowering *l = a->l;
+    int64_t *key = new_keys(a);
+    if (!key) return no_memory(l);
+    for (size_t i = begin; i < end; i++) {
+        size_t reduction = added_reduction(a, begin, i);
+        if (reduction < i) key[i] = 4 * (int64_t)latest_place(a, reduction, i, end) + 1;
+    }
+    return sort_by(a, key);
+}
+
 /* ---- gathers of parameters, one layer ahead ---- */
 
 /* How much of a path names its layer: up to its first number; all of it if there is none. */
@@ -326,11 +378,6 @@ static bool is_next(const hd_lowering *l, size_t i, size_t other)
     return k == other;
 }
 
-static int64_t operand_bytes(const hd_lowering *l, const hd_instr *x)
-{
-    return l->p->buffers[x->in[0]].bytes;
-}
-
 /* Of those scattered, the oldest are waited for where more would be under way than there may. */
 static int bound_scattered(async *a, size_t i, size_t *oldest)
 {
@@ -425,6 +472,7 @@ static int move_all(async *a)
         bool loop = kind != HD_SEGMENT_PREPARE && kind != HD_SEGMENT_UPDATE;
         if (loop) rc = gather_ahead(a, i, end);
         if (!rc && kind == HD_SEGMENT_BACKWARD && !l->many) rc = delay_updates(a, i, end);
+        if (!rc && loop && l->many) rc = add_later(a, i, end);
     }
     return rc;
 }
