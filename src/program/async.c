@@ -216,7 +216,8 @@ static int delay_updates(async *a, size_t begin, size_t end)
     for (size_t i = begin; i < end; i++) {
         const hd_draft *d = &l->drafts[i];
         const hd_instr *x = &d->instr;
-        bool after = any_hot(a, a->hot_written, x->in, x->n_in) || any_hot(a, a->hot_written, x->out, x->n_out) || any_hot(a, a->hot_read, x->out, x->n_out);
+        bool reads = any_hot(a, a->hot_written, x->in, x->n_in);
+        bool after = reads || any_hot(a, a->hot_written, x->out, x->n_out) || any_hot(a, a->hot_read, x->out, x->n_out);
         if (after) {
             key[i] += 4 * (int64_t)(end - begin);
             heat(a, a->hot_read, x->in, x->n_in);
@@ -424,8 +425,9 @@ static int start_early(async *a, size_t i, size_t *oldest, bool *open)
 /* An instruction that does nothing but wait, at the end of a segment. */
 static int add_end(hd_lowering *l, int segment, int token)
 {
-    hd_instr *last = l->n_drafts ? &l->drafts[l->n_drafts - 1].instr : NULL;
-    if (last && last->opcode == HD_WAIT && l->drafts[l->n_drafts - 1].segment == segment && last->n_waits < WAITS_AT_ONCE) return add_wait(l, last, token);
+    hd_draft *end = &l->drafts[l->n_drafts - 1];
+    bool room = end->instr.opcode == HD_WAIT && end->segment == segment && end->instr.n_waits < WAITS_AT_ONCE;
+    if (room) return add_wait(l, &end->instr, token);
     if (hd_grow(&l->drafts, &l->cap_drafts, l->n_drafts + 1, sizeof *l->drafts)) return no_memory(l);
     int *none = hd_arena_alloc(&l->p->memory, sizeof *none);
     char *path = hd_arena_strdup(&l->p->memory, "wait");
