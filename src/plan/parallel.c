@@ -11,8 +11,9 @@
 typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } number_key;
 #define AT(field) offsetof(hd_parallel, field)
 static const number_key number_keys[] = {
+    {"overlap", AT(overlap), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64}, {"slices", AT(slices), 1, 4096}, {"overlap", AT(overlap), 0, 1},
+    {"sp", AT(sp), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64}, {"slices", AT(slices), 1, 4096},
 };
 enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, KEYS };
 static const char *const other_keys[] = {"schedule", "recompute", "layers"};
@@ -295,9 +296,9 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
 {
     int rc = check_network(p, o, plan, err);
     if (rc) return rc;
+    plan->overlap = p->overlap;
     make_mesh(p, o, &plan->mesh);
     plan->chunks = (int)p->chunks;
-    plan->overlap = p->overlap;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);
     if (!rc) rc = make_recompute(p, g, o, plan, err);

@@ -28,6 +28,7 @@ typedef struct hd_plan {
     hd_dtype precision;    /* HD_F32 or HD_BF16: of products and activations; the precision pass reads it */
     int threads;           /* of the rank's team; 0: open, one per core */
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
+    bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
 
     /* Many ranks. */
@@ -36,7 +37,6 @@ typedef struct hd_plan {
     hd_schedule_kind schedule;
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
-    bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */
 } hd_plan;
 
