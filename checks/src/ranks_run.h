@@ -66,6 +66,7 @@ static const run_model run_models[] = {
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+    {"gpt2-50m", HD_ARCH_GPT2, 14, 512, 8, 8, 2048, 8192, true}, /* to measure with, not to compare */
 };
 
 static inline const run_model *run_find_model(const char *name)
