@@ -16,7 +16,7 @@
 #include "base/term.h"
 #include "train/stop.h"
 
-#define SILENCE 7.0  /* seconds without a sign of life: stopped, or its machine is gone */
+#define SILENCE 6.0  /* seconds without a sign of life: stopped, or its machine is gone */
 #define PATIENCE 6.0 /* seconds from the first failure, or from being told to go, until force is used */
 
 enum { CRASHED = 1 }; /* in the place of an error's code: nobody could say one */
@@ -67,6 +67,7 @@ static void on_record(watch *w, const char *text)
     p->silent = 0;
     if (!strcmp(what, "process")) *p = (struct process){.known = true, .pid = (long)number};
     else if (!strcmp(what, "crashed")) blame(w, CRASHED, "rank %d: crashed (%s)", rank, strsignal((int)number));
+    else if (!strcmp(what, "hangs")) blame(w, CRASHED, "rank %d: hangs: for %d s it has neither computed nor waited for another rank", rank, (int)number);
     else if (!strcmp(what, "failed") && is_everyones((int)number)) blame(w, (int)number, "%s", text + at);
     else if (!strcmp(what, "failed")) blame(w, (int)number, "rank %d: %s", rank, text + at);
 }

@@ -6,7 +6,8 @@
  *     MARK process RANK PID            there is such a process
  *     MARK alive RANK 0                once a second, by a thread that does nothing else: silence means stopped or gone
  *     MARK failed RANK CODE MESSAGE    the rank ends with this error
- *     MARK crashed RANK SIGNAL         the same, from a signal handler */
+ *     MARK crashed RANK SIGNAL         the same, from a signal handler
+ *     MARK hangs RANK SECONDS          the rank neither computes nor waits for another (pulse.h); its process ends itself */
 #ifndef HD_TRAIN_JOB_H
 #define HD_TRAIN_JOB_H
 
