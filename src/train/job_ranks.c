@@ -258,6 +258,7 @@ int hd_job_run_mpi(const hd_job *job, hd_error *err)
     if (rc && rank->comm) hd_comm_abort(rank->comm, err->message);
     fflush(stdout);
     if (rc && p.supervised) _exit(1);
+    if (!rc && p.supervised) tell(STDERR_FILENO, "done", rank->rank, 0, "");
     if (rc) hd_error_context(err, "rank %d", rank->rank);
     hd_comm_free(rank->comm);
     return rc;

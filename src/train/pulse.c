@@ -60,10 +60,11 @@ static hd_pulse *find(hd_pulse *p, int n, int rank)
 int hd_pulse_look(hd_pulse *p, int n)
 {
     long long ticks[n];
-    bool asleep[n];
+    bool asleep[n], found[n];
     for (int i = 0; i < n; i++) {
         const hd_comm *c = atomic_load(&p[i].comm);
         ticks[i] = 0;
+        found[i] = false;
         asleep[i] = c && !hd_comm_is_waiting(c);
     }
     DIR *d = opendir("/proc/self/task");
@@ -74,13 +75,14 @@ int hd_pulse_look(hd_pulse *p, int n)
         hd_pulse *of = *e->d_name == '.' ? NULL : find(p, n, look_at_thread(e->d_name, &t, &sleeps));
         if (!of) continue;
         ticks[of - p] += t;
+        found[of - p] = true;
         asleep[of - p] &= sleeps;
     }
     closedir(d);
     int hangs = -1;
     for (int i = 0; i < n; i++) {
         const hd_comm *c = atomic_load(&p[i].comm);
-        p[i].quiet = asleep[i] && ticks[i] && ticks[i] == p[i].ticks && c && !hd_comm_is_waiting(c) ? p[i].quiet + 1 : 0;
+        p[i].quiet = asleep[i] && found[i] && ticks[i] == p[i].ticks && c && !hd_comm_is_waiting(c) ? p[i].quiet + 1 : 0;
         p[i].ticks = ticks[i];
         if (p[i].quiet >= HD_PULSE_LOOKS && hangs < 0) hangs = i;
     }
