@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/rng.h"
 #include "base/str.h"
 #include "base/thread.h"
@@ -133,6 +134,7 @@ typedef struct run_shared {
     const hd_plan *plan;
     run_result *result;
     hd_comm *comm[RUN_MAX_RANKS];
+    FILE **trace; /* [ranks]: each writes its losses and a checksum of every tensor that it holds, to the bit; NULL: nobody does */
     pthread_mutex_t lock;
     hd_error err; /* the first */
 } run_shared;
@@ -291,6 +293,22 @@ static inline void run_note_rank(run_thread *t)
     if (t->shared->comm[t->rank]) hd_comm_sent(t->shared->comm[t->rank], r->sent);
 }
 
+/* Every tensor that this rank holds: parameters and the optimizer's state, which after the first step is the gradients'. */
+static inline void run_trace_tensors(const run_thread *t)
+{
+    const hd_store *s = t->session.store;
+    FILE *f = t->shared->trace ? t->shared->trace[t->rank] : NULL;
+    for (size_t i = 0; f && i < s->n_tensors; i++)
+        fprintf(f, "step %d %s %lld %016llx\n", t->step + 1, s->tensors[i]->path, (long long)s->tensors[i]->bytes,
+                (unsigned long long)hd_checksum(HD_CHECKSUM_INIT, s->tensors[i]->data, (size_t)s->tensors[i]->bytes));
+}
+
+static inline void run_trace_step(const run_thread *t, double loss)
+{
+    if (t->shared->trace) fprintf(t->shared->trace[t->rank], "step %d loss %a\n", t->step + 1, loss);
+    if (t->step == 0 || t->step == RUN_STEPS - 1) run_trace_tensors(t);
+}
+
 static inline int run_rank_body(run_thread *t, hd_error *err)
 {
     const run_job *j = t->shared->job;
@@ -306,6 +324,7 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
         rc = run_step(t, &loss, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
         if (!rc && t->step == 0) run_collect(t);
+        if (!rc) run_trace_step(t, loss);
     }
     if (!rc) run_note_rank(t);
     return rc;
@@ -328,11 +347,10 @@ static inline void *run_rank_main(void *arg)
 
 /* ---- all ranks ---- */
 
-/* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */
-static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err)
+static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE **trace, hd_error *err)
 {
     hd_plan *plan = malloc(sizeof *plan);
-    run_shared s = {.job = j, .plan = plan, .result = out};
+    run_shared s = {.job = j, .plan = plan, .result = out, .trace = trace};
     run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
     *out = (run_result){0};
     int rc = run_plan(j, plan, err), n = rc ? 0 : hd_mesh_size(&plan->mesh);
@@ -353,6 +371,52 @@ static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err
     free(threads);
     free(plan);
     return rc;
+}
+
+/* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */
+static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err)
+{
+    return run_all_ranks_traced(j, out, NULL, err);
+}
+
+/* This process's rank of a job that all processes of c's world run. */
+static inline int run_process_rank(const run_job *j, hd_comm *c, FILE *trace, hd_error *err)
+{
+    hd_plan *plan = malloc(sizeof *plan);
+    run_result *result = calloc(1, sizeof *result);
+    FILE *traces[RUN_MAX_RANKS] = {NULL};
+    run_shared s = {.job = j, .plan = plan, .result = result, .trace = traces, .lock = PTHREAD_MUTEX_INITIALIZER};
+    run_thread t = {.shared = &s, .rank = hd_comm_rank(c)};
+    int rc = run_plan(j, plan, err);
+    if (!rc && hd_mesh_size(&plan->mesh) != hd_comm_size(c))
+        rc = hd_fail(err, HD_EINVAL, "%s needs %d ranks, and there are %d", j->parallel, hd_mesh_size(&plan->mesh), hd_comm_size(c));
+    if (!rc) {
+        s.comm[t.rank] = c;
+        traces[t.rank] = trace;
+        rc = run_rank_body(&t, err);
+        hd_session_free(&t.session);
+    }
+    run_result_free(result);
+    free(result);
+    free(plan);
+    return rc;
+}
+
+/* ---- tables of jobs ---- */
+
+/* One line of equality.tsv; it is cut up. */
+static inline bool run_read_job(char *line, const char *root, run_job *j)
+{
+    char *field[9], *at = line;
+    for (int i = 0; i < 9; i++) {
+        field[i] = strsep(&at, "\t\n");
+        if (!field[i]) return false;
+    }
+    *j = (run_job){.micro = atoll(field[2]), .dropout = atof(field[5]), .clip = atof(field[6]), .batch = atoll(field[7]), .sequence = atoll(field[8]), .root = root};
+    snprintf(j->model, sizeof j->model, "%s", field[0]);
+    snprintf(j->parallel, sizeof j->parallel, "%s", strcmp(field[1], "-") ? field[1] : "");
+    j->optimizer = strcmp(field[4], "adamw") ? HD_SGD : HD_ADAMW;
+    return !hd_dtype_parse(field[3], &j->precision);
 }
 
 /* ---- comparing ---- */
