@@ -145,7 +145,7 @@ static int count_pins(const layout_case *c)
 static void partition(hd_graph *g, const layout_case *c)
 {
     hd_error err = {0};
-    hd_pass_partition(g, &c->mesh, c->pins, count_pins(c));
+    hd_pass_partition(g, &c->mesh, c->pins, count_pins(c), false);
     if (g->err.code) fail_msg("%s: %s", c->name, g->err.message);
     if (hd_graph_verify(g, &err)) fail_msg("%s: %s", c->name, err.message);
 }
@@ -492,7 +492,7 @@ static void test_bad_pins(void **state)
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         hd_graph *g = build_model(&llama, 1);
-        assert_true(hd_pass_partition(g, &bad[i].mesh, bad[i].pins, count_pins(&bad[i])) < 0);
+        assert_true(hd_pass_partition(g, &bad[i].mesh, bad[i].pins, count_pins(&bad[i]), false) < 0);
         assert_true(g->err.message[0]);
         hd_graph_free(g);
     }

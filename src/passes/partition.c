@@ -324,10 +324,10 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
     lay_unused(p);
 }
 
-int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins)
+int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
 {
     if (g->err.code || check_mesh(g, mesh)) return g->err.code;
-    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values};
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered};
     const char *scope = g->scope;
     const hd_node *origin = g->origin;
     hd_phase phase = g->phase;

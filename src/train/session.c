@@ -100,7 +100,7 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     int rc = cut_chunks(*g, plan, err);
     if (!rc) rc = collect_pins(s, *g, plan, &p, err);
     if (!rc) {
-        hd_pass_partition(*g, &plan->mesh, p.list, p.n);
+        hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         rc = pass_error(*g, err);
     }
     hd_free(p.list);
