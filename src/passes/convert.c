@@ -173,6 +173,7 @@ double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *fr
 bool hd_part_usable(const hd_part *p, hd_value v, const hd_held *h, int phase, int chunk)
 {
     bool kept = p->g->values[v].micro != HD_TIME_REPLICATE && !h->gathered; /* an activation is kept for backward as it was needed in forward */
+    if (p->keep_gathered && p->value[v].weight) kept = phase != HD_UPDATE;
     return (h->phase < 0 || h->phase == phase || (kept && h->phase <= phase)) && (h->chunk < 0 || h->chunk == chunk);
 }
 

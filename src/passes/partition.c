@@ -280,17 +280,38 @@ static void finish(hd_part *p)
     }
 }
 
+/* The graph's nodes, but sums over micro-batches right behind what they sum: a gradient that is kept in pieces is scattered before the next is made. */
+static int list_nodes(const hd_graph *g, hd_node **nodes)
+{
+    int *next = hd_malloc(2 * (g->n_nodes + 1) * sizeof *next), *first = next ? next + g->n_nodes + 1 : NULL; /* of the sums of a node's results */
+    size_t n = 0;
+    if (!next) return HD_ENOMEM;
+    for (size_t i = 0; i < g->n_nodes; i++) first[i] = -1;
+    for (size_t i = g->n_nodes; i-- > 0;) {
+        const hd_node *sum = g->nodes[i];
+        int maker = strcmp(sum->op->name, "micro_sum") ? -1 : g->values[sum->in[0]].node;
+        next[i] = maker < 0 ? (int)i : first[maker]; /* itself: stays where it is */
+        if (maker >= 0) first[maker] = (int)i;
+    }
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        if (next[i] == (int)i) nodes[n++] = g->nodes[i];
+        for (int k = first[i]; k >= 0; k = next[k]) nodes[n++] = g->nodes[k];
+    }
+    hd_free(next);
+    return 0;
+}
+
 /* Nodes are taken out of the graph, and come back one by one behind what converts their operands. */
 static void walk(hd_part *p)
 {
     hd_graph *g = p->g;
     size_t n = g->n_nodes;
     hd_node **nodes = hd_malloc((n + 1) * sizeof *nodes);
-    if (!nodes) {
+    if (!nodes || list_nodes(g, nodes)) {
+        hd_free(nodes);
         hd_fail_memory(&g->err, n, "partitioning");
         return;
     }
-    memcpy(nodes, g->nodes, n * sizeof *nodes);
     g->n_nodes = 0;
     for (size_t i = 0; i < n && !g->err.code; i++) partition_node(p, nodes[i]);
     hd_free(nodes);

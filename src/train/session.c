@@ -158,8 +158,8 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, &o->rank, err);
     if (rc) return rc;
     if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
-    if (train) hd_pass_recompute_elementwise(*g);
-    hd_pass_fuse_elementwise(*g);
+    if (train && !o->unfused) hd_pass_recompute_elementwise(*g);
+    if (!o->unfused) hd_pass_fuse_elementwise(*g);
     rc = hd_graph_verify(*g, err);
     if (!rc) rc = hd_lower(*g, &plan, &s->backend.target, &s->program[which], err);
     double calls = train ? (double)plan.micro_batches : 1;
