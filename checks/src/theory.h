@@ -125,7 +125,7 @@ static inline double theory_gradient_sent(const theory_job *t, const theory_tens
     if (t->p.zero <= 1) sent = 2 * bytes; /* all-reduce, or reduce-scatter of the gradient and all-gather of the new parameter */
     else if (t->p.zero == 2) sent = micro * bytes + bytes;
     else sent = micro * bytes + (t->p.keep ? 1 : 2 * micro) * gather;
-    double tp = x->rows && t->p.sp ? (double)t->p.tp : x->keys && t->p.tp > t->m->kv_heads ? (double)(t->p.tp / t->m->kv_heads) : 1;
+    double tp = x->rows && t->p.sp ? (double)t->p.tp : 1;
     double owed = 2 * (tp - 1) / tp * bytes; /* addends of the tensor-parallel ranks */
     return share * sent + owed * (t->p.zero >= 2 ? micro : 1);
 }
@@ -140,7 +140,7 @@ static inline void theory_parameters(const theory_job *t, theory *out)
         for (int i = 0; i < n; i++) {
             elements += times * (t->p.zero == 3 ? theory_spread(t, &list[i]) : theory_count(&list[i]));
             out->sent += times * theory_gradient_sent(t, &list[i]);
-            out->scalars += times * 64;
+            out->scalars += times * 8;
         }
         n = theory_ends(t, list);
     }
@@ -178,6 +178,13 @@ static inline double theory_tensor_sent(const theory_job *t, double narrow)
     return rows + share * (scatters * sums + gathers * gathered);
 }
 
+/* More ranks than key/value heads: the gradients of keys and values are addends of the ranks that share a head. */
+static inline double theory_shared_keys_sent(const theory_job *t)
+{
+    double n = t->p.tp > t->m->kv_heads ? (double)(t->p.tp / t->m->kv_heads) : 1;
+    return t->layers * 2 * (n - 1) / n * 4 * 2 * (double)(t->tokens * t->keys * t->head_dim);
+}
+
 /* Keys and values of all ranks' tokens, again in backward, and the sums of their gradients (Liu et al. 2023: a ring sends as much); positions and segments. */
 static inline double theory_context_sent(const theory_job *t, double narrow)
 {
@@ -188,10 +195,10 @@ static inline double theory_context_sent(const theory_job *t, double narrow)
 static inline void theory_activations(const theory_job *t, theory *out)
 {
     double narrow = t->j->precision == HD_BF16 ? 2 : 4, micro = (double)t->j->micro;
-    out->sent += micro * (theory_tensor_sent(t, narrow) + theory_context_sent(t, narrow));
+    out->sent += micro * (theory_tensor_sent(t, narrow) + theory_context_sent(t, narrow) + theory_shared_keys_sent(t));
     double boundary = 4 * (double)(theory_piece(t->tokens, t->p.sp ? t->p.tp : 1) * t->m->width);
     out->sent += micro * boundary * (t->chunks_in + t->chunks_out);
-    out->scalars += 1024; /* loss, norms, and what the ranks tell each other at the start */
+    out->scalars += 512; /* loss, norms, and what the ranks tell each other at the start */
 }
 
 /* ---- the whole ---- */

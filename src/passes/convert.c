@@ -177,6 +177,14 @@ bool hd_part_usable(const hd_part *p, hd_value v, const hd_held *h, int phase, i
     return (h->phase < 0 || h->phase == phase || (kept && h->phase <= phase)) && (h->chunk < 0 || h->chunk == chunk);
 }
 
+/* Whether an earlier phase has gathered v to just this, so that it will be gathered again for whoever reads it: nobody should go another way. */
+static bool gathered_before(const hd_part *p, hd_value v, const hd_layout *to, int phase, int chunk)
+{
+    for (const hd_held *h = p->value[v].held; h; h = h->next)
+        if (h->gathered && h->phase < phase && h->chunk == chunk && hd_layout_equal(p->mesh, &h->layout, to, &p->value[v].whole)) return true;
+    return false;
+}
+
 const hd_held *hd_part_nearest(const hd_part *p, hd_value v, const hd_layout *to, int phase, int chunk, double *cost)
 {
     const hd_held *best = NULL;
@@ -188,7 +196,7 @@ const hd_held *hd_part_nearest(const hd_part *p, hd_value v, const hd_layout *to
         best = h;
         least = c;
     }
-    if (cost) *cost = least;
+    if (cost) *cost = least > 0 && gathered_before(p, v, to, phase, chunk) ? 1e-3 * hd_part_bytes(p, v, to) : least;
     return best;
 }
 

@@ -179,9 +179,18 @@ int hd_part_append(hd_part *p, hd_node *n)
     return 0;
 }
 
+/* The sum of two gradients of one parameter is a sum of addends too, and they are summed between ranks once. */
+static bool adds_addends(const hd_part *p, const hd_node *n)
+{
+    const hd_part_value *a = &p->value[n->in[0]], *b = n->n_in == 2 ? &p->value[n->in[1]] : NULL;
+    if (strcmp(n->op->name, "add") || !b || !a->has_home || !b->has_home || !a->held || !b->held || !p->value[n->out[0]].has_home) return false;
+    return hd_layout_equal(p->mesh, &a->held->layout, &b->held->layout, &a->whole);
+}
+
 /* A gradient's addends are summed when the update first reads it, into the layout that the optimizer wants it in. */
 static void bring_home(hd_part *p, const hd_node *n)
 {
+    if (adds_addends(p, n)) return;
     for (int k = 0; k < n->n_in && n->phase == HD_UPDATE; k++) {
         hd_part_value *v = n->in[k] == HD_NONE ? NULL : &p->value[n->in[k]];
         if (!v || !v->has_home || !v->held || !v->held->layout.partial || v->home.partial) continue;

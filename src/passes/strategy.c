@@ -255,7 +255,7 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
     hd_value v = c->n->out[r];
     const hd_layout *l = &s->out[r];
     const hd_part_value *info = &c->p->value[v];
-    double cost = 0, bytes = hd_part_bytes(c->p, v, l);
+    double cost = 0, bytes = hd_part_bytes(c->p, v, l), gathered = bytes, summed = 1; /* bytes after the gathers so far; ranks of one all-reduce */
     uint32_t cut = hd_layout_axes(l, c->out[r].shape.rank);
     for (int i = 0; i < c->p->n_axes; i++) {
         int a = c->p->axis[i];
@@ -264,11 +264,15 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
             cost += weight * gradient_owes(info, l, a, bytes, n);
             continue;
         }
-        if (l->partial >> a & 1) cost += weight * 2 * bytes * (n - 1) / n;
+        if (l->partial >> a & 1) {
+            if (weight > 1) cost += 1.01 * weight * bytes * (n - 1) / n; /* over DATA axes activations are in pieces: a reduce-scatter, and the sooner the less work */
+            else summed *= n;
+        }
         if (!(cut >> a & 1) || comes_cut(c, a, false)) continue;
-        cost += weight * bytes * n * (comes_cut(c, a, true) ? (n - 1) / n : 1);
+        cost += weight * gathered * n * (comes_cut(c, a, true) ? (n - 1) / n : 1);
+        gathered *= n;
     }
-    return cost;
+    return cost + 2 * bytes * (summed - 1) / summed;
 }
 
 /* To where a result is to end. To compute more of it than that takes a little longer. */
