@@ -425,12 +425,13 @@ static void test_activations_moved_in_a_layer(void **state)
     const layout_case sp_llama = {"sp 2", {1, {TP(2)}}, {LLAMA_TP_PINS("tp,-,-"), {"layers.*.norm1", "tp,-"}, {"layers.*.norm2", "tp,-"}, {"norm", "tp,-"}, {"head", "tp,-"}}};
     expect_per_layer(&gpt2_even, &tp, (int[]){4, 0, 0, 0});
     expect_per_layer(&llama_even, &tp_llama, (int[]){4, 0, 0, 0});
-    expect_per_layer(&gpt2_even, &sp, (int[]){0, 4, 4, 0});
-    expect_per_layer(&llama_even, &sp_llama, (int[]){0, 4, 4, 0});
+    /* backward gathers again what the products' weights need */
+    expect_per_layer(&gpt2_even, &sp, (int[]){0, 6, 4, 0});
+    expect_per_layer(&llama_even, &sp_llama, (int[]){0, 6, 4, 0});
     expect_per_layer(&gpt2_even, &dp, (int[]){0, 0, 0, 0});
     model_case narrow = llama_even; /* sums are f32, what is gathered is not: reducing to pieces and gathering those moves less */
     narrow.compute = HD_BF16;
-    expect_per_layer(&narrow, &tp_llama, (int[]){0, 4, 4, 0});
+    expect_per_layer(&narrow, &tp_llama, (int[]){0, 6, 4, 0});
 }
 
 /* The collectives that read v, or what such collectives made of it. */

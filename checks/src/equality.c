@@ -134,8 +134,10 @@ static bool judge_bf16(references *all, const run_job *of, hd_error *err)
 static bool judge_share(const char *what, double value, double bound, double allowance)
 {
     bool ok = value <= SHARE * bound + allowance;
-    printf("  %s %.6g of %.6g%s%s", what, value, bound, bound > 0 ? "" : " (none)", ok ? "" : " FAIL");
+    if (isinf(bound)) return printf("  %s %.6g", what, value), true;
+    printf("  %s %.6g of %.6g", what, value, bound);
     if (bound > 0) printf(" (%.3f)", value / bound);
+    if (!ok) printf(" FAIL");
     return ok;
 }
 
@@ -151,12 +153,12 @@ static bool judge_shares(const run_job *j, const run_result *r, const run_result
     bool ok = true;
     for (int i = 0; i < r->ranks; i++) {
         const run_rank *x = &r->rank[i];
-        theory t = run_find_model(j->model) ? theory_of_rank(j, r->plan, i) : theory_of_network(j, r->ranks, (double)one->rank[0].parameter_bytes, one->rank[0].product_flops);
+        theory t = run_find_model(j->model) ? theory_of_rank(j, r->plan, i) : theory_of_network(j, (double)one->rank[0].parameter_bytes);
         printf("    rank %-2d", i);
         ok &= judge_share("FLOPs", x->product_flops, t.flops, 0);
         ok &= judge_share("parameter bytes", (double)x->parameter_bytes, t.parameter_bytes, 0);
         ok &= judge_share("bytes sent", bytes_sent(x), t.sent, t.scalars);
-        printf(" + at most %.0f of scalars\n", t.scalars);
+        printf(t.scalars > 0 ? " + at most %.0f of scalars\n" : "\n", t.scalars);
     }
     return ok;
 }

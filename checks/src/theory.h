@@ -218,19 +218,14 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
     return out;
 }
 
-/* A network of any form, of which `bytes` of parameters and `flops` are one rank's: data parallelism's share, with the largest piece of uneven samples.
- * Batch norm's statistics are scalars here; what a pipeline sends is not judged. */
-static inline theory theory_of_network(const run_job *j, int ranks, double bytes, double flops)
+/* A network of any form, of which `bytes` of parameters are one rank's. Its work and traffic are not judged: batch norm spans all samples, which are
+ * gathered for it. */
+static inline theory theory_of_network(const run_job *j, double bytes)
 {
-    theory out = {.scalars = 4096};
+    theory out = {.flops = INFINITY, .parameter_bytes = bytes, .sent = INFINITY};
     hd_parallel p;
     hd_error err = {0};
-    if (hd_parallel_parse(j->parallel, &p, &err)) return out;
-    double n = (double)p.dp, micro = (double)j->micro, share = (n - 1) / n;
-    out.flops = p.pp > 1 ? flops / n : flops * (double)theory_piece(j->batch, p.dp) / (double)j->batch;
-    out.parameter_bytes = p.zero == 3 ? bytes / n + 4 * 64 : bytes;
-    out.sent = p.pp > 1 ? INFINITY : share * bytes * (p.zero <= 1 ? 2 : p.zero == 2 ? micro + 1 : 3 * micro);
-    (void)ranks;
+    if (!hd_parallel_parse(j->parallel, &p, &err) && p.zero == 3) out.parameter_bytes = bytes / (double)p.dp + 4 * 64;
     return out;
 }
 

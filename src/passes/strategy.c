@@ -249,6 +249,10 @@ static double gradient_owes(const hd_part_value *v, const hd_layout *l, int axis
     return same_dim_cut(l, &v->home, rank, axis) ? 0 : bytes;
 }
 
+/* Of the bytes that gathering a result takes which is in pieces only because an operand was summed into pieces: others that it will be added to are
+ * not in those pieces, and have to be brought there too. */
+#define NEW_CUT 1.4
+
 /* What is still to be paid for a result: sums that are owed; gathering what was not in pieces before. */
 static double result_owes(const chooser *c, const hd_strategy *s, int r)
 {
@@ -268,8 +272,9 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
             if (weight > 1) cost += 1.01 * weight * bytes * (n - 1) / n; /* over DATA axes activations are in pieces: a reduce-scatter, and the sooner the less work */
             else summed *= n;
         }
-        if (!(cut >> a & 1) || comes_cut(c, a, false)) continue;
-        cost += weight * gathered * n * (comes_cut(c, a, true) ? (n - 1) / n : 1);
+        bool at_home = weight > 1 && c->p->mesh->axis[a].role == HD_AXIS_DATA;
+        if (!(cut >> a & 1) || at_home || comes_cut(c, a, false)) continue;
+        cost += weight * gathered * n * (comes_cut(c, a, true) ? NEW_CUT * (n - 1) / n : 1);
         gathered *= n;
     }
     return cost + 2 * bytes * (summed - 1) / summed;
