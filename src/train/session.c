@@ -137,9 +137,10 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
     if (o->lora)
         return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
+    bool given = plan->fingerprint != 0;
     if (train) hd_plan_complete(plan, whole);
     int rc = o->parallel.dp ? hd_parallel_expand(&o->parallel, whole, o->sequence, plan, err) : 0;
-    if (!rc && train) rc = hd_plan_check(plan, whole, err);
+    if (!rc && train) rc = hd_plan_check(plan, given ? whole : NULL, err);
     if (!train) plan->micro_batches = 1;
     plan->fingerprint = 0; /* of the whole graph, not of a rank's */
     plan->threads = hd_session_threads(o);
