@@ -145,7 +145,7 @@ static int count_pins(const layout_case *c)
 static void partition(hd_graph *g, const layout_case *c)
 {
     hd_error err = {0};
-    hd_pass_partition(g, &c->mesh, c->pins, count_pins(c));
+    hd_pass_partition(g, &c->mesh, c->pins, count_pins(c), false);
     if (g->err.code) fail_msg("%s: %s", c->name, g->err.message);
     if (hd_graph_verify(g, &err)) fail_msg("%s: %s", c->name, err.message);
 }
@@ -425,12 +425,13 @@ static void test_activations_moved_in_a_layer(void **state)
     const layout_case sp_llama = {"sp 2", {1, {TP(2)}}, {LLAMA_TP_PINS("tp,-,-"), {"layers.*.norm1", "tp,-"}, {"layers.*.norm2", "tp,-"}, {"norm", "tp,-"}, {"head", "tp,-"}}};
     expect_per_layer(&gpt2_even, &tp, (int[]){4, 0, 0, 0});
     expect_per_layer(&llama_even, &tp_llama, (int[]){4, 0, 0, 0});
-    expect_per_layer(&gpt2_even, &sp, (int[]){0, 4, 4, 0});
-    expect_per_layer(&llama_even, &sp_llama, (int[]){0, 4, 4, 0});
+    /* backward gathers again what the products' weights need */
+    expect_per_layer(&gpt2_even, &sp, (int[]){0, 6, 4, 0});
+    expect_per_layer(&llama_even, &sp_llama, (int[]){0, 6, 4, 0});
     expect_per_layer(&gpt2_even, &dp, (int[]){0, 0, 0, 0});
     model_case narrow = llama_even; /* sums are f32, what is gathered is not: reducing to pieces and gathering those moves less */
     narrow.compute = HD_BF16;
-    expect_per_layer(&narrow, &tp_llama, (int[]){0, 4, 4, 0});
+    expect_per_layer(&narrow, &tp_llama, (int[]){0, 6, 4, 0});
 }
 
 /* The collectives that read v, or what such collectives made of it. */
@@ -492,7 +493,7 @@ static void test_bad_pins(void **state)
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         hd_graph *g = build_model(&llama, 1);
-        assert_true(hd_pass_partition(g, &bad[i].mesh, bad[i].pins, count_pins(&bad[i])) < 0);
+        assert_true(hd_pass_partition(g, &bad[i].mesh, bad[i].pins, count_pins(&bad[i]), false) < 0);
         assert_true(g->err.message[0]);
         hd_graph_free(g);
     }

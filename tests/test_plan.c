@@ -13,7 +13,7 @@ static const char whole_plan[] =
     "{\"micro_batches\": 4, \"mesh\": [{\"name\": \"pp\", \"size\": 2, \"role\": \"pipeline\"}, {\"name\": \"dp\", \"size\": 3, \"role\": \"data\"},"
     " {\"name\": \"tp\", \"size\": 2, \"role\": \"model\"}], \"pins\": [{\"values\": \"layers.*.attn.q\", \"layout\": \"-,tp*2,dp\"},"
     " {\"values\": \"x\", \"layout\": \"dp*6.tp,- +tp\"}], \"schedule\": \"interleaved\", \"chunks\": 2, \"cuts\": [\"layers.1\", \"layers.2\", \"layers.3\"],"
-    " \"recompute\": [\"layers.*.mlp.*\"]}";
+    " \"keep_gathered\": true, \"recompute\": [\"layers.*.mlp.*\"]}";
 
 static void test_json_both_ways(void **state)
 {
@@ -25,6 +25,7 @@ static void test_json_both_ways(void **state)
     hd_str_init(&again);
     if (hd_plan_parse(whole_plan, strlen(whole_plan), "plan", &p, &err)) fail_msg("%s", err.message);
     assert_int_equal(p.mesh.n, 3);
+    assert_true(p.keep_gathered);
     assert_int_equal(hd_mesh_size(&p.mesh), 12);
     assert_int_equal(hd_plan_stages(&p), 2);
     assert_string_equal(p.pins[1].layout, "dp*6.tp,- +tp");

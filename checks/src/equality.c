@@ -1,9 +1,10 @@
 /* equality.c: many ranks against one: the first step's gradients, the losses of ten steps, and each rank's share of work, memory and traffic.
  *
  *   check_equality TABLE ROOT [--only TEXT] [--every N]
+ * Under each job one line a rank: FLOPs of products and attention, bytes of parameters and bytes sent in a step, each beside theory (theory.h).
  * TABLE: checks/equality.tsv. One line a job, then a summary; exits 1 when one fails. */
 #include "base/term.h"
-#include "ranks_run.h"
+#include "theory.h"
 
 #define GRADIENT_BOUND 1e-5 /* times the larger of the tensor's norm and 1e-2 of the global norm */
 #define SGD_BOUND 1e-5
@@ -112,6 +113,42 @@ static bool judge_bf16(references *all, const run_job *of, hd_error *err)
     return g <= BF16_FACTOR * g1 && l <= BF16_FACTOR * l1;
 }
 
+/* ---- shares ---- */
+
+#define SHARE 1.02 /* of theory, that no rank may be above */
+
+static bool judge_share(const char *what, double value, double bound, double allowance)
+{
+    bool ok = value <= SHARE * bound + allowance;
+    if (isinf(bound)) return printf("  %s %.6g", what, value), true;
+    printf("  %s %.6g of %.6g", what, value, bound);
+    if (bound > 0) printf(" (%.3f)", value / bound);
+    if (!ok) printf(" FAIL");
+    return ok;
+}
+
+static double bytes_sent(const run_rank *r)
+{
+    int64_t sent = 0;
+    for (int k = 0; k < HD_TRANSFER_KINDS; k++) sent += r->sent[k];
+    return (double)sent / RUN_STEPS;
+}
+
+static bool judge_shares(const run_job *j, const run_result *r, const run_result *one)
+{
+    bool ok = true;
+    for (int i = 0; i < r->ranks; i++) {
+        const run_rank *x = &r->rank[i];
+        theory t = run_find_model(j->model) ? theory_of_rank(j, r->plan, i) : theory_of_network(j, (double)one->rank[0].parameter_bytes);
+        printf("    rank %-2d", i);
+        ok &= judge_share("FLOPs", x->product_flops, t.flops, 0);
+        ok &= judge_share("parameter bytes", (double)x->parameter_bytes, t.parameter_bytes, 0);
+        ok &= judge_share("bytes sent", bytes_sent(x), t.sent, t.scalars);
+        printf(t.scalars > 0 ? " + at most %.0f of scalars\n" : "\n", t.scalars);
+    }
+    return ok;
+}
+
 static bool run_one(references *all, const run_job *j)
 {
     hd_error err = {0};
@@ -123,15 +160,10 @@ static bool run_one(references *all, const run_job *j)
     bool ok = one && !run_all_ranks(j, &r, &err);
     if (ok) ok = j->precision == HD_F32 ? judge_f32(j, &r, one) : judge_bf16(all, j, &err);
     if (!one || err.code) return printf("FAIL %s\n", err.message), false;
-    int64_t parameters = 0, sent = 0;
-    for (int i = 0; i < r.ranks; i++) {
-        int64_t s = 0;
-        for (int k = 0; k < HD_TRANSFER_KINDS; k++) s += r.rank[i].sent[k];
-        if (s > sent) sent = s;
-        if (r.rank[i].parameter_bytes > parameters) parameters = r.rank[i].parameter_bytes;
-    }
-    printf("; %d ranks: at most %.2f of the FLOPs, %.2f of the parameters, %lld bytes sent a step; %.1f s %s\n", r.ranks, r.rank[0].flops / one->rank[0].flops,
-           (double)parameters / (double)one->rank[0].parameter_bytes, (long long)(sent / RUN_STEPS), r.seconds, ok ? "PASS" : "FAIL");
+    printf("; %d ranks; %.1f s %s\n", r.ranks, r.seconds, ok ? "PASS" : "FAIL");
+    bool shares = judge_shares(j, &r, one);
+    if (ok && !shares) printf("    above its share: FAIL\n");
+    ok &= shares;
     run_result_free(&r);
     return ok;
 }

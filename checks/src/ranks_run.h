@@ -14,6 +14,7 @@
 #include "base/str.h"
 #include "base/thread.h"
 #include "comm/comm.h"
+#include "kernels/attrs.h"
 #include "models/lm.h"
 #include "models/network.h"
 #include "plan/parallel.h"
@@ -35,6 +36,7 @@ typedef struct run_tensor { char path[128]; int64_t count; float *data; } run_te
 
 typedef struct run_rank {
     double flops;                           /* of one step, by the graph's own counts */
+    double product_flops;                   /* of matrix products and attention only, of this rank's real pieces */
     int64_t parameter_bytes, store_bytes, arena_bytes;
     int64_t sent[HD_TRANSFER_KINDS];        /* of all steps */
 } run_rank;
@@ -44,6 +46,7 @@ typedef struct run_result {
     double loss[RUN_STEPS];
     run_tensor tensor[RUN_MAX_TENSORS]; int n_tensors;
     run_rank rank[RUN_MAX_RANKS];
+    hd_plan *plan;
     double seconds;
 } run_result;
 
@@ -51,6 +54,8 @@ static inline void run_result_free(run_result *r)
 {
     for (int i = 0; i < r->n_tensors; i++) free(r->tensor[i].data);
     r->n_tensors = 0;
+    free(r->plan);
+    r->plan = NULL;
 }
 
 /* ---- models ---- */
@@ -280,11 +285,44 @@ static inline void run_collect(run_thread *t)
     pthread_mutex_unlock(&t->shared->lock);
 }
 
+/* Pairs of queries and keys are all counted, also those that a causal mask hides. */
+static inline double run_attention_flops(const hd_sig *s)
+{
+    bool forward = !s->op->is_backward;
+    const int64_t *q = s->in[forward ? 0 : 1].shape.dim, *k = s->in[forward ? 1 : 2].shape.dim;
+    const hd_attention_attrs *at = s->attrs;
+    int64_t keys = at->max_keys > 0 && at->max_keys < k[0] ? at->max_keys : k[0];
+    return (forward ? 4.0 : 10.0) * (double)(q[0] * q[1] * q[2] * keys);
+}
+
+static inline double run_product_flops(const hd_graph *g, int rank)
+{
+    double flops = 0;
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        bool product = !strcmp(n->op->name, "contract");
+        if (!product && strncmp(n->op->name, "attention", 9)) continue;
+        hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+        for (int k = 0; k < n->n_in + n->n_out; k++) {
+            hd_value v = k < n->n_in ? n->in[k] : n->out[k - n->n_in];
+            hd_type *x = k < n->n_in ? &in[k] : &out[k - n->n_in];
+            *x = v == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[v].type;
+            if (v != HD_NONE && g->values[v].layout) x->shape = hd_layout_shape(&g->mesh, g->values[v].layout, &g->values[v].whole, rank);
+        }
+        hd_sig s = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
+        hd_cost cost = {0};
+        if (product) n->op->cost(&s, &cost);
+        flops += product ? cost.flops : run_attention_flops(&s);
+    }
+    return flops;
+}
+
 static inline void run_note_rank(run_thread *t)
 {
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], t->rank);
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;
@@ -369,7 +407,7 @@ static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE *
     if (!rc && s.err.code) rc = hd_fail(err, s.err.code, "%s", s.err.message);
     pthread_mutex_destroy(&s.lock);
     free(threads);
-    free(plan);
+    out->plan = plan;
     return rc;
 }
 

@@ -103,11 +103,10 @@ static bool node_same(const hd_node *a, const hd_node *b)
            (!a->op->attrs_size || !memcmp(a->attrs, b->attrs, a->op->attrs_size));
 }
 
-static bool makes_state(const hd_graph *g, const hd_node *n)
+static bool makes_state(const bool *state, const hd_node *n)
 {
-    for (size_t p = 0; p < g->n_pairs; p++)
-        for (int k = 0; k < n->n_out; k++)
-            if (g->pairs[p].out == n->out[k]) return true;
+    for (int k = 0; k < n->n_out; k++)
+        if (state[n->out[k]]) return true;
     return false;
 }
 
@@ -117,14 +116,14 @@ static void replace_uses(hd_graph *g, const hd_value *to)
     for (size_t i = 0; i < g->n_pairs; i++) g->pairs[i].out = to[g->pairs[i].out];
 }
 
-static void merge_nodes(hd_graph *g, hd_value *to, bool *keep, int32_t *table, size_t cap)
+static void merge_nodes(hd_graph *g, hd_value *to, bool *keep, const bool *state, int32_t *table, size_t cap)
 {
     for (size_t i = 0; i < g->n_nodes; i++) {
         hd_node *n = g->nodes[i];
         for (int k = 0; k < n->n_in; k++)
             if (n->in[k] != HD_NONE) n->in[k] = to[n->in[k]];
         keep[i] = true;
-        if (makes_state(g, n)) continue;
+        if (makes_state(state, n)) continue;
         size_t at = node_hash(n) & (cap - 1);
         while (table[at] >= 0 && !node_same(g->nodes[table[at]], n)) at = (at + 1) & (cap - 1);
         if (table[at] < 0) {
@@ -142,12 +141,13 @@ int hd_graph_cse(hd_graph *g)
     size_t cap = 64;
     while (cap < 2 * g->n_nodes) cap *= 2;
     hd_value *to = hd_calloc(g->n_values + 1, sizeof *to);
-    bool *keep = hd_calloc(g->n_nodes + 1, sizeof *keep);
+    bool *keep = hd_calloc(g->n_nodes + 1, sizeof *keep), *state = hd_calloc(g->n_values + 1, sizeof *state); /* [values] what a state becomes */
     int32_t *table = hd_malloc(cap * sizeof *table);
-    if (to && keep && table) {
+    if (to && keep && state && table) {
+        for (size_t p = 0; p < g->n_pairs; p++) state[g->pairs[p].out] = true;
         memset(table, 0xff, cap * sizeof *table);
         for (size_t i = 0; i < g->n_values; i++) to[i] = (hd_value)i;
-        merge_nodes(g, to, keep, table, cap);
+        merge_nodes(g, to, keep, state, table, cap);
         replace_uses(g, to);
         hd_graph_keep_nodes(g, keep);
     } else {
@@ -155,6 +155,7 @@ int hd_graph_cse(hd_graph *g)
     }
     hd_free(to);
     hd_free(keep);
+    hd_free(state);
     hd_free(table);
     return g->err.code;
 }

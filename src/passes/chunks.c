@@ -353,6 +353,35 @@ static int place_update(chunker *c)
     return 0;
 }
 
+/* ---- casts ---- */
+
+enum { NOBODY = -2, SEVERAL = -3 };
+
+/* A cast that only another chunk reads, which gets what is cast as well, is made there: one value is sent, not two. */
+static int place_casts(hd_graph *g)
+{
+    int *reader = hd_malloc(2 * (g->n_values + 1) * sizeof *reader), *late = reader ? reader + g->n_values + 1 : NULL; /* the chunk; the last but casts */
+    if (!reader) return hd_fail_memory(&g->err, g->n_values, "cutting a graph");
+    for (size_t v = 0; v < 2 * (g->n_values + 1); v++) reader[v] = NOBODY;
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        for (int k = 0; k < n->n_in; k++) {
+            hd_value v = n->in[k];
+            if (v == HD_NONE) continue;
+            reader[v] = reader[v] == NOBODY || reader[v] == n->chunk ? n->chunk : SEVERAL;
+            if (!is_op(n, "cast") && g->values[v].node >= 0 && n->chunk != g->nodes[g->values[v].node]->chunk) late[v] = n->chunk;
+        }
+    }
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        hd_node *n = g->nodes[i];
+        if (n->phase == HD_UPDATE || !is_op(n, "cast") || is_of_step(g, n)) continue;
+        int to = reader[n->out[0]];
+        if (to >= 0 && to != n->chunk && late[n->in[0]] == to) n->chunk = to;
+    }
+    hd_free(reader);
+    return 0;
+}
+
 /* ---- the pass ---- */
 
 static int run(chunker *c)
@@ -369,7 +398,7 @@ static int run(chunker *c)
     if (!home) return hd_fail_memory(&g->err, g->n_values, "cutting a graph");
     c->home = home;
     note_home(c);
-    return place_update(c);
+    return place_update(c) || place_casts(g) ? g->err.code : 0;
 }
 
 int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first)

@@ -172,8 +172,17 @@ double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *fr
 
 bool hd_part_usable(const hd_part *p, hd_value v, const hd_held *h, int phase, int chunk)
 {
-    bool kept = p->g->values[v].micro != HD_TIME_REPLICATE; /* an activation is kept for backward as it was needed in forward */
+    bool kept = p->g->values[v].micro != HD_TIME_REPLICATE && !h->gathered; /* an activation is kept for backward as it was needed in forward */
+    if (p->keep_gathered && p->value[v].weight) kept = phase != HD_UPDATE;
     return (h->phase < 0 || h->phase == phase || (kept && h->phase <= phase)) && (h->chunk < 0 || h->chunk == chunk);
+}
+
+/* Whether an earlier phase has gathered v to just this, so that it will be gathered again for whoever reads it: nobody should go another way. */
+static bool gathered_before(const hd_part *p, hd_value v, const hd_layout *to, int phase, int chunk)
+{
+    for (const hd_held *h = p->value[v].held; h; h = h->next)
+        if (h->gathered && h->phase < phase && h->chunk == chunk && hd_layout_equal(p->mesh, &h->layout, to, &p->value[v].whole)) return true;
+    return false;
 }
 
 const hd_held *hd_part_nearest(const hd_part *p, hd_value v, const hd_layout *to, int phase, int chunk, double *cost)
@@ -187,7 +196,7 @@ const hd_held *hd_part_nearest(const hd_part *p, hd_value v, const hd_layout *to
         best = h;
         least = c;
     }
-    if (cost) *cost = least;
+    if (cost) *cost = least > 0 && gathered_before(p, v, to, phase, chunk) ? 1e-3 * hd_part_bytes(p, v, to) : least;
     return best;
 }
 
@@ -204,11 +213,31 @@ int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd
     return 0;
 }
 
+bool hd_is_regathered(const hd_graph *g, hd_value v)
+{
+    if (g->values[v].kind != HD_RESULT || g->values[v].micro != HD_TIME_SPLIT) return false;
+    const hd_node *n = g->nodes[g->values[v].node];
+    if (!n->op->is_comm || n->n_in != 1) return false;
+    return g->values[n->in[0]].micro == HD_TIME_REPLICATE || hd_is_regathered(g, n->in[0]);
+}
+
+/* Whether what the step makes of a value of the whole step belongs to the reader's call. */
+static bool belongs_to_call(const hd_part *p, const hd_convert_step *s, const hd_node *reader)
+{
+    if (p->keep_gathered || strcmp(s->op, "all_gather") || reader->phase == HD_UPDATE || !reader->n_out) return false;
+    return p->mesh->axis[s->axes[0]].role == HD_AXIS_DATA && p->g->values[reader->out[0]].micro == HD_TIME_SPLIT;
+}
+
+static bool is_gather(const hd_graph *g, hd_value x)
+{
+    return g->values[x].kind == HD_RESULT && !strcmp(g->nodes[g->values[x].node]->op->name, "all_gather");
+}
+
 int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, int phase, int chunk)
 {
     hd_held *h = hd_arena_alloc(&p->g->arena, sizeof *h), **end = &p->value[v].held;
     if (!h) return hd_fail_memory(&p->g->err, sizeof *h, "a layout");
-    *h = (hd_held){.layout = *layout, .value = x, .phase = phase, .chunk = chunk};
+    *h = (hd_held){.layout = *layout, .value = x, .phase = phase, .chunk = chunk, .gathered = is_gather(p->g, x)};
     while (*end) end = &(*end)->next;
     *end = h;
     return 0;
@@ -241,6 +270,7 @@ hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert
     build_for(g, reader);
     hd_value y = hd_graph_node(g, s->op, name, &at, &x, 1);
     hd_part_set_layout(p, y, &s->after, &whole);
+    if (!g->err.code && belongs_to_call(p, s, reader)) g->values[y].micro = HD_TIME_SPLIT;
     return g->err.code ? HD_NONE : y;
 }
 

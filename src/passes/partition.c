@@ -179,9 +179,18 @@ int hd_part_append(hd_part *p, hd_node *n)
     return 0;
 }
 
+/* The sum of two gradients of one parameter is a sum of addends too, and they are summed between ranks once. */
+static bool adds_addends(const hd_part *p, const hd_node *n)
+{
+    const hd_part_value *a = &p->value[n->in[0]], *b = n->n_in == 2 ? &p->value[n->in[1]] : NULL;
+    if (strcmp(n->op->name, "add") || !b || !a->has_home || !b->has_home || !a->held || !b->held || !p->value[n->out[0]].has_home) return false;
+    return hd_layout_equal(p->mesh, &a->held->layout, &b->held->layout, &a->whole);
+}
+
 /* A gradient's addends are summed when the update first reads it, into the layout that the optimizer wants it in. */
 static void bring_home(hd_part *p, const hd_node *n)
 {
+    if (adds_addends(p, n)) return;
     for (int k = 0; k < n->n_in && n->phase == HD_UPDATE; k++) {
         hd_part_value *v = n->in[k] == HD_NONE ? NULL : &p->value[n->in[k]];
         if (!v || !v->has_home || !v->held || !v->held->layout.partial || v->home.partial) continue;
@@ -280,17 +289,38 @@ static void finish(hd_part *p)
     }
 }
 
+/* The graph's nodes, but sums over micro-batches right behind what they sum: a gradient that is kept in pieces is scattered before the next is made. */
+static int list_nodes(const hd_graph *g, hd_node **nodes)
+{
+    int *next = hd_malloc(2 * (g->n_nodes + 1) * sizeof *next), *first = next ? next + g->n_nodes + 1 : NULL; /* of the sums of a node's results */
+    size_t n = 0;
+    if (!next) return HD_ENOMEM;
+    for (size_t i = 0; i < g->n_nodes; i++) first[i] = -1;
+    for (size_t i = g->n_nodes; i-- > 0;) {
+        const hd_node *sum = g->nodes[i];
+        int maker = strcmp(sum->op->name, "micro_sum") ? -1 : g->values[sum->in[0]].node;
+        next[i] = maker < 0 ? (int)i : first[maker]; /* itself: stays where it is */
+        if (maker >= 0) first[maker] = (int)i;
+    }
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        if (next[i] == (int)i) nodes[n++] = g->nodes[i];
+        for (int k = first[i]; k >= 0; k = next[k]) nodes[n++] = g->nodes[k];
+    }
+    hd_free(next);
+    return 0;
+}
+
 /* Nodes are taken out of the graph, and come back one by one behind what converts their operands. */
 static void walk(hd_part *p)
 {
     hd_graph *g = p->g;
     size_t n = g->n_nodes;
     hd_node **nodes = hd_malloc((n + 1) * sizeof *nodes);
-    if (!nodes) {
+    if (!nodes || list_nodes(g, nodes)) {
+        hd_free(nodes);
         hd_fail_memory(&g->err, n, "partitioning");
         return;
     }
-    memcpy(nodes, g->nodes, n * sizeof *nodes);
     g->n_nodes = 0;
     for (size_t i = 0; i < n && !g->err.code; i++) partition_node(p, nodes[i]);
     hd_free(nodes);
@@ -324,10 +354,10 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
     lay_unused(p);
 }
 
-int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins)
+int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
 {
     if (g->err.code || check_mesh(g, mesh)) return g->err.code;
-    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values};
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered};
     const char *scope = g->scope;
     const hd_node *origin = g->origin;
     hd_phase phase = g->phase;

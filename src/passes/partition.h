@@ -12,8 +12,12 @@ typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
 /* In place, after differentiation and the update: gives every value a layout, every node the split of its loops, and puts conversions between them.
  * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:
  * over DATA axes parameters and gradients are moved rather than activations, over MODEL axes activations rather than parameters. A state keeps the
- * layout of the value it becomes, by conversion of that. Error (in g->err too): an unknown axis, a pin that matches nothing or has another rank. */
-int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
+ * layout of the value it becomes, by conversion of that. What is gathered of a parameter over DATA axes for forward or backward is gathered in each call,
+ * and lives around its use only; keep_gathered: once per step, for all calls. Error (in g->err too): an unknown axis, a pin that matches nothing or has
+ * another rank. */
+int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered);
+/* Whether v, a value of a partitioned graph, is gathered of a parameter (or of what is computed from it once a step) in each call. */
+bool hd_is_regathered(const hd_graph *g, hd_value v);
 
 /* In place, after differentiation and the update: sets node->chunk for every node. first[c - 1] is a path (or the beginning of one, up to a dot) of the
  * first node of chunk c: forward nodes go by position, backward nodes to the chunk of the forward node they differentiate, updates to their

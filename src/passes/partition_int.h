@@ -18,6 +18,7 @@ typedef struct hd_held {
     hd_value value;  /* in the graph; f32 where the value's own dtype is narrower and `layout` is (or was) Partial */
     int phase;       /* usable by nodes of this phase only; -1: by all */
     int chunk;       /* and of this chunk; -1: of all */
+    bool gathered;   /* larger than what it was made of: another phase had better make it again than find it kept */
     struct hd_held *next;
 } hd_held;
 
@@ -42,6 +43,7 @@ typedef struct hd_part {
     const hd_mesh *mesh;
     hd_part_value *value; /* [n_values] */
     size_t n_values;      /* of the graph before */
+    bool keep_gathered;   /* what is gathered of parameters stays for the whole step */
     int axis[HD_MAX_AXES], n_axes; /* that cut values: more than one rank, not the pipeline's */
 } hd_part;
 
@@ -67,7 +69,8 @@ double hd_part_weight(const hd_part *p, hd_value v, int axis);
 /* Bytes of one piece of v under a layout. */
 double hd_part_bytes(const hd_part *p, hd_value v, const hd_layout *layout);
 
-/* Whether a form of v may be read by nodes of that phase and chunk: what was gathered of a parameter is given up at the end of a phase. */
+/* Whether a form of v may be read by nodes of that phase and chunk: what was gathered, of a parameter or an activation, is given up at the end of a
+ * phase (Korthikanti et al. 2022, section 4.2.2: backward gathers again). */
 bool hd_part_usable(const hd_part *p, hd_value v, const hd_held *h, int phase, int chunk);
 /* The form of v from which `to` is reached most cheaply, and (may be NULL) that cost. */
 const hd_held *hd_part_nearest(const hd_part *p, hd_value v, const hd_layout *to, int phase, int chunk, double *cost);

@@ -9,7 +9,28 @@
 #include <string.h>
 
 #include "graph/op.h"
+#include "passes/partition.h"
 #include "passes/passes.h"
+
+/* What backward gathers twice, once for a node made again and once for one of its own, is gathered once. */
+static void share_gathers(hd_graph *g)
+{
+    hd_node **first = hd_calloc(g->n_values + 1, sizeof *first); /* [values] the first gather of it in backward */
+    hd_value *to = hd_calloc(g->n_values + 1, sizeof *to);
+    for (size_t v = 0; to && v < g->n_values; v++) to[v] = (hd_value)v;
+    for (size_t i = 0; first && to && i < g->n_nodes; i++) {
+        hd_node *n = g->nodes[i];
+        for (int k = 0; k < n->n_in; k++)
+            if (n->in[k] != HD_NONE) n->in[k] = to[n->in[k]];
+        if (n->phase != HD_BACKWARD || !n->op->is_comm || strcmp(n->op->name, "all_gather")) continue;
+        hd_node *same = first[n->in[0]];
+        if (!same) first[n->in[0]] = n;
+        else if (!memcmp(same->attrs, n->attrs, n->op->attrs_size)) to[n->out[0]] = same->out[0];
+    }
+    if (!first || !to) hd_fail_memory(&g->err, g->n_values, "recomputation");
+    hd_free(first);
+    hd_free(to);
+}
 
 typedef struct recompute {
     hd_graph *g;
@@ -37,16 +58,27 @@ static bool worth_it(const recompute *r, const hd_node *n)
     if (!r->kept[y] || g->values[y].micro == HD_TIME_REPLICATE || is_output(g, y)) return false;
     for (int k = 0; k < n->n_in; k++) {
         hd_value x = n->in[k];
-        if (!r->kept[x] && r->again[x] == HD_NONE && g->values[x].micro != HD_TIME_REPLICATE) return false;
+        if (!r->kept[x] && r->again[x] == HD_NONE && g->values[x].micro != HD_TIME_REPLICATE && !hd_is_regathered(g, x)) return false;
     }
     return true;
+}
+
+static hd_value gather_again(recompute *r, hd_value x)
+{
+    hd_graph *g = r->g;
+    if (r->again[x] != HD_NONE || !hd_is_regathered(g, x)) return r->again[x] != HD_NONE ? r->again[x] : x;
+    const hd_node *n = g->nodes[g->values[x].node];
+    hd_value from = gather_again(r, n->in[0]);
+    g->origin = n;
+    const hd_node *clone = hd_graph_clone(g, n, "again", &from, 1);
+    return clone ? r->again[x] = clone->out[0] : x;
 }
 
 static void compute_again(recompute *r, const hd_node *n)
 {
     hd_graph *g = r->g;
     hd_value in[3];
-    for (int k = 0; k < n->n_in; k++) in[k] = r->again[n->in[k]] != HD_NONE ? r->again[n->in[k]] : n->in[k];
+    for (int k = 0; k < n->n_in; k++) in[k] = gather_again(r, n->in[k]);
     g->origin = n;
     const hd_node *clone = hd_graph_clone(g, n, "again", in, n->n_in); /* lies over a mesh as the original does */
     if (clone) r->again[n->out[0]] = clone->out[0];
@@ -67,7 +99,9 @@ static int run(recompute *r, size_t n_nodes)
             hd_value x = g->nodes[i]->in[k];
             if (g->nodes[i]->phase != HD_FORWARD && x != HD_NONE && r->again[x] != HD_NONE) g->nodes[i]->in[k] = r->again[x];
         }
-    return hd_graph_sort(g);
+    if (hd_graph_sort(g)) return g->err.code;
+    share_gathers(g);
+    return g->err.code;
 }
 
 int hd_pass_recompute_elementwise(hd_graph *g)
@@ -117,7 +151,8 @@ static void match_values(named *r)
         for (int k = 0; k < n->n_out; k++) {
             hd_value v = n->out[k];
             if (r->g->values[v].micro == HD_TIME_REPLICATE || is_output(r->g, v)) continue;
-            r->match[v] = is_named(r, v) || (n->op->is_comm && n->in[0] != HD_NONE && r->match[n->in[0]]);
+            bool moved = n->op->is_comm && n->in[0] != HD_NONE && r->match[n->in[0]];
+            r->match[v] = is_named(r, v) || moved || hd_is_regathered(r->g, v);
         }
     }
 }
@@ -212,7 +247,9 @@ static void run_named(named *r)
     g->phase = HD_BACKWARD;
     for (size_t i = 0; i < r->n_nodes && !g->err.code; i++)
         if (r->again[i]) make_clone(r, i);
-    if (!g->err.code) put_in_order(r);
+    if (g->err.code) return;
+    put_in_order(r);
+    share_gathers(g);
 }
 
 int hd_pass_recompute(hd_graph *g, const char (*patterns)[64], int n)

@@ -227,48 +227,42 @@ static double operand_cost(const chooser *c, const hd_strategy *s, int i)
     return cost;
 }
 
-static bool same_dim_cut(const hd_layout *a, const hd_layout *b, int rank, int axis)
+/* What a gradient costs until it lies as the optimizer wants it; of ways that cost the same, one that makes less of it. */
+static double gradient_owes(const chooser *c, hd_value v, const hd_layout *l)
 {
-    for (int d = 0; d < rank; d++) {
-        bool in_a = false, in_b = false;
-        for (int k = 0; k < a->dim[d].n; k++) in_a |= a->dim[d].axis[k] == axis;
-        for (int k = 0; k < b->dim[d].n; k++) in_b |= b->dim[d].axis[k] == axis;
-        if (in_a || in_b) return in_a && in_b;
-    }
-    return false;
+    const hd_part_value *info = &c->p->value[v];
+    double cost = hd_part_conversion_cost(c->p, v, l, &info->home), bytes = hd_part_bytes(c->p, v, l);
+    uint32_t home = hd_layout_axes(&info->home, info->whole.rank), cut = hd_layout_axes(l, info->whole.rank) | l->partial;
+    for (int i = 0; i < c->p->n_axes; i++)
+        if (home & ~cut & 1u << c->p->axis[i]) cost += SLIGHT * bytes;
+    return cost;
 }
 
-/* What a gradient costs over one axis until it lies as the optimizer wants it; `bytes` are those of a piece of it. */
-static double gradient_owes(const hd_part_value *v, const hd_layout *l, int axis, double bytes, double n)
-{
-    int rank = v->whole.rank;
-    bool home = hd_layout_axes(&v->home, rank) >> axis & 1, cut = hd_layout_axes(l, rank) >> axis & 1;
-    if (l->partial >> axis & 1) return (home ? 1 : 2) * bytes * (n - 1) / n;
-    if (!cut) return home ? SLIGHT * bytes : 0;
-    if (!home) return bytes * (n - 1);
-    return same_dim_cut(l, &v->home, rank, axis) ? 0 : bytes;
-}
+/* Of the bytes that gathering a result takes which is in pieces only because an operand was summed into pieces: others that it will be added to are
+ * not in those pieces, and have to be brought there too. */
+#define NEW_CUT 1.4
 
 /* What is still to be paid for a result: sums that are owed; gathering what was not in pieces before. */
 static double result_owes(const chooser *c, const hd_strategy *s, int r)
 {
     hd_value v = c->n->out[r];
     const hd_layout *l = &s->out[r];
-    const hd_part_value *info = &c->p->value[v];
-    double cost = 0, bytes = hd_part_bytes(c->p, v, l);
+    if (c->p->value[v].has_home) return gradient_owes(c, v, l);
+    double cost = 0, bytes = hd_part_bytes(c->p, v, l), gathered = bytes, summed = 1; /* bytes after the gathers so far; ranks of one all-reduce */
     uint32_t cut = hd_layout_axes(l, c->out[r].shape.rank);
     for (int i = 0; i < c->p->n_axes; i++) {
         int a = c->p->axis[i];
         double n = c->p->mesh->axis[a].size, weight = hd_part_weight(c->p, v, a);
-        if (info->has_home) {
-            cost += weight * gradient_owes(info, l, a, bytes, n);
-            continue;
+        if (l->partial >> a & 1) {
+            if (weight > 1) cost += 1.01 * weight * bytes * (n - 1) / n; /* over DATA axes activations are in pieces: a reduce-scatter, and the sooner the less work */
+            else summed *= n;
         }
-        if (l->partial >> a & 1) cost += weight * 2 * bytes * (n - 1) / n;
-        if (!(cut >> a & 1) || comes_cut(c, a, false)) continue;
-        cost += weight * bytes * n * (comes_cut(c, a, true) ? (n - 1) / n : 1);
+        bool at_home = weight > 1 && c->p->mesh->axis[a].role == HD_AXIS_DATA;
+        if (!(cut >> a & 1) || at_home || comes_cut(c, a, false)) continue;
+        cost += weight * gathered * n * (comes_cut(c, a, true) ? NEW_CUT * (n - 1) / n : 1);
+        gathered *= n;
     }
-    return cost;
+    return cost + 2 * bytes * (summed - 1) / summed;
 }
 
 /* To where a result is to end. To compute more of it than that takes a little longer. */

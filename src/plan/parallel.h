@@ -8,6 +8,7 @@
  *   cp=N        context parallel: the tokens of one sequence over N ranks
  *   sp          sequence parallel (Korthikanti et al. 2022): norms, dropout and the residual stream over tokens by the tp ranks
  *   zero=0..3   over dp and cp: 1 optimizer states, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020)
+ *   keep        with zero=3: what is gathered of parameters stays for the whole step; else each call gathers it again
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
  *   slices=N    token slices of a pipeline (Li et al. 2021) */
@@ -22,7 +23,7 @@ typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_S
 typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
-    int64_t sp, zero, chunks, slices; /* 0 or 1; 0..3; >= 1; >= 1 */
+    int64_t sp, keep, zero, chunks, slices; /* 0 or 1; 0 or 1; 0..3; >= 1; >= 1 */
     bool has_schedule;          /* false: 1f1b, or interleaved where there are several chunks a stage */
     hd_schedule_kind schedule;
     hd_recompute recompute;

@@ -37,6 +37,7 @@ typedef struct hd_plan {
     hd_schedule_kind schedule;
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
+    bool keep_gathered; /* what is gathered of parameters over data axes (ZeRO-3) stays for the whole step; else each call gathers again, forward and backward */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */
 } hd_plan;
 

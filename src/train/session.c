@@ -100,7 +100,7 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     int rc = cut_chunks(*g, plan, err);
     if (!rc) rc = collect_pins(s, *g, plan, &p, err);
     if (!rc) {
-        hd_pass_partition(*g, &plan->mesh, p.list, p.n);
+        hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         rc = pass_error(*g, err);
     }
     hd_free(p.list);
@@ -137,9 +137,10 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
     if (o->lora)
         return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
+    bool given = plan->fingerprint != 0;
     if (train) hd_plan_complete(plan, whole);
     int rc = o->parallel.dp ? hd_parallel_expand(&o->parallel, whole, o->sequence, plan, err) : 0;
-    if (!rc && train) rc = hd_plan_check(plan, whole, err);
+    if (!rc && train) rc = hd_plan_check(plan, given ? whole : NULL, err);
     if (!train) plan->micro_batches = 1;
     plan->fingerprint = 0; /* of the whole graph, not of a rank's */
     plan->threads = hd_session_threads(o);
@@ -158,8 +159,8 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, &o->rank, err);
     if (rc) return rc;
     if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
-    if (train) hd_pass_recompute_elementwise(*g);
-    hd_pass_fuse_elementwise(*g);
+    if (train && !o->unfused) hd_pass_recompute_elementwise(*g);
+    if (!o->unfused) hd_pass_fuse_elementwise(*g);
     rc = hd_graph_verify(*g, err);
     if (!rc) rc = hd_lower(*g, &plan, &s->backend.target, &s->program[which], err);
     double calls = train ? (double)plan.micro_batches : 1;

@@ -20,6 +20,7 @@ typedef struct hd_session_options {
     hd_rank rank;                /* of plan.mesh; {0}: the only one */
     const hd_lora_options *lora; /* NULL: none */
     uint64_t seed;               /* of initial values */
+    bool unfused;                /* neither fuses elementwise operations nor makes their results again in backward: for measuring what each value takes */
     bool share_arena;            /* evaluation works in the training program's arena: inputs and outputs of one are lost when the other runs */
     int64_t memory;              /* bytes that may be used at most; 0: what the machine has available */
 } hd_session_options;
