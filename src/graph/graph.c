@@ -246,7 +246,8 @@ static hd_node *node_new(hd_graph *g, const hd_op *op, const char *path, const v
 {
     hd_node *n = hd_arena_alloc(&g->arena, sizeof *n);
     if (!n || hd_grow(&g->nodes, &g->cap_nodes, g->n_nodes + 1, sizeof *g->nodes)) return NULL;
-    *n = (hd_node){.op = op, .path = path, .n_in = n_in, .n_out = n_out, .phase = g->phase, .origin = g->origin, .chunk = g->chunk};
+    *n = (hd_node){.op = op, .path = path, .n_in = n_in, .n_out = n_out, .phase = g->phase, .origin = g->origin, .chunk = g->chunk,
+                    .slice = g->slice};
     n->in = hd_arena_copy(&g->arena, in, (size_t)n_in * sizeof *in);
     n->out = hd_arena_alloc(&g->arena, (size_t)n_out * sizeof *n->out);
     if (op->attrs_size) n->attrs = hd_arena_copy(&g->arena, attrs, op->attrs_size);
@@ -298,6 +299,7 @@ const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix
     hd_node *n = node_new(g, of->op, path, of->attrs, in, n_in, of->n_out);
     if (!n) return out_of_memory(g), NULL;
     n->chunk = of->chunk;
+    n->slice = of->slice;
     n->splits = of->splits;
     n->n_splits = of->n_splits;
     for (int k = 0; k < of->n_out; k++) {
@@ -387,6 +389,7 @@ hd_node *hd_graph_copy_node(hd_graph *g, const hd_node *n, const hd_value *in, c
     c->phase = n->phase;
     c->origin = NULL;
     c->chunk = n->chunk;
+    c->slice = n->slice;
     c->n_splits = n->n_splits;
     for (int k = 0; k < n->n_out; k++) {
         c->out[k] = out[k];

@@ -43,7 +43,7 @@ static int first_of(int a, int b) { return a < 0 || (b >= 0 && b < a) ? b : a; }
 static bool begins(const char *path, const char *prefix)
 {
     size_t n = strlen(prefix);
-    return !strncmp(path, prefix, n) && (path[n] == 0 || path[n] == '.');
+    return !strncmp(path, prefix, n) && (path[n] == 0 || path[n] == '.' || path[n] == '@');
 }
 
 /* Position of the first forward node under prefix: one of the micro-batch, else any. */
@@ -100,6 +100,7 @@ static void add_before(hd_graph *g, hd_node *n, int residual)
     if (!a || !b || a->chunk >= n->chunk || b->chunk >= n->chunk) return;
     hd_ew_attrs at = {.dtype = ((const hd_norm_attrs *)n->attrs)->sum_dtype};
     g->chunk = a->chunk > b->chunk ? a->chunk : b->chunk;
+    g->slice = n->slice;
     hd_value sum = hd_graph_node(g, "add", hd_arena_printf(&g->arena, "%s.sum", n->path), &at, (hd_value[]){n->in[0], n->in[residual]}, 2);
     if (sum == HD_NONE) return;
     replace_reads(g, n->out[residual], sum);
@@ -120,7 +121,7 @@ static int add_before_cuts(hd_graph *g)
     }
     g->scope = scope;
     g->phase = phase;
-    g->chunk = 0;
+    g->chunk = g->slice = 0;
     return g->n_nodes > n_nodes ? hd_graph_sort(g) : g->err.code;
 }
 

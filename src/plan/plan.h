@@ -36,6 +36,7 @@ typedef struct hd_plan {
     hd_schedule_kind schedule;
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
+    int64_t slices[HD_MAX_SLICES]; int n_slices; /* tokens of each slice of a sequence (hd_pass_slices); 0: not cut */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */
 } hd_plan;
 
