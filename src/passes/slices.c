@@ -104,7 +104,7 @@ static hd_value *pieces(slicer *s, hd_value v)
     hd_value *p = new_pieces(s);
     for (int k = 0; k < s->n && p; k++) {
         g->slice = k;
-        p[k] = take_rows(s, name_of(s, "", v, k), v, s->begin[k], s->begin[k + 1]);
+        p[k] = take_rows(s, name_of(s, "slice.", v, k), v, s->begin[k], s->begin[k + 1]); /* a pin of the input isn't one of its slices */
     }
     return s->piece[v] = p;
 }
