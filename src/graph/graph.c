@@ -270,6 +270,21 @@ static int node_results(hd_graph *g, hd_node *n, const hd_type *types)
     return 0;
 }
 
+/* Only what the op describes: whatever stood between the caller's fields would make equal nodes differ, by chance. to is zeroed. */
+static void copy_attrs(const hd_op *op, char *to, const char *from)
+{
+    static const size_t sizes[] = {
+        [HD_ATTR_INT32] = sizeof(int32_t), [HD_ATTR_INT64] = sizeof(int64_t), [HD_ATTR_UINT32] = sizeof(uint32_t), [HD_ATTR_DOUBLE] = sizeof(double),
+        [HD_ATTR_BOOL] = sizeof(bool), [HD_ATTR_STRING] = 64, [HD_ATTR_DTYPE] = sizeof(hd_dtype), [HD_ATTR_INT32_2] = 2 * sizeof(int32_t),
+        [HD_ATTR_DIMS] = sizeof(int32_t), [HD_ATTR_CHAIN] = sizeof(hd_fused_attrs),
+    };
+    for (const hd_attr *a = op->attrs; a && a->name; a++) {
+        memcpy(to + a->offset, from + a->offset, sizes[a->type]);
+        size_t dims = a->offset + offsetof(hd_dims_attrs, dim);
+        if (a->type == HD_ATTR_DIMS) memcpy(to + dims, from + dims, sizeof ((hd_dims_attrs *)0)->dim);
+    }
+}
+
 hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const void *attrs, const hd_value *in, int n_in)
 {
     if (g->err.code) return HD_NONE;
@@ -277,7 +292,7 @@ hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const
     if (!op) return hd_graph_fail(g, HD_EUNSUPPORTED, "there is no op \"%s\"", op_name);
     _Alignas(16) char copy[1024] = {0};
     assert(op->attrs_size <= sizeof copy);
-    if (op->attrs_size && attrs) memcpy(copy, attrs, op->attrs_size);
+    if (op->attrs_size && attrs) copy_attrs(op, copy, attrs);
     hd_type in_types[HD_MAX_OPERANDS], out_types[HD_MAX_RESULTS] = {0};
     if (check_operands(g, op, in, n_in, in_types)) return HD_NONE;
     hd_sig sig = {.op = op, .in = in_types, .n_in = n_in, .attrs = copy};

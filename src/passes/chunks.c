@@ -59,6 +59,14 @@ static int find_start(const hd_graph *g, const char *prefix)
     return any;
 }
 
+/* A slice of an input's rows is taken where it is wanted: every stage has the inputs. */
+static bool is_of_inputs(const hd_graph *g, const hd_node *n)
+{
+    const hd_value_info *x = n->n_in == 1 && n->in[0] != HD_NONE ? &g->values[n->in[0]] : NULL;
+    if (!x || (!is_op(n, "slice") && !is_op(n, "reshape")) || x->micro == HD_TIME_REPLICATE) return false;
+    return x->kind == HD_INPUT || (x->kind == HD_RESULT && is_of_inputs(g, g->nodes[x->node]));
+}
+
 static int place_forward(hd_graph *g, const char *const *first, int n_first)
 {
     int from = 0, begin = 0;
@@ -71,6 +79,8 @@ static int place_forward(hd_graph *g, const char *const *first, int n_first)
         for (begin = end; from < end; from++)
             if (g->nodes[from]->phase == HD_FORWARD) g->nodes[from]->chunk = k;
     }
+    for (size_t i = 0; i < g->n_nodes; i++)
+        if (g->nodes[i]->phase == HD_FORWARD && is_of_inputs(g, g->nodes[i])) g->nodes[i]->chunk = EVERYWHERE;
     return 0;
 }
 
