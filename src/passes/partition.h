@@ -1,6 +1,6 @@
 /* partition.h: passes that make a Graph for one rank out of the Graph of the whole: over a mesh (layouts), and over a pipeline (chunks).
  *
- * Order: hd_pass_slices on the forward graph; after differentiation and the update hd_graph_place_slices, hd_pass_chunks, hd_pass_partition, then hd_graph_stage for each stage. */
+ * Order: hd_pass_slices on the forward graph; after differentiation and the update hd_pass_slices_backward, hd_pass_chunks, hd_pass_partition, then hd_graph_stage for each stage. */
 #ifndef HD_PASSES_PARTITION_H
 #define HD_PASSES_PARTITION_H
 
@@ -36,8 +36,8 @@ enum { HD_MAX_SLICES = 64 };
  * to the sequence. Nodes over tokens become one node for each slice, "<path>@<slice>", with node->slice set; inputs stay whole. Error (in g->err too):
  * lengths that don't make up whole sequences, and nodes that mix tokens in another way than causal attention does. n <= 1: nothing is done. */
 int hd_pass_slices(hd_graph *g, const int64_t *length, int n);
-/* After differentiation: sets node->slice of the nodes of backward. */
-void hd_graph_place_slices(hd_graph *g);
+/* After differentiation, with the same lengths: sets node->slice of the nodes of backward, and keeps keys and values once for all slices. */
+int hd_pass_slices_backward(hd_graph *g, const int64_t *length, int n);
 /* Whether a pattern (hd_glob_match) names the path, or the path without the mark of a slice. */
 bool hd_path_match(const char *pattern, const char *path);
 

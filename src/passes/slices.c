@@ -355,6 +355,40 @@ bool hd_path_match(const char *pattern, const char *path)
     return hd_glob_match(pattern, plain);
 }
 
+/* ---- keys and values are kept once ---- */
+
+/* The rows of the last prefix that v, the prefix of slice k or its first piece, is the beginning of. HD_NONE: v is that, or no prefix. */
+static hd_value rows_of_last(slicer *s, hd_value v, int k)
+{
+    hd_graph *g = s->g;
+    const char *path = g->values[v].path, *mark = strrchr(path, '@');
+    if (!strncmp(path, "prefix.", 7)) path += 7;
+    if (!mark || k == s->n - 1) return HD_NONE;
+    const char *name = hd_arena_printf(&g->arena, "prefix.%.*s@", (int)(mark - path), path);
+    hd_value last = name ? hd_graph_find(g, hd_arena_printf(&g->arena, "%s%d", name, s->n - 1)) : HD_NONE;
+    return last == HD_NONE ? HD_NONE : take_rows(s, hd_arena_printf(&g->arena, "%s%d.to%d", name, s->n - 1, k), last, 0, s->begin[k + 1]);
+}
+
+/* Backward of slice k reads the leading rows of all keys and values instead of its own prefix of them, which then need not be kept: what one token
+ * saves for backward is the same however many slices there are. */
+static void read_last_prefix(slicer *s)
+{
+    enum { GRAD_K = 2, GRAD_V = 3 };
+    hd_graph *g = s->g;
+    size_t n = g->n_nodes;
+    g->phase = HD_BACKWARD;
+    for (size_t i = 0; i < n && !g->err.code; i++) {
+        hd_node *x = g->nodes[i];
+        if (x->phase != HD_BACKWARD || !is_op(x, "attention_grad")) continue;
+        for (int k = GRAD_K; k <= GRAD_V; k++) {
+            g->slice = x->slice;
+            hd_value rows = rows_of_last(s, x->in[k], x->slice);
+            if (rows != HD_NONE) x->in[k] = rows;
+        }
+    }
+    hd_graph_sort(g);
+}
+
 /* ---- which slice each node of backward belongs to ---- */
 
 /* Backward takes slices from the last to the first, so the lowest among what it reads; where it begins, its origin's. */
@@ -372,7 +406,7 @@ static int slice_of(const hd_graph *g, const hd_node *n)
     return lowest >= 0 ? lowest : n->origin && n->origin->phase == HD_FORWARD ? n->origin->slice : highest;
 }
 
-void hd_graph_place_slices(hd_graph *g)
+static void place_slices(hd_graph *g)
 {
     for (size_t i = 0; i < g->n_nodes; i++) {
         hd_node *n = g->nodes[i];
@@ -380,4 +414,19 @@ void hd_graph_place_slices(hd_graph *g)
         if (n->n_out && g->values[n->out[0]].micro == HD_TIME_REPLICATE) continue;
         n->slice = slice_of(g, n);
     }
+}
+
+int hd_pass_slices_backward(hd_graph *g, const int64_t *length, int n)
+{
+    slicer s = {.g = g, .length = length, .n = n};
+    if (g->err.code || n <= 1 || measure(&s)) return g->err.code;
+    const char *scope = g->scope;
+    hd_phase phase = g->phase;
+    g->scope = "";
+    place_slices(g);
+    read_last_prefix(&s);
+    g->scope = scope;
+    g->phase = phase;
+    g->slice = 0;
+    return g->err.code ? g->err.code : hd_graph_dce(g);
 }

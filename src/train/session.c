@@ -24,24 +24,24 @@ double hd_graph_flops(const hd_graph *g)
 
 /* ---- from forward graphs to programs ---- */
 
-/* Training only: evaluation takes sequences whole. */
-static void cut_tokens(hd_graph *g, const hd_session_options *o)
+/* Training only: evaluation takes sequences whole. The plan's slices, or those of the by-hand form. */
+static void find_slices(hd_graph *g, const hd_session_options *o, hd_plan *plan)
 {
-    hd_plan plan = o->plan;
     hd_value tokens = hd_graph_find(g, "tokens");
     int64_t sequence = o->sequence || tokens == HD_NONE ? o->sequence : g->values[tokens].type.shape.dim[0];
-    if (!g->err.code && (!o->parallel.dp || !hd_parallel_slices(&o->parallel, sequence, &plan, &g->err))) hd_pass_slices(g, plan.slices, plan.n_slices);
+    *plan = o->plan;
+    if (o->parallel.dp && !g->err.code) hd_parallel_slices(&o->parallel, sequence, plan, &g->err);
 }
 
 static void make_whole(hd_graph *g, bool train, const hd_session_options *o)
 {
+    hd_plan plan;
     hd_pass_fuse_residual_norm(g);
     hd_pass_precision(g, o->plan.precision);
     if (o->lora) hd_pass_lora(g, o->lora);
-    if (train) cut_tokens(g, o);
-    if (train) hd_step_append(g, &o->step);
+    if (train) find_slices(g, o, &plan), hd_pass_slices(g, plan.slices, plan.n_slices);
+    if (train) hd_step_append(g, &o->step), hd_pass_slices_backward(g, plan.slices, plan.n_slices);
     else hd_graph_cse(g), hd_graph_dce(g);
-    hd_graph_place_slices(g);
 }
 
 /* ---- of a mesh: one rank's part ---- */
