@@ -2,7 +2,7 @@
 # Installs the Debian packages that the build needs and that are missing; quick and silent when none are.
 #
 #   tools/install-deps.sh        what building, testing and the demo need
-#   tools/install-deps.sh --ci   also clang and its sanitizers
+#   tools/install-deps.sh --ci   also clang and its sanitizers, and both MPIs
 #   tools/install-deps.sh --list prints the missing ones and installs nothing
 #
 # As root, or through sudo where that works; otherwise it prints the command to run.
@@ -11,7 +11,7 @@ set -eu
 # package:what shows that it is there (a command, or a header below /usr/include)
 wanted="cmake:cmake ninja-build:ninja gcc:cc libc6-dev:stdio.h pkg-config:pkg-config libjansson-dev:jansson.h libpcre2-dev:pcre2.h libutf8proc-dev:utf8proc.h
 libcmocka-dev:cmocka.h"
-for_ci="clang:clang llvm:llvm-symbolizer"
+for_ci="clang:clang llvm:llvm-symbolizer libopenmpi-dev:mpicc.openmpi openmpi-bin:mpirun.openmpi libmpich-dev:mpicc.mpich mpich:mpirun.mpich"
 mode=${1:-}
 
 is_there() {

@@ -1,5 +1,6 @@
 /* inspect.c: heddle inspect: finds out what a path is, has it described, and prints the description. */
 #include "cli/inspect.h"
+#include "graph/layout.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,8 @@ static const hd_setting settings[] = {
     {"context", HD_SET_INT, AT(context), "256", 1, 1e7, "N", "program, graph: generate: rows of the K/V cache"},
     {"precision", HD_SET_STRING, AT(precision), "f32", 0, 0, "f32|bf16", "program, graph: of products and activations"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "program: threads that workspaces are sized for; 0: one per core"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "program, graph: how training is split over ranks, as heddle train takes it"},
+    {"rank", HD_SET_INT, AT(rank), "0", 0, HD_MAX_RANKS - 1, "N", "program, graph: whose stage of it"},
     {"count", HD_SET_BOOL, AT(count), NULL, 0, 0, NULL, "program: instead of its text, what a rank sends in one step"},
     {0},
 };

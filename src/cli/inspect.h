@@ -10,8 +10,8 @@
 
 typedef struct inspect_config {
     bool json, count;
-    const char *mode, *precision;
-    int64_t batch, micro_batches, sequence, context, threads;
+    const char *mode, *precision, *parallel;
+    int64_t batch, micro_batches, sequence, context, threads, rank;
 } inspect_config;
 
 /* ---- inspect_files.c ---- */

@@ -83,7 +83,12 @@ static int make_session(const inspect_config *c, const char *path, hd_session *s
     o.plan.precision = precision_of(c);
     o.plan.threads = (int)c->threads;
     o.plan.pack = !strcmp(c->mode, "generate");
-    hd_graph *g = forward_graph(c, path, err);
+    o.sequence = c->sequence;
+    o.rank.rank = (int)c->rank;
+    int rc = c->parallel ? hd_parallel_parse(c->parallel, &o.parallel, err) : 0;
+    if (!rc && c->parallel && o.plan.pack) rc = hd_fail(err, HD_EUNSUPPORTED, "--parallel: generating runs on one rank");
+    if (!rc && c->rank >= hd_session_ranks(&o)) rc = hd_fail(err, HD_EINVAL, "--rank %lld: there are %d ranks, from 0", (long long)c->rank, hd_session_ranks(&o));
+    hd_graph *g = rc ? NULL : forward_graph(c, path, err);
     return g ? hd_session_init(s, train ? g : NULL, train ? NULL : g, &o, err) : err->code;
 }
 

@@ -122,12 +122,12 @@ static void i64_add(piece *restrict x, const piece *restrict y, int64_t n)
 
 static void f32_max(piece *restrict x, const piece *restrict y, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) x->f[i] = (y->f[i] > x->f[i]) | (y->f[i] != y->f[i]) ? y->f[i] : x->f[i];
+    for (int64_t i = 0; i < n; i++) x->f[i] = ((y->f[i] > x->f[i]) | (y->f[i] != y->f[i])) ? y->f[i] : x->f[i];
 }
 
 static void f64_max(piece *restrict x, const piece *restrict y, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) x->d[i] = (y->d[i] > x->d[i]) | (y->d[i] != y->d[i]) ? y->d[i] : x->d[i];
+    for (int64_t i = 0; i < n; i++) x->d[i] = ((y->d[i] > x->d[i]) | (y->d[i] != y->d[i])) ? y->d[i] : x->d[i];
 }
 
 static void i64_max(piece *restrict x, const piece *restrict y, int64_t n)

@@ -33,8 +33,9 @@ static bool is_output(const hd_graph *g, hd_value v)
 static bool worth_it(const recompute *r, const hd_node *n)
 {
     const hd_graph *g = r->g;
+    if (n->phase != HD_FORWARD || !is_elementwise(n)) return false;
     hd_value y = n->out[0];
-    if (n->phase != HD_FORWARD || !is_elementwise(n) || !r->kept[y] || g->values[y].micro == HD_TIME_REPLICATE || is_output(g, y)) return false;
+    if (!r->kept[y] || g->values[y].micro == HD_TIME_REPLICATE || is_output(g, y)) return false;
     for (int k = 0; k < n->n_in; k++) {
         hd_value x = n->in[k];
         if (!r->kept[x] && r->again[x] == HD_NONE && g->values[x].micro != HD_TIME_REPLICATE) return false;

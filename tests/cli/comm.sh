@@ -5,6 +5,7 @@ check=$(dirname "$heddle")/bin/check_comm
 plugins=$(dirname "$heddle")/lib/heddle
 [ -x "$check" ] || { echo "check_comm is not built"; exit 0; }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 # what Open MPI itself leaves behind
 
 # several MPI N ARGUMENTS...: N processes of check_comm.
 several() {

@@ -48,4 +48,17 @@ has '^bytes: 69504$'
 has '^  model.embed_tokens.weight  *f32  \[300, 32\]  38400$'
 ok "$heddle" inspect corpus --json
 has "\"bytes\": $(($(stat -c %s corpus.bin) + $(stat -c %s corpus.idx)))"
+
+# Any stage of a plan: read back as it is printed, and what a rank of it sends.
+llama num_hidden_layers=2 > deep.json
+ok "$heddle" inspect program deep.json --parallel dp=2,tp=2,pp=2 --rank 5 --batch 2 --micro-batches 2
+cp out stage.txt
+has '^program .*stage=1/2 mesh=pp:2:pipeline,dp:2:data,tp:2:model$'
+ok "$heddle" inspect program stage.txt
+cmp -s out stage.txt || fail "a stage's program is not read back as it was"
+ok "$heddle" inspect program stage.txt --count
+has '^all_reduce  *tp '
+has '^send  *pp '
+refuses 'there are 2 ranks, from 0' "$heddle" inspect program model.json --parallel dp=2 --rank 2
+refuses 'there is no "qq"' "$heddle" inspect program model.json --parallel qq=2
 finish
