@@ -1,6 +1,7 @@
 /* partition.h: passes that make a Graph for one rank out of the Graph of the whole: over a mesh (layouts), and over a pipeline (chunks).
  *
- * Order: hd_pass_slices on the forward graph; after differentiation and the update hd_pass_slices_backward, hd_pass_chunks, hd_pass_partition, then hd_graph_stage for each stage. */
+ * Order: hd_pass_slices on the forward graph; after differentiation and the update hd_pass_slices_backward, hd_pass_chunks, hd_pass_partition,
+ * then hd_graph_stage for each stage. */
 #ifndef HD_PASSES_PARTITION_H
 #define HD_PASSES_PARTITION_H
 

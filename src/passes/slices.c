@@ -173,11 +173,15 @@ static hd_value clone_node(slicer *s, const hd_node *n, int slice)
 {
     hd_value in[HD_MAX_OPERANDS];
     _Alignas(16) char attrs[1024];
-    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : is_cut(s, n->in[k]) ? pieces(s, n->in[k])[slice] : s->instead[n->in[k]];
+    for (int k = 0; k < n->n_in; k++) {
+        in[k] = n->in[k] == HD_NONE ? HD_NONE : s->instead[n->in[k]];
+        if (is_cut(s, n->in[k])) in[k] = pieces(s, n->in[k])[slice];
+    }
     if (s->g->err.code) return HD_NONE;
     if (n->op->attrs_size) memcpy(attrs, n->attrs, n->op->attrs_size);
     hd_dims_attrs *dims = (hd_dims_attrs *)attrs;
-    if ((is_op(n, "reshape") || is_op(n, "broadcast")) && dims->rank > 0 && dims->dim[0] == s->rows) dims->dim[0] = s->batch * s->length[slice];
+    bool extents = is_op(n, "reshape") || is_op(n, "broadcast");
+    if (extents && dims->rank > 0 && dims->dim[0] == s->rows) dims->dim[0] = s->batch * s->length[slice];
     s->g->slice = slice;
     return hd_graph_node(s->g, n->op->name, name_of(s, "", n->out[0], slice), attrs, in, n->n_in);
 }
@@ -239,7 +243,10 @@ static void cut_attention(slicer *s, const hd_node *n)
         }
     for (int i = 0; i < s->n && !g->err.code; i++) {
         hd_value in[KSEG + 1];
-        for (int k = 0; k <= KSEG && !g->err.code; k++) in[k] = k == K || k == V || k == KPOS || k == KSEG ? prefixes(s, n->in[k])[i] : pieces(s, n->in[k])[i];
+        for (int k = 0; k <= KSEG && !g->err.code; k++) {
+            bool of_keys = k == K || k == V || k == KPOS || k == KSEG;
+            in[k] = (of_keys ? prefixes : pieces)(s, n->in[k])[i];
+        }
         at.block = s->batch > 1 ? s->begin[i + 1] : 0;
         at.max_keys = most < s->begin[i + 1] ? most : s->begin[i + 1];
         g->slice = i;
@@ -283,7 +290,8 @@ static void finish(slicer *s)
         g->pairs[i].out = s->instead[v];
     }
     for (size_t v = 0; v < s->n_values; v++)
-        if (g->values[v].kind == HD_RESULT && (s->piece[v] || s->instead[v] != (hd_value)v)) g->values[v].node = -1; /* nobody makes it any more */
+        if (g->values[v].kind == HD_RESULT && (s->piece[v] || s->instead[v] != (hd_value)v))
+            g->values[v].node = -1; /* nobody makes it any more */
 }
 
 static void run(slicer *s)
@@ -316,7 +324,8 @@ static int measure(slicer *s)
     s->rows = g->values[tokens].type.shape.dim[0];
     s->batch = s->rows / s->sequence;
     if (s->rows % s->sequence == 0 && g->values[tokens].type.shape.sym < 0) return 0;
-    return hd_fail(&g->err, HD_EINVAL, "slices of %lld tokens in all don't make up sequences: a call has %lld tokens", (long long)s->sequence, (long long)s->rows);
+    return hd_fail(&g->err, HD_EINVAL, "slices of %lld tokens in all don't make up sequences: a call has %lld tokens", (long long)s->sequence,
+                   (long long)s->rows);
 }
 
 int hd_pass_slices(hd_graph *g, const int64_t *length, int n)
