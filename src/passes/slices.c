@@ -175,7 +175,8 @@ static hd_value clone_node(slicer *s, const hd_node *n, int slice)
     _Alignas(16) char attrs[1024];
     for (int k = 0; k < n->n_in; k++) {
         in[k] = n->in[k] == HD_NONE ? HD_NONE : s->instead[n->in[k]];
-        if (is_cut(s, n->in[k])) in[k] = pieces(s, n->in[k])[slice];
+        const hd_value *cut = is_cut(s, n->in[k]) ? pieces(s, n->in[k]) : NULL;
+        if (cut) in[k] = cut[slice];
     }
     if (s->g->err.code) return HD_NONE;
     if (n->op->attrs_size) memcpy(attrs, n->attrs, n->op->attrs_size);
@@ -245,8 +246,10 @@ static void cut_attention(slicer *s, const hd_node *n)
         hd_value in[KSEG + 1];
         for (int k = 0; k <= KSEG && !g->err.code; k++) {
             bool of_keys = k == K || k == V || k == KPOS || k == KSEG;
-            in[k] = (of_keys ? prefixes : pieces)(s, n->in[k])[i];
+            const hd_value *from = (of_keys ? prefixes : pieces)(s, n->in[k]);
+            in[k] = from ? from[i] : HD_NONE;
         }
+        if (g->err.code) return;
         at.block = s->batch > 1 ? s->begin[i + 1] : 0;
         at.max_keys = most < s->begin[i + 1] ? most : s->begin[i + 1];
         g->slice = i;
