@@ -52,7 +52,7 @@ int hd_exec_call(hd_exec *e, const hd_call *call, hd_error *err);
 typedef struct hd_exec_hooks {
     void *arg;
     /* Fills inputs, and may set call->binding. Called before every call; a micro-batch's inputs belong before HD_SEGMENT_FORWARD, those of the
-     * step before the first call (or before the step). */
+     * step before the first call (or before the step). Inputs are those of the whole micro-batch, filled with slice 0 if there are slices. */
     int (*before)(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err);
     int (*after)(void *arg, hd_exec *e, hd_segment_kind kind, const hd_call *call, hd_error *err);
 } hd_exec_hooks;

@@ -246,7 +246,8 @@ static hd_node *node_new(hd_graph *g, const hd_op *op, const char *path, const v
 {
     hd_node *n = hd_arena_alloc(&g->arena, sizeof *n);
     if (!n || hd_grow(&g->nodes, &g->cap_nodes, g->n_nodes + 1, sizeof *g->nodes)) return NULL;
-    *n = (hd_node){.op = op, .path = path, .n_in = n_in, .n_out = n_out, .phase = g->phase, .origin = g->origin, .chunk = g->chunk};
+    *n = (hd_node){.op = op, .path = path, .n_in = n_in, .n_out = n_out, .phase = g->phase, .origin = g->origin, .chunk = g->chunk,
+                    .slice = g->slice};
     n->in = hd_arena_copy(&g->arena, in, (size_t)n_in * sizeof *in);
     n->out = hd_arena_alloc(&g->arena, (size_t)n_out * sizeof *n->out);
     if (op->attrs_size) n->attrs = hd_arena_copy(&g->arena, attrs, op->attrs_size);
@@ -269,6 +270,21 @@ static int node_results(hd_graph *g, hd_node *n, const hd_type *types)
     return 0;
 }
 
+/* Only what the op describes: whatever stood between the caller's fields would make equal nodes differ, by chance. to is zeroed. */
+static void copy_attrs(const hd_op *op, char *to, const char *from)
+{
+    static const size_t sizes[] = {
+        [HD_ATTR_INT32] = sizeof(int32_t), [HD_ATTR_INT64] = sizeof(int64_t), [HD_ATTR_UINT32] = sizeof(uint32_t), [HD_ATTR_DOUBLE] = sizeof(double),
+        [HD_ATTR_BOOL] = sizeof(bool), [HD_ATTR_STRING] = 64, [HD_ATTR_DTYPE] = sizeof(hd_dtype), [HD_ATTR_INT32_2] = 2 * sizeof(int32_t),
+        [HD_ATTR_DIMS] = sizeof(int32_t), [HD_ATTR_CHAIN] = sizeof(hd_fused_attrs),
+    };
+    for (const hd_attr *a = op->attrs; a && a->name; a++) {
+        memcpy(to + a->offset, from + a->offset, sizes[a->type]);
+        size_t dims = a->offset + offsetof(hd_dims_attrs, dim);
+        if (a->type == HD_ATTR_DIMS) memcpy(to + dims, from + dims, sizeof ((hd_dims_attrs *)0)->dim);
+    }
+}
+
 hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const void *attrs, const hd_value *in, int n_in)
 {
     if (g->err.code) return HD_NONE;
@@ -276,7 +292,7 @@ hd_value hd_graph_node(hd_graph *g, const char *op_name, const char *name, const
     if (!op) return hd_graph_fail(g, HD_EUNSUPPORTED, "there is no op \"%s\"", op_name);
     _Alignas(16) char copy[1024] = {0};
     assert(op->attrs_size <= sizeof copy);
-    if (op->attrs_size && attrs) memcpy(copy, attrs, op->attrs_size);
+    if (op->attrs_size && attrs) copy_attrs(op, copy, attrs);
     hd_type in_types[HD_MAX_OPERANDS], out_types[HD_MAX_RESULTS] = {0};
     if (check_operands(g, op, in, n_in, in_types)) return HD_NONE;
     hd_sig sig = {.op = op, .in = in_types, .n_in = n_in, .attrs = copy};
@@ -298,6 +314,7 @@ const hd_node *hd_graph_clone(hd_graph *g, const hd_node *of, const char *prefix
     hd_node *n = node_new(g, of->op, path, of->attrs, in, n_in, of->n_out);
     if (!n) return out_of_memory(g), NULL;
     n->chunk = of->chunk;
+    n->slice = of->slice;
     n->splits = of->splits;
     n->n_splits = of->n_splits;
     for (int k = 0; k < of->n_out; k++) {
@@ -387,6 +404,7 @@ hd_node *hd_graph_copy_node(hd_graph *g, const hd_node *n, const hd_value *in, c
     c->phase = n->phase;
     c->origin = NULL;
     c->chunk = n->chunk;
+    c->slice = n->slice;
     c->n_splits = n->n_splits;
     for (int k = 0; k < n->n_out; k++) {
         c->out[k] = out[k];

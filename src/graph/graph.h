@@ -48,6 +48,7 @@ typedef struct hd_node {
     hd_phase phase;
     const struct hd_node *origin; /* the node that this one differentiates; NULL: none. Sums of gradients have none */
     int chunk;                    /* of the pipeline: chunks 0, 1, ... of the forward pass; 0 without one */
+    int slice;                    /* of the sequence's tokens, where it is cut into slices (hd_pass_slices); 0 without */
     hd_loop_split *splits;        /* [n_splits] loops of which each rank does a piece; attrs are those of the whole (hd_node_attrs) */
     int n_splits;
 } hd_node;
@@ -89,7 +90,7 @@ typedef struct hd_graph {
     const char *scope;  /* "" or "layers.3.attn" */
     const char *outer[16]; int depth; /* the scopes that hd_graph_pop goes back to */
     hd_phase phase;     /* of nodes built from now on */
-    const hd_node *origin; int chunk; /* likewise */
+    const hd_node *origin; int chunk, slice; /* likewise */
     hd_mesh mesh;       /* that it was partitioned for; n = 0: not partitioned */
     int stage;          /* of the pipeline, that hd_graph_stage made it for; 0 without one */
     struct hd_path_set *paths; /* paths in use */

@@ -82,10 +82,11 @@ static att_loops loops_new(const hd_sig *s, hd_loops *l, int q, bool grad)
 {
     const hd_attention_attrs *p = s->attrs;
     int64_t tq = s->in[q].shape.dim[0], tk = s->in[q + 1].shape.dim[0], heads = s->in[q + 1].shape.dim[1];
-    bool blocks = p->block > 0 && tq == tk && tq % p->block == 0 && s->in[q].shape.sym < 0;
+    int64_t n = p->block > 0 && tk % p->block == 0 ? tk / p->block : 0; /* blocks: block keys each, and an equal share of the queries */
+    bool blocks = n > 0 && tq % n == 0 && s->in[q].shape.sym < 0 && s->in[q + 1].shape.sym < 0;
     att_loops r = {.block = -1, .tk = -1};
-    if (blocks) r.block = hd_loop_new(l, tq / p->block, false);
-    r.tq = hd_loop_new(l, blocks ? p->block : tq, grad);
+    if (blocks) r.block = hd_loop_new(l, n, false);
+    r.tq = hd_loop_new(l, blocks ? tq / n : tq, grad);
     r.head = hd_loop_new(l, heads, false);
     r.group = hd_loop_new(l, heads ? s->in[q].shape.dim[1] / heads : 1, grad);
     if (grad || blocks) r.tk = hd_loop_new(l, blocks ? p->block : tk, grad);

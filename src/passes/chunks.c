@@ -43,7 +43,7 @@ static int first_of(int a, int b) { return a < 0 || (b >= 0 && b < a) ? b : a; }
 static bool begins(const char *path, const char *prefix)
 {
     size_t n = strlen(prefix);
-    return !strncmp(path, prefix, n) && (path[n] == 0 || path[n] == '.');
+    return !strncmp(path, prefix, n) && (path[n] == 0 || path[n] == '.' || path[n] == '@');
 }
 
 /* Position of the first forward node under prefix: one of the micro-batch, else any. */
@@ -59,6 +59,14 @@ static int find_start(const hd_graph *g, const char *prefix)
     return any;
 }
 
+/* A slice of an input's rows is taken where it is wanted: every stage has the inputs. */
+static bool is_of_inputs(const hd_graph *g, const hd_node *n)
+{
+    const hd_value_info *x = n->n_in == 1 && n->in[0] != HD_NONE ? &g->values[n->in[0]] : NULL;
+    if (!x || (!is_op(n, "slice") && !is_op(n, "reshape")) || x->micro == HD_TIME_REPLICATE) return false;
+    return x->kind == HD_INPUT || (x->kind == HD_RESULT && is_of_inputs(g, g->nodes[x->node]));
+}
+
 static int place_forward(hd_graph *g, const char *const *first, int n_first)
 {
     int from = 0, begin = 0;
@@ -71,6 +79,8 @@ static int place_forward(hd_graph *g, const char *const *first, int n_first)
         for (begin = end; from < end; from++)
             if (g->nodes[from]->phase == HD_FORWARD) g->nodes[from]->chunk = k;
     }
+    for (size_t i = 0; i < g->n_nodes; i++)
+        if (g->nodes[i]->phase == HD_FORWARD && is_of_inputs(g, g->nodes[i])) g->nodes[i]->chunk = EVERYWHERE;
     return 0;
 }
 
@@ -100,6 +110,7 @@ static void add_before(hd_graph *g, hd_node *n, int residual)
     if (!a || !b || a->chunk >= n->chunk || b->chunk >= n->chunk) return;
     hd_ew_attrs at = {.dtype = ((const hd_norm_attrs *)n->attrs)->sum_dtype};
     g->chunk = a->chunk > b->chunk ? a->chunk : b->chunk;
+    g->slice = n->slice;
     hd_value sum = hd_graph_node(g, "add", hd_arena_printf(&g->arena, "%s.sum", n->path), &at, (hd_value[]){n->in[0], n->in[residual]}, 2);
     if (sum == HD_NONE) return;
     replace_reads(g, n->out[residual], sum);
@@ -120,7 +131,7 @@ static int add_before_cuts(hd_graph *g)
     }
     g->scope = scope;
     g->phase = phase;
-    g->chunk = 0;
+    g->chunk = g->slice = 0;
     return g->n_nodes > n_nodes ? hd_graph_sort(g) : g->err.code;
 }
 

@@ -251,6 +251,7 @@ static void build_for(hd_graph *g, const hd_node *reader)
     g->scope = "";
     g->phase = reader->phase;
     g->chunk = reader->chunk;
+    g->slice = reader->slice;
     g->origin = reader->origin;
 }
 

@@ -111,6 +111,7 @@ static void expand_cross_entropy(hd_part *p, hd_node *n, const hd_held *from)
     g->scope = "";
     g->phase = n->phase;
     g->chunk = n->chunk;
+    g->slice = n->slice;
     g->origin = n->origin;
     hd_value m = local_part(&x, logits, target, &cut), most = all_reduce(&x, m, true);
     hd_value s = hd_graph_result(g, m, 1), t = hd_graph_result(g, m, 2);

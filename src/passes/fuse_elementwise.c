@@ -99,7 +99,8 @@ static bool can_merge(const fuser *f, int a, int b, int end)
     const hd_graph *g = f->g;
     hd_value x = g->nodes[a]->out[0], y = g->nodes[b]->out[0];
     if (2 * (f->n_members[a] + f->n_members[b]) > HD_CHAIN_MAX) return false; /* each step may need a rounding step */
-    return g->nodes[a]->phase == g->nodes[b]->phase && g->nodes[a]->chunk == g->nodes[b]->chunk && g->values[x].micro == g->values[y].micro &&
+    return g->nodes[a]->phase == g->nodes[b]->phase && g->nodes[a]->chunk == g->nodes[b]->chunk &&
+           g->nodes[a]->slice == g->nodes[b]->slice && g->values[x].micro == g->values[y].micro &&
            hd_shape_equal(&g->values[x].type.shape, &g->values[y].type.shape) && same_pieces(g, x, y) && readers_come_after(f, a, b, end) &&
            count_operands(f, a, b, end) <= HD_MAX_OPERANDS;
 }
@@ -211,7 +212,7 @@ static int replace_group(fuser *f, int at, int *reg, bool *keep)
     hd_node *n = hd_arena_alloc(&g->arena, sizeof *n);
     if (!n) return hd_fail_memory(&g->err, sizeof *n, "a fused node");
     *n = (hd_node){.op = hd_op_find("fused"), .path = g->nodes[last]->path, .phase = g->nodes[last]->phase,
-                    .chunk = g->nodes[last]->chunk, .n_in = c.at.n_in, .n_out = c.at.n_out};
+                    .chunk = g->nodes[last]->chunk, .slice = g->nodes[last]->slice, .n_in = c.at.n_in, .n_out = c.at.n_out};
     n->attrs = hd_arena_copy(&g->arena, &c.at, sizeof c.at);
     n->in = hd_arena_copy(&g->arena, c.in, (size_t)c.at.n_in * sizeof *c.in);
     n->out = hd_arena_copy(&g->arena, c.out, (size_t)c.at.n_out * sizeof *c.out);

@@ -41,7 +41,7 @@ static int set_pins(hd_part *p, const hd_pin *pins, int n)
     for (int k = 0; k < n; k++) {
         int matches = 0;
         for (size_t v = 0; v < p->n_values; v++) {
-            if (!exists(p->g, (hd_value)v) || !hd_glob_match(pins[k].pattern, p->g->values[v].path)) continue;
+            if (!exists(p->g, (hd_value)v) || !hd_path_match(pins[k].pattern, p->g->values[v].path)) continue;
             matches++;
             if (pin_value(p, (hd_value)v, &pins[k])) return p->g->err.code;
         }
@@ -282,7 +282,7 @@ static void finish(hd_part *p)
     for (size_t i = 0; i < g->n_outputs && !g->err.code; i++) {
         hd_value v = g->outputs[i].value;
         const hd_node *maker = g->values[v].node < 0 ? NULL : g->nodes[g->values[v].node];
-        hd_node reader = {.phase = maker ? maker->phase : HD_FORWARD, .chunk = maker ? maker->chunk : 0};
+        hd_node reader = {.phase = maker ? maker->phase : HD_FORWARD, .chunk = maker ? maker->chunk : 0, .slice = maker ? maker->slice : 0};
         if (g->values[v].micro == HD_TIME_REPLICATE && reader.phase == HD_BACKWARD) reader.phase = HD_UPDATE;
         hd_value x = hd_part_convert(p, v, &whole_layout, &reader);
         if (x != HD_NONE) g->outputs[i].value = x;
@@ -361,7 +361,7 @@ int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int 
     const char *scope = g->scope;
     const hd_node *origin = g->origin;
     hd_phase phase = g->phase;
-    int chunk = g->chunk;
+    int chunk = g->chunk, slice = g->slice;
     g->mesh = *mesh;
     for (int a = 0; a < mesh->n; a++)
         if (mesh->axis[a].size > 1 && mesh->axis[a].role != HD_AXIS_PIPELINE) p.axis[p.n_axes++] = a;
@@ -374,5 +374,6 @@ int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int 
     g->origin = origin;
     g->phase = phase;
     g->chunk = chunk;
+    g->slice = slice;
     return g->err.code;
 }

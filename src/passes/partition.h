@@ -1,6 +1,7 @@
 /* partition.h: passes that make a Graph for one rank out of the Graph of the whole: over a mesh (layouts), and over a pipeline (chunks).
  *
- * Order: hd_pass_chunks, hd_pass_partition, then hd_graph_stage for each stage. */
+ * Order: hd_pass_slices on the forward graph; after differentiation and the update hd_pass_slices_backward, hd_pass_chunks, hd_pass_partition,
+ * then hd_graph_stage for each stage. */
 #ifndef HD_PASSES_PARTITION_H
 #define HD_PASSES_PARTITION_H
 
@@ -31,6 +32,19 @@ int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
  * back once. Scalars of the update that are sums over chunks (loss, squares of gradients) become all_reduce over the mesh axis "pp". Values keep
  * their paths. The caller frees it. NULL and err on failure. */
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
+
+/* ---- slices of tokens ---- */
+
+enum { HD_MAX_SLICES = 64 };
+
+/* In place, on a forward graph of a language model before differentiation: cuts each sequence of a call into n slices of length[i] tokens, which add up
+ * to the sequence. Nodes over tokens become one node for each slice, "<path>@<slice>", with node->slice set; inputs stay whole. Error (in g->err too):
+ * lengths that don't make up whole sequences, and nodes that mix tokens in another way than causal attention does. n <= 1: nothing is done. */
+int hd_pass_slices(hd_graph *g, const int64_t *length, int n);
+/* After differentiation, with the same lengths: sets node->slice of the nodes of backward, and keeps keys and values once for all slices. */
+int hd_pass_slices_backward(hd_graph *g, const int64_t *length, int n);
+/* Whether a pattern (hd_glob_match) names the path, or the path without the mark of a slice. */
+bool hd_path_match(const char *pattern, const char *path);
 
 /* For a schedule that cuts backward in two: sets flags[i] for the nodes of backward that nothing which is sent on depends on, so that they may be
  * done later: gradients of weights. Where nothing is sent (the first stage) that is all of backward. flags: [n_nodes]. Returns how many, or HD_ENOMEM. */

@@ -138,7 +138,7 @@ typedef struct named {
 static bool is_named(const named *r, hd_value v)
 {
     for (int i = 0; i < r->n_patterns; i++)
-        if (hd_glob_match(r->patterns[i], r->g->values[v].path)) return true;
+        if (hd_path_match(r->patterns[i], r->g->values[v].path)) return true;
     return false;
 }
 

@@ -253,8 +253,15 @@ static hd_value like(cutter *c, hd_value made, hd_value v)
     return made;
 }
 
-static hd_value make_node(cutter *c, const char *op, const char *path, const void *attrs, const hd_value *in, int n_in, hd_phase phase, int chunk)
+/* What is made for value v belongs to the slice that makes v. */
+static int slice_of(const cutter *c, hd_value v)
 {
+    return c->g->values[v].kind == HD_RESULT ? c->g->nodes[c->g->values[v].node]->slice : 0;
+}
+
+static hd_value make_node(cutter *c, const char *op, const char *path, const void *attrs, const hd_value *in, int n_in, hd_phase phase, int chunk, int slice)
+{
+    c->out->slice = slice;
     c->out->phase = phase;
     c->out->chunk = chunk;
     return hd_graph_node(c->out, op, path, attrs, in, n_in);
@@ -277,9 +284,9 @@ static void pass_on(cutter *c, hd_value v)
         char ending[24];
         snprintf(ending, sizeof ending, ".to%d", m->to);
         if (is_mine(c, at.from)) {
-            make_node(c, "send", path_with(c, v, ending), &at, &c->map[v], 1, phase_of(c, v), at.from);
+            make_node(c, "send", path_with(c, v, ending), &at, &c->map[v], 1, phase_of(c, v), at.from, slice_of(c, v));
         } else if (is_mine(c, m->to)) {
-            hd_value got = make_node(c, "recv", path_with(c, v, leaf ? ".copy" : ""), &at, NULL, 0, phase_of(c, v), m->to);
+            hd_value got = make_node(c, "recv", path_with(c, v, leaf ? ".copy" : ""), &at, NULL, 0, phase_of(c, v), m->to, slice_of(c, v));
             c->map[v] = like(c, got, v);
         }
     }
@@ -298,7 +305,7 @@ static hd_value over_stages(cutter *c, hd_value x, hd_value v, const char *path,
     bool once = c->g->values[v].micro == HD_TIME_REPLICATE;
     hd_comm_attrs at = {.axes = "pp"};
     if (x == HD_NONE) x = hd_graph_scalar(c->out, 0, c->g->values[v].type.dtype);
-    return like(c, make_node(c, "all_reduce", path, &at, &x, 1, phase, once ? EVERYWHERE : last_chunk(c)), v);
+    return like(c, make_node(c, "all_reduce", path, &at, &x, 1, phase, once ? EVERYWHERE : last_chunk(c), slice_of(c, v)), v);
 }
 
 static void share(cutter *c, hd_value v)
@@ -312,7 +319,7 @@ static void share(cutter *c, hd_value v)
 static hd_value add_as(cutter *c, const hd_node *n, const char *path, hd_value a, hd_value b)
 {
     if (a == HD_NONE || b == HD_NONE) return a == HD_NONE ? b : a;
-    return like(c, make_node(c, "add", path, n->attrs, (hd_value[]){a, b}, 2, n->phase, EVERYWHERE), n->out[0]);
+    return like(c, make_node(c, "add", path, n->attrs, (hd_value[]){a, b}, 2, n->phase, EVERYWHERE, n->slice), n->out[0]);
 }
 
 static void split_addend(const cutter *c, hd_value v, hd_value *own, hd_value *every)
@@ -480,7 +487,7 @@ static void make(cutter *c)
     if (!c->out->err.code) copy_ends(c);
     if (!c->out->err.code) copy_origins(c);
     c->out->phase = HD_FORWARD;
-    c->out->chunk = 0;
+    c->out->chunk = c->out->slice = 0;
 }
 
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err)

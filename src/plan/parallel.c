@@ -13,10 +13,10 @@ typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } n
 static const number_key number_keys[] = {
     {"overlap", AT(overlap), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64}, {"slices", AT(slices), 1, 4096},
+    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
-enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, KEYS };
-static const char *const other_keys[] = {"schedule", "recompute", "layers"};
+enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
+static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
 
 typedef struct parallel_reader { hd_parallel *out; uint32_t seen; hd_error *err; } parallel_reader;
 
@@ -71,6 +71,24 @@ static int read_layers(parallel_reader *r, const char *value)
     return hd_fail(r->err, HD_EINVAL, "--parallel: layers must be numbers of layers such as 5:7, not \"%s\"", value);
 }
 
+/* One number: how many; several: the tokens of each. */
+static int read_slices(parallel_reader *r, const char *value)
+{
+    hd_parallel *p = r->out;
+    for (const char *at = value;; at++) {
+        if (p->n_lengths == HD_MAX_SLICES) break;
+        if (!take_number(&at, 1, 1 << 30, &p->lengths[p->n_lengths])) break;
+        p->n_lengths++;
+        if (*at == ':') continue;
+        if (*at) break;
+        p->slices = p->n_lengths > 1 ? p->n_lengths : p->lengths[0];
+        if (p->n_lengths == 1) p->n_lengths = 0;
+        if (p->slices > HD_MAX_SLICES) break;
+        return 0;
+    }
+    return hd_fail(r->err, HD_EINVAL, "--parallel: slices must be their number or their tokens such as 512:256:256, at most %d, not \"%s\"", HD_MAX_SLICES, value);
+}
+
 static int read_item(parallel_reader *r, char *item)
 {
     char *value = strchr(item, '=');
@@ -86,6 +104,7 @@ static int read_item(parallel_reader *r, char *item)
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
     if (key == RECOMPUTE) return read_recompute(r, value);
     if (key == LAYERS) return read_layers(r, value);
+    if (key == SLICES) return read_slices(r, value);
     r->out->has_schedule = true;
     if (!hd_schedule_parse(value, &r->out->schedule)) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
@@ -234,7 +253,8 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 
 static int check_network(const hd_parallel *p, const hd_outline *o, const hd_plan *plan, hd_error *err)
 {
-    if (p->slices > 1) return hd_fail(err, HD_EUNSUPPORTED, "--parallel: token slices are not there yet: leave slices out, or give more --micro-batches");
+    if (p->slices > 1 && !o->language) return hd_fail(err, HD_EINVAL, "--parallel: slices cuts the tokens of a language model: leave it out for this network");
+    if (p->slices > 1 && (p->cp > 1 || p->sp)) return hd_fail(err, HD_EINVAL, "--parallel: slices with %s is not there: leave one of them out", p->sp ? "sp" : "cp");
     if (!o->language && (p->tp > 1 || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
         return hd_fail(err, HD_EINVAL, "--parallel: tp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, zero and pp");
     if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)
@@ -294,6 +314,28 @@ static int make_recompute(const hd_parallel *p, const hd_graph *g, const hd_outl
     return rc;
 }
 
+int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd_error *err)
+{
+    int64_t all = 0, end;
+    plan->n_slices = 0;
+    for (int i = 0; i < p->n_lengths; i++) all += p->lengths[i];
+    if (p->n_lengths && all != sequence)
+        return hd_fail(err, HD_EINVAL, "--parallel: slices adds up to %" PRId64 " tokens, a sequence has %" PRId64, all, sequence);
+    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
+    if (p->slices <= 1) return 0;
+    plan->n_slices = (int)p->slices;
+    for (int i = 0; i < plan->n_slices; i++) {
+        if (p->n_lengths) {
+            plan->slices[i] = p->lengths[i];
+            continue;
+        }
+        int64_t begin;
+        hd_split(sequence, 1, i, plan->n_slices, &begin, &end);
+        plan->slices[i] = end - begin;
+    }
+    return 0;
+}
+
 static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     int rc = check_network(p, o, plan, err);
@@ -302,6 +344,8 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     make_mesh(p, o, &plan->mesh);
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
+    rc = hd_parallel_slices(p, o->sequence, plan, err);
+    if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);
     if (!rc) rc = make_recompute(p, g, o, plan, err);

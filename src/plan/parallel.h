@@ -11,7 +11,8 @@
  *   keep        with zero=3: what is gathered of parameters stays for the whole step; else each call gathers it again
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
- *   slices=N    token slices of a pipeline (Li et al. 2021) */
+ *   slices=N    each sequence in N slices of tokens, one after the other through the pipeline (TeraPipe, Li et al. 2021); slices=512:256:256 of these
+ *               lengths. Not with cp or sp */
 #ifndef HD_PLAN_PARALLEL_H
 #define HD_PLAN_PARALLEL_H
 
@@ -23,7 +24,9 @@ typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_S
 typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
-    int64_t sp, keep, zero, chunks, slices; /* 0 or 1; 0 or 1; 0..3; >= 1; >= 1 */
+    int64_t sp, keep, zero, chunks; /* 0 or 1; 0 or 1; 0..3; >= 1 */
+    int64_t slices;             /* >= 1 */
+    int64_t lengths[HD_MAX_SLICES]; int n_lengths; /* of each slice, in tokens; none: equal */
     bool has_schedule;          /* false: 1f1b, or interleaved where there are several chunks a stage */
     hd_schedule_kind schedule;
     hd_recompute recompute;
@@ -39,5 +42,8 @@ int64_t hd_parallel_ranks(const hd_parallel *p);
  * the number of tokens in a sequence (0: all of the call's; networks from files have none). plan->micro_batches is read. HD_EINVAL and one line that
  * says what would work where g cannot be split so. */
 int hd_parallel_expand(const hd_parallel *p, const hd_graph *g, int64_t sequence, hd_plan *plan, hd_error *err);
+
+/* Fills plan's slices for sequences of so many tokens. HD_EINVAL and one line where they don't add up. */
+int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd_error *err);
 
 #endif

@@ -79,7 +79,7 @@ static void pin_parameters(pinner *s)
         if (i->kind != HD_PARAM) continue;
         hd_layout *l = pin(s, (hd_value)v);
         for (size_t r = 0; r < sizeof rules / sizeof *rules && s->n_tp; r++) {
-            if (!hd_glob_match(rules[r].pattern, i->path)) continue;
+            if (!hd_path_match(rules[r].pattern, i->path)) continue;
             int dim = rules[r].letter ? hd_outline_dim(s->g, s->o, (hd_value)v, rules[r].letter) : 0;
             if (dim >= 0) split_model(s, &l->dim[dim], rules[r].part);
         }
@@ -172,7 +172,7 @@ static bool in_stream(const hd_node *n)
     static const char *const paths[] = {"layers.*.norm1", "layers.*.norm2", "norm", "layers.*.attn.out", "layers.*.mlp.out", "layers.*.out_biased",
                                         "layers.*.dropout", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
-        if (hd_glob_match(paths[i], n->path)) return true;
+        if (hd_path_match(paths[i], n->path)) return true;
     return false;
 }
 
@@ -245,7 +245,7 @@ static bool is_safe(const pinner *s, const char *pattern, hd_value v)
     size_t fixed = strcspn(pattern, "*");
     for (size_t i = 0; i < s->g->n_values; i++) {
         const hd_value_info *x = &s->g->values[i];
-        if (strncmp(x->path, pattern, fixed) || !hd_glob_match(pattern, x->path)) continue;
+        if (strncmp(x->path, pattern, fixed) || !hd_path_match(pattern, x->path)) continue;
         bool live = hd_value_is_live(s->g, (hd_value)i);
         if (live ? !s->pinned[i] || !same_text(s, (hd_value)i, v) : x->type.shape.rank != s->g->values[v].type.shape.rank) return false;
     }
@@ -255,7 +255,7 @@ static bool is_safe(const pinner *s, const char *pattern, hd_value v)
 static bool is_covered(const pinner *s, hd_value v)
 {
     for (int i = 0; i < s->plan->n_pins; i++)
-        if (hd_glob_match(s->plan->pins[i].pattern, s->g->values[v].path)) return true;
+        if (hd_path_match(s->plan->pins[i].pattern, s->g->values[v].path)) return true;
     return false;
 }
 

@@ -56,12 +56,22 @@ static int make_segments(hd_lowering *l)
     return 0;
 }
 
-static void add_call(hd_program *p, hd_segment_kind kind, int chunk, int micro)
+static void add_call(hd_program *p, hd_segment_kind kind, int chunk, int micro, int slice)
 {
     int segment = hd_program_segment_of(p, kind, chunk);
     if (segment < 0) return;
     p->calls[p->n_calls] = hd_program_call(p, segment);
+    p->calls[p->n_calls].slice = slice;
     p->calls[p->n_calls++].micro = micro;
+}
+
+/* The slices of a slot one after the other: forward from the first, backward from the last (TeraPipe, Li et al. 2021, section 3). */
+static void add_slices(hd_lowering *l, hd_segment_kind kind, const hd_slot *slot)
+{
+    for (int i = 0; i < l->slices; i++) {
+        int slice = kind == HD_SEGMENT_FORWARD ? i : l->slices - 1 - i;
+        add_call(l->p, kind, slot->chunk * l->slices + slice, slot->micro, slice);
+    }
 }
 
 static bool in_loop(const hd_program *p, int segment)
@@ -85,11 +95,12 @@ static void find_repeated(hd_lowering *l)
 /* A forward pass alone takes the chunks in order, whatever the schedule of training is. */
 static int make_slots(hd_lowering *l, hd_slot **slots, int *n)
 {
-    if (l->has_backward || l->plan->micro_batches > 1 || l->chunks == 1)
-        return hd_schedule_make(l->plan->schedule, l->stage, l->stages, l->chunks, (int)l->plan->micro_batches, slots, n, l->err);
-    *n = l->chunks;
-    *slots = hd_calloc((size_t)l->chunks, sizeof **slots);
-    for (int c = 0; *slots && c < l->chunks; c++) (*slots)[c] = (hd_slot){HD_SLOT_FORWARD, c, 0};
+    int chunks = l->chunks / l->slices;
+    if (l->has_backward || l->plan->micro_batches > 1 || chunks == 1)
+        return hd_schedule_make(l->plan->schedule, l->stage, l->stages, chunks, (int)l->plan->micro_batches, slots, n, l->err);
+    *n = chunks;
+    *slots = hd_calloc((size_t)chunks, sizeof **slots);
+    for (int c = 0; *slots && c < chunks; c++) (*slots)[c] = (hd_slot){HD_SLOT_FORWARD, c, 0};
     return *slots ? 0 : no_memory(l);
 }
 
@@ -101,11 +112,11 @@ static int make_schedule(hd_lowering *l)
     hd_slot *slots;
     int n, rc = make_slots(l, &slots, &n);
     if (rc) return rc;
-    p->calls = hd_arena_alloc(&p->memory, ((size_t)n + 2) * sizeof *p->calls);
+    p->calls = hd_arena_alloc(&p->memory, ((size_t)n * (size_t)l->slices + 2) * sizeof *p->calls);
     if (p->calls) {
-        add_call(p, HD_SEGMENT_PREPARE, 0, 0);
-        for (int i = 0; i < n; i++) add_call(p, kinds[slots[i].kind], slots[i].chunk, slots[i].micro);
-        add_call(p, HD_SEGMENT_UPDATE, 0, 0);
+        add_call(p, HD_SEGMENT_PREPARE, 0, 0, 0);
+        for (int i = 0; i < n; i++) add_slices(l, kinds[slots[i].kind], &slots[i]);
+        add_call(p, HD_SEGMENT_UPDATE, 0, 0, 0);
         find_repeated(l);
     }
     hd_free(slots);
@@ -260,6 +271,9 @@ static int find_stage(hd_lowering *l)
     for (int a = 0; a < g->mesh.n; a++)
         if (g->mesh.axis[a].role == HD_AXIS_PIPELINE) l->stages = g->mesh.axis[a].size;
     l->chunks = l->stages > 1 ? l->plan->chunks : 1;
+    l->slices = 1;
+    for (size_t i = 0; i < g->n_nodes; i++)
+        if (g->nodes[i]->slice >= l->slices) l->slices = g->nodes[i]->slice + 1;
     for (size_t i = 0; i < g->n_nodes && l->stages > 1; i++) {
         const hd_node *n = g->nodes[i];
         if (n->phase == HD_UPDATE || n->chunk < 0) continue;
@@ -270,7 +284,8 @@ static int find_stage(hd_lowering *l)
         found = n->chunk % l->stages;
     }
     l->stage = found >= 0 ? found : 0;
-    l->many = l->plan->micro_batches > 1 || l->stages > 1;
+    l->many = l->plan->micro_batches > 1 || l->stages > 1 || l->slices > 1;
+    l->chunks *= l->slices;
     l->update = 1 + 3 * l->chunks;
     l->p->mesh = g->mesh;
     l->p->stage = l->stage;

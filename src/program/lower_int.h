@@ -43,7 +43,7 @@ typedef struct hd_lowering {
     hd_program *p;
     hd_arena scratch;     /* what is not in the program */
     hd_error *err;
-    int stage, stages, chunks; /* chunks: of this stage */
+    int stage, stages, chunks, slices; /* chunks: of this stage, times slices: slice s of chunk c is chunk c * slices + s */
     bool many;                 /* the loop is called several times, or has several parts: the update waits for its end */
     int update;                /* number of that segment */
 

@@ -118,10 +118,11 @@ static int latest_operand(const hd_lowering *l, const hd_node *n, bool *early)
     return latest;
 }
 
-/* Which of the stage's own chunks a node belongs to. */
+/* Which of the stage's own chunks, cut into slices, a node belongs to. */
 static int own_chunk(const hd_lowering *l, const hd_node *n)
 {
-    return l->chunks > 1 && n->chunk > 0 ? n->chunk / l->stages : 0;
+    int chunk = l->stages > 1 && n->chunk > 0 ? n->chunk / l->stages : 0;
+    return chunk * l->slices + n->slice;
 }
 
 /* The node's segment in the loop over micro-batches, at least `from`. */

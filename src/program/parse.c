@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "program/text_int.h"
 
-enum { MAX_TEXT = 1 << 30, MAX_BUFFERS = 1 << 24, MAX_COPIES = 1 << 20, MAX_CHUNKS = 256, MAX_SEGMENTS = 2 + 3 * MAX_CHUNKS };
+enum { MAX_TEXT = 1 << 30, MAX_BUFFERS = 1 << 24, MAX_COPIES = 1 << 20, MAX_CHUNKS = 4096, MAX_SEGMENTS = 2 + 3 * MAX_CHUNKS };
 
 typedef struct parser {
     hd_program *p;

@@ -102,7 +102,7 @@ typedef enum hd_segment_kind {
 
 typedef struct hd_segment {
     hd_segment_kind kind;
-    int chunk;           /* of the stage's own chunks, per micro-batch; 0 for prepare and update */
+    int chunk;           /* of the stage's own chunks, per micro-batch; slice s of S: chunk * S + s; 0 for prepare and update */
     int n_instrs;
     const hd_instr *instrs;
 } hd_segment;

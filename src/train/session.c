@@ -24,12 +24,23 @@ double hd_graph_flops(const hd_graph *g)
 
 /* ---- from forward graphs to programs ---- */
 
+/* Training only: evaluation takes sequences whole. The plan's slices, or those of the by-hand form. */
+static void find_slices(hd_graph *g, const hd_session_options *o, hd_plan *plan)
+{
+    hd_value tokens = hd_graph_find(g, "tokens");
+    int64_t sequence = o->sequence || tokens == HD_NONE ? o->sequence : g->values[tokens].type.shape.dim[0];
+    *plan = o->plan;
+    if (o->parallel.dp && !g->err.code) hd_parallel_slices(&o->parallel, sequence, plan, &g->err);
+}
+
 static void make_whole(hd_graph *g, bool train, const hd_session_options *o)
 {
+    hd_plan plan;
     hd_pass_fuse_residual_norm(g);
     hd_pass_precision(g, o->plan.precision);
     if (o->lora) hd_pass_lora(g, o->lora);
-    if (train) hd_step_append(g, &o->step);
+    if (train) find_slices(g, o, &plan), hd_pass_slices(g, plan.slices, plan.n_slices);
+    if (train) hd_step_append(g, &o->step), hd_pass_slices_backward(g, plan.slices, plan.n_slices);
     else hd_graph_cse(g), hd_graph_dce(g);
 }
 
@@ -49,7 +60,7 @@ static void add_pin(pins *p, const char *path, const char *layout)
 static bool matches_any(const hd_graph *g, const char *pattern)
 {
     for (size_t i = 0; i < g->n_values; i++)
-        if (hd_glob_match(pattern, g->values[i].path)) return true;
+        if (hd_path_match(pattern, g->values[i].path)) return true;
     return false;
 }
 

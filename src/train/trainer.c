@@ -207,7 +207,7 @@ static int evaluate(run *r, hd_error *err)
 static int before_call(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_error *err)
 {
     run *r = arg;
-    if (kind != HD_SEGMENT_FORWARD) return 0;
+    if (kind != HD_SEGMENT_FORWARD || call->slice) return 0; /* a micro-batch is filled whole, for all of its slices */
     return r->task->fill(r->task, e, r->at.samples + call->micro * r->c->batch, err);
 }
 
