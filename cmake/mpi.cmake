@@ -2,17 +2,29 @@
 # HEDDLE_MPI OFF builds none.
 option(HEDDLE_MPI "Build plug-ins for the MPIs that are installed" ON)
 
-function(heddle_mpi_plugin name flags)
+# Headers and libraries out of what a wrapper says.
+function(heddle_use_mpi target flags)
   separate_arguments(flags UNIX_COMMAND "${flags}")
   list(FILTER flags INCLUDE REGEX "^-[ILl]")
-  add_library(mpi_${name} MODULE ${PROJECT_SOURCE_DIR}/src/comm/plugin/mpi_plugin.c)
   set(options ${flags})
   list(FILTER options INCLUDE REGEX "^-I")
   list(TRANSFORM options REPLACE "^-I" "-isystem")
   list(FILTER flags EXCLUDE REGEX "^-I")
-  target_compile_options(mpi_${name} PRIVATE ${options})
+  target_compile_options(${target} PRIVATE ${options})
+  target_link_libraries(${target} PRIVATE ${flags})
+endfunction()
+
+# bin/mpi_collectives: what bench_comm's figures stand beside.
+function(heddle_mpi_bench flags)
+  add_executable(mpi_collectives ${PROJECT_SOURCE_DIR}/bench/mpi_collectives.c)
+  heddle_use_mpi(mpi_collectives "${flags}")
+  set_target_properties(mpi_collectives PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+endfunction()
+
+function(heddle_mpi_plugin name flags)
+  add_library(mpi_${name} MODULE ${PROJECT_SOURCE_DIR}/src/comm/plugin/mpi_plugin.c)
+  heddle_use_mpi(mpi_${name} "${flags}")
   target_compile_definitions(mpi_${name} PRIVATE HD_MPI_NAME="${name}")
-  target_link_libraries(mpi_${name} PRIVATE ${flags})
   set_target_properties(mpi_${name} PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib/heddle)
   install(TARGETS mpi_${name} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/heddle)
 endfunction()
@@ -32,6 +44,9 @@ function(heddle_find_mpi name wrapper)
     string(APPEND all " ${text}")
   endforeach()
   heddle_mpi_plugin(${name} "${all}")
+  if(name STREQUAL openmpi)
+    heddle_mpi_bench("${all}")
+  endif()
 endfunction()
 
 if(HEDDLE_MPI)

@@ -7,6 +7,8 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -501,6 +503,35 @@ static void test_idle_team_sleeps(void **state)
     assert_true(used < 0.01);
 }
 
+typedef struct pinned { int cores, count, outside; } pinned;
+
+static void *pin_and_look(void *arg)
+{
+    pinned *p = arg;
+    cpu_set_t set;
+    hd_thread_pin(p->cores - 1, 1);
+    p->count = sched_getaffinity(0, sizeof set, &set) ? -1 : CPU_COUNT(&set);
+    p->outside = hd_core_count();
+    hd_thread_pin(p->cores, 1); /* there is none: nothing happens */
+    if (sched_getaffinity(0, sizeof set, &set) || CPU_COUNT(&set) != 1) p->count = -2;
+    return NULL;
+}
+
+/* A pinned thread has one core, and the process all that it had. */
+static void test_pinned_thread(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    cpu_set_t set;
+    assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+    pinned p = {.cores = CPU_COUNT(&set)};
+    int before = hd_core_count();
+    assert_int_equal(pthread_create(&thread, NULL, pin_and_look, &p), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(p.count, 1);
+    assert_int_equal(p.outside, before);
+}
+
 static void test_team_failures(void **state)
 {
     (void)state;
@@ -685,6 +716,7 @@ int main(void)
         cmocka_unit_test(test_team_many_runs),
         cmocka_unit_test(test_idle_team_sleeps),
         cmocka_unit_test(test_team_failures),
+        cmocka_unit_test(test_pinned_thread),
         cmocka_unit_test(test_term),
         cmocka_unit_test(test_half_round_trip),
         cmocka_unit_test(test_half_rounding),

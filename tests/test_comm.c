@@ -300,7 +300,7 @@ static void test_large(void **state)
     }
 }
 
-/* Two ranks and f32 have code of their own: 9 MB, odd extents, outputs at all alignments. */
+/* Two ranks have code of their own: 9 MB, odd extents, outputs at all alignments. */
 static void run_two(hd_comm *c, void *arg)
 {
     float **m = arg;
@@ -319,6 +319,15 @@ static void run_two(hd_comm *c, void *arg)
             CHECK(wrong == 0);
             CHECK(hd_comm_barrier(c, g, &err) == 0);
         }
+    for (int skew = 0; skew < 3; skew++) {
+        int64_t half[] = {0, 600001, 1200007}, wrong = 0;
+        float *out = m[2 + r] + (r ? skew : 1);
+        hd_transfer t = {.kind = HD_ALL_GATHER, .dtype = HD_F32, .in = m[r] + 3, .out = out, .outer = 1, .inner = 1, .offset = half};
+        CHECK(hd_comm_do(c, g, &t, &err) == 0);
+        for (int64_t i = 0; i < half[2]; i++) wrong += !(out[i] == (i < half[1] ? m[0][3 + i] : m[1][3 + i - half[1]]));
+        CHECK(wrong == 0);
+        CHECK(hd_comm_barrier(c, g, &err) == 0);
+    }
 }
 
 static void test_two_ranks(void **state)

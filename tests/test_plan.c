@@ -115,12 +115,12 @@ static void test_form_errors(void **state)
 }
 
 /* Two sequences. kv: key/value heads; 0: GPT-2. */
-static hd_graph *language_model(int64_t kv, hd_dtype compute, bool train)
+static hd_graph *language_model_of(int64_t vocab, int64_t kv, hd_dtype compute, bool train)
 {
     hd_error err = {0};
     hd_lm_config c;
     hd_lm_config_preset(&c, kv ? HD_ARCH_LLAMA : HD_ARCH_GPT2);
-    c.vocab = 29, c.width = 24, c.layers = 5, c.heads = 4, c.kv_heads = kv, c.head_dim = 6, c.mlp_width = 40, c.max_positions = 16;
+    c.vocab = vocab, c.width = 24, c.layers = 5, c.heads = 4, c.kv_heads = kv, c.head_dim = 6, c.mlp_width = 40, c.max_positions = 16;
     hd_lm_options o = {.mode = train ? HD_LM_TRAIN : HD_LM_EVAL, .compute = compute, .param = HD_F32, .tokens = 2 * SEQ, .sequence = SEQ};
     hd_graph *g = hd_lm_graph(&c, &o, &err);
     if (!g) fail_msg("%s", err.message);
@@ -128,6 +128,11 @@ static hd_graph *language_model(int64_t kv, hd_dtype compute, bool train)
     if (train) hd_step_append(g, &s);
     assert_string_equal(g->err.message, "");
     return g;
+}
+
+static hd_graph *language_model(int64_t kv, hd_dtype compute, bool train)
+{
+    return language_model_of(29, kv, compute, train);
 }
 
 static hd_graph *network(const char *name, int64_t batch)
@@ -240,6 +245,24 @@ static void test_gpt2(void **state)
     hd_graph_free(g);
 }
 
+/* A head as large as 3.4 of the 5 layers: what comes before it gets more of them, in training and evaluation alike. */
+static void test_cuts_by_work(void **state)
+{
+    (void)state;
+    for (int train = 0; train < 2; train++) {
+        hd_graph *g = language_model_of(600, 0, HD_F32, train);
+        hd_plan plan;
+        expand("pp=2", g, SEQ, &plan);
+        assert_string_equal(plan.cuts[0], "layers.4");
+        expand("pp=3", g, SEQ, &plan);
+        assert_string_equal(plan.cuts[0], "layers.2");
+        assert_string_equal(plan.cuts[1], "layers.4");
+        expand("pp=2,layers=2:3", g, SEQ, &plan);
+        assert_string_equal(plan.cuts[0], "layers.2");
+        hd_graph_free(g);
+    }
+}
+
 static void test_llama(void **state)
 {
     (void)state;
@@ -315,7 +338,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_json_both_ways), cmocka_unit_test(test_json_errors), cmocka_unit_test(test_form_errors), cmocka_unit_test(test_gpt2),
-        cmocka_unit_test(test_llama), cmocka_unit_test(test_networks), cmocka_unit_test(test_what_cannot_be),
+        cmocka_unit_test(test_cuts_by_work), cmocka_unit_test(test_llama), cmocka_unit_test(test_networks), cmocka_unit_test(test_what_cannot_be),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

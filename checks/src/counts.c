@@ -22,7 +22,7 @@ static void report_equal(const char *what, double value, double bound)
 
 /* ---- a program's text ---- */
 
-typedef struct comm_line { int segment; char op[24], axes[64]; double in, out; } comm_line;
+typedef struct comm_line { int segment; bool last; char op[24], axes[64]; double in, out; } comm_line; /* last: in a step's last micro-batch only */
 typedef struct call_line { char segment[32]; int micro; } call_line;
 
 typedef struct text_facts {
@@ -62,7 +62,8 @@ static void read_instr(text_facts *f, const char *line)
         if (at[strlen(open)] == '%') in = atoi(at + strlen(open) + 1);
         if (in >= 0) c->in = f->bytes[in];
         if (out >= 0) c->out = f->bytes[out];
-        const char *axes = strstr(line, "axes=");
+    const char *axes = strstr(line, "axes="), *note = strstr(line, " @last ");
+        c->last = note && (!semicolon || note < semicolon);
         if (axes) sscanf(axes + 5, "%63[^ ]", c->axes);
         return;
     }
@@ -112,8 +113,9 @@ static double count_comm(const text_facts *f, const char *op, const char *axes, 
         const comm_line *c = &f->comm[i];
         double size = c->in > c->out ? c->in : c->out;
         if (strcmp(c->op, op) || (axes && strcmp(c->axes, axes)) || size < least) continue;
-        n += f->calls_of[c->segment];
-        if (bytes) *bytes += size * f->calls_of[c->segment];
+        int times = c->last ? 1 : f->calls_of[c->segment];
+        n += times;
+        if (bytes) *bytes += size * times;
     }
     return n;
 }

@@ -16,20 +16,6 @@ typedef struct reference { run_job job; run_result result; bool ok; } reference;
 enum { MAX_REFERENCES = 128 };
 typedef struct references { reference list[MAX_REFERENCES]; int n; } references;
 
-static bool read_job(char *line, const char *root, run_job *j)
-{
-    char *field[9], *at = line;
-    for (int i = 0; i < 9; i++) {
-        field[i] = strsep(&at, "\t\n");
-        if (!field[i]) return false;
-    }
-    *j = (run_job){.micro = atoll(field[2]), .dropout = atof(field[5]), .clip = atof(field[6]), .batch = atoll(field[7]), .sequence = atoll(field[8]), .root = root};
-    snprintf(j->model, sizeof j->model, "%s", field[0]);
-    snprintf(j->parallel, sizeof j->parallel, "%s", strcmp(field[1], "-") ? field[1] : "");
-    j->optimizer = strcmp(field[4], "adamw") ? HD_SGD : HD_ADAMW;
-    return !hd_dtype_parse(field[3], &j->precision);
-}
-
 /* ---- one rank's run of the same job ---- */
 
 static bool same_job(const run_job *a, const run_job *b)
@@ -200,7 +186,7 @@ int main(int argc, char **argv)
         char copy[512];
         snprintf(copy, sizeof copy, "%s", line);
         if (line[0] == '#' || (only && !strstr(line, only)) || n++ % every) continue;
-        if (!read_job(copy, argv[2], &j)) return fprintf(stderr, "%s: not a job: %s", argv[1], line), 2;
+        if (!run_read_job(copy, argv[2], &j)) return fprintf(stderr, "%s: not a job: %s", argv[1], line), 2;
         run++;
         failed += !run_one(all, &j);
         fflush(stdout);

@@ -9,8 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/rng.h"
 #include "base/str.h"
+#include "base/thread.h"
 #include "comm/comm.h"
 #include "kernels/attrs.h"
 #include "models/lm.h"
@@ -70,6 +72,7 @@ static const run_model run_models[] = {
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+    {"gpt2-50m", HD_ARCH_GPT2, 14, 512, 8, 8, 2048, 8192, true}, /* to measure with, not to compare */
 };
 
 static inline const run_model *run_find_model(const char *name)
@@ -136,6 +139,7 @@ typedef struct run_shared {
     const hd_plan *plan;
     run_result *result;
     hd_comm *comm[RUN_MAX_RANKS];
+    FILE **trace; /* [ranks]: each writes its losses and a checksum of every tensor that it holds, to the bit; NULL: nobody does */
     pthread_mutex_t lock;
     hd_error err; /* the first */
 } run_shared;
@@ -327,6 +331,22 @@ static inline void run_note_rank(run_thread *t)
     if (t->shared->comm[t->rank]) hd_comm_sent(t->shared->comm[t->rank], r->sent);
 }
 
+/* Every tensor that this rank holds: parameters and the optimizer's state, which after the first step is the gradients'. */
+static inline void run_trace_tensors(const run_thread *t)
+{
+    const hd_store *s = t->session.store;
+    FILE *f = t->shared->trace ? t->shared->trace[t->rank] : NULL;
+    for (size_t i = 0; f && i < s->n_tensors; i++)
+        fprintf(f, "step %d %s %lld %016llx\n", t->step + 1, s->tensors[i]->path, (long long)s->tensors[i]->bytes,
+                (unsigned long long)hd_checksum(HD_CHECKSUM_INIT, s->tensors[i]->data, (size_t)s->tensors[i]->bytes));
+}
+
+static inline void run_trace_step(const run_thread *t, double loss)
+{
+    if (t->shared->trace) fprintf(t->shared->trace[t->rank], "step %d loss %a\n", t->step + 1, loss);
+    if (t->step == 0 || t->step == RUN_STEPS - 1) run_trace_tensors(t);
+}
+
 static inline int run_rank_body(run_thread *t, hd_error *err)
 {
     const run_job *j = t->shared->job;
@@ -342,6 +362,7 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
         rc = run_step(t, &loss, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
         if (!rc && t->step == 0) run_collect(t);
+        if (!rc) run_trace_step(t, loss);
     }
     if (!rc) run_note_rank(t);
     return rc;
@@ -351,6 +372,7 @@ static inline void *run_rank_main(void *arg)
 {
     run_thread *t = arg;
     hd_error err = {0};
+    if (t->shared->result->ranks <= hd_core_count()) hd_thread_pin(t->rank, 1);
     if (run_rank_body(t, &err)) {
         pthread_mutex_lock(&t->shared->lock);
         if (!t->shared->err.code || (t->shared->err.code == HD_ECOMM && err.code != HD_ECOMM)) t->shared->err = err;
@@ -363,11 +385,10 @@ static inline void *run_rank_main(void *arg)
 
 /* ---- all ranks ---- */
 
-/* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */
-static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err)
+static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE **trace, hd_error *err)
 {
     hd_plan *plan = malloc(sizeof *plan);
-    run_shared s = {.job = j, .plan = plan, .result = out};
+    run_shared s = {.job = j, .plan = plan, .result = out, .trace = trace};
     run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
     *out = (run_result){0};
     int rc = run_plan(j, plan, err), n = rc ? 0 : hd_mesh_size(&plan->mesh);
@@ -388,6 +409,52 @@ static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err
     free(threads);
     out->plan = plan;
     return rc;
+}
+
+/* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */
+static inline int run_all_ranks(const run_job *j, run_result *out, hd_error *err)
+{
+    return run_all_ranks_traced(j, out, NULL, err);
+}
+
+/* This process's rank of a job that all processes of c's world run. */
+static inline int run_process_rank(const run_job *j, hd_comm *c, FILE *trace, hd_error *err)
+{
+    hd_plan *plan = malloc(sizeof *plan);
+    run_result *result = calloc(1, sizeof *result);
+    FILE *traces[RUN_MAX_RANKS] = {NULL};
+    run_shared s = {.job = j, .plan = plan, .result = result, .trace = traces, .lock = PTHREAD_MUTEX_INITIALIZER};
+    run_thread t = {.shared = &s, .rank = hd_comm_rank(c)};
+    int rc = run_plan(j, plan, err);
+    if (!rc && hd_mesh_size(&plan->mesh) != hd_comm_size(c))
+        rc = hd_fail(err, HD_EINVAL, "%s needs %d ranks, and there are %d", j->parallel, hd_mesh_size(&plan->mesh), hd_comm_size(c));
+    if (!rc) {
+        s.comm[t.rank] = c;
+        traces[t.rank] = trace;
+        rc = run_rank_body(&t, err);
+        hd_session_free(&t.session);
+    }
+    run_result_free(result);
+    free(result);
+    free(plan);
+    return rc;
+}
+
+/* ---- tables of jobs ---- */
+
+/* One line of equality.tsv; it is cut up. */
+static inline bool run_read_job(char *line, const char *root, run_job *j)
+{
+    char *field[9], *at = line;
+    for (int i = 0; i < 9; i++) {
+        field[i] = strsep(&at, "\t\n");
+        if (!field[i]) return false;
+    }
+    *j = (run_job){.micro = atoll(field[2]), .dropout = atof(field[5]), .clip = atof(field[6]), .batch = atoll(field[7]), .sequence = atoll(field[8]), .root = root};
+    snprintf(j->model, sizeof j->model, "%s", field[0]);
+    snprintf(j->parallel, sizeof j->parallel, "%s", strcmp(field[1], "-") ? field[1] : "");
+    j->optimizer = strcmp(field[4], "adamw") ? HD_SGD : HD_ADAMW;
+    return !hd_dtype_parse(field[3], &j->precision);
 }
 
 /* ---- comparing ---- */

@@ -138,24 +138,31 @@ void hd_team_barrier(hd_team *t, int tid)
     }
 }
 
-/* The nth core that this process may run on, or -1. */
-static int nth_core(int n)
+/* Cores first .. first + count - 1 of `all`; whether there are as many. */
+static bool pick_cores(const cpu_set_t *all, int first, int count, cpu_set_t *out)
 {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set)) return -1;
-    for (int c = 0; c < CPU_SETSIZE; c++)
-        if (CPU_ISSET(c, &set) && n-- == 0) return c;
-    return -1;
+    CPU_ZERO(out);
+    for (int c = 0, n = 0; c < CPU_SETSIZE; c++) {
+        if (!CPU_ISSET(c, all)) continue;
+        if (n >= first && n < first + count) CPU_SET(c, out);
+        n++;
+    }
+    return count > 0 && CPU_COUNT(out) == count;
 }
 
-static void pin_thread(pthread_t thread, int nth)
+/* Keeps a thread to the nth of the cores that its starter may run on. */
+static void pin_helper(pthread_t thread, int nth)
+{
+    cpu_set_t all, one;
+    if (sched_getaffinity(0, sizeof all, &all) || !pick_cores(&all, nth, 1, &one)) return;
+    pthread_setaffinity_np(thread, sizeof one, &one); /* only a wish */
+}
+
+static int cores_of_caller(void)
 {
     cpu_set_t set;
-    int core = nth_core(nth);
-    if (core < 0) return;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    pthread_setaffinity_np(thread, sizeof set, &set); /* only a wish */
+    int n = sched_getaffinity(0, sizeof set, &set) ? hd_core_count() : CPU_COUNT(&set);
+    return n < hd_core_count() ? n : hd_core_count();
 }
 
 /* Ends the helpers 1 .. count-1 and gives the memory back. */
@@ -190,7 +197,7 @@ hd_team *hd_team_new(int threads, bool pin, hd_error *err)
             stop_team(t, i);
             return NULL;
         }
-        if (pin && threads == hd_core_count()) pin_thread(h->thread, i);
+        if (pin && threads == cores_of_caller()) pin_helper(h->thread, i);
     }
     return t;
 }
@@ -227,8 +234,15 @@ static int core_quota(void)
 int hd_core_count(void)
 {
     cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
+    int n = sched_getaffinity(getpid(), sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
     int quota = core_quota();
     if (quota > 0 && quota < n) n = quota;
     return n > 0 ? n : 1;
+}
+
+void hd_thread_pin(int first, int count)
+{
+    cpu_set_t all, some;
+    if (sched_getaffinity(getpid(), sizeof all, &all) || !pick_cores(&all, first, count, &some)) return;
+    pthread_setaffinity_np(pthread_self(), sizeof some, &some);
 }

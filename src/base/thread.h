@@ -10,8 +10,8 @@
 
 typedef struct hd_team hd_team;
 
-/* Starts threads-1 helpers (1 <= threads <= 256). With pin, each keeps to a core of its own, provided that the team takes all cores of the
- * process: a smaller team may have neighbours. The caller is left where it is. NULL on failure. */
+/* Starts threads-1 helpers (1 <= threads <= 256). With pin, each keeps to a core of its own, provided that the team takes all cores that the
+ * caller may run on: a smaller team may have neighbours. The caller is left where it is. NULL on failure. */
 hd_team *hd_team_new(int threads, bool pin, hd_error *err);
 void hd_team_free(hd_team *t);
 int hd_team_size(const hd_team *t);
@@ -25,7 +25,11 @@ void hd_team_barrier(hd_team *t, int tid);
 /* The balanced piece [*begin, *end) of n items for member tid of count, in multiples of unit (the last may be short). */
 void hd_split(int64_t n, int64_t unit, int tid, int count, int64_t *begin, int64_t *end);
 
-/* Cores this process may run on. */
+/* Cores this process may run on, wherever the calling thread was pinned. */
 int hd_core_count(void);
+
+/* Keeps the calling thread, and those that it starts from now on, to cores first .. first + count - 1 of the process's; a wish, left alone
+ * where there are not as many. Not for the thread of main: what it may run on is what the process may. */
+void hd_thread_pin(int first, int count);
 
 #endif

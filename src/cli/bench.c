@@ -23,7 +23,7 @@ typedef struct config {
 #define AT(field) offsetof(config, field)
 static const hd_setting settings[] = {
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
-    {"seconds", HD_SET_NUMBER, AT(seconds), "4", 0.01, 1e6, "X", "of measuring, for each figure of train and decode"},
+    {"seconds", HD_SET_NUMBER, AT(seconds), "4", 0.01, 1e6, "X", "of measuring, for each figure of train, decode and comm"},
     {"list", HD_SET_BOOL, AT(list), NULL, 0, 0, NULL, "only say which there are"},
     {0},
 };
@@ -50,6 +50,8 @@ static const benchmark benchmarks[] = {
     {"train", "bench_train", {"table=GPT-2 124M", "sequence=64", "precision=bf16", THREADS, SECONDS}},
     {"decode", "bench_decode", {"table=GPT-2 124M", "precision=bf16", "threads=1", SECONDS}},
     {"decode", "bench_decode", {"table=GPT-2 124M", "precision=bf16", THREADS, SECONDS}},
+    {"comm", "bench_comm", {"table=local", "ranks=%lld", SECONDS}},
+    {"parallel", "bench_parallel", {"table=GPT-2 46M", "ranks=2"}},
 };
 #define N_BENCHMARKS (sizeof benchmarks / sizeof benchmarks[0])
 static const struct { const char *name, *what; } groups[] = {
@@ -58,6 +60,8 @@ static const struct { const char *name, *what; } groups[] = {
     {"kernels", "every other kernel at the shapes of GPT-2 124M"},
     {"train", "whole training steps: tokens/s, FLOP/s over the bound, memory beside its prediction"},
     {"decode", "generating: weights read over the read bandwidth, FLOP/s of the prompt over the bound"},
+    {"comm", "all-reduce and all-gather between local ranks, one for each thread, against the copy bandwidth"},
+    {"parallel", "two local ranks of one thread, data parallel and 1F1B, against one rank of two threads"},
 };
 #define N_GROUPS (sizeof groups / sizeof groups[0])
 
@@ -142,7 +146,7 @@ static int check_words(const char *const *words, int n_words, hd_error *err)
         bool known = false;
         for (size_t k = 0; k < N_GROUPS; k++) known |= !strcmp(words[i], groups[k].name);
         if (!known)
-            return hd_fail(err, HD_EINVAL, "there is no benchmark \"%s\": they are bounds, gemm, kernels, train and decode", words[i]);
+            return hd_fail(err, HD_EINVAL, "there is no benchmark \"%s\": they are bounds, gemm, kernels, train, decode, comm and parallel", words[i]);
     }
     return 0;
 }
@@ -172,12 +176,12 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 
 const hd_command hd_cmd_bench = {
     .name = "bench",
-    .usage = "[bounds|gemm|kernels|train|decode ...] [flags]",
+    .usage = "[bounds|gemm|kernels|train|decode|comm|parallel ...] [flags]",
     .summary = "measure this machine and Heddle on it",
     .details = "Runs the project's benchmarks, all or those named, each beside the bound that it is held against, measured in the same run.\n"
                "Figures mean something only while the machine does nothing else (docs/benchmarks.md).",
     .settings = settings,
     .config_size = sizeof(config),
-    .max_words = 5,
+    .max_words = 7,
     .run = run,
 };

@@ -76,6 +76,10 @@ int64_t hd_block_next(const hd_block *b, int64_t at, int64_t hi, int64_t *src, i
 static void copy_to_all(const char *from, void *const *out, int n_out, size_t at, size_t bytes, bool stream)
 {
     enum { PIECE = 8192 };
+    if (stream && n_out == 2 && (char *)out[0] + at != from && (char *)out[1] + at != from) {
+        hd_copy_stream_two((char *)out[0] + at, (char *)out[1] + at, from, bytes);
+        return;
+    }
     size_t piece = n_out > 1 ? PIECE : bytes;
     for (size_t k = 0; k < bytes; k += piece) {
         size_t n = bytes - k < piece ? bytes - k : piece;

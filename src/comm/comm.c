@@ -22,6 +22,7 @@ int hd_comm_size(const hd_comm *c) { return c->size; }
 const char *hd_comm_transport(const hd_comm *c) { return c->transport->name; }
 void hd_comm_abort(hd_comm *c, const char *why) { c->transport->abort(c, why); }
 bool hd_comm_aborted(const hd_comm *c, char *why, size_t size) { return c->transport->aborted(c, why, size); }
+bool hd_comm_is_waiting(const hd_comm *c) { return atomic_load(&c->waiting); }
 void hd_comm_sent(const hd_comm *c, int64_t bytes[HD_TRANSFER_KINDS]) { memcpy(bytes, c->sent, sizeof c->sent); }
 
 void hd_comm_free(hd_comm *c)
@@ -212,7 +213,9 @@ int hd_comm_wait(hd_comm *c, hd_ticket ticket, hd_error *err)
     if (!ticket.number) return 0;
     hd_comm_op *op = find_op(c, ticket);
     if (!op) return hd_fail(err, HD_EINVAL, "waiting for a transfer that isn't under way");
+    atomic_store(&c->waiting, true);
     int rc = c->transport->wait(c, op, err);
+    atomic_store(&c->waiting, false);
     op->used = false;
     return rc;
 }
@@ -226,5 +229,8 @@ int hd_comm_do(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_error *err
 
 int hd_comm_barrier(hd_comm *c, hd_comm_group *g, hd_error *err)
 {
-    return hd_comm_do(c, g, &(hd_transfer){.kind = HD_ALL_REDUCE, .dtype = HD_U8}, err);
+    uint8_t here = 1, all[g->n]; /* a gather: everybody hears of everybody, not of one who waits for the others */
+    int64_t offset[g->n + 1];
+    for (int i = 0; i <= g->n; i++) offset[i] = i;
+    return hd_comm_do(c, g, &(hd_transfer){.kind = HD_ALL_GATHER, .dtype = HD_U8, .in = &here, .out = all, .outer = 1, .inner = 1, .offset = offset}, err);
 }

@@ -38,6 +38,8 @@ const char *hd_comm_transport(const hd_comm *c); /* "local", "mpi" */
 /* Ends every wait of every rank with HD_ECOMM and `why` (the first caller's is kept, with the rank that said it). Safe from any thread. */
 void hd_comm_abort(hd_comm *c, const char *why);
 bool hd_comm_aborted(const hd_comm *c, char *why, size_t size);
+/* Whether the rank's thread is in a wait at this moment. From any thread. */
+bool hd_comm_is_waiting(const hd_comm *c);
 
 /* ---- groups ---- */
 
@@ -83,6 +85,7 @@ typedef struct hd_ticket { int64_t number; } hd_ticket;
 int hd_comm_start(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_ticket *out, hd_error *err);
 int hd_comm_wait(hd_comm *c, hd_ticket ticket, hd_error *err);
 int hd_comm_do(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_error *err); /* start and wait */
+/* Ends when all members have begun it. */
 int hd_comm_barrier(hd_comm *c, hd_comm_group *g, hd_error *err);
 
 /* Bytes that this rank has sent, by kind, since the start: of a group of n, (n - 1) / n of the data for gather, scatter and all-to-all, twice that for

@@ -7,6 +7,8 @@
 #ifndef HD_COMM_COMM_INT_H
 #define HD_COMM_COMM_INT_H
 
+#include <stdatomic.h>
+
 #include "comm/comm.h"
 
 typedef struct hd_comm_op {
@@ -33,6 +35,7 @@ struct hd_comm {
     const hd_transport *transport;
     int rank, size;
     double deadline; /* seconds; 0: none */
+    _Atomic bool waiting; /* the rank's thread is in hd_comm_wait */
     hd_comm_group **groups; size_t n_groups, cap_groups;
     hd_comm_op **ops; size_t n_ops, cap_ops; /* all ever made; free ones wait to be used again */
     int64_t sent[HD_TRANSFER_KINDS];

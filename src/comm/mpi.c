@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "base/mem.h"
 #include "comm/bell.h"
@@ -36,6 +37,7 @@ typedef struct mpi_op {
     /* The communication thread's: */
     int phase;              /* phases posted */
     int parts;              /* of messages not done */
+    bool late;              /* was found overdue once */
     char *stage; size_t stage_bytes; /* packed blocks: n to send, then n that came */
     struct mpi_op *next;
 } mpi_op;
@@ -45,6 +47,7 @@ typedef struct part {
     hd_mpi_request request;
     mpi_op *op;             /* NULL: a control message */
     bool recv;
+    int peer;
     size_t bytes;
     char *owned;            /* to be freed when it is done */
 } part;
@@ -78,6 +81,7 @@ typedef struct mpi_comm {
     _Atomic bool tell;      /* the cause is ours: the others are to be told */
     _Atomic int started;    /* 1: MPI runs; -1: it doesn't */
     _Atomic uint64_t progress; /* parts done */
+    _Atomic(mpi_op *) overdue; /* what the caller has waited for too long */
     /* The communication thread's: */
     int next_tag, greatest_tag, byes;
     mpi_group *groups;
@@ -145,7 +149,7 @@ static void post_part(mpi_comm *m, mpi_op *op, bool recv, char *data, size_t byt
 {
     part *p = new_part(m);
     if (!p) return;
-    *p = (part){.op = op, .recv = recv, .bytes = bytes, .owned = owned};
+    *p = (part){.op = op, .recv = recv, .peer = peer, .bytes = bytes, .owned = owned};
     int rc = recv ? m->mpi->irecv(data, bytes, peer, tag, &p->request) : m->mpi->isend(data, bytes, peer, tag, &p->request);
     if (!rc) {
         if (op) op->parts++;
@@ -553,9 +557,56 @@ static bool under_way(const mpi_comm *m)
     return m->n_parts > 0;
 }
 
+/* ---- who is silent ---- */
+
+static void add_silent(char *text, size_t size, int *n, int rank)
+{
+    size_t at = strlen(text);
+    char name[16];
+    snprintf(name, sizeof name, " %d,", rank);
+    if (strstr(text, name) || at + 24 > size) return;
+    snprintf(text + at, size - at, "%s", name);
+    ++*n;
+}
+
+/* The ranks that an operation still needs something from: what it receives, else tags that nobody told us, else who doesn't take what is sent. */
+static int list_silent(const mpi_comm *m, const mpi_op *o, char *text, size_t size)
+{
+    const hd_comm_group *h = o->op.group;
+    const mpi_group *g = h->state;
+    bool single = o->op.t.kind == HD_SEND || o->op.t.kind == HD_RECV;
+    int n = 0;
+    *text = 0;
+    if (single) return add_silent(text, size, &n, h->rank[o->op.t.peer]), n;
+    for (size_t i = 0; i < m->n_parts; i++)
+        if (m->parts[i].op == o && m->parts[i].recv) add_silent(text, size, &n, m->parts[i].peer);
+    for (int i = 0; i < h->n && !o->phase; i++)
+        if (i != h->index && !g->peer_tag[i]) add_silent(text, size, &n, h->rank[i]);
+    for (size_t i = 0; i < m->n_parts && !n; i++)
+        if (m->parts[i].op == o) add_silent(text, size, &n, m->parts[i].peer);
+    return n;
+}
+
+static void blame_silent(mpi_comm *m)
+{
+    mpi_op *o = atomic_exchange(&m->overdue, NULL);
+    char ranks[200], why[320];
+    if (!o || atomic_load(&o->state) != OP_PENDING) return;
+    if (o->phase == 2 && !o->late) { /* the sum's owner waits for the silent one: it has the first word */
+        o->late = true;
+        return;
+    }
+    int n = list_silent(m, o, ranks, sizeof ranks);
+    if (n) ranks[strlen(ranks) - 1] = 0;
+    snprintf(why, sizeof why, "%s: %s%s %s been silent for %.3g s", hd_comm_kind_name(o->op.t.kind), n > 1 ? "ranks" : n ? "rank" : "another rank", n ? ranks : "",
+             n > 1 ? "have" : "has", m->c.deadline);
+    mpi_abort(&m->c, why);
+}
+
 static bool step(mpi_comm *m)
 {
     bool any = take_inbox(m);
+    blame_silent(m);
     any |= hear(m);
     if (!atomic_load(&m->aborted)) any |= test_parts(m);
     if (atomic_load(&m->aborted)) {
@@ -613,6 +664,9 @@ static void *mpi_main(void *arg)
 {
     mpi_comm *m = arg;
     int rank = 0, size = 0;
+    char name[24];
+    snprintf(name, sizeof name, "rank %d mpi", m->c.rank);
+    prctl(PR_SET_NAME, name);
     if (m->mpi->init(&rank, &size, &m->greatest_tag)) {
         snprintf(m->why, sizeof m->why, "%s", m->mpi->why());
         atomic_store(&m->started, -1);
@@ -662,6 +716,7 @@ static int mpi_start(hd_comm *c, hd_comm_op *op, hd_error *err)
     if (atomic_load(&m->aborted)) return fail_aborted(c, err);
     atomic_store(&o->state, OP_PENDING);
     o->phase = o->parts = 0;
+    o->late = false;
     o->next = NULL;
     pthread_mutex_lock(&m->lock);
     *m->inbox_last = o;
@@ -687,10 +742,9 @@ static int mpi_wait(hd_comm *c, hd_comm_op *op, hd_error *err)
         uint64_t now = atomic_load(&m->progress);
         if (news || now != progress) quiet = hd_time();
         else if (c->deadline > 0 && hd_time() - quiet >= c->deadline) {
-            char why[120];
-            snprintf(why, sizeof why, "%s: another rank has been silent for %.3g s", hd_comm_kind_name(op->t.kind), c->deadline);
-            mpi_abort(c, why);
-            quiet = hd_time();
+            atomic_store(&m->overdue, o);
+            hd_bell_ring(&m->work);
+            quiet += nap;
         }
         progress = now;
     }

@@ -34,9 +34,34 @@ void hd_copy_stream(void *to, const void *from, size_t bytes)
     memcpy(d + k, s + k, bytes - k);
 }
 
+void hd_copy_stream_two(void *to, void *also, const void *from, size_t bytes)
+{
+    char *d = to, *e = also;
+    const char *s = from;
+    size_t head = (size_t)(-(uintptr_t)d & 63), k;
+    if (((uintptr_t)e & 63) != ((uintptr_t)d & 63)) {
+        hd_copy_stream(to, from, bytes);
+        hd_copy_stream(also, from, bytes);
+        return;
+    }
+    if (head > bytes) head = bytes;
+    memcpy(d, s, head);
+    memcpy(e, s, head);
+    for (k = head; k + 64 <= bytes; k += 64) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(s + k)), b = _mm_loadu_si128((const __m128i *)(s + k + 16));
+        __m128i c = _mm_loadu_si128((const __m128i *)(s + k + 32)), f = _mm_loadu_si128((const __m128i *)(s + k + 48));
+        __m128i *x = (__m128i *)(d + k), *y = (__m128i *)(e + k);
+        _mm_stream_si128(x, a), _mm_stream_si128(x + 1, b), _mm_stream_si128(x + 2, c), _mm_stream_si128(x + 3, f);
+        _mm_stream_si128(y, a), _mm_stream_si128(y + 1, b), _mm_stream_si128(y + 2, c), _mm_stream_si128(y + 3, f);
+    }
+    memcpy(d + k, s + k, bytes - k);
+    memcpy(e + k, s + k, bytes - k);
+}
+
 void hd_stream_end(void) { _mm_sfence(); }
 #else
 void hd_copy_stream(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+void hd_copy_stream_two(void *to, void *also, const void *from, size_t bytes) { memcpy(to, from, bytes), memcpy(also, from, bytes); }
 void hd_stream_end(void) {}
 #endif
 

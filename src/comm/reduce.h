@@ -11,6 +11,8 @@ void hd_comm_reduce(hd_dtype dtype, bool max, const void *const *in, int n_in, i
 
 /* memcpy that doesn't pass through the caches where the machine can. Followed by hd_stream_end before others are told. */
 void hd_copy_stream(void *to, const void *from, size_t bytes);
+/* The same to two places, reading once. */
+void hd_copy_stream_two(void *to, void *also, const void *from, size_t bytes);
 void hd_stream_end(void);
 
 #endif

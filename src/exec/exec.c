@@ -216,7 +216,7 @@ static int resolve_segment(hd_exec *e, int segment, const int *reads, hd_error *
 
 bool hd_step_choose_solo(const hd_exec *e, hd_step *s)
 {
-    if (s->instr->opcode == HD_COMM) return false; /* member 0's, or the team's */
+    if (s->instr->opcode == HD_COMM || s->instr->opcode == HD_WAIT) return false; /* member 0's, or the team's */
     hd_cost c = hd_step_cost(s);
     bool before = s->solo;
     s->solo = e->threads > 1 && c.bytes <= SOLO_BYTES && c.flops <= SOLO_FLOPS;
@@ -279,7 +279,7 @@ int hd_exec_find_meetings(hd_exec *e, hd_steps *segment, hd_error *err)
     for (int i = 0, met = 0; i < segment->n; i++) {
         hd_step *s = &segment->steps[i];
         const hd_instr *x = s->instr;
-        s->sync = i - met >= STEPS_UNASKED || conflicts(e, &by[false], x) || (!s->solo && conflicts(e, &by[true], x));
+        s->sync = i - met >= STEPS_UNASKED || x->n_waits || x->opcode == HD_WAIT || conflicts(e, &by[false], x) || (!s->solo && conflicts(e, &by[true], x));
         if (s->sync) by[0].read.n = by[0].written.n = by[1].read.n = by[1].written.n = 0, met = i;
         touched *t = &by[s->solo];
         add_spans(e, &t->read, x->in, x->n_in);
@@ -300,7 +300,10 @@ static int resolve(hd_exec *e, hd_error *err)
     e->data = hd_arena_alloc(&e->memory, (size_t)(p->n_buffers + 1) * sizeof *e->data);
     e->segments = hd_arena_alloc(&e->memory, (size_t)(p->n_segments + 1) * sizeof *e->segments);
     int *reads = count_reads(e);
-    if (!e->data || !e->segments || !reads) return no_memory(err);
+    e->n_tokens = hd_program_tokens(p);
+    e->micro_batches = hd_program_micro_batches(p);
+    e->tokens = hd_arena_alloc(&e->memory, ((size_t)e->n_tokens + 1) * sizeof *e->tokens);
+    if (!e->tokens || !e->data || !e->segments || !reads) return no_memory(err);
     int rc = locate_buffers(e, err);
     for (int s = 0; s < p->n_segments && !rc; s++) {
         rc = resolve_segment(e, s, reads, err);
@@ -373,6 +376,7 @@ void hd_exec_free(hd_exec *e)
         hd_str_free(&text);
     }
     hd_exec_finish_all_sends(e, &(hd_error){0});
+    hd_exec_finish_tokens(e, &(hd_error){0});
     if (e->own_arena) e->backend->free(e->backend, e->own_arena, (size_t)e->program->arena_bytes);
     for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
     hd_free(e->rings);

@@ -36,6 +36,9 @@ typedef struct hd_steps {
     int micro;                       /* likewise */
 } hd_steps;
 
+/* A transfer beside computing. By member 0. */
+typedef struct hd_token { hd_ticket ticket; hd_step *step; bool pending; } hd_token;
+
 typedef struct hd_ring {
     hd_exec_event *events;
     int64_t count; /* written since the start; the last `capacity` are there */
@@ -56,6 +59,8 @@ struct hd_exec {
     hd_rank rank;
     bool ranked;        /* one of many */
     hd_steps *segments; /* [n_segments] */
+    hd_token *tokens; int n_tokens;
+    int micro_batches;  /* of a step */
     int64_t binding[HD_MAX_SYMBOLS]; /* of the last call */
 
     /* the running call */
@@ -78,6 +83,8 @@ void *hd_exec_copy(const hd_exec *e, int b, int micro); /* where b is in that mi
 int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err);   /* its tensors are there */
 void hd_exec_transfer(hd_exec *e, hd_step *s);                         /* member 0 */
 void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* shard, keep_first: the team, or member 0 alone */
+void hd_exec_wait_tokens(hd_exec *e, const hd_instr *x);               /* member 0: those that x waits for */
+int hd_exec_finish_tokens(hd_exec *e, hd_error *err);                 /* all that are under way */
 int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err);
 int hd_exec_finish_all_sends(hd_exec *e, hd_error *err);
 

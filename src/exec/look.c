@@ -49,7 +49,7 @@ static int check_call(hd_exec *e)
     hd_steps *segment = &e->segments[e->segment];
     int bad = find_bad_leaf(e);
     for (int i = 0; i < segment->n && bad < 0; i++) {
-        if (segment->steps[i].updates_only) continue;
+        if (segment->steps[i].updates_only || !hd_instr_runs(segment->steps[i].instr, e->micro, e->micro_batches)) continue;
         e->only = i;
         hd_exec_run_team(e);
         bad = find_bad_result(&segment->steps[i]);
@@ -169,7 +169,7 @@ typedef struct op_time {
 static const char *step_name(const hd_step *s)
 {
     if (s->instr->op) return s->instr->op->name;
-    return s->instr->opcode == HD_ZERO ? "(zero)" : "(copy)";
+    return s->instr->opcode == HD_ZERO ? "(zero)" : s->instr->opcode == HD_WAIT ? "(wait)" : "(copy)";
 }
 
 static void add_time(op_time *list, int *n, const hd_step *s)

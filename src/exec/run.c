@@ -17,7 +17,7 @@ static void move_bytes(const hd_step *s, int tid, int threads)
 
 static void run_step(hd_exec *e, hd_step *s, int tid)
 {
-    if (s->solo && tid > 0) return;
+    if (s->instr->opcode == HD_WAIT || (s->solo && tid > 0)) return;
     if (s->instr->opcode == HD_COMM) {
         if (s->local) hd_exec_move_local(e, s, tid);
         else hd_exec_transfer(e, s);
@@ -72,7 +72,10 @@ static void run_member(void *arg, int tid)
     int first = e->only >= 0 ? e->only : 0, last = e->only >= 0 ? e->only + 1 : segment->n;
     for (int i = first; i < last; i++) {
         hd_step *s = &segment->steps[i];
+        bool runs = hd_instr_runs(s->instr, e->micro, e->micro_batches);
+        if (tid == 0 && s->instr->n_waits && runs) hd_exec_wait_tokens(e, s->instr);
         if (s->sync && meet(e, tid, turn++)) return;
+        if (!runs) continue;
         if (watched) run_watched(e, s, tid);
         else run_step(e, s, tid);
     }

@@ -1,10 +1,12 @@
 /* transfer.c: COMM instructions: which ranks take part, whose pieces lie where, and handing them to src/comm.
  *
  * Member 0 of the team does transfers between meetings. A recv or a collective blocks it. A send is started, and waited for before the next call of its
- * segment, before prepare and update, and at the end of a step: until then lowering keeps its operand. shard and keep_first send nothing: the
+ * segment, before prepare and update, and at the end of a step: until then lowering keeps its operand. A collective of stream 1 is started, and waited for
+ * by the first instruction that says so. shard and keep_first send nothing: the
  * team does them by itself. */
 #include <stdlib.h>
 
+#include "base/term.h"
 #include "exec/exec_int.h"
 #include "ops/ops.h"
 
@@ -212,14 +214,47 @@ void hd_exec_transfer(hd_exec *e, hd_step *s)
     if (!s->group || e->comm_rc) return;
     s->transfer.in = s->instr->n_in ? s->args.in[0].data : NULL;
     s->transfer.out = s->instr->n_out ? s->args.out[0].data : NULL;
-    int rc;
-    if (s->transfer.kind == HD_SEND) {
+    int rc = 0;
+    if (s->instr->signal >= 0 && e->only < 0) {
+        hd_token *t = &e->tokens[s->instr->signal];
+        if (t->pending) rc = hd_comm_wait(e->rank.comm, t->ticket, &e->comm_err); /* of a step that was stopped */
+        t->pending = false;
+        if (!rc) rc = hd_comm_start(e->rank.comm, s->group, &s->transfer, &t->ticket, &e->comm_err);
+        t->pending = !rc;
+        t->step = s;
+    } else if (s->transfer.kind == HD_SEND) {
         rc = hd_comm_start(e->rank.comm, s->group, &s->transfer, &s->ticket, &e->comm_err);
         s->pending = !rc;
     } else {
         rc = hd_comm_do(e->rank.comm, s->group, &s->transfer, &e->comm_err);
     }
     if (rc) note_failure(e, rc);
+}
+
+void hd_exec_wait_tokens(hd_exec *e, const hd_instr *x)
+{
+    for (int i = 0; i < x->n_waits; i++) {
+        hd_token *t = &e->tokens[x->waits[i]];
+        if (!t->pending) continue;
+        double start = e->profiling ? hd_time() : 0;
+        int rc = hd_comm_wait(e->rank.comm, t->ticket, e->comm_rc ? &(hd_error){0} : &e->comm_err);
+        t->pending = false;
+        if (e->profiling) t->step->seconds += hd_time() - start;
+        if (rc && !e->comm_rc) note_failure(e, rc);
+    }
+}
+
+int hd_exec_finish_tokens(hd_exec *e, hd_error *err)
+{
+    int rc = 0;
+    for (int i = 0; i < e->n_tokens && e->rank.comm; i++) {
+        if (!e->tokens[i].pending) continue;
+        hd_error local = {0};
+        int failed = hd_comm_wait(e->rank.comm, e->tokens[i].ticket, rc ? &local : err);
+        e->tokens[i].pending = false;
+        if (!rc) rc = failed;
+    }
+    return rc;
 }
 
 int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err)

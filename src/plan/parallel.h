@@ -1,8 +1,10 @@
 /* parallel.h: the by-hand form of a plan of many ranks, "dp=2,tp=2,pp=2,sp,zero=1": Megatron's rules written out as mesh, pins and cuts.
  *
+ *   overlap=0   transfers don't run beside computing (to compare, or to save the memory of gradients that wait)
  *   dp=N        data parallel: sequences (samples) over N ranks
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
- *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk
+ *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk (else by
+ *               what they compute, the head counted)
  *   cp=N        context parallel: the tokens of one sequence over N ranks
  *   sp          sequence parallel (Korthikanti et al. 2022): norms, dropout and the residual stream over tokens by the tp ranks
  *   zero=0..3   over dp and cp: 1 optimizer states, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020)
@@ -19,6 +21,7 @@ typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_S
 
 /* Plain data. */
 typedef struct hd_parallel {
+    int64_t overlap;            /* 0 or 1 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
     int64_t sp, keep, zero, chunks, slices; /* 0 or 1; 0 or 1; 0..3; >= 1; >= 1 */
     bool has_schedule;          /* false: 1f1b, or interleaved where there are several chunks a stage */

@@ -12,8 +12,8 @@
 enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
-static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack",
-                                        "mesh", "pins", "schedule", "chunks", "cuts", "keep_gathered", "recompute"};
+static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
+                                         "mesh", "pins", "schedule", "chunks", "cuts", "keep_gathered", "recompute"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
@@ -45,7 +45,7 @@ int hd_plan_stages(const hd_plan *p)
 
 hd_plan hd_plan_default(void)
 {
-    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1};
+    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1, .overlap = true};
 }
 
 void hd_plan_complete(hd_plan *p, const hd_graph *g)
@@ -183,6 +183,7 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (p->n_pins) json_object_set_new(j, "pins", pins_to_json(p));
     if (p->schedule != HD_SCHEDULE_GPIPE) json_object_set_new(j, "schedule", json_string(hd_schedule_name(p->schedule)));
     if (p->chunks != 1) json_object_set_new(j, "chunks", json_integer(p->chunks));
+    if (!p->overlap) json_object_set_new(j, "overlap", json_false());
     if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
     if (p->n_recompute) json_object_set_new(j, "recompute", strings_to_json(p->recompute, p->n_recompute));
@@ -379,6 +380,7 @@ static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *er
     if (!rc) rc = hd_json_int(j, "threads", 0, MAX_THREADS, &threads, name, err);
     if (!rc) rc = read_backend(j, name, p, err);
     if (!rc) rc = hd_json_bool(j, "pack", &p->pack, name, err);
+    if (!rc) rc = hd_json_bool(j, "overlap", &p->overlap, name, err);
     p->threads = (int)threads;
     if (!rc) rc = read_ranks(j, name, p, err);
     return rc ? rc : hd_plan_check(p, NULL, err);

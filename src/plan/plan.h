@@ -28,6 +28,7 @@ typedef struct hd_plan {
     hd_dtype precision;    /* HD_F32 or HD_BF16: of products and activations; the precision pass reads it */
     int threads;           /* of the rank's team; 0: open, one per core */
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
+    bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
 
     /* Many ranks. */

@@ -9,7 +9,9 @@
  *       %12, - = layer_norm(%3, %4, -) eps=1e-05 dtype=f32 [@later] [@workspace=%13] [@split=0:{dp}] [@stream=1] [@wait=4] [@signal=5] ; layers.0.norm1
  *       %5 += contract(%1, %2) ...      adds to what %5 holds (with @later: only from the second micro-batch on)
  *       %5 = .zero()   %5 = .copy(%6)   %5 = .view(%6)
- *       %8 = all_gather(%7) axes=tp dim=0 extent=64 ...      between ranks
+ *       %8 = all_gather(%7) axes=tp dim=0 extent=64 ...      between ranks; with @stream=1 @signal=5 only started, until somebody has @wait=5
+ *       %8 = all_reduce(%8) ... @last @stream=1 @signal=6    in the last micro-batch only
+ *       () = .wait() @wait=5                                 nothing but that
  *     call forward [chunk=1] micro=0 slice=0 [$0=17]
  */
 #include <stdio.h>
@@ -19,7 +21,7 @@
 const char *const hd_tier_names[HD_TIER_COUNT] = {"device", "host", "disk"};
 const char *const hd_format_names[2] = {"plain", "packed"};
 const char *const hd_micro_names[3] = {"replicate", "split", "partial"};
-const char *const hd_opcode_names[HD_OPCODE_COUNT] = {"", ".view", ".zero", ".copy", ""};
+const char *const hd_opcode_names[HD_OPCODE_COUNT] = {"", ".view", ".zero", ".copy", "", ".wait"};
 const char *const hd_axis_role_names[3] = {"data", "model", "pipeline"};
 
 static void dump_data(const hd_buffer *b, hd_str *out)
@@ -86,6 +88,7 @@ static void dump_instr(const hd_program *p, const hd_instr *x, hd_str *out)
     if (x->accumulate == HD_ACCUMULATE_LATER) hd_str_puts(out, " @later");
     if (x->workspace >= 0) hd_str_printf(out, " @workspace=%%%d", x->workspace);
     for (int i = 0; i < x->n_splits; i++) dump_split(p, &x->splits[i], out);
+    if (x->last) hd_str_puts(out, " @last");
     if (x->stream) hd_str_printf(out, " @stream=%d", x->stream);
     for (int i = 0; i < x->n_waits; i++) hd_str_printf(out, " @wait=%d", x->waits[i]);
     if (x->signal >= 0) hd_str_printf(out, " @signal=%d", x->signal);

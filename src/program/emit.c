@@ -98,7 +98,7 @@ static int add_draft(hd_lowering *l, int segment, hd_instr x)
 {
     if (hd_grow(&l->drafts, &l->cap_drafts, l->n_drafts + 1, sizeof *l->drafts)) return no_memory(l);
     x.signal = -1;
-    l->drafts[l->n_drafts++] = (hd_draft){x, segment};
+    l->drafts[l->n_drafts++] = (hd_draft){x, segment, l->late};
     return 0;
 }
 
@@ -364,6 +364,7 @@ static int emit_items(hd_lowering *l, const attachments *all)
     for (size_t i = 0; i < l->n_items && !rc; i++) {
         int item = l->order[i];
         const hd_item *x = &l->items[item];
+        l->late = !x->node || x->node->phase == HD_UPDATE;
         if (!x->node) rc = emit_copy(l, x);
         else if (!x->dissolved) rc = emit_node(l, x);
         if (!rc) rc = emit_attached(l, all, item);

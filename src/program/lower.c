@@ -1,4 +1,4 @@
-/* lower.c: Graph -> Program, step by step: order.c, group.c, emit.c, share.c, then placement. */
+/* lower.c: Graph -> Program, step by step: order.c, group.c, emit.c, async.c, share.c, then placement. */
 #include <stdlib.h>
 
 #include "program/lower_int.h"
@@ -287,8 +287,8 @@ static int lower(hd_lowering *l)
     if (!rc) rc = hd_lower_emit(l);
     if (rc) return rc;
     sort_drafts(l);
-    rc = hd_lower_share(l);
-    return rc;
+    rc = hd_lower_async(l);
+    return rc ? rc : hd_lower_share(l);
 }
 
 static void free_lowering(hd_lowering *l)

@@ -33,6 +33,7 @@ typedef struct hd_group {
 typedef struct hd_draft {
     hd_instr instr;
     int segment; /* number, see hd_lower_segment */
+    bool late;   /* of the update: a node's phase, or a state's copy */
 } hd_draft;
 
 typedef struct hd_lowering {
@@ -68,6 +69,8 @@ typedef struct hd_lowering {
     /* emit.c */
     int *buffer_of;       /* [n_values] or -1 */
     hd_draft *drafts; size_t n_drafts, cap_drafts;
+    bool late;            /* of the item that is being emitted */
+    int n_tokens;         /* async.c */
     size_t cap_buffers;
 } hd_lowering;
 
@@ -100,12 +103,18 @@ static inline int hd_lower_frequency(const hd_lowering *l, int segment)
     return segment == 0 ? 0 : segment == l->update ? 2 : 1;
 }
 
+static inline int hd_draft_frequency(const hd_lowering *l, const hd_draft *d)
+{
+    return d->instr.last ? 2 : hd_lower_frequency(l, d->segment);
+}
+
 bool hd_is_micro_sum(const hd_node *n);
 int64_t hd_type_bytes(const hd_type *t); /* at the maximum */
 
 int hd_lower_order(hd_lowering *l);  /* items, segments, dependences, order */
 int hd_lower_groups(hd_lowering *l); /* sums formed in place */
 int hd_lower_emit(hd_lowering *l);   /* buffers and instructions */
+int hd_lower_async(hd_lowering *l);  /* transfers beside computing: streams, tokens, places in the order */
 int hd_lower_share(hd_lowering *l);  /* view_of: views, states, in place; classes and roles */
 
 #endif

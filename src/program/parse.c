@@ -384,6 +384,7 @@ static int find_opcode(parser *s, hd_instr *x)
     word[n] = 0;
     for (int i = HD_VIEW; i < HD_COMM; i++)
         if (!strcmp(word, hd_opcode_names[i])) return x->opcode = (hd_opcode)i, 0;
+    if (!strcmp(word, hd_opcode_names[HD_WAIT])) return x->opcode = HD_WAIT, 0;
     x->op = hd_op_find(word);
     x->opcode = x->op && x->op->is_view ? HD_VIEW : x->op && x->op->is_comm ? HD_COMM : HD_KERNEL;
     if (x->op) return expect(s, "(") ? s->err->code : (s->at--, 0);
@@ -438,9 +439,10 @@ static int parse_note(parser *s, hd_instr *x)
         return rc ? rc : x->workspace < 0 ? bad(s, "a buffer") : 0;
     }
     if (accept(s, "split=")) return parse_split(s, x);
+    if (accept(s, "last")) return x->last = true, 0;
     if (accept(s, "stream=")) return parse_int(s, 0, 1 << 20, &x->stream);
     if (accept(s, "signal=")) return parse_int(s, 0, 1 << 20, &x->signal);
-    if (!accept(s, "wait=") || x->n_waits == 16) return bad(s, "later, workspace, split, stream, wait or signal");
+    if (!accept(s, "wait=") || x->n_waits == 16) return bad(s, "later, last, workspace, split, stream, wait or signal");
     if (x->n_waits) memcpy(waits, x->waits, (size_t)x->n_waits * sizeof *waits);
     int rc = parse_int(s, 0, 1 << 20, &waits[x->n_waits++]);
     x->waits = keep_list(s, waits, x->n_waits);

@@ -146,6 +146,23 @@ int hd_program_segment_of(const hd_program *p, hd_segment_kind k, int chunk)
     return -1;
 }
 
+int hd_program_tokens(const hd_program *p)
+{
+    int n = 0;
+    for (int s = 0; s < p->n_segments; s++)
+        for (int i = 0; i < p->segments[s].n_instrs; i++)
+            if (p->segments[s].instrs[i].signal >= n) n = p->segments[s].instrs[i].signal + 1;
+    return n;
+}
+
+int hd_program_micro_batches(const hd_program *p)
+{
+    int n = 1;
+    for (int i = 0; i < p->n_calls; i++)
+        if (p->calls[i].micro >= n) n = p->calls[i].micro + 1;
+    return n;
+}
+
 /* ---- lifetimes ---- */
 
 static void touch(hd_life *l, int at)
@@ -222,6 +239,28 @@ static void keep_sent(const hd_program *p, hd_life *lives)
     }
 }
 
+/* A transfer beside computing keeps its operand and its result until somebody has waited for it. */
+static void keep_transfer(const hd_program *p, hd_life *lives, const hd_instr *x)
+{
+    for (int s = 0, at = 0; s < p->n_segments; s++) {
+        for (int i = 0; i < p->segments[s].n_instrs; i++, at++) {
+            const hd_instr *y = &p->segments[s].instrs[i];
+            for (int w = 0; w < y->n_waits; w++) {
+                if (y->waits[w] != x->signal) continue;
+                touch_all(p, lives, x->in, x->n_in, at);
+                touch_all(p, lives, x->out, x->n_out, at);
+            }
+        }
+    }
+}
+
+static void keep_transfers(const hd_program *p, hd_life *lives)
+{
+    for (int s = 0; s < p->n_segments; s++)
+        for (int i = 0; i < p->segments[s].n_instrs; i++)
+            if (p->segments[s].instrs[i].signal >= 0) keep_transfer(p, lives, &p->segments[s].instrs[i]);
+}
+
 /* What is made outside the repeated segments and used inside them, or the other way round, lives through all of them. */
 static void extend_over_loop(const hd_program *p, hd_life *l, int begin, int end, int last)
 {
@@ -263,6 +302,7 @@ void hd_program_lives(const hd_program *p, hd_life *lives)
     }
     int last = at > 0 ? at - 1 : 0;
     keep_sent(p, lives);
+    keep_transfers(p, lives);
     if (!hd_program_in_order(p)) keep_all(p, lives);
     for (int i = 0; i < p->n_buffers; i++)
         if (begin >= 0 && hd_buffer_in_arena(p, i) && lives[i].last >= 0) extend_over_loop(p, &lives[i], begin, end, last);

@@ -7,6 +7,8 @@
  *  - CONSTANT and STATE roots live in the Store and are bound by path, except those with `data`, which the Program carries itself.
  *    All other roots lie in the Program's arena at offset .. offset + bytes; two may overlap only when they are never live together.
  *  - In every order of calls that the schedule gives, a buffer is written before it is read, and nothing it shares memory with is written between.
+ *  - Until somebody waits for the token of a COMM of stream 1, nobody reads or writes its result or writes to its operand; a token may come in a later
+ *    segment, and all have come at the end of a step.
  *  - Shapes, bytes and offsets are at the symbols' maxima. */
 #ifndef HD_PROGRAM_PROGRAM_H
 #define HD_PROGRAM_PROGRAM_H
@@ -63,6 +65,7 @@ typedef enum hd_opcode {
     HD_ZERO,   /* out[0] = 0 */
     HD_COPY,   /* out[0] = in[0], as bytes */
     HD_COMM,   /* out[0] = op(in[0]) between ranks: op->is_comm */
+    HD_WAIT,   /* nothing but its waits */
     HD_OPCODE_COUNT
 } hd_opcode;
 
@@ -82,10 +85,11 @@ typedef struct hd_instr {
     const int *in, *out; /* buffer indices; -1: an absent operand, a result nobody reads */
     int workspace;       /* buffer index or -1 */
     hd_accumulate accumulate;
-    int stream;          /* 0 so far */
+    bool last;           /* COMM of stream 1: done only in the last micro-batch of a step */
+    int stream;          /* 1: a COMM that is only started here; 0: all others */
     int n_waits;
-    const int *waits;    /* tokens waited on */
-    int signal;          /* token signalled, or -1 */
+    const int *waits;    /* tokens that must have come before it; one that nobody has started since it last came is there already */
+    int signal;          /* of stream 1: the token that comes when the transfer has ended, no other instruction's; else -1 */
 } hd_instr;
 
 typedef enum hd_segment_kind {
@@ -178,6 +182,11 @@ bool hd_buffer_in_arena(const hd_program *p, int b);            /* b is a root w
 
 /* A buffer as a kernel of coordinate 0 would see it with these bindings (negative or NULL: maxima); data is NULL. */
 hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding);
+int hd_program_tokens(const hd_program *p);          /* how many there may be: one more than the greatest */
+int hd_program_micro_batches(const hd_program *p);   /* of a step: one more than the greatest micro of its calls */
+/* Whether call c does instruction x: those marked `last` only in the last micro-batch. */
+static inline bool hd_instr_runs(const hd_instr *x, int micro, int micro_batches) { return !x->last || micro == micro_batches - 1; }
+
 /* The same as rank sees it. */
 hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *binding);
 /* The parameters of instruction x for rank: written to attrs (op->attrs_size bytes). */

@@ -19,6 +19,23 @@ static void note_reads(sharing *s, const int *buffers, int n, int at)
         if (buffers[i] >= 0 && s->last[buffers[i]] < at) s->last[buffers[i]] = at;
 }
 
+/* What a transfer beside computing reads and writes is taken over by nobody before it has ended. */
+static void note_transfers(sharing *s)
+{
+    const hd_lowering *l = s->l;
+    for (size_t i = 0; i < l->n_drafts; i++) {
+        const hd_instr *x = &l->drafts[i].instr;
+        for (size_t k = i + 1; k < l->n_drafts && x->signal >= 0; k++) {
+            const hd_instr *y = &l->drafts[k].instr;
+            for (int w = 0; w < y->n_waits; w++) {
+                if (y->waits[w] != x->signal) continue;
+                note_reads(s, x->in, x->n_in, (int)k);
+                note_reads(s, x->out, x->n_out, (int)k);
+            }
+        }
+    }
+}
+
 /* First by buffer; joining two merges them. */
 static void collect_reads(sharing *s)
 {
@@ -29,6 +46,7 @@ static void collect_reads(sharing *s)
         note_reads(s, x->in, x->n_in, sent ? INT32_MAX : (int)i); /* nobody takes it over: nobody knows when it has gone */
         if (x->accumulate) note_reads(s, x->out, x->n_out, (int)i);
     }
+    note_transfers(s);
     for (size_t i = 0; i < l->g->n_outputs; i++) s->last[l->buffer_of[l->g->outputs[i].value]] = INT32_MAX;
     for (size_t i = 0; i < l->n_groups; i++)
         if (l->groups[i].micro) s->carried[l->buffer_of[l->groups[i].root]] = true;
@@ -85,7 +103,7 @@ static bool can_take(const sharing *s, const hd_instr *x, int result, uint32_t m
     int out = x->out[result], root = s->root[x->in[operand]];
     const hd_buffer *b = &s->p->buffers[root], *new = &s->p->buffers[out];
     if (is_leaf(s, root) || s->last[root] != at || b->bytes != new->bytes || b->type.shape.sym != new->type.shape.sym) return false;
-    if (s->frequency[root] != hd_lower_frequency(s->l, s->l->drafts[at].segment)) return false;
+    if (s->frequency[root] != hd_draft_frequency(s->l, &s->l->drafts[at])) return false;
     return !is_taken(s, x, result, mask, root);
 }
 
@@ -103,7 +121,7 @@ static void place_result(sharing *s, const hd_instr *x, int result, int b, int a
         return;
     }
     s->root[b] = b;
-    s->frequency[b] = hd_lower_frequency(s->l, s->l->drafts[at].segment);
+    s->frequency[b] = hd_draft_frequency(s->l, &s->l->drafts[at]);
 }
 
 static void place_all(sharing *s)

@@ -3,6 +3,7 @@
  * The walk numbers the writes and keeps, for each root, the last one, and for each buffer the one that it names. A read is right when both
  * agree and nothing else has been written to that memory since: so a result that took over an operand too early is found, whatever
  * lifetimes lowering believed in. */
+#include "ops/ops.h"
 #include "program/program.h"
 
 #define MAX_BYTES ((int64_t)1 << 46)
@@ -186,8 +187,24 @@ static int verify_comm(const hd_program *p, const hd_instr *x, hd_error *err)
     return 0;
 }
 
+/* A transfer beside computing: within a stage, for all meet where stages do. */
+static int verify_stream(const hd_program *p, const hd_instr *x, hd_error *err)
+{
+    int8_t axes[HD_MAX_AXES];
+    if (x->stream < 0 || x->stream > 1 || (x->stream == 1) != (x->signal >= 0)) return wrong(err, x->path, "is of stream 1 without a token to signal, or the other way round");
+    if (x->last && x->stream != 1) return wrong(err, x->path, "is done in the last micro-batch only, but is no transfer of stream 1");
+    if (x->stream == 0) return 0;
+    if (x->opcode != HD_COMM || x->op->max_in == 0 || x->op->has_effect) return wrong(err, x->path, "is of stream 1, but no collective");
+    if (x->op == &hd_op_shard || x->op == &hd_op_keep_first) return wrong(err, x->path, "is of stream 1, but sends nothing");
+    int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
+    for (int i = 0; i < n; i++)
+        if (p->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE && p->stages > 1) return wrong(err, x->path, "is of stream 1, but stages meet at it");
+    return 0;
+}
+
 static int verify_instr(const hd_program *p, const hd_instr *x, hd_error *err)
 {
+    if (x->opcode == HD_WAIT) return x->n_in || x->n_out || !x->n_waits ? wrong(err, x->path, "waits for nothing, or does more than wait") : verify_stream(p, x, err);
     int rc = x->op ? verify_types(p, x, err) : 0;
     if (!rc && x->accumulate && (!x->op || !x->op->can_accumulate)) rc = wrong(err, x->path, "cannot accumulate");
     if (!rc && x->opcode == HD_COMM) rc = verify_comm(p, x, err);
@@ -198,7 +215,26 @@ static int verify_instr(const hd_program *p, const hd_instr *x, hd_error *err)
         if (c == HD_BUFFER_CONSTANT || c == HD_BUFFER_INPUT) rc = wrong(err, x->path, "writes to a constant or an input");
         else if (x->opcode == HD_KERNEL || x->opcode == HD_COMM) rc = verify_aliases(p, x, k, err);
     }
+    if (!rc) rc = verify_stream(p, x, err);
     if (!rc && x->workspace >= 0 && p->buffers[x->workspace].role != HD_ROLE_WORKSPACE) rc = wrong(err, x->path, "has something else as its workspace");
+    return rc;
+}
+
+/* One instruction a token. */
+static int verify_signals(const hd_program *p, hd_error *err)
+{
+    int n = hd_program_tokens(p), rc = 0;
+    bool *seen = hd_calloc((size_t)n + 1, 1);
+    if (!seen) return hd_fail_memory(err, (size_t)n, "verifying a program");
+    for (int s = 0; s < p->n_segments; s++) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it)) && !rc;) {
+            if (x->signal < 0) continue;
+            if (seen[x->signal]) rc = wrong(err, x->path, "signals a token that another signals");
+            seen[x->signal] = true;
+        }
+    }
+    hd_free(seen);
     return rc;
 }
 
@@ -228,6 +264,9 @@ typedef struct walk {
     int *filled;  /* [slots] of an input: micro-batch that it was filled for; -1: whichever */
     int *sent;    /* [slots] of a root: number of the write that a send under way takes; 0: none */
     int *sender;  /* [slots] segment of that send */
+    int *receiving, *taking; /* [slots] of a root: transfers under way that write it; that read it */
+    struct { const hd_instr *instr; int in, out; } *token; /* [n_tokens] the transfer that will signal it, its slots; instr NULL: none under way */
+    int n_tokens, micro_batches;
     int *held;    /* slots of roots that hold their memory now, by offset, disjoint; n_held of them */
     int n_held;
     bool in_order;
@@ -267,6 +306,7 @@ static int lose(walk *w, int slot, const char *path)
     const hd_buffer *b = &w->p->buffers[w->buffer[slot]];
     w->changes[slot] = -1;
     if (w->sent[slot]) return hd_fail(w->err, HD_EFORMAT, "%s: writes over %s, which is still being sent", path, b->path);
+    if (w->receiving[slot] || w->taking[slot]) return hd_fail(w->err, HD_EFORMAT, "%s: writes over %s, which a transfer still uses", path, b->path);
     return b->class == HD_BUFFER_INPUT ? hd_fail(w->err, HD_EFORMAT, "%s: writes over the input %s", path, b->path) : 0;
 }
 
@@ -292,6 +332,7 @@ static int read_buffer(walk *w, int b, const char *path)
 {
     int slot = slot_of(w, b), root = root_slot(w, b);
     const char *name = w->p->buffers[b].path;
+    if (w->receiving[root]) return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s) before its transfer is waited for", path, b, name);
     if (w->named[slot] == -2) return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s) before it is written", path, b, name);
     if (w->changes[root] != w->named[slot]) return hd_fail(w->err, HD_EFORMAT, "%s: reads %%%d (%s), but its memory has been written over", path, b, name);
     if (w->filled[root] >= 0 && w->filled[root] != w->micro)
@@ -303,6 +344,8 @@ static int write_buffer(walk *w, int b, const char *path)
 {
     int root = root_slot(w, b);
     if (w->sent[root]) return hd_fail(w->err, HD_EFORMAT, "%s: writes to %s, which is still being sent", path, w->p->buffers[b].path);
+    if (w->receiving[root] || w->taking[root])
+        return hd_fail(w->err, HD_EFORMAT, "%s: writes to %s before its transfer is waited for", path, w->p->buffers[b].path);
     int rc = hold(w, root, path);
     w->changes[root] = ++w->count;
     w->named[slot_of(w, b)] = w->changes[root];
@@ -332,10 +375,35 @@ static void begin_send(walk *w, const hd_instr *x, int segment)
     if (hd_buffer_in_arena(w->p, w->buffer[root])) w->sent[root] = w->changes[root] + 1, w->sender[root] = segment;
 }
 
+static int begin_transfer(walk *w, const hd_instr *x)
+{
+    if (w->token[x->signal].instr) return wrong(w->err, x->path, "is started again before it was waited for");
+    w->token[x->signal].instr = x;
+    w->token[x->signal].in = root_slot(w, x->in[0]);
+    w->token[x->signal].out = root_slot(w, x->out[0]);
+    w->taking[w->token[x->signal].in]++;
+    w->receiving[w->token[x->signal].out]++;
+    return 0;
+}
+
+static int end_transfers(walk *w, const hd_instr *x)
+{
+    for (int i = 0; i < x->n_waits; i++) {
+        int t = x->waits[i];
+        if (t < 0 || t >= w->n_tokens) return wrong(w->err, x->path, "waits for a token that nobody signals");
+        if (!w->token[t].instr) continue;
+        w->taking[w->token[t].in]--;
+        w->receiving[w->token[t].out]--;
+        w->token[t].instr = NULL;
+    }
+    return 0;
+}
+
 static int walk_instr(walk *w, const hd_instr *x, int segment)
 {
-    int rc = 0;
     if (x->opcode == HD_VIEW) return walk_view(w, x);
+    if (!hd_instr_runs(x, w->micro, w->micro_batches)) return 0;
+    int rc = end_transfers(w, x);
     bool adds = x->accumulate == HD_ACCUMULATE_ALWAYS || (x->accumulate == HD_ACCUMULATE_LATER && w->micro > 0);
     for (int k = 0; k < x->n_in && !rc; k++)
         if (x->in[k] >= 0) rc = read_buffer(w, x->in[k], x->path);
@@ -347,7 +415,7 @@ static int walk_instr(walk *w, const hd_instr *x, int segment)
     if (!rc && x->workspace >= 0 && w->changes[root_slot(w, x->workspace)] < 0) rc = wrong(w->err, x->path, "its result lies over its workspace");
     if (!rc) rc = check_apart(w, x);
     if (!rc && x->opcode == HD_COMM && x->op->has_effect) begin_send(w, x, segment);
-    return rc;
+    return !rc && x->signal >= 0 ? begin_transfer(w, x) : rc;
 }
 
 /* Sends of this segment, or all, have gone. */
@@ -404,19 +472,21 @@ static int walk_begin(walk *w)
     return rc;
 }
 
-/* Where micro-batches come in order, those past the third repeat what the second and third did. */
+/* Where micro-batches come in order, those past the third repeat what the second and third did, but for the last. */
 static int walk_schedule(walk *w)
 {
     const hd_program *p = w->p;
     int rc = walk_begin(w);
     hd_call_iter it = hd_program_calls(p);
     for (hd_call c; !rc && hd_call_next(&it, &c);)
-        if (c.micro < 3 || !w->in_order) rc = walk_call(w, &c);
+        if (c.micro < 3 || c.micro == w->micro_batches - 1 || !w->in_order) rc = walk_call(w, &c);
     bool again = p->repeat_first >= 0 && p->repeat_last == p->n_segments - 1 && w->in_order;
     for (int s = p->repeat_first; again && s <= p->repeat_last && !rc; s++) {
         hd_call c = hd_program_call(p, s);
         rc = walk_call(w, &c);
     }
+    for (int t = 0; t < w->n_tokens && !rc; t++)
+        if (w->token[t].instr) rc = wrong(w->err, w->token[t].instr->path, "is never waited for");
     for (int i = 0; i < p->n_outputs && !rc && p->n_calls; i++) rc = read_buffer(w, p->outputs[i].buffer, p->outputs[i].name);
     return rc;
 }
@@ -426,12 +496,22 @@ static int walk_all(walk *w)
     const hd_program *p = w->p;
     size_t slots = 1, n = (size_t)p->n_buffers + 1;
     for (int b = 0; b < p->n_buffers; b++) slots += (size_t)p->buffers[b].copies;
-    int *all = hd_calloc(n + 7 * slots, sizeof *all), **arrays[] = {&w->buffer, &w->changes, &w->named, &w->filled, &w->sent, &w->sender, &w->held};
-    if (!all) return hd_fail_memory(w->err, (n + 7 * slots) * sizeof *all, "verifying a program");
+    int **arrays[] = {&w->buffer, &w->changes, &w->named, &w->filled, &w->sent, &w->sender, &w->receiving, &w->taking, &w->held};
+    enum { ARRAYS = sizeof arrays / sizeof *arrays };
+    int *all = hd_calloc(n + ARRAYS * slots, sizeof *all);
+    w->n_tokens = hd_program_tokens(p);
+    w->micro_batches = hd_program_micro_batches(p);
+    w->token = hd_calloc((size_t)w->n_tokens + 1, sizeof *w->token);
+    if (!all || !w->token) {
+        hd_free(all);
+        hd_free(w->token);
+        return hd_fail_memory(w->err, (n + ARRAYS * slots) * sizeof *all, "verifying a program");
+    }
     w->slot = all;
-    for (size_t i = 0; i < 7; i++) *arrays[i] = all + n + i * slots;
+    for (size_t i = 0; i < ARRAYS; i++) *arrays[i] = all + n + i * slots;
     int rc = walk_schedule(w);
     hd_free(all);
+    hd_free(w->token);
     return rc;
 }
 
@@ -441,5 +521,6 @@ int hd_program_verify(const hd_program *p, hd_error *err)
     walk w = {.p = p, .err = err ? err : &local};
     int rc = verify_frame(p, w.err);
     if (!rc) rc = verify_instrs(p, w.err);
+    if (!rc) rc = verify_signals(p, w.err);
     return rc ? rc : walk_all(&w);
 }

@@ -52,13 +52,14 @@ static void add_count(hd_comm_count *out, int most, int *n, const hd_comm_count 
 
 int hd_program_count(const hd_program *p, hd_comm_count *out, int most)
 {
-    int n = 0;
+    int n = 0, micro_batches = hd_program_micro_batches(p);
     hd_call_iter calls = hd_program_calls(p);
     for (hd_call c; hd_call_next(&calls, &c);) {
         hd_instr_iter it = hd_segment_instrs(p, c.segment);
         for (const hd_instr *x; (x = hd_instr_next(&it));) {
             hd_comm_count one;
             if (x->opcode != HD_COMM || !strcmp(x->op->name, "shard") || !strcmp(x->op->name, "keep_first")) continue;
+            if (!hd_instr_runs(x, c.micro, micro_batches)) continue;
             describe(p, x, &one);
             add_count(out, most, &n, &one);
         }

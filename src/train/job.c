@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "base/file.h"
@@ -16,8 +18,11 @@
 #include "base/term.h"
 #include "train/stop.h"
 
-#define SILENCE 7.0  /* seconds without a sign of life: stopped, or its machine is gone */
+#define SILENCE 6.0  /* seconds without a sign of life: stopped, or its machine is gone */
+#define LAST_LINE 0.5 /* seconds that a dead process's last line may take to come here */
 #define PATIENCE 6.0 /* seconds from the first failure, or from being told to go, until force is used */
+
+#define ENDED_EARLY "its process ended early"
 
 enum { CRASHED = 1 }; /* in the place of an error's code: nobody could say one */
 
@@ -25,16 +30,19 @@ enum { CRASHED = 1 }; /* in the place of an error's code: nobody could say one *
 typedef struct watch {
     const hd_job *job;
     pid_t pid;          /* of the child: all ranks, or the launcher */
-    int fd;             /* what it tells */
+    int fd[2];          /* what it tells; a launcher's standard output, or -1 */
     FILE *log;          /* the launcher's talk; NULL: none */
     char log_path[4096];
-    struct process { bool known; long pid; double silent; } *rank; /* [ranks]; MPI: each is a process; else [0] is all of them */
+    struct process { bool known; long pid; double silent, gone; int death; bool done, dead; } *rank; /* [ranks]; MPI: each is a process; else [0] is all of them */
     int code;           /* of the first cause; 0: nothing went wrong so far */
     char cause[600];
     double failing;     /* seconds since the first failure */
     int force;          /* signals sent to end it */
     bool passed_on;     /* the person's request to stop */
-    hd_str line;        /* begun, not ended */
+    int deaths;         /* epoll of the MPI processes of this machine, which tells when one ends */
+    int first_dead;     /* the first that ended without having done its work; -1: none */
+    bool banner;        /* MPICH has begun to say on standard output what went wrong */
+    hd_str line[2];     /* of each fd: begun, not ended */
 } watch;
 
 /* ---- causes ---- */
@@ -57,6 +65,40 @@ static bool is_everyones(int code)
     return code == HD_EINVAL || code == HD_EFORMAT || code == HD_EUNSUPPORTED || code == HD_EMEMCAP || code == HD_ENUMERIC || code == HD_EINTR;
 }
 
+/* An MPI process of this machine is watched by itself: launchers end all when one has died, and may then name any of them. */
+static void watch_death(watch *w, int rank, pid_t pid)
+{
+    struct epoll_event e = {.events = EPOLLIN, .data.u32 = (uint32_t)rank};
+    int fd = w->deaths >= 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+    if (fd < 0) return;
+    w->rank[rank].death = fd;
+    epoll_ctl(w->deaths, EPOLL_CTL_ADD, fd, &e);
+}
+
+static void note_death(watch *w)
+{
+    struct epoll_event e;
+    if (epoll_wait(w->deaths, &e, 1, 0) != 1) return;
+    struct process *p = &w->rank[e.data.u32];
+    epoll_ctl(w->deaths, EPOLL_CTL_DEL, p->death, NULL);
+    p->dead = true;
+    if (w->first_dead < 0 && !p->done) w->first_dead = (int)e.data.u32;
+}
+
+static void forget_deaths(watch *w)
+{
+    for (int r = 0; r < w->job->ranks; r++)
+        if (w->rank[r].death > 0) close(w->rank[r].death);
+    if (w->deaths >= 0) close(w->deaths);
+}
+
+/* MPI: the others cannot know of it. */
+static void on_crash(watch *w, int rank, int sig)
+{
+    blame(w, CRASHED, "rank %d: crashed (%s)", rank, strsignal(sig));
+    if (w->job->mpi && w->failing < PATIENCE - 1) w->failing = PATIENCE - 1;
+}
+
 static void on_record(watch *w, const char *text)
 {
     char what[16];
@@ -65,40 +107,73 @@ static void on_record(watch *w, const char *text)
     if (sscanf(text, "%15s %d %lld %n", what, &rank, &number, &at) < 3 || rank < 0 || rank >= w->job->ranks) return;
     struct process *p = &w->rank[rank];
     p->silent = 0;
-    if (!strcmp(what, "process")) *p = (struct process){.known = true, .pid = (long)number};
-    else if (!strcmp(what, "crashed")) blame(w, CRASHED, "rank %d: crashed (%s)", rank, strsignal((int)number));
+    if (!strcmp(what, "process") && !p->known) {
+        *p = (struct process){.known = true, .pid = (long)number};
+        watch_death(w, rank, (pid_t)number);
+    }
+    if (!strcmp(what, "done")) p->done = true;
+    else if (!strcmp(what, "crashed")) on_crash(w, rank, (int)number);
+    else if (!strcmp(what, "hangs")) blame(w, CRASHED, "rank %d: hangs: for %d s it has neither computed nor waited for another rank", rank, (int)number);
     else if (!strcmp(what, "failed") && is_everyones((int)number)) blame(w, (int)number, "%s", text + at);
     else if (!strcmp(what, "failed")) blame(w, (int)number, "rank %d: %s", rank, text + at);
 }
 
-/* What launchers say of a process that was killed. Open MPI: "... process rank 1 with PID 7 on node n exited on signal 9 (Killed)."; MPICH: the id of the
- * process, on a line of its own. */
+static void refine(watch *w, const char *how)
+{
+    size_t n = strlen(w->cause);
+    if (w->code == CRASHED && n >= strlen(ENDED_EARLY) && !strcmp(w->cause + n - strlen(ENDED_EARLY), ENDED_EARLY))
+        snprintf(w->cause + n, sizeof w->cause - n, ": %s", how);
+}
+
+/* What launchers say of a process that was killed. Open MPI: "... process rank 1 with PID 7 on node n exited on signal 9 (Killed)."; MPICH: "PID 7 RUNNING AT
+ * n", and two lines on "EXIT STRING: Killed (signal 9)". */
 static void on_talk(watch *w, const char *text)
 {
     int rank = 0, sig = 0;
     long pid = 0;
     const char *found = strstr(text, "process rank "), *id = strstr(text, " PID "), *how = strstr(text, "exited on signal ");
+    const char *exit = strstr(text, "EXIT STRING: ");
     if (found && how && sscanf(found, "process rank %d", &rank) == 1 && sscanf(how, "exited on signal %d", &sig) == 1)
-        blame(w, CRASHED, "rank %d: its process was ended by a signal (%s)", rank, strsignal(sig));
+        blame(w, CRASHED, "rank %d: its process was ended by a signal (%s)", w->first_dead >= 0 ? w->first_dead : rank, strsignal(sig));
     else if (id && strstr(text, "RUNNING AT") && sscanf(id, " PID %ld", &pid) == 1)
         for (rank = 0; rank < w->job->ranks; rank++)
-            if (w->rank[rank].known && w->rank[rank].pid == pid) blame(w, CRASHED, "rank %d: its process ended early", rank);
+            if (w->rank[rank].known && w->rank[rank].pid == pid) blame(w, CRASHED, "rank %d: " ENDED_EARLY, w->first_dead >= 0 ? w->first_dead : rank);
+    if (exit) refine(w, exit + strlen("EXIT STRING: "));
     bool ours = !strncmp(text, "heddle: ", 8) || !strncmp(text, "training ", 9);
     if (ours && !w->code) fprintf(stderr, "%s\n", text);
     else if (w->log) fprintf(w->log, "%s\n", text);
 }
 
-static void on_bytes(watch *w, const char *bytes, size_t n)
+/* The ranks' own output is passed on. */
+static void on_output(watch *w, const char *text)
 {
+    w->banner = w->banner || strspn(text, "=") >= 60;
+    if (w->banner) {
+        on_talk(w, text);
+        return;
+    }
+    puts(text);
+    fflush(stdout);
+}
+
+static void on_line(watch *w, int from, const char *text)
+{
+    const char *record = from == 0 ? strstr(text, HD_JOB_MARK) : NULL;
+    if (record) on_record(w, record + strlen(HD_JOB_MARK));
+    else if (from == 0) on_talk(w, text);
+    else on_output(w, text);
+}
+
+static void on_bytes(watch *w, int from, const char *bytes, size_t n)
+{
+    hd_str *line = &w->line[from];
     for (size_t i = 0; i < n; i++) {
         if (bytes[i] != '\n') {
-            hd_str_putc(&w->line, bytes[i]);
+            hd_str_putc(line, bytes[i]);
             continue;
         }
-        const char *record = strstr(w->line.data, HD_JOB_MARK);
-        if (record) on_record(w, record + strlen(HD_JOB_MARK));
-        else on_talk(w, w->line.data);
-        hd_str_clear(&w->line);
+        on_line(w, from, line->data);
+        hd_str_clear(line);
     }
 }
 
@@ -116,13 +191,13 @@ static void open_log(watch *w)
 static int start_child(watch *w, hd_error *err)
 {
     int ends[2];
-    if (w->job->mpi) return hd_job_launch(w->job, &w->pid, &w->fd, err);
+    if (w->job->mpi) return hd_job_launch(w->job, &w->pid, w->fd, err);
     if (pipe2(ends, O_CLOEXEC)) return hd_fail_errno(err, "a pipe");
     fflush(stdout);
     w->pid = fork();
     if (w->pid == 0) hd_job_run_threads(w->job, ends[1]);
     close(ends[1]);
-    w->fd = ends[0];
+    w->fd[0] = ends[0];
     if (w->pid > 0) return 0;
     close(ends[0]);
     return hd_fail_errno(err, "starting the ranks");
@@ -147,6 +222,12 @@ static void pass_time(watch *w, double seconds)
         else blame(w, CRASHED, "no sign of life from the ranks' process for %.0f s", SILENCE);
         w->failing = PATIENCE; /* a stopped process does not end by itself */
     }
+    for (int r = 0; r < processes && w->job->mpi && !w->code; r++) {
+        if (w->rank[r].dead && !w->rank[r].done) w->rank[r].gone += seconds;
+        if (w->rank[r].gone <= LAST_LINE) continue;
+        blame(w, CRASHED, "rank %d: its process was killed or ended without a word", w->first_dead >= 0 ? w->first_dead : r);
+        w->failing = PATIENCE; /* the others cannot know */
+    }
     if (w->code) w->failing += seconds;
     if (w->failing > (w->force ? PATIENCE / 2 : PATIENCE)) use_force(w);
     if (hd_stop_asked() && !w->passed_on) {
@@ -155,21 +236,28 @@ static void pass_time(watch *w, double seconds)
     }
 }
 
-/* Until the child has closed its end. */
-static void listen_to(watch *w)
+static void hear(watch *w, int from)
 {
     char bytes[4096];
+    ssize_t n = read(w->fd[from], bytes, sizeof bytes);
+    if (n > 0) on_bytes(w, from, bytes, (size_t)n);
+    if (n > 0 || (n < 0 && errno == EINTR)) return;
+    close(w->fd[from]);
+    w->fd[from] = -1;
+}
+
+/* Until the child has closed its ends. */
+static void listen_to(watch *w)
+{
     double last = hd_time();
-    for (;;) {
-        struct pollfd p = {.fd = w->fd, .events = POLLIN};
-        int ready = poll(&p, 1, 500);
+    while (w->fd[0] >= 0 || w->fd[1] >= 0) {
+        struct pollfd p[3] = {{.fd = w->fd[0], .events = POLLIN}, {.fd = w->fd[1], .events = POLLIN}, {.fd = w->deaths, .events = POLLIN}};
+        int ready = poll(p, 3, 500);
         double now = hd_time(), passed = now - last;
         last = now;
-        if (ready > 0) {
-            ssize_t n = read(w->fd, bytes, sizeof bytes);
-            if (n == 0 || (n < 0 && errno != EINTR)) return;
-            if (n > 0) on_bytes(w, bytes, (size_t)n);
-        }
+        if (ready > 0 && w->deaths >= 0 && p[2].revents) note_death(w);
+        for (int i = 0; i < 2 && ready > 0; i++)
+            if (w->fd[i] >= 0 && p[i].revents) hear(w, i);
         pass_time(w, passed < 1 ? passed : 1); /* a longer gap is this process's own: it was stopped */
         if (w->force > 1 && waitpid(w->pid, NULL, WNOHANG) == w->pid) {
             w->pid = -1;
@@ -187,6 +275,8 @@ static void collect_child(watch *w)
         return;
     }
     if (WIFEXITED(status) && !WEXITSTATUS(status)) return;
+    if (w->deaths >= 0 && w->first_dead < 0) note_death(w);
+    if (w->first_dead >= 0) blame(w, CRASHED, "rank %d: its process was killed or ended without a word", w->first_dead);
     const char *who = w->job->mpi ? "the launcher" : "the ranks' process";
     if (WIFSIGNALED(status)) blame(w, CRASHED, "%s was ended by a signal (%s)", who, strsignal(WTERMSIG(status)));
     else if (w->job->mpi) blame(w, HD_ECOMM, "%s ended with status %d: see %s", who, WEXITSTATUS(status), w->log_path);
@@ -195,20 +285,22 @@ static void collect_child(watch *w)
 
 static int run_once(const hd_job *job, hd_error *err)
 {
-    watch w = {.job = job, .rank = hd_calloc((size_t)job->ranks, sizeof *w.rank)};
-    hd_str_init(&w.line);
+    watch w = {.job = job, .rank = hd_calloc((size_t)job->ranks, sizeof *w.rank), .fd = {-1, -1}, .deaths = job->mpi ? epoll_create1(EPOLL_CLOEXEC) : -1, .first_dead = -1};
+    for (int i = 0; i < 2; i++) hd_str_init(&w.line[i]);
     int rc = w.rank ? 0 : hd_fail_memory(err, sizeof *w.rank, "ranks");
     if (!rc) open_log(&w);
     if (!rc) rc = start_child(&w, err);
     if (!rc) {
         listen_to(&w);
         collect_child(&w);
-        close(w.fd);
+        for (int i = 0; i < 2; i++)
+            if (w.fd[i] >= 0) close(w.fd[i]);
         if (w.code) rc = hd_fail(err, w.code > 0 ? HD_ECOMM : w.code, "%s", w.cause);
     }
     if (w.log) fclose(w.log);
     if (w.log && (!rc || hd_file_size(w.log_path) == 0)) remove(w.log_path);
-    hd_str_free(&w.line);
+    for (int i = 0; i < 2; i++) hd_str_free(&w.line[i]);
+    if (w.rank) forget_deaths(&w);
     hd_free(w.rank);
     return rc;
 }

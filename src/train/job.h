@@ -5,8 +5,10 @@
  *
  *     MARK process RANK PID            there is such a process
  *     MARK alive RANK 0                once a second, by a thread that does nothing else: silence means stopped or gone
+ *     MARK done RANK 0                 an MPI process has done its work and will end
  *     MARK failed RANK CODE MESSAGE    the rank ends with this error
- *     MARK crashed RANK SIGNAL         the same, from a signal handler */
+ *     MARK crashed RANK SIGNAL         the same, from a signal handler
+ *     MARK hangs RANK SECONDS          the rank neither computes nor waits for another (pulse.h); its process ends itself */
 #ifndef HD_TRAIN_JOB_H
 #define HD_TRAIN_JOB_H
 
@@ -35,8 +37,8 @@ int hd_job_run_mpi(const hd_job *job, hd_error *err);
 
 /* ---- starting (launch.c) ---- */
 
-/* Starts mpirun with this program and its arguments; its standard error comes out of *fd. */
-int hd_job_launch(const hd_job *job, pid_t *pid, int *fd, hd_error *err);
+/* Starts mpirun with this program and its arguments; its standard error comes out of fd[0], its standard output out of fd[1]. */
+int hd_job_launch(const hd_job *job, pid_t *pid, int fd[2], hd_error *err);
 bool hd_job_is_supervised(void);
 
 #endif

@@ -94,7 +94,7 @@ static int make_command(const hd_job *job, command *c, hd_error *err)
     add_words(c, launcher());
     add(c, "-n");
     add(c, ranks);
-    add_words(c, open_mpi ? "--oversubscribe --allow-run-as-root --bind-to none -x " SUPERVISED "=1" : "-genv " SUPERVISED " 1");
+    add_words(c, open_mpi ? "--oversubscribe --allow-run-as-root --bind-to none -x " SUPERVISED "=1" : "-disable-auto-cleanup -genv " SUPERVISED " 1");
     rc = add_own_arguments(c, err);
     if (job->again) add(c, "--resume");
     c->argv[c->n] = NULL;
@@ -102,12 +102,13 @@ static int make_command(const hd_job *job, command *c, hd_error *err)
 }
 
 /* In a group of its own: an interrupt from the terminal is the supervisor's to pass on. */
-static void become(command *c, int fd)
+static void become(command *c, int out, int fd)
 {
     int nothing = open("/dev/null", O_RDONLY);
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (nothing >= 0) dup2(nothing, STDIN_FILENO);
+    dup2(out, STDOUT_FILENO);
     dup2(fd, STDERR_FILENO);
     setenv(SUPERVISED, "1", 1);
     execvp(c->argv[0], c->argv);
@@ -115,18 +116,31 @@ static void become(command *c, int fd)
     _exit(127);
 }
 
-int hd_job_launch(const hd_job *job, pid_t *pid, int *fd, hd_error *err)
+static int open_pipes(int a[2], int b[2], hd_error *err)
+{
+    if (pipe2(a, O_CLOEXEC)) return hd_fail_errno(err, "a pipe");
+    if (!pipe2(b, O_CLOEXEC)) return 0;
+    int rc = hd_fail_errno(err, "a pipe");
+    close(a[0]);
+    close(a[1]);
+    return rc;
+}
+
+int hd_job_launch(const hd_job *job, pid_t *pid, int fd[2], hd_error *err)
 {
     command c = {.n = 0};
-    int ends[2];
+    int ends[2], out[2];
     int rc = make_command(job, &c, err);
-    if (!rc && pipe2(ends, O_CLOEXEC)) rc = hd_fail_errno(err, "a pipe");
+    if (!rc) rc = open_pipes(ends, out, err);
     if (!rc) {
+        fflush(stdout);
         *pid = fork();
-        if (*pid == 0) become(&c, ends[1]);
+        if (*pid == 0) become(&c, out[1], ends[1]);
         close(ends[1]);
-        *fd = ends[0];
-        if (*pid < 0) rc = hd_fail_errno(err, "starting %s", launcher()), close(ends[0]);
+        close(out[1]);
+        fd[0] = ends[0];
+        fd[1] = out[0];
+        if (*pid < 0) rc = hd_fail_errno(err, "starting %s", launcher()), close(ends[0]), close(out[0]);
     }
     hd_arena_free(&c.memory);
     return rc;
