@@ -114,13 +114,23 @@ void hd_graph_pop(hd_graph *g)
     if (g->depth) g->scope = g->outer[--g->depth]; /* nothing was pushed where memory ran out */
 }
 
+static int last_number(const char *path) { return atoi(strrchr(path, '~') + 1); }
+
 /* A path for name under the current scope; the nth of that name gets "~n" behind it, so that paths stay stable and unique. */
 static const char *make_path(hd_graph *g, const char *name, bool unique)
 {
-    char *path = hd_arena_printf(&g->arena, "%s%s%s", g->scope, *g->scope ? "." : "", name);
-    for (int n = 2; path && unique && hd_graph_find(g, path) != HD_NONE; n++)
-        path = hd_arena_printf(&g->arena, "%s%s%s~%d", g->scope, *g->scope ? "." : "", name, n);
-    return path;
+    char *path = hd_arena_printf(&g->arena, "%s%s%s", g->scope, *g->scope ? "." : "", name), *last = NULL;
+    if (!path || !unique || hd_graph_find(g, path) == HD_NONE) return path;
+    int used = 1, next = 2; /* numbers are given one after the other: in doubling steps past the last, then by halves back to it */
+    while (next > used) {
+        path = hd_arena_printf(&g->arena, "%s%s%s~%d", g->scope, *g->scope ? "." : "", name, next);
+        if (!path) return NULL;
+        bool taken = hd_graph_find(g, path) != HD_NONE;
+        if (taken && !last) used = next, next *= 2;
+        else if (taken) used = next, next = used + (last_number(last) - used) / 2;
+        else last = path, next = used + (next - used) / 2;
+    }
+    return last;
 }
 
 /* ---- values ---- */
