@@ -38,6 +38,6 @@ for mpi in openmpi mpich; do
     compare "$mpi" 2
     if [ "$mpi" = openmpi ]; then compare "$mpi" 4; fi
     ends "$mpi" abort 'rank 1: asked to abort'
-    ends "$mpi" silent 'silent for 1 s'
+    ends "$mpi" silent 'rank 1 has been silent for 1 s'
 done
 finish
