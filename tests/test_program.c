@@ -145,6 +145,7 @@ static void test_hostile_ranks(void **state)
 {
     (void)state;
     expect_message("program threads=1 arena=0 bound=0 stage=2/2\n", "x:1: expected a number in range");
+    expect_message("program threads=1 arena=0 bound=0 stage=1/2 mesh=pp:3:pipeline\n", "one of 2 stages, but its mesh is for 3");
     expect_message("program threads=1 arena=0 bound=0 mesh=dp:2\n", "x:1: expected :");
     expect_message("program threads=1 arena=0 bound=0 mesh=dp:70000:data\n", "x:1: expected a number in range");
     expect_message("program threads=1 arena=0 bound=0 mesh=dp:300:data,tp:300:model\n", "x:1: expected a number in range");

@@ -186,7 +186,7 @@ static void test_slices_apart(void **state)
 static void check_world(const job *j, const char *parallel, int stages)
 {
     hd_session s[MOST_STAGES];
-    const hd_program *programs[MOST_STAGES];
+    const hd_program *programs[MOST_STAGES] = {0};
     hd_error err = {0};
     for (int i = 0; i < stages; i++) {
         open_session(&s[i], j, parallel, i);

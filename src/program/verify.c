@@ -78,8 +78,18 @@ static int verify_buffer(const hd_program *p, int i, hd_error *err)
     return 0;
 }
 
+/* A pipeline's axis has a coordinate for each stage. */
+static int verify_stages(const hd_program *p, hd_error *err)
+{
+    int size = 1;
+    for (int a = 0; a < p->mesh.n; a++)
+        if (p->mesh.axis[a].role == HD_AXIS_PIPELINE) size = p->mesh.axis[a].size;
+    return size == p->stages ? 0 : hd_fail(err, HD_EFORMAT, "the program is of one of %d stages, but its mesh is for %d", p->stages, size);
+}
+
 static int verify_frame(const hd_program *p, hd_error *err)
 {
+    if (verify_stages(p, err)) return err->code;
     if (p->repeat_last >= p->n_segments) return hd_fail(err, HD_EFORMAT, "the program repeats segments that there aren't");
     for (int i = 0; i < p->n_buffers; i++) {
         int rc = verify_buffer(p, i, err);
