@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "base/mem.h"
@@ -20,6 +21,7 @@
 
 #define SILENCE 6.0  /* seconds without a sign of life: stopped, or its machine is gone */
 #define LAST_LINE 0.5 /* seconds that a dead process's last line may take to come here */
+#define DYING_LOOKS 30 /* 10 ms apart, for a process that is dying */
 #define PATIENCE 6.0 /* seconds from the first failure, or from being told to go, until force is used */
 
 #define ENDED_EARLY "its process ended early"
@@ -92,9 +94,20 @@ static void forget_deaths(watch *w)
     if (w->deaths >= 0) close(w->deaths);
 }
 
-/* MPI: the others cannot know of it. */
+static void blame_death(watch *w, int rank)
+{
+    blame(w, CRASHED, "rank %d: its process was killed or ended without a word", rank);
+}
+
+/* MPI: the others cannot know of it. An MPI library may abort a process because another is dying, whose connections close a moment before its end is
+ * seen: that one is then the cause. */
 static void on_crash(watch *w, int rank, int sig)
 {
+    for (int i = 0; i < DYING_LOOKS && w->deaths >= 0 && w->first_dead < 0; i++) {
+        note_death(w);
+        if (w->first_dead < 0) nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+    if (w->first_dead >= 0 && w->first_dead != rank) blame_death(w, w->first_dead);
     blame(w, CRASHED, "rank %d: crashed (%s)", rank, strsignal(sig));
     if (w->job->mpi && w->failing < PATIENCE - 1) w->failing = PATIENCE - 1;
 }
@@ -225,7 +238,7 @@ static void pass_time(watch *w, double seconds)
     for (int r = 0; r < processes && w->job->mpi && !w->code; r++) {
         if (w->rank[r].dead && !w->rank[r].done) w->rank[r].gone += seconds;
         if (w->rank[r].gone <= LAST_LINE) continue;
-        blame(w, CRASHED, "rank %d: its process was killed or ended without a word", w->first_dead >= 0 ? w->first_dead : r);
+        blame_death(w, w->first_dead >= 0 ? w->first_dead : r);
         w->failing = PATIENCE; /* the others cannot know */
     }
     if (w->code) w->failing += seconds;
@@ -276,7 +289,7 @@ static void collect_child(watch *w)
     }
     if (WIFEXITED(status) && !WEXITSTATUS(status)) return;
     if (w->deaths >= 0 && w->first_dead < 0) note_death(w);
-    if (w->first_dead >= 0) blame(w, CRASHED, "rank %d: its process was killed or ended without a word", w->first_dead);
+    if (w->first_dead >= 0) blame_death(w, w->first_dead);
     const char *who = w->job->mpi ? "the launcher" : "the ranks' process";
     if (WIFSIGNALED(status)) blame(w, CRASHED, "%s was ended by a signal (%s)", who, strsignal(WTERMSIG(status)));
     else if (w->job->mpi) blame(w, HD_ECOMM, "%s ended with status %d: see %s", who, WEXITSTATUS(status), w->log_path);
