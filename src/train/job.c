@@ -35,7 +35,7 @@ typedef struct watch {
     int fd[2];          /* what it tells; a launcher's standard output, or -1 */
     FILE *log;          /* the launcher's talk; NULL: none */
     char log_path[4096];
-    struct process { bool known; long pid; double silent, gone; int death; bool done, dead; } *rank; /* [ranks]; MPI: each is a process; else [0] is all of them */
+    struct process { bool known; long pid; double silent, gone; int death; bool done, dead, crashed; } *rank; /* [ranks]; MPI: each is a process; else [0] is all of them */
     int code;           /* of the first cause; 0: nothing went wrong so far */
     char cause[600];
     double failing;     /* seconds since the first failure */
@@ -99,15 +99,26 @@ static void blame_death(watch *w, int rank)
     blame(w, CRASHED, "rank %d: its process was killed or ended without a word", rank);
 }
 
-/* MPI: the others cannot know of it. An MPI library may abort a process because another is dying, whose connections close a moment before its end is
- * seen: that one is then the cause. */
+/* A process of an MPI job that died without a word; -1: there is none. */
+static int silent_death(watch *w)
+{
+    note_death(w);
+    for (int r = 0; r < w->job->ranks; r++)
+        if (w->rank[r].dead && !w->rank[r].done && !w->rank[r].crashed) return r;
+    return -1;
+}
+
+/* MPI: the others cannot know of it. An MPI library may abort a process because another is dying, whose connections close before its end is seen: that
+ * one is then the cause. */
 static void on_crash(watch *w, int rank, int sig)
 {
-    for (int i = 0; i < DYING_LOOKS && w->deaths >= 0 && w->first_dead < 0; i++) {
-        note_death(w);
-        if (w->first_dead < 0) nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    int silent = -1;
+    w->rank[rank].crashed = true;
+    for (int i = 0; i < DYING_LOOKS && w->deaths >= 0 && sig == SIGABRT && silent < 0; i++) {
+        silent = silent_death(w);
+        if (silent < 0) nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
-    if (w->first_dead >= 0 && w->first_dead != rank) blame_death(w, w->first_dead);
+    if (silent >= 0) blame_death(w, silent);
     blame(w, CRASHED, "rank %d: crashed (%s)", rank, strsignal(sig));
     if (w->job->mpi && w->failing < PATIENCE - 1) w->failing = PATIENCE - 1;
 }
