@@ -245,8 +245,7 @@ int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, in
 
 /* ---- nodes ---- */
 
-/* What follows is built for a reader. */
-static void build_for(hd_graph *g, const hd_node *reader)
+void hd_part_build_for(hd_graph *g, const hd_node *reader)
 {
     g->scope = "";
     g->phase = reader->phase;
@@ -268,7 +267,7 @@ hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert
     if (!strcmp(s->op, "all_to_all")) at.to_extent = after.dim[s->to];
     hd_mesh_print_axes(p->mesh, s->axes, s->n_axes, at.axes, sizeof at.axes);
     snprintf(name, sizeof name, "%s.%s", path, s->op);
-    build_for(g, reader);
+    hd_part_build_for(g, reader);
     hd_value y = hd_graph_node(g, s->op, name, &at, &x, 1);
     hd_part_set_layout(p, y, &s->after, &whole);
     if (!g->err.code && belongs_to_call(p, s, reader)) g->values[y].micro = HD_TIME_SPLIT;
@@ -284,7 +283,7 @@ static hd_value emit_cast(hd_part *p, hd_value v, hd_value x, const hd_layout *l
     int n = 0;
     const hd_shape whole = p->value[v].whole;
     snprintf(name, sizeof name, "%s.%s", g->values[v].path, hd_dtype_name(p->value[v].dtype));
-    build_for(g, reader);
+    hd_part_build_for(g, reader);
     hd_value y = hd_cast(g, name, x, p->value[v].dtype);
     if (hd_part_set_layout(p, y, layout, &whole) || y == HD_NONE) return HD_NONE;
     for (int d = 0; d < whole.rank; d++)
