@@ -74,14 +74,16 @@ static void reduce_partials(converter *c)
     s->after = c->now;
 }
 
-/* Takes cuts away, the innermost first, until those left are wanted. */
+/* Takes cuts away, the innermost first, until those left are wanted. Where addends are wanted, pieces amid zeros are such. */
 static void gather_dim(converter *c, int d)
 {
     while (!is_prefix(c, d)) {
         int axis = c->now.dim[d].axis[--c->now.dim[d].n], to = wanted_next(c, axis);
         if (to == d) to = -1;
-        hd_convert_step *s = step_new(c, to < 0 ? "all_gather" : "all_to_all", axis);
+        bool place = c->to->partial >> axis & 1 && !c->to->max;
+        hd_convert_step *s = step_new(c, to >= 0 ? "all_to_all" : place ? "place" : "all_gather", axis);
         if (to >= 0) cut(c, to);
+        else if (place) c->now.partial |= 1u << axis;
         s->dim = d;
         s->to = to < 0 ? 0 : to;
         s->after = c->now;

@@ -352,11 +352,11 @@ static bool is_bounded(const chooser *c, int loop)
     return false;
 }
 
-/* Whether a form of operand i is an addend over the axis. */
-static bool is_addend(const chooser *c, int i, int axis)
+/* Whether a form of operand i is an addend over one of the axes. */
+static bool is_addend(const chooser *c, int i, uint32_t axes)
 {
     for (const hd_held *h = c->p->value[c->n->in[i]].held; h; h = h->next)
-        if (hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk) && (h->layout.partial >> axis & 1) && !h->layout.max) return true;
+        if (hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk) && (h->layout.partial & axes) && !h->layout.max) return true;
     return false;
 }
 
@@ -373,9 +373,8 @@ static bool may_pass(const chooser *c, int axis, uint32_t set)
     }
     for (int i = 0; i < c->n->n_in; i++) {
         if (!(set >> i & 1) || !given(c, i)) continue;
-        bool addend = is_addend(c, i, axis);
-        if (!is_wide(c->in[i].dtype) && !(addend && sums_narrow(c))) return false;
-        any |= addend;
+        if (!is_wide(c->in[i].dtype) && !(is_addend(c, i, UINT32_MAX) && sums_narrow(c))) return false;
+        any |= is_addend(c, i, 1u << axis);
     }
     return any;
 }
