@@ -148,7 +148,7 @@ static double step_bytes(const hd_convert_step *s, double bytes, double n)
     switch (s->op[0] == 'a' ? s->op[4] : s->op[0]) {
     case 'r': return s->op[0] == 'r' ? bytes * (n - 1) / n : 2 * bytes * (n - 1) / n; /* reduce_scatter, all_reduce */
     case 'g': return bytes * (n - 1);                                                 /* all_gather */
-    case 't': return bytes;                                                           /* all_to_all */
+    case 't': return bytes * (n - 1) / n;                                             /* all_to_all */
     default: return 0;
     }
 }

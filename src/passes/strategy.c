@@ -187,16 +187,6 @@ static bool fill_layouts(const chooser *c, hd_strategy *s)
 
 static bool is_wide(hd_dtype t) { return t == HD_F32 || t == HD_F64; }
 
-/* Whether a form of some operand is Partial over the axis. */
-static bool comes_partial(const chooser *c, int axis)
-{
-    const hd_node *n = c->n;
-    for (int i = 0; i < n->n_in; i++)
-        for (const hd_held *h = given(c, i) ? c->p->value[n->in[i]].held : NULL; h; h = h->next)
-            if (hd_part_usable(c->p, n->in[i], h, n->phase, n->chunk) && h->layout.partial >> axis & 1) return true;
-    return false;
-}
-
 /* Whether operand i is to be had in pieces over the axis only, and the loop is what cuts it. */
 static bool operand_comes_cut(const chooser *c, int i, int loop, int axis)
 {
@@ -260,10 +250,6 @@ static double gradient_owes(const chooser *c, hd_value v, const hd_layout *l)
     return cost;
 }
 
-/* Of the bytes that gathering a result takes which is in pieces only because an operand was summed into pieces: others that it will be added to are
- * not in those pieces, and have to be brought there too. */
-#define NEW_CUT 1.4
-
 /* What is still to be paid for a result: sums that are owed; gathering what was not in pieces before. */
 static double result_owes(const chooser *c, const hd_strategy *s, int r)
 {
@@ -281,7 +267,7 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
         }
         bool at_home = weight > 1 && c->p->mesh->axis[a].role == HD_AXIS_DATA;
         if (!(cut >> a & 1) || at_home || comes_cut(c, s, a)) continue;
-        cost += weight * gathered * n * (comes_partial(c, a) ? NEW_CUT * (n - 1) / n : 1);
+        cost += weight * gathered * (n - 1);
         gathered *= n;
     }
     return cost + 2 * bytes * (summed - 1) / summed;
