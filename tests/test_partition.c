@@ -392,9 +392,11 @@ static void test_random_pins(void **state)
         tolerance = seed % 5 ? 1e-5 : 5e-2;
         char name[1600];
         layout_case c;
-        hd_graph *plain = build_model(m, 1);
+        bool images = seed % 24 == 9;
+        hd_graph *plain = images ? build_file("convnet.json", 3) : build_model(m, 1);
+        if (images) tolerance = 1e-4; /* relu's kinks and 1 / sqrt(var) of few elements */
         random_case(plain, seed, &c, name, sizeof name);
-        expect_same(plain, build_model(m, 1), &c, m->name);
+        expect_same(plain, images ? build_file("convnet.json", 3) : build_model(m, 1), &c, images ? "convnet" : m->name);
     }
     tolerance = 1e-5;
 }
