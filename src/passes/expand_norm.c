@@ -17,7 +17,7 @@ typedef struct expansion {
     uint32_t addends;          /* axes that cut anything but channels */
 } expansion;
 
-/* The form of x that its own node left it in, if samples, rows or columns are cut; what else is wrong with it is put right by conversion. */
+/* The form of x that its own node left it in, if samples, rows or columns are cut; conversion puts right what else is wrong with it. */
 static bool find_cut(expansion *x)
 {
     const hd_part *p = x->p;
