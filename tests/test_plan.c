@@ -245,6 +245,20 @@ static void test_gpt2(void **state)
     hd_graph_free(g);
 }
 
+/* As many words as tokens in a micro-batch: the table's gradient is not taken for the residual stream's, which has its shape. */
+static void test_tables_like_the_stream(void **state)
+{
+    (void)state;
+    hd_graph *g = language_model_of(2 * SEQ, 0, HD_F32, true);
+    hd_plan plan;
+    expand("dp=2,tp=2,sp", g, SEQ, &plan);
+    expect_layout("grad.embed.lookup.dtable", "(none)");
+    expect_layout("embed.lookup", "dp*6.tp,-");
+    expect_layout("grad.layers.0.norm1.layer_norm_grad_x", "dp*6.tp,-");
+    expect_layout("grad.layers.0.norm1.layer_norm_grad_gamma", "(none)");
+    hd_graph_free(g);
+}
+
 /* A head as large as 3.4 of the 5 layers: what comes before it gets more of them, in training and evaluation alike. */
 static void test_cuts_by_work(void **state)
 {
@@ -339,6 +353,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_json_both_ways), cmocka_unit_test(test_json_errors), cmocka_unit_test(test_form_errors), cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_tables_like_the_stream),
         cmocka_unit_test(test_cuts_by_work), cmocka_unit_test(test_llama), cmocka_unit_test(test_networks), cmocka_unit_test(test_what_cannot_be),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -31,12 +31,13 @@ typedef struct run_job {
     const char *root; /* of the source tree: examples */
 } run_job;
 
-/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient. */
-typedef struct run_tensor { char path[128]; int64_t count; float *data; } run_tensor;
+/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient; or, of other states (running
+ * averages), what the last step left. */
+typedef struct run_tensor { char path[128]; int64_t count; float *data; bool state; } run_tensor;
 
 typedef struct run_rank {
     double flops;                           /* of one step, by the graph's own counts */
-    double product_flops;                   /* of matrix products and attention only, of this rank's real pieces */
+    double product_flops;                   /* of matrix products, convolutions and attention only, of this rank's real pieces */
     int64_t parameter_bytes, store_bytes, arena_bytes;
     int64_t sent[HD_TRANSFER_KINDS];        /* of all steps */
 } run_rank;
@@ -270,16 +271,19 @@ static inline run_tensor *run_find_tensor(run_result *r, const char *path, int64
     return t;
 }
 
-static inline void run_collect(run_thread *t)
+/* The gradients, or the states that are not the optimizer's. */
+static inline void run_collect(run_thread *t, bool states)
 {
     const hd_store *s = t->session.store;
     const char *prefix = run_gradient_prefix(t->shared->job);
     pthread_mutex_lock(&t->shared->lock);
     for (size_t i = 0; i < s->n_tensors; i++) {
         const hd_store_tensor *x = s->tensors[i];
-        if (strncmp(x->path, prefix, strlen(prefix))) continue;
+        bool of_optimizer = !strncmp(x->path, "exp_avg", 7) || !strncmp(x->path, "momentum.", 9);
+        if (states ? x->kind != HD_STATE || of_optimizer : strncmp(x->path, prefix, strlen(prefix)) != 0) continue;
         const hd_shape *whole = x->layout ? &x->whole : &x->type.shape;
-        run_tensor *to = run_find_tensor(t->shared->result, x->path + strlen(prefix), hd_shape_count(whole));
+        run_tensor *to = run_find_tensor(t->shared->result, states ? x->path : x->path + strlen(prefix), hd_shape_count(whole));
+        if (to) to->state = states;
         if (to) hd_layout_put(&s->mesh, x->layout, whole, s->rank, sizeof(float), x->data, to->data);
     }
     pthread_mutex_unlock(&t->shared->lock);
@@ -300,7 +304,7 @@ static inline double run_product_flops(const hd_graph *g, int rank)
     double flops = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
         const hd_node *n = g->nodes[i];
-        bool product = !strcmp(n->op->name, "contract");
+        bool product = !strcmp(n->op->name, "contract") || !strncmp(n->op->name, "conv2d", 6);
         if (!product && strncmp(n->op->name, "attention", 9)) continue;
         hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
         for (int k = 0; k < n->n_in + n->n_out; k++) {
@@ -361,7 +365,8 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
         double loss = NAN;
         rc = run_step(t, &loss, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
-        if (!rc && t->step == 0) run_collect(t);
+        if (!rc && t->step == 0) run_collect(t, false);
+        if (!rc && t->step == RUN_STEPS - 1) run_collect(t, true);
         if (!rc) run_trace_step(t, loss);
     }
     if (!rc) run_note_rank(t);
@@ -473,7 +478,7 @@ static inline double run_global_norm(const run_result *r)
 {
     double sum = 0;
     for (int i = 0; i < r->n_tensors; i++) {
-        double n = run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
+        double n = r->tensor[i].state ? 0 : run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
         sum += n * n;
     }
     return sqrt(sum);

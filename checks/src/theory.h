@@ -9,7 +9,7 @@
 typedef struct theory { double flops, parameter_bytes, sent, scalars; } theory;
 
 /* A parameter as a rank of tensor parallelism has it: the dimension that is cut is cut already. */
-typedef struct theory_tensor { int64_t dim[3]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */; } theory_tensor;
+typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */; } theory_tensor;
 enum { THEORY_TENSORS = 24 };
 
 typedef struct theory_job {
@@ -71,7 +71,7 @@ static inline void theory_pieces(theory_job *t)
 
 static inline void theory_add(theory_tensor *list, int *n, int cut, bool rows, bool keys, int rank, int64_t a, int64_t b, int64_t c)
 {
-    list[(*n)++] = (theory_tensor){{a, b, c}, rank, cut, rows, keys};
+    list[(*n)++] = (theory_tensor){{a, b, c, 1}, rank, cut, rows, keys};
 }
 
 static inline int theory_layer(const theory_job *t, theory_tensor *list)
@@ -104,7 +104,7 @@ static inline int theory_ends(const theory_job *t, theory_tensor *list)
     return n;
 }
 
-static inline double theory_count(const theory_tensor *x) { return (double)(x->dim[0] * x->dim[1] * x->dim[2]); }
+static inline double theory_count(const theory_tensor *x) { return (double)(x->dim[0] * x->dim[1] * x->dim[2] * x->dim[3]); }
 
 /* ZeRO: over the data-parallel ranks on the largest dimension that is whole; where none is as large as those, on the largest of all. */
 static inline double theory_spread(const theory_job *t, const theory_tensor *x)
@@ -178,7 +178,10 @@ static inline double theory_tensor_sent(const theory_job *t, double narrow)
     return rows + share * (scatters * sums + gathers * gathered);
 }
 
-/* More ranks than key/value heads: the gradients of keys and values are addends of the ranks that share a head. */
+/* More ranks than key/value heads. The n ranks that share a head each make its keys and values, which their own query heads read: what is whole on all
+ * and read by parallel work is the place of the operator f of Shoeybi et al. 2019, section 3 (identity forward, all-reduce backward). So dK and dV, f32
+ * and [tokens, keys, head_dim] each, are all-reduced over the n in each micro-batch, and what lies before them is computed by all n alike: their
+ * products count in full in theory_work. (To sum the gradients of the weights instead, once a step, would take other bytes: 2 * width * keys * head_dim.) */
 static inline double theory_shared_keys_sent(const theory_job *t)
 {
     double n = t->p.tp > t->m->kv_heads ? (double)(t->p.tp / t->m->kv_heads) : 1;
@@ -215,17 +218,6 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
     theory_work(&t, &out);
     theory_activations(&t, &out);
     out.scalars = out.scalars > 0 ? out.scalars : 0;
-    return out;
-}
-
-/* A network of any form, of which `bytes` of parameters are one rank's. Its work and traffic are not judged: batch norm spans all samples, which are
- * gathered for it. */
-static inline theory theory_of_network(const run_job *j, double bytes)
-{
-    theory out = {.flops = INFINITY, .parameter_bytes = bytes, .sent = INFINITY};
-    hd_parallel p;
-    hd_error err = {0};
-    if (!hd_parallel_parse(j->parallel, &p, &err) && p.zero == 3) out.parameter_bytes = bytes / (double)p.dp + 4 * 64;
     return out;
 }
 

@@ -2,8 +2,8 @@
  *
  * Member 0 of the team does transfers between meetings. A recv or a collective blocks it. A send is started, and waited for before the next call of its
  * segment, before prepare and update, and at the end of a step: until then lowering keeps its operand. A collective of stream 1 is started, and waited for
- * by the first instruction that says so. shard and keep_first send nothing: the
- * team does them by itself. */
+ * by the first instruction that says so. shard, keep_first and place send nothing:
+ * the team does them by itself. */
 #include <stdlib.h>
 
 #include "base/term.h"
@@ -16,6 +16,7 @@ static const kind_of_op kinds[] = {
     {&hd_op_all_reduce, HD_ALL_REDUCE, false}, {&hd_op_reduce_scatter, HD_REDUCE_SCATTER, false}, {&hd_op_all_gather, HD_ALL_GATHER, false},
     {&hd_op_all_to_all, HD_ALL_TO_ALL, false}, {&hd_op_send, HD_SEND, false}, {&hd_op_recv, HD_RECV, false},
     {&hd_op_shard, HD_TRANSFER_KINDS, true}, {&hd_op_keep_first, HD_TRANSFER_KINDS, true},
+    {&hd_op_place, HD_TRANSFER_KINDS, true},
 };
 
 static const kind_of_op *find_kind(const hd_op *op)
@@ -118,7 +119,7 @@ static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
     s->member = m.index;
     if (s->instr->op == &hd_op_all_to_all) {
         rc = resolve_exchange(e, s, &m, err);
-    } else if (cut || s->instr->op == &hd_op_all_gather) {
+    } else if (cut || s->instr->op == &hd_op_all_gather || s->instr->op == &hd_op_place) {
         t->offset = find_offsets(e, s, &m, cut ? y : x, cut ? x : y, a->dim, err);
         t->outer = product(in, 0, a->dim);
         t->inner = product(in, a->dim + 1, in->rank);
@@ -184,16 +185,34 @@ static void copy_rows(const hd_exec *e, const hd_step *s, const char *in, int64_
     }
 }
 
+/* This member's share of the bytes of `out`, in whose rows of `row` bytes `piece` bytes from `first` on are those of `in`, and the others zero. */
+static void place_rows(const hd_exec *e, const hd_step *s, int64_t row, int64_t first, int64_t piece, int tid)
+{
+    int64_t begin, end;
+    const char *in = s->args.in[0].data;
+    char *out = s->args.out[0].data;
+    hd_split((int64_t)hd_tensor_bytes(&s->args.out[0]), 64, tid, e->threads, &begin, &end);
+    while (begin < end) {
+        int64_t within = begin % row, border = within < first ? first : within < first + piece ? first + piece : row;
+        int64_t n = border - within < end - begin ? border - within : end - begin;
+        if (within >= first && within < first + piece) memcpy(out + begin, in + begin / row * piece + within - first, (size_t)n);
+        else memset(out + begin, 0, (size_t)n);
+        begin += n;
+    }
+}
+
 void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid)
 {
     const hd_tensor *in = &s->args.in[0], *out = &s->args.out[0];
     const hd_transfer *t = &s->transfer;
     int64_t size = (int64_t)hd_dtype_size(in->dtype), bytes = (int64_t)hd_tensor_bytes(out);
     if (bytes == 0 || !strcmp(e->backend->name, "null")) return;
-    if (s->instr->op == &hd_op_shard) {
-        int64_t begin = t->offset[s->member], piece = t->offset[s->member + 1] - begin;
-        int64_t whole = in->dim[((const hd_comm_attrs *)s->instr->attrs)->dim];
-        copy_rows(e, s, (const char *)in->data + begin * t->inner * size, piece * t->inner * size, whole * t->inner * size, tid);
+    bool place = s->instr->op == &hd_op_place;
+    if (place || s->instr->op == &hd_op_shard) {
+        int64_t begin = t->offset[s->member] * t->inner * size, piece = t->offset[s->member + 1] * t->inner * size - begin;
+        int64_t whole = (place ? out : in)->dim[((const hd_comm_attrs *)s->instr->attrs)->dim] * t->inner * size;
+        if (place) place_rows(e, s, whole, begin, piece, tid);
+        else copy_rows(e, s, (const char *)in->data + begin, piece, whole, tid);
     } else if (s->member == 0) {
         if (in->data != out->data) copy_rows(e, s, in->data, bytes, bytes, tid);
     } else {

@@ -85,10 +85,13 @@ typedef struct hd_norm_attrs {
     double eps;
     double offset; /* rms_norm only; 0, or 1 where the stored weight is relative to one */
     hd_dtype dtype, sum_dtype;
+    int64_t count; /* batch_norm's parts: elements of a channel in all pieces; 0: there are no others */
 } hd_norm_attrs;
 
 /* ---- batch_norm: (x[N, C, H, W], gamma[C], beta[C]) -> (y, mean[C]? f32, rstd[C]? f32, var[C]? f32, biased) over N, H, W.
- *      batch_norm_grad_x: (dy, x, gamma, mean, rstd) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32. Uses hd_norm_attrs. */
+ *      batch_norm_grad_x: (dy, x, gamma, mean, rstd, dgamma, dbeta) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32.
+ *      batch_norm_squares: (x, sum[C]) -> squares[C] f32 about sum / count; batch_norm_finish: (x, gamma, beta, sum, squares) -> as batch_norm: of
+ *      images in pieces, sums and count being those of all. Uses hd_norm_attrs. */
 
 /* ---- conv2d: (x[N, C, H, W], w[O, C/groups, kh, kw]) -> y[N, O, H', W'].
  *      conv2d_grad_x: (dy, w) -> dx[N, C, in_h, in_w].  conv2d_grad_w: (dy, x) -> dw[O, C/groups, kernel], f32. can_accumulate (grad_w). */

@@ -237,8 +237,7 @@ static void set_splits(hd_part *p, hd_node *n, const hd_strategy *s)
     if (!n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
 }
 
-/* The new value's layouts, and the one it is pinned to. */
-static void hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
 {
     for (int r = 0; r < n->n_out && !p->g->err.code; r++) {
         hd_value v = n->out[r];
@@ -264,7 +263,7 @@ static void partition_node(hd_part *p, hd_node *n)
     widen_addends(p, n, &s);
     memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
     set_splits(p, n, &s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hold_results(p, n, s.out);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s.out);
 }
 
 /* ---- the end ---- */

@@ -3,7 +3,7 @@
  *   partition.c  the walk over the nodes, pins, states and outputs
  *   strategy.c   which loops of a node are split over which axes: what is possible, and what it costs
  *   convert.c    from one layout to another: which collectives, what they cost, and the nodes for them
- *   expand.c     nodes that only split as several nodes
+ *   expand.c     nodes that only split as several nodes; expand_norm.c those of batch norm
  *
  * Nodes are taken in order. Each value has a list of the forms in which it is held: as its node left it, and as conversions made it. */
 #ifndef HD_PASSES_PARTITION_INT_H
@@ -79,6 +79,9 @@ hd_value hd_part_convert(hd_part *p, hd_value v, const hd_layout *to, const hd_n
 /* Appends the node of one step; reader as above. */
 hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert_step *s, const hd_node *reader);
 
+/* What is built from now on is for that reader: its phase, chunk, slice and origin, and no scope. */
+void hd_part_build_for(hd_graph *g, const hd_node *reader);
+
 /* Makes `layout` that of graph value x of that whole shape, and its type that of coordinate 0. */
 int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd_shape *whole);
 /* Remembers that v is held as x. */
@@ -109,7 +112,11 @@ void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type 
 
 /* Replaces n by several nodes where that is how it splits (cross entropy over a split vocabulary). Returns whether it did; errors in g->err. */
 bool hd_part_expand(hd_part *p, hd_node *n);
+/* The same for batch norm of samples that are cut (expand_norm.c). */
+bool hd_part_expand_batch_norm(hd_part *p, hd_node *n);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
+/* Gives n's results these layouts, and brings them to those that they are pinned to. */
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
 
 #endif

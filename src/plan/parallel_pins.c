@@ -188,6 +188,19 @@ static void pin_stream_value(pinner *s, hd_value v)
     for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
 }
 
+/* Whether row i of result r of n, a node of backward, belongs to row i of its first operand, by the op's own loops: so it is with gradients of the
+ * stream, and not with those of tables and gains, however many rows these have. */
+static bool keeps_rows(const hd_graph *g, const hd_node *n, int r)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_loops loops = {0};
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
+    n->op->loops(&(hd_sig){.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs}, &loops);
+    const hd_dim_map *from = &loops.in[0][0], *to = &loops.out[r][0];
+    return from->n == 1 && to->n == 1 && from->loop[0] == to->loop[0];
+}
+
 /* Forward results, and in backward what norms and dropouts take and give: the stream's gradient. */
 static void pin_stream(pinner *s)
 {
@@ -195,7 +208,8 @@ static void pin_stream(pinner *s)
         const hd_node *n = s->g->nodes[i], *of = n->phase == HD_FORWARD ? n : n->origin;
         if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
         if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
-        for (int k = 0; k < n->n_out; k++) pin_stream_value(s, n->out[k]);
+        for (int k = 0; k < n->n_out; k++)
+            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k]);
         if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0]);
     }
 }

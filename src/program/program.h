@@ -225,7 +225,7 @@ int hd_program_verify_world(const hd_program *const *stages, int n, hd_error *er
 
 /* What a rank (the one at coordinate 0) sends in one step, by kind and axes. */
 typedef struct hd_comm_count {
-    const char *op;   /* "all_reduce", ...; shard and keep_first, which send nothing, are left out */
+    const char *op;   /* "all_reduce", ...; those that send nothing (shard, ...) are left out */
     char axes[64];    /* "dp.tp"; of send and recv "pp" */
     int64_t transfers;
     int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
