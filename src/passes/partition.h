@@ -33,6 +33,10 @@ int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
  * their paths. The caller frees it. NULL and err on failure. */
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
 
+/* In place, last, on a partitioned graph or that of one stage: inputs of tokens that are cut over an axis which says zigzag are held whole over it, and
+ * each rank takes an early and a late part of every sequence (the op deal) instead of a piece in a row. */
+int hd_pass_deal(hd_graph *g);
+
 /* ---- slices of tokens ---- */
 
 enum { HD_MAX_SLICES = 64 };

@@ -14,7 +14,7 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
                                          "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute"};
-static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
+static const char *const axis_keys[] = {"name", "size", "role", "ring", "zigzag"}, *const pin_keys[] = {"values", "layout"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
 static const char *const role_names[] = {[HD_AXIS_DATA] = "data", [HD_AXIS_MODEL] = "model", [HD_AXIS_PIPELINE] = "pipeline"};
@@ -75,6 +75,7 @@ static int check_axis_role(const hd_mesh *m, int a, hd_error *err)
             return hd_fail(err, HD_EINVAL, "mesh: the role of axis \"%s\" is \"%s\", not \"%s\"", x->name, role_names[known_axes[k].role], role_names[x->role]);
     if (x->role == HD_AXIS_PIPELINE && strcmp(x->name, "pp"))
         return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis must be named \"pp\", not \"%s\"", x->name);
+    if (x->role == HD_AXIS_PIPELINE && (x->ring || x->zigzag)) return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis cuts no tokens: it is neither ring nor zigzag");
     if (x->role == HD_AXIS_PIPELINE && a) return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis \"pp\" must come first");
     return 0;
 }
@@ -156,8 +157,12 @@ int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
 static json_t *mesh_to_json(const hd_mesh *m)
 {
     json_t *j = json_array();
-    for (int a = 0; a < m->n; a++)
-        json_array_append_new(j, json_pack("{s:s, s:i, s:s}", "name", m->axis[a].name, "size", m->axis[a].size, "role", role_names[m->axis[a].role]));
+    for (int a = 0; a < m->n; a++) {
+        json_t *x = json_pack("{s:s, s:i, s:s}", "name", m->axis[a].name, "size", m->axis[a].size, "role", role_names[m->axis[a].role]);
+        if (x && m->axis[a].ring) json_object_set_new(x, "ring", json_true());
+        if (x && m->axis[a].zigzag) json_object_set_new(x, "zigzag", json_true());
+        json_array_append_new(j, x);
+    }
     return j;
 }
 
@@ -316,6 +321,8 @@ static int read_axis(const json_t *j, hd_mesh_axis *x, const char *name, hd_erro
     if (!rc) rc = hd_json_need(j, "size", name, err);
     if (!rc) rc = hd_json_int(j, "size", 1, HD_MAX_RANKS, &size, name, err);
     if (!rc) rc = hd_json_string(j, "role", &role, name, err);
+    if (!rc) rc = hd_json_bool(j, "ring", &x->ring, name, err);
+    if (!rc) rc = hd_json_bool(j, "zigzag", &x->zigzag, name, err);
     if (rc) return rc;
     x->size = (int)size;
     for (int i = 0; i < COUNT(role_names); i++)

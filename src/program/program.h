@@ -225,11 +225,11 @@ int hd_program_verify_world(const hd_program *const *stages, int n, hd_error *er
 
 /* What a rank (the one at coordinate 0) sends in one step, by kind and axes. */
 typedef struct hd_comm_count {
-    const char *op;   /* "all_reduce", ...; shard and keep_first, which send nothing, are left out */
+    const char *op;   /* "all_reduce", ...; what sends nothing (shard, keep_first, deal) is left out */
     char axes[64];    /* "dp.tp"; of send and recv "pp" */
     int64_t transfers;
     int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
-    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce; received for recv */
+    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce, all of it for permute; received for recv */
 } hd_comm_count;
 
 /* Fills out[most]; returns how many kinds there are (all are counted, at most `most` are written). */

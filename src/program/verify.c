@@ -44,7 +44,7 @@ static int verify_layout(const hd_program *p, const hd_buffer *b, hd_error *err)
     if (!p->mesh.n) return wrong(err, b->path, "has a layout, but the program no mesh");
     if (b->whole.rank != b->type.shape.rank || plain_bytes(&(hd_type){.dtype = b->type.dtype, .shape = b->whole}) < 0)
         return wrong(err, b->path, "is a piece of something of another rank, or of absurd size");
-    hd_shape s = hd_layout_shape(&p->mesh, b->layout, &b->whole, 0);
+    hd_shape s = hd_layout_largest(&p->mesh, b->layout, &b->whole);
     for (int i = 0; i < s.rank; i++)
         if (s.dim[i] != b->type.shape.dim[i]) return wrong(err, b->path, "isn't the piece that its layout says");
     return 0;
@@ -205,7 +205,7 @@ static int verify_stream(const hd_program *p, const hd_instr *x, hd_error *err)
     if (x->last && x->stream != 1) return wrong(err, x->path, "is done in the last micro-batch only, but is no transfer of stream 1");
     if (x->stream == 0) return 0;
     if (x->opcode != HD_COMM || x->op->max_in == 0 || x->op->has_effect) return wrong(err, x->path, "is of stream 1, but no collective");
-    if (x->op == &hd_op_shard || x->op == &hd_op_keep_first) return wrong(err, x->path, "is of stream 1, but sends nothing");
+    if (x->op->is_local) return wrong(err, x->path, "is of stream 1, but sends nothing");
     int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     for (int i = 0; i < n; i++)
         if (p->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE && p->stages > 1) return wrong(err, x->path, "is of stream 1, but stages meet at it");

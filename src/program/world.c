@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ops/ops.h"
 #include "program/program.h"
 
 /* ---- the collectives of a step ---- */
@@ -34,6 +35,7 @@ static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
     int n = hd_mesh_parse_axes(&p->mesh, attrs->axes, axes);
     for (int i = 0; i < n; i++) group *= p->mesh.axis[axes[i]].size;
     snprintf(out->axes, sizeof out->axes, "%s", attrs->axes);
+    if (x->op == &hd_op_permute) return; /* the whole piece goes on */
     out->bytes = out->bytes / group * (group - 1) + out->bytes % group * (group - 1) / group;
     if (!strcmp(x->op->name, "all_reduce")) out->bytes *= 2;
 }
@@ -58,7 +60,7 @@ int hd_program_count(const hd_program *p, hd_comm_count *out, int most)
         hd_instr_iter it = hd_segment_instrs(p, c.segment);
         for (const hd_instr *x; (x = hd_instr_next(&it));) {
             hd_comm_count one;
-            if (x->opcode != HD_COMM || !strcmp(x->op->name, "shard") || !strcmp(x->op->name, "keep_first")) continue;
+            if (x->opcode != HD_COMM || x->op->is_local) continue;
             if (!hd_instr_runs(x, c.micro, micro_batches)) continue;
             describe(p, x, &one);
             add_count(out, most, &n, &one);
@@ -150,7 +152,7 @@ static int take_message(world *w, int i, const hd_instr *x)
 static bool spans_stages(const hd_program *p, const hd_instr *x)
 {
     int8_t axes[HD_MAX_AXES];
-    if (!x || x->opcode != HD_COMM || is_pipe(x->op) || !strcmp(x->op->name, "shard") || !strcmp(x->op->name, "keep_first")) return false;
+    if (!x || x->opcode != HD_COMM || is_pipe(x->op) || x->op->is_local) return false;
     int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     for (int i = 0; i < n; i++)
         if (axes[i] == pipeline_axis(&p->mesh)) return true;

@@ -116,13 +116,15 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     }
     hd_free(p.list);
     if (!rc) rc = hd_store_list_graph(s->names, *g, err);
+    if (!rc && stages <= 1) rc = hd_pass_deal(*g) ? pass_error(*g, err) : 0;
     if (rc || stages <= 1) return rc;
     hd_graph *part = hd_graph_stage(*g, stage, stages, err);
     if (!part) return err->code;
     part->stage = stage;
     hd_graph_free(*g);
     *g = part;
-    return 0;
+    hd_pass_deal(part);
+    return pass_error(part, err);
 }
 
 /* ---- programs ---- */
