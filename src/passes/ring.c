@@ -52,7 +52,7 @@ static int find_axis(const hd_part *p, const hd_node *n)
     return -1;
 }
 
-/* What the strategy says of the axis is undone; rows are cut over it instead, behind what else cuts them. */
+/* Rows are cut over the axis, behind what else cuts them, and nothing else is. */
 static void cut_rows(const ring *r, hd_layout *l, int rank)
 {
     for (int d = 0; d < rank; d++) {
@@ -73,10 +73,18 @@ static void cut_rows(const ring *r, hd_layout *l, int rank)
     l->dim[0].axis[l->dim[0].n++] = (int8_t)r->axis;
 }
 
+/* As it would be on a mesh whose axis of the ring had one rank: what goes round costs the same however the rest is cut. */
 static void find_layouts(ring *r)
 {
     hd_strategy s;
-    hd_part_choose(r->p, r->n, &s);
+    hd_mesh mesh = *r->p->mesh;
+    hd_part others = *r->p;
+    others.mesh = &mesh;
+    others.n_axes = 0;
+    mesh.axis[r->axis].size = 1;
+    for (int i = 0; i < r->p->n_axes; i++)
+        if (r->p->axis[i] != r->axis) others.axis[others.n_axes++] = r->p->axis[i];
+    hd_part_choose(&others, r->n, &s);
     for (int k = 0; k < r->n->n_in; k++) cut_rows(r, &s.in[k], r->p->value[r->n->in[k]].whole.rank), r->in[k] = s.in[k];
     for (int k = 0; k < r->n->n_out; k++) cut_rows(r, &s.out[k], r->p->value[r->n->out[k]].whole.rank), r->out[k] = s.out[k];
 }
