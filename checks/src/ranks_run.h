@@ -300,14 +300,16 @@ static inline void run_collect(run_thread *t)
 
 /* Which tokens of a sequence a rank has that holds rows in such a layout, where the last axis cuts them: positions, in order. Returns how many. Dealt
  * zig-zag they are two parts: with all ranks' first parts one after the other and then their second ones backwards. */
-static inline int run_tokens_of(const hd_mesh *m, const hd_dim_layout *d, int64_t sequence, int rank, int64_t *position)
+static inline int run_tokens_of(const hd_graph *g, const hd_dim_layout *d, int64_t sequence, int rank, int64_t *position)
 {
+    const hd_mesh *m = &g->mesh;
     const hd_mesh_axis *axis = &m->axis[d->axis[d->n - 1]];
+    bool zigzag = g->zigzag >> d->axis[d->n - 1] & 1;
     int64_t begin[RUN_MAX_RANKS], end[RUN_MAX_RANKS], first = 0, last = sequence;
     int self = (hd_mesh_coordinate(m, rank, d->axis[d->n - 1]) + d->shift[d->n - 1]) % axis->size, n = 0;
     for (int c = 0; c < axis->size; c++) hd_split(sequence, 1, c, axis->size, &begin[c], &end[c]);
-    for (int64_t i = begin[self]; !axis->zigzag && i < end[self]; i++) position[n++] = i;
-    if (!axis->zigzag) return n;
+    for (int64_t i = begin[self]; !zigzag && i < end[self]; i++) position[n++] = i;
+    if (!zigzag) return n;
     for (int c = 0; c < self; c++) first += (end[c] - begin[c] + 1) / 2, last -= (end[c] - begin[c]) / 2;
     for (int64_t i = 0; i < (end[self] - begin[self] + 1) / 2; i++) position[n++] = first + i;
     last -= (end[self] - begin[self]) / 2;
@@ -323,7 +325,7 @@ static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int ran
     const hd_layout *lq = g->values[n->in[q]].layout, *lk = g->values[n->in[q + 1]].layout;
     if (cp < 0 || !lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp || sequence > 512) return -1;
     bool all = !lk->dim[0].n || lk->dim[0].axis[lk->dim[0].n - 1] != cp;
-    int nq = run_tokens_of(&g->mesh, &lq->dim[0], sequence, rank, q_at), nk = all ? 0 : run_tokens_of(&g->mesh, &lk->dim[0], sequence, rank, k_at);
+    int nq = run_tokens_of(g, &lq->dim[0], sequence, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
     for (int64_t j = 0; all && j < sequence; j++) k_at[nk++] = j;
     for (int i = 0; i < nq; i++)
         for (int j = 0; j < nk; j++) seen += k_at[j] <= q_at[i];

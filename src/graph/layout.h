@@ -19,13 +19,7 @@
  * activations rather than parameters. The pipeline's axis cuts the graph, never a value. */
 typedef enum hd_axis_role { HD_AXIS_DATA, HD_AXIS_MODEL, HD_AXIS_PIPELINE } hd_axis_role;
 
-typedef struct hd_mesh_axis {
-    char name[12];
-    int size;
-    hd_axis_role role;
-    bool ring;   /* attention over tokens that are cut over it sends keys and values round instead of gathering them (passes/ring.c) */
-    bool zigzag; /* each rank's tokens of a sequence are an early and a late part of it (passes/deal.c) */
-} hd_mesh_axis;
+typedef struct hd_mesh_axis { char name[12]; int size; hd_axis_role role; } hd_mesh_axis;
 
 typedef struct hd_mesh {
     int n; /* 0: a single rank */

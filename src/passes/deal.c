@@ -1,4 +1,4 @@
-/* deal.c: which tokens of a sequence each rank has, where they are cut over an axis that says zigzag: an early part and a late one, so that with a
+/* deal.c: which tokens of a sequence each rank has, where they are cut over an axis of g->zigzag: an early part and a late one, so that with a
  * causal mask all ranks have as many keys to see (Brandon et al. 2023; Llama 3, section 3.3.2, with the parts of rank i of n being i and 2n-1-i).
  *
  * Nothing in the graph depends on the order of a sequence's rows: positions and segments are operands. So only the inputs are dealt: each is there
@@ -14,7 +14,7 @@ static int dealt_axis(const hd_graph *g, hd_value v)
     const hd_dim_layout *d = i->layout ? &i->layout->dim[0] : NULL;
     if (!d || !i->whole.rank || !d->n) return -1;
     int axis = d->axis[d->n - 1];
-    return g->mesh.axis[axis].zigzag && g->mesh.axis[axis].size > 1 ? axis : -1;
+    return g->zigzag >> axis & 1 && g->mesh.axis[axis].size > 1 ? axis : -1;
 }
 
 static bool gives_rows(const hd_graph *g)

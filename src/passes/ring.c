@@ -47,7 +47,7 @@ static int find_axis(const hd_part *p, const hd_node *n)
     if (p->value[n->in[q]].whole.dim[0] != p->value[n->in[q + 1]].whole.dim[0]) return -1; /* queries of one part of the sequence, keys of another */
     for (int i = 0; i < p->n_axes; i++) {
         int a = p->axis[i];
-        if (p->mesh->axis[a].ring && p->mesh->axis[a].size <= INT16_MAX && is_cut(p, n, q, a) && is_cut(p, n, q + 1, a)) return a;
+        if (p->g->ring >> a & 1 && p->mesh->axis[a].size <= INT16_MAX && is_cut(p, n, q, a) && is_cut(p, n, q + 1, a)) return a;
     }
     return -1;
 }
@@ -181,7 +181,7 @@ static void tokens_of(const ring *r, int64_t sequence, int c, double at[2][2])
         first = (n + 1) / 2;
         late -= n - first;
     }
-    bool zigzag = r->p->mesh->axis[r->axis].zigzag;
+    bool zigzag = r->p->g->zigzag >> r->axis & 1;
     at[0][0] = (double)(zigzag ? early : begin);
     at[0][1] = (double)(zigzag ? early + first : end);
     at[1][0] = (double)late;

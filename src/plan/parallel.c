@@ -292,7 +292,6 @@ static void make_mesh(const hd_parallel *p, const hd_outline *o, hd_mesh *m)
     add_axis(m, "pp", p->pp, HD_AXIS_PIPELINE);
     add_axis(m, "dp", p->dp, HD_AXIS_DATA);
     add_axis(m, "cp", p->cp, HD_AXIS_DATA);
-    if (p->cp > 1) m->axis[m->n - 1].ring = !p->gather, m->axis[m->n - 1].zigzag = !p->plain;
     if (p->tp <= o->kv_heads || o->kv_heads <= 1) {
         add_axis(m, "tp", p->tp, HD_AXIS_MODEL);
         return;
@@ -356,6 +355,8 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     if (rc) return rc;
     plan->overlap = p->overlap;
     make_mesh(p, o, &plan->mesh);
+    snprintf(plan->ring, sizeof plan->ring, "%s", p->cp > 1 && !p->gather ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", p->cp > 1 && !p->plain ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     rc = hd_parallel_slices(p, o->sequence, plan, err);

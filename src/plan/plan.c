@@ -13,8 +13,8 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
-                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute"};
-static const char *const axis_keys[] = {"name", "size", "role", "ring", "zigzag"}, *const pin_keys[] = {"values", "layout"};
+                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute", "ring", "zigzag"};
+static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
 static const char *const role_names[] = {[HD_AXIS_DATA] = "data", [HD_AXIS_MODEL] = "model", [HD_AXIS_PIPELINE] = "pipeline"};
@@ -75,7 +75,6 @@ static int check_axis_role(const hd_mesh *m, int a, hd_error *err)
             return hd_fail(err, HD_EINVAL, "mesh: the role of axis \"%s\" is \"%s\", not \"%s\"", x->name, role_names[known_axes[k].role], role_names[x->role]);
     if (x->role == HD_AXIS_PIPELINE && strcmp(x->name, "pp"))
         return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis must be named \"pp\", not \"%s\"", x->name);
-    if (x->role == HD_AXIS_PIPELINE && (x->ring || x->zigzag)) return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis cuts no tokens: it is neither ring nor zigzag");
     if (x->role == HD_AXIS_PIPELINE && a) return hd_fail(err, HD_EINVAL, "mesh: the pipeline's axis \"pp\" must come first");
     return 0;
 }
@@ -129,9 +128,22 @@ static int check_pipeline(const hd_plan *p, hd_error *err)
     return 0;
 }
 
+/* Axes over which tokens may be cut. */
+static int check_token_axes(const hd_mesh *m, const char *text, const char *key, hd_error *err)
+{
+    int8_t axes[HD_MAX_AXES];
+    int n = hd_mesh_parse_axes(m, text, axes);
+    if (n < 0) return hd_fail(err, HD_EINVAL, "%s: \"%s\" are no axes of the mesh", key, text);
+    for (int i = 0; i < n; i++)
+        if (m->axis[axes[i]].role == HD_AXIS_PIPELINE) return hd_fail(err, HD_EINVAL, "%s: the pipeline's axis cuts no tokens", key);
+    return 0;
+}
+
 static int check_ranks(const hd_plan *p, hd_error *err)
 {
     int rc = check_mesh(&p->mesh, err);
+    if (!rc) rc = check_token_axes(&p->mesh, p->ring, "ring", err);
+    if (!rc) rc = check_token_axes(&p->mesh, p->zigzag, "zigzag", err);
     for (int i = 0; i < p->n_pins && !rc; i++) rc = check_pin(&p->mesh, &p->pins[i], err);
     return rc ? rc : check_pipeline(p, err);
 }
@@ -157,12 +169,8 @@ int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
 static json_t *mesh_to_json(const hd_mesh *m)
 {
     json_t *j = json_array();
-    for (int a = 0; a < m->n; a++) {
-        json_t *x = json_pack("{s:s, s:i, s:s}", "name", m->axis[a].name, "size", m->axis[a].size, "role", role_names[m->axis[a].role]);
-        if (x && m->axis[a].ring) json_object_set_new(x, "ring", json_true());
-        if (x && m->axis[a].zigzag) json_object_set_new(x, "zigzag", json_true());
-        json_array_append_new(j, x);
-    }
+    for (int a = 0; a < m->n; a++)
+        json_array_append_new(j, json_pack("{s:s, s:i, s:s}", "name", m->axis[a].name, "size", m->axis[a].size, "role", role_names[m->axis[a].role]));
     return j;
 }
 
@@ -198,6 +206,8 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (!p->overlap) json_object_set_new(j, "overlap", json_false());
     if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
+    if (p->ring[0]) json_object_set_new(j, "ring", json_string(p->ring));
+    if (p->zigzag[0]) json_object_set_new(j, "zigzag", json_string(p->zigzag));
     if (p->n_slices) json_object_set_new(j, "slices", numbers_to_json(p->slices, p->n_slices));
     if (p->n_recompute) json_object_set_new(j, "recompute", strings_to_json(p->recompute, p->n_recompute));
 }
@@ -321,8 +331,6 @@ static int read_axis(const json_t *j, hd_mesh_axis *x, const char *name, hd_erro
     if (!rc) rc = hd_json_need(j, "size", name, err);
     if (!rc) rc = hd_json_int(j, "size", 1, HD_MAX_RANKS, &size, name, err);
     if (!rc) rc = hd_json_string(j, "role", &role, name, err);
-    if (!rc) rc = hd_json_bool(j, "ring", &x->ring, name, err);
-    if (!rc) rc = hd_json_bool(j, "zigzag", &x->zigzag, name, err);
     if (rc) return rc;
     x->size = (int)size;
     for (int i = 0; i < COUNT(role_names); i++)
@@ -383,6 +391,13 @@ static int read_slices(const json_t *j, const char *name, hd_plan *p, hd_error *
     return rc;
 }
 
+static int read_text(const json_t *j, const char *key, char *out, size_t size, const char *name, hd_error *err)
+{
+    const char *text = NULL;
+    int rc = hd_json_string(j, key, &text, name, err);
+    return rc || !text ? rc : take_text(text, out, size, key, name, err);
+}
+
 static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *err)
 {
     int rc = read_mesh(j, name, p, err);
@@ -391,6 +406,8 @@ static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *e
     if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);
     if (!rc) rc = hd_json_bool(j, "keep_gathered", &p->keep_gathered, name, err);
     if (!rc) rc = read_slices(j, name, p, err);
+    if (!rc) rc = read_text(j, "ring", p->ring, sizeof p->ring, name, err);
+    if (!rc) rc = read_text(j, "zigzag", p->zigzag, sizeof p->zigzag, name, err);
     return rc ? rc : read_strings(j, "recompute", p->recompute, HD_MAX_RECOMPUTE, &p->n_recompute, name, err);
 }
 
