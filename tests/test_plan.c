@@ -291,6 +291,8 @@ static void test_llama(void **state)
     expect_layout("grad.layers.0.norm2.gamma", "dp.cp");
     expect_layout("layers.4.norm1.2", "dp*6.cp.tp0.tp1,-");
     expand("dp=2,cp=3,tp=4,zero=3,sp", eval, SEQ, &plan);
+    expand("dp=2,cp=4", one, SEQ, &plan); /* one key/value head */
+    assert_string_equal(plan.ring, "cp");
     expand("dp=2,cp=3,attention=gather,order=plain", g, SEQ, &plan);
     assert_true(!plan.ring[0] && !plan.zigzag[0]);
     expand("pp=2,v=2,recompute=selective", g, SEQ, &plan);

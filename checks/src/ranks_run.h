@@ -323,7 +323,11 @@ static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int ran
     int64_t q_at[512], k_at[512], seen = 0;
     int q = strcmp(n->op->name, "attention") ? 1 : 0, cp = hd_mesh_find(&g->mesh, "cp");
     const hd_layout *lq = g->values[n->in[q]].layout, *lk = g->values[n->in[q + 1]].layout;
-    if (cp < 0 || !lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp || sequence > 512) return -1;
+    if (cp < 0 || sequence > 512) return -1;
+    if (!lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp) { /* some heads of all tokens */
+        hd_shape rows = hd_layout_shape(&g->mesh, lq, &g->values[n->in[q]].whole, rank);
+        return (double)(rows.dim[0] / sequence) * (double)(sequence * (sequence + 1) / 2);
+    }
     bool all = !lk->dim[0].n || lk->dim[0].axis[lk->dim[0].n - 1] != cp;
     int nq = run_tokens_of(g, &lq->dim[0], sequence, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
     for (int64_t j = 0; all && j < sequence; j++) k_at[nk++] = j;

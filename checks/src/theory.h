@@ -20,6 +20,7 @@ typedef struct theory_job {
     int64_t heads, keys, mlp, vocab, head_dim; /* of a rank */
     int64_t first, last;                /* chunks of this stage among all: first = stage, stage + pp, ... */
     double layers, again;               /* of this stage; of these whole layers made again in backward */
+    bool ring;                          /* keys and values go round */
     bool begins, ends;                  /* has the embedding, the head */
     int chunks_in, chunks_out;          /* of this stage with a chunk before, behind */
 } theory_job;
@@ -201,7 +202,7 @@ static inline double theory_shared_keys_sent(const theory_job *t)
 static inline double theory_context_sent(const theory_job *t, double narrow)
 {
     double others = (double)((t->p.cp - 1) * t->tokens), elements = others * 2 * (double)(t->keys * t->head_dim);
-    double again = t->p.gather ? 0 : t->again * elements * narrow; /* a ring goes round a third time where its layer is made again */
+    double again = !t->ring ? 0 : t->again * elements * narrow; /* a ring goes round a third time where its layer is made again */
     return t->layers * elements * (2 * narrow + 4) + again + 4 * 2 * others;
 }
 
@@ -222,6 +223,7 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
     hd_error err = {0};
     theory_job t = {.j = j, .m = run_find_model(j->model)};
     if (hd_parallel_parse(j->parallel, &t.p, &err) || !t.m) return out;
+    t.ring = plan->ring[0] != 0;
     theory_pieces(&t);
     theory_stage(&t, plan, (int)(rank / (hd_mesh_size(&plan->mesh) / t.p.pp)));
     theory_parameters(&t, &out);

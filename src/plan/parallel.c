@@ -349,13 +349,22 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     return 0;
 }
 
+/* Of n ranks a ring sends 2 (n - 1) pieces of keys and values in forward and as much again, and their gradients, in backward; heads are exchanged for
+ * (n - 1) / n pieces of q, k, v and out each. */
+static bool goes_round(const hd_parallel *p, const hd_outline *o)
+{
+    int64_t heads = p->tp <= o->kv_heads && o->kv_heads % p->tp == 0 ? o->kv_heads / p->tp : 1;
+    if (p->has_attention) return !p->gather;
+    return p->cp == 2 || heads % p->cp != 0;
+}
+
 static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     int rc = check_network(p, o, plan, err);
     if (rc) return rc;
     plan->overlap = p->overlap;
     make_mesh(p, o, &plan->mesh);
-    snprintf(plan->ring, sizeof plan->ring, "%s", p->cp > 1 && !p->gather ? "cp" : "");
+    snprintf(plan->ring, sizeof plan->ring, "%s", p->cp > 1 && goes_round(p, o) ? "cp" : "");
     snprintf(plan->zigzag, sizeof plan->zigzag, "%s", p->cp > 1 && !p->plain ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
