@@ -717,6 +717,43 @@ static void test_attention(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);
 }
 
+/* Rows of which one side, or both, saw no key at all; and an lse far above the other. */
+static void check_merge(int64_t rows, int64_t heads, int64_t n, hd_dtype in, hd_dtype out)
+{
+    hd_dtype_attrs at = {.dtype = out};
+    trial t = {.op = "attention_merge", .attrs = &at, .n_in = 4, .n_out = 2, .tolerance = out == HD_BF16 ? 8e-3 : 2e-6, .floor = 1};
+    for (int i = 0; i < 4; i++) t.in[i] = i % 2 ? tensor_normal(HD_F32, 0, 3, DIMS(rows, heads)) : tensor_normal(in, 0, 1, DIMS(rows, heads, n));
+    for (int64_t r = 0; r < rows * heads; r++)
+        for (int k = 0; k < 2; k++) {
+            float *lse = t.in[1 + 2 * k].data, *x = t.in[2 * k].data;
+            if (r % 4 == 3) lse[r] += k ? 200 : 0;
+            if (!(r % 4 == k || r % 4 == 2)) continue;
+            lse[r] = -INFINITY;
+            for (int64_t c = 0; in == HD_F32 && c < n; c++) x[r * n + c] = 0;
+        }
+    t.out[0] = shape(out, DIMS(rows, heads, n));
+    t.out[1] = shape(HD_F32, DIMS(rows, heads));
+    trial_check(&t);
+    hd_tensor got[2];
+    run_reference(&t, got);
+    for (int64_t r = 0; r < rows * heads; r++) {
+        float lse = ((float *)got[1].data)[r];
+        assert_true(r % 4 == 2 ? isinf(lse) && lse < 0 : isfinite(lse));
+        for (int64_t c = 0; c < n; c++) assert_true(isfinite(hd_load_f64(got[0].data, out, r * n + c)));
+    }
+    hd_free(got[0].data);
+    trial_free(&t);
+}
+
+static void test_attention_merge(void **state)
+{
+    (void)state;
+    check_merge(5, 3, 33, HD_F32, HD_F32);
+    check_merge(9, 1, 64, HD_F32, HD_BF16);
+    check_merge(4, 2, 7, HD_BF16, HD_F32);
+    check_merge(0, 2, 8, HD_F32, HD_F32);
+}
+
 /* ---- rows by index, positions, moves, images ---- */
 
 static void test_index(void **state)
@@ -1034,7 +1071,7 @@ int main(void)
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_broadcast),     cmocka_unit_test(test_casts),
         cmocka_unit_test(test_fused),       cmocka_unit_test(test_norms),         cmocka_unit_test(test_reductions),
         cmocka_unit_test(test_softmax),     cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_optimizers),
-        cmocka_unit_test(test_attention),   cmocka_unit_test(test_index),         cmocka_unit_test(test_top_k),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_merge),   cmocka_unit_test(test_index),         cmocka_unit_test(test_top_k),
         cmocka_unit_test(test_position),    cmocka_unit_test(test_moves),         cmocka_unit_test(test_images),
         cmocka_unit_test(test_any_dtype),   cmocka_unit_test(test_null),
     };

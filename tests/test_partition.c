@@ -145,7 +145,11 @@ static int count_pins(const layout_case *c)
 static void partition(hd_graph *g, const layout_case *c)
 {
     hd_error err = {0};
+    int ring = hd_mesh_find(&c->mesh, "ring"), dealt = hd_mesh_find(&c->mesh, "dealt");
+    g->ring = ring >= 0 ? 1u << ring : 0; /* by what the cases call their axes */
+    if (dealt >= 0) g->ring = g->zigzag = 1u << dealt;
     hd_pass_partition(g, &c->mesh, c->pins, count_pins(c), false);
+    hd_pass_deal(g);
     if (g->err.code) fail_msg("%s: %s", c->name, g->err.message);
     if (hd_graph_verify(g, &err)) fail_msg("%s: %s", c->name, err.message);
 }
@@ -228,6 +232,45 @@ static void test_data_and_tensor_parallel(void **state)
 }
 
 #define FACTORED {"x", 2, HD_AXIS_MODEL}, {"y", 2, HD_AXIS_MODEL}
+
+/* How many nodes of an op there are in a phase. */
+static int count_nodes(const hd_graph *g, const char *op, hd_phase phase)
+{
+    int n = 0;
+    for (size_t i = 0; i < g->n_nodes; i++) n += !strcmp(g->nodes[i]->op->name, op) && g->nodes[i]->phase == phase;
+    return n;
+}
+
+/* Keys and values go round instead of being gathered: uneven pieces, groups of heads on several ranks, bf16, tokens dealt. */
+static void test_ring(void **state)
+{
+    (void)state;
+    const layout_case two = {"ring 2", {1, {{"ring", 2, HD_AXIS_DATA}}}, {ROWS("ring"), {"samples", "ring"}}};
+    const layout_case four = {"ring 4", {1, {{"ring", 4, HD_AXIS_DATA}}}, {ROWS("ring")}}; /* 2, 2, 1 and 1 of 6 tokens */
+    const layout_case empty = {"ring of more ranks than tokens", {1, {{"ring", 8, HD_AXIS_DATA}}}, {ROWS("ring")}};
+    const layout_case dealt = {"dealt over 4", {1, {{"dealt", 4, HD_AXIS_DATA}}}, {ROWS("dealt"), {"samples", "dealt"}}};
+    const layout_case both = {"dp 4 x dealt 2", {2, {DP(4), {"dealt", 2, HD_AXIS_DATA}}}, {ROWS("dp*6.dealt")}};
+    const layout_case heads = {"dealt 3 x tp 2 x 2", {3, {{"dealt", 3, HD_AXIS_DATA}, FACTORED}},
+                               {ROWS("dealt"), {"layers.*.attn.q", "x.y,-,-"}, {"layers.*.attn.k", "x,-,-"}, {"layers.*.attn.v", "x,-,-"},
+                                {"layers.*.attn.o", "-,x.y,-"}, {"layers.*.mlp.gate", "x.y,-"}, {"layers.*.mlp.up", "x.y,-"}, {"layers.*.mlp.down", "-,x.y"},
+                                {"embed.tokens", "x.y,-"}, {"head", "y.x,-"}}};
+    model_case g1 = gpt2, l1 = llama, e1 = llama_even, wide = llama_even;
+    g1.sequences = l1.sequences = e1.sequences = 1;
+    expect_same_model(&g1, &two);
+    expect_same_model(&l1, &four);
+    expect_same_model(&l1, &empty);
+    expect_same_model(&g1, &dealt);
+    expect_same_model(&wide, &both);
+    expect_same_model(&e1, &heads);
+    hd_graph *g = build_model(&l1, 2);
+    partition(g, &four);
+    assert_int_equal(count_nodes(g, "attention", HD_FORWARD), 2 * 4);
+    assert_int_equal(count_nodes(g, "attention_merge", HD_FORWARD), 2 * 3);
+    assert_int_equal(count_nodes(g, "permute", HD_FORWARD), 2 * 2 * 3 + 2 * 3);  /* keys and values of each layer; positions and segments once */
+    assert_int_equal(count_nodes(g, "permute", HD_BACKWARD), 2 * (2 * 3 + 2 * 3)); /* keys and values again, and their gradients home */
+    assert_int_equal(count_nodes(g, "all_gather", HD_FORWARD) + count_nodes(g, "all_gather", HD_BACKWARD), 0);
+    hd_graph_free(g);
+}
 
 /* More ranks than key heads: the axis that is left splits the query heads that share one. */
 static void test_more_ranks_than_key_heads(void **state)
@@ -574,7 +617,7 @@ int main(void)
         cmocka_unit_test(test_tensor_parallel),
         cmocka_unit_test(test_data_and_tensor_parallel),
         cmocka_unit_test(test_more_ranks_than_key_heads),
-        cmocka_unit_test(test_sequence_and_context_parallel),
+        cmocka_unit_test(test_sequence_and_context_parallel), cmocka_unit_test(test_ring),
         cmocka_unit_test(test_zero),
         cmocka_unit_test(test_other_networks),
         cmocka_unit_test(test_batch_norm),

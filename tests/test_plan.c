@@ -13,7 +13,7 @@ static const char whole_plan[] =
     "{\"micro_batches\": 4, \"mesh\": [{\"name\": \"pp\", \"size\": 2, \"role\": \"pipeline\"}, {\"name\": \"dp\", \"size\": 3, \"role\": \"data\"},"
     " {\"name\": \"tp\", \"size\": 2, \"role\": \"model\"}], \"pins\": [{\"values\": \"layers.*.attn.q\", \"layout\": \"-,tp*2,dp\"},"
     " {\"values\": \"x\", \"layout\": \"dp*6.tp,- +tp\"}], \"schedule\": \"interleaved\", \"chunks\": 2, \"cuts\": [\"layers.1\", \"layers.2\", \"layers.3\"],"
-    " \"keep_gathered\": true, \"recompute\": [\"layers.*.mlp.*\"]}";
+    " \"keep_gathered\": true, \"recompute\": [\"layers.*.mlp.*\"], \"ring\": \"dp.tp\", \"zigzag\": \"dp\"}";
 
 static void test_json_both_ways(void **state)
 {
@@ -36,11 +36,12 @@ static void test_json_both_ways(void **state)
     assert_int_equal(hd_plan_print(&q, &again), 0);
     assert_string_equal(text.data, again.data);
     assert_non_null(strstr(text.data, "layers.*.mlp.*"));
+    assert_true(!strcmp(q.ring, "dp.tp") && !strcmp(q.zigzag, "dp"));
     hd_str_clear(&text);
     p = hd_plan_default();
     assert_int_equal(hd_plan_print(&p, &text), 0);
-    static const char *const keys[] = {"mesh", "pins", "schedule", "chunks", "cuts", "recompute"};
-    for (int i = 0; i < 6; i++) assert_null(strstr(text.data, keys[i]));
+    static const char *const keys[] = {"mesh", "pins", "schedule", "chunks", "cuts", "recompute", "ring", "zigzag"};
+    for (int i = 0; i < 8; i++) assert_null(strstr(text.data, keys[i]));
     hd_str_free(&text);
     hd_str_free(&again);
 }
@@ -78,6 +79,9 @@ static void test_json_errors(void **state)
         {"{\"mesh\": [" AXIS("pp", "3", "pipeline") "], \"cuts\": [\"a\", \"a\"]}", "named twice"},
         {"{\"mesh\": [" AXIS("pp", "300", "pipeline") "]}", "257 chunks"},
         {"{\"recompute\": [3]}", "list of strings"},
+        {"{\"ring\": \"cp\"}", "no axes of the mesh"},
+        {"{\"mesh\": [" AXIS("pp", "2", "pipeline") "], \"zigzag\": \"pp\"}", "cuts no tokens"},
+        {"{\"ring\": 3}", "ring"},
         {"{\"recompute\": [\"\"]}", "empty"},
         {"{\"recompute\": [\"0123456789012345678901234567890123456789012345678901234567890123\"]}", "longer than 63"},
     };
@@ -100,6 +104,8 @@ static void test_form_errors(void **state)
         {"schedule=2f", "schedule must be"}, {"recompute=every:0", "every:K"}, {"recompute=every:", "every:K"}, {"recompute=some", "recompute must be"},
         {"pp=2,layers=3", "layers names 1"}, {"pp=2,layers=3:", "layers must be"}, {"pp=2,layers=3;4", "layers must be"}, {"dp=2,", "last comma"}, {",", "no \"\""},
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
+        {"attention=ring", "cp=2 or more"}, {"order=plain", "cp=2 or more"}, {"cp=2,attention=tree", "ring or gather"}, {"cp=2,order=zig", "zigzag or plain"},
+        {"cp=2,order", "needs a value"},
     };
     (void)state;
     hd_parallel p;
@@ -287,6 +293,7 @@ static void test_llama(void **state)
     expect_layout("layers.0.attn.k", "tp,-,-");
     expand("dp=2,cp=3,tp=4,zero=3,sp", g, SEQ, &plan);
     assert_int_equal(hd_mesh_size(&plan.mesh), 24);
+    assert_true(!strcmp(plan.ring, "cp") && !strcmp(plan.zigzag, "cp"));
     expect_layout("tokens", "dp*6.cp");
     expect_layout("layers.0.attn.q", "tp0*2.tp1,-,dp.cp");
     expect_layout("layers.0.attn.v", "tp0,-,dp.cp");
@@ -298,6 +305,10 @@ static void test_llama(void **state)
     expect_layout("grad.layers.0.norm2.gamma", "dp.cp");
     expect_layout("layers.4.norm1.2", "dp*6.cp.tp0.tp1,-");
     expand("dp=2,cp=3,tp=4,zero=3,sp", eval, SEQ, &plan);
+    expand("dp=2,cp=4", one, SEQ, &plan); /* one key/value head */
+    assert_string_equal(plan.ring, "cp");
+    expand("dp=2,cp=3,attention=gather,order=plain", g, SEQ, &plan);
+    assert_true(!plan.ring[0] && !plan.zigzag[0]);
     expand("pp=2,v=2,recompute=selective", g, SEQ, &plan);
     assert_true(plan.schedule == HD_SCHEDULE_INTERLEAVED && plan.n_cuts == 3);
     assert_string_equal(plan.cuts[0], "layers.2");

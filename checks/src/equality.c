@@ -155,7 +155,7 @@ static bool judge_shares(const run_job *j, const run_result *r)
         const run_rank *x = &r->rank[i];
         theory t = run_find_model(j->model) ? theory_of_rank(j, r->plan, i) : theory_of_network(j, r->plan, i);
         printf("    rank %-2d", i);
-        ok &= judge_share("FLOPs", x->product_flops, t.flops, 0);
+        ok &= judge_share("FLOPs", x->product_flops, t.flops, t.uneven);
         ok &= judge_share("parameter bytes", (double)x->parameter_bytes, t.parameter_bytes, 0);
         ok &= judge_share("bytes sent", bytes_sent(x), t.sent, t.scalars);
         printf(t.scalars > 0 ? " + at most %.0f of scalars\n" : "\n", t.scalars);

@@ -70,6 +70,7 @@ static const run_model run_models[] = {
     {"gpt2-shallow", HD_ARCH_GPT2, 4, 32, 4, 4, 64, 64, true},
     {"gpt2-deep", HD_ARCH_GPT2, 8, 32, 4, 4, 64, 64, true},
     {"llama", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
+    {"llama-packed", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false}, /* several documents in a sequence, and padding */
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
@@ -170,6 +171,17 @@ static inline void run_fill_tokens(const run_job *j, uint64_t sample, int64_t vo
     }
 }
 
+/* Documents of 1, 4, 7, ... tokens, from position 0 each; the last two tokens are padding, which sees nothing. */
+static inline void run_pack(int64_t sequence, int32_t *positions, int32_t *segments)
+{
+    int64_t at = 0, length = 1;
+    for (int64_t i = 0; i < sequence; i++, at++) {
+        if (at == length) at = 0, length += 3;
+        positions[i] = (int32_t)at;
+        segments[i] = i < sequence - 2 ? (int32_t)(segments[0] * 100 + length) : -1;
+    }
+}
+
 static inline int run_put_lm(const run_job *j, const run_model *m, hd_exec *e, uint64_t first, hd_error *err)
 {
     size_t n = (size_t)(j->batch * j->sequence);
@@ -182,6 +194,7 @@ static inline int run_put_lm(const run_job *j, const run_model *m, hd_exec *e, u
             data[3 * n + (size_t)(b * j->sequence + i)] = (int32_t)b;
             samples[b * j->sequence + i] = (int64_t)first + b;
         }
+        if (strstr(m->name, "packed")) run_pack(j->sequence, data + 2 * n + b * j->sequence, data + 3 * n + b * j->sequence);
     }
     int rc = hd_exec_put(e, "tokens", data, err);
     if (!rc) rc = hd_exec_put(e, "targets", data + n, err);
@@ -289,23 +302,62 @@ static inline void run_collect(run_thread *t, bool states)
     pthread_mutex_unlock(&t->shared->lock);
 }
 
-/* Pairs of queries and keys are all counted, also those that a causal mask hides. */
-static inline double run_attention_flops(const hd_sig *s)
+/* Which tokens of a sequence a rank has that holds rows in such a layout, where the last axis cuts them: positions, in order. Returns how many. Dealt
+ * zig-zag they are two parts: with all ranks' first parts one after the other and then their second ones backwards. */
+static inline int run_tokens_of(const hd_graph *g, const hd_dim_layout *d, int64_t sequence, int rank, int64_t *position)
+{
+    const hd_mesh *m = &g->mesh;
+    const hd_mesh_axis *axis = &m->axis[d->axis[d->n - 1]];
+    bool zigzag = g->zigzag >> d->axis[d->n - 1] & 1;
+    int64_t begin[RUN_MAX_RANKS], end[RUN_MAX_RANKS], first = 0, last = sequence;
+    int self = (hd_mesh_coordinate(m, rank, d->axis[d->n - 1]) + d->shift[d->n - 1]) % axis->size, n = 0;
+    for (int c = 0; c < axis->size; c++) hd_split(sequence, 1, c, axis->size, &begin[c], &end[c]);
+    for (int64_t i = begin[self]; !zigzag && i < end[self]; i++) position[n++] = i;
+    if (!zigzag) return n;
+    for (int c = 0; c < self; c++) first += (end[c] - begin[c] + 1) / 2, last -= (end[c] - begin[c]) / 2;
+    for (int64_t i = 0; i < (end[self] - begin[self] + 1) / 2; i++) position[n++] = first + i;
+    last -= (end[self] - begin[self]) / 2;
+    for (int64_t i = 0; i < (end[self] - begin[self]) / 2; i++) position[n++] = last + i;
+    return n;
+}
+
+/* Where tokens of one sequence are cut over ranks: the pairs of a query and a key that it sees, of those that the rank has in this node. Negative: they aren't. */
+static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int rank, int64_t sequence)
+{
+    int64_t q_at[512], k_at[512], seen = 0;
+    int q = strcmp(n->op->name, "attention") ? 1 : 0, cp = hd_mesh_find(&g->mesh, "cp");
+    const hd_layout *lq = g->values[n->in[q]].layout, *lk = g->values[n->in[q + 1]].layout;
+    if (cp < 0 || sequence > 512) return -1;
+    if (!lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp) { /* some heads of all tokens */
+        hd_shape rows = hd_layout_shape(&g->mesh, lq, &g->values[n->in[q]].whole, rank);
+        return (double)(rows.dim[0] / sequence) * (double)(sequence * (sequence + 1) / 2);
+    }
+    bool all = !lk->dim[0].n || lk->dim[0].axis[lk->dim[0].n - 1] != cp;
+    int nq = run_tokens_of(g, &lq->dim[0], sequence, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
+    for (int64_t j = 0; all && j < sequence; j++) k_at[nk++] = j;
+    for (int i = 0; i < nq; i++)
+        for (int j = 0; j < nk; j++) seen += k_at[j] <= q_at[i];
+    return (double)seen;
+}
+
+/* Pairs of queries and keys are all counted, also those that a causal mask hides, unless the tokens of one sequence are cut: then those that see each
+ * other, since whole tiles that see nothing are passed over. */
+static inline double run_attention_flops(const hd_sig *s, double seen)
 {
     bool forward = !s->op->is_backward;
     const int64_t *q = s->in[forward ? 0 : 1].shape.dim, *k = s->in[forward ? 1 : 2].shape.dim;
     const hd_attention_attrs *at = s->attrs;
     int64_t keys = at->max_keys > 0 && at->max_keys < k[0] ? at->max_keys : k[0];
-    return (forward ? 4.0 : 10.0) * (double)(q[0] * q[1] * q[2] * keys);
+    return (forward ? 4.0 : 10.0) * (double)(q[1] * q[2]) * (seen >= 0 ? seen : (double)(q[0] * keys));
 }
 
-static inline double run_product_flops(const hd_graph *g, int rank)
+static inline double run_product_flops(const hd_graph *g, int rank, int64_t sequence)
 {
     double flops = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
         const hd_node *n = g->nodes[i];
         bool product = !strcmp(n->op->name, "contract") || !strncmp(n->op->name, "conv2d", 6);
-        if (!product && strncmp(n->op->name, "attention", 9)) continue;
+        if (!product && strcmp(n->op->name, "attention") && strcmp(n->op->name, "attention_grad")) continue;
         hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
         for (int k = 0; k < n->n_in + n->n_out; k++) {
             hd_value v = k < n->n_in ? n->in[k] : n->out[k - n->n_in];
@@ -316,7 +368,7 @@ static inline double run_product_flops(const hd_graph *g, int rank)
         hd_sig s = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
         hd_cost cost = {0};
         if (product) n->op->cost(&s, &cost);
-        flops += product ? cost.flops : run_attention_flops(&s);
+        flops += product ? cost.flops : run_attention_flops(&s, run_pairs_seen(g, n, rank, sequence));
     }
     return flops;
 }
@@ -326,7 +378,7 @@ static inline void run_note_rank(run_thread *t)
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
-    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], t->rank);
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], t->rank, t->shared->job->sequence);
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;

@@ -6,7 +6,7 @@
 
 #include "ranks_run.h"
 
-typedef struct theory { double flops, parameter_bytes, sent, scalars; } theory;
+typedef struct theory { double flops, uneven /* FLOPs */, parameter_bytes, sent, scalars; } theory;
 
 /* A parameter as a rank of tensor parallelism has it: the dimension that is cut is cut already. */
 typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */; } theory_tensor;
@@ -20,6 +20,7 @@ typedef struct theory_job {
     int64_t heads, keys, mlp, vocab, head_dim; /* of a rank */
     int64_t first, last;                /* chunks of this stage among all: first = stage, stage + pp, ... */
     double layers, again;               /* of this stage; of these whole layers made again in backward */
+    bool ring;                          /* keys and values go round */
     bool begins, ends;                  /* has the embedding, the head */
     int chunks_in, chunks_out;          /* of this stage with a chunk before, behind */
 } theory_job;
@@ -154,15 +155,27 @@ static inline void theory_parameters(const theory_job *t, theory *out)
 
 /* ---- work ---- */
 
+/* Pairs of a query and a key of one rank's micro-batch. Of whole sequences all are counted; where the tokens of one are split, those that a causal mask
+ * leaves: an equal share of them when they are dealt, what the last rank has when they are not. */
+static inline double theory_pairs(const theory_job *t)
+{
+    double s = (double)t->j->sequence, last = (double)theory_piece(t->j->sequence, t->p.cp);
+    if (t->p.cp == 1) return (double)t->tokens * s;
+    if (t->p.plain) return last * (s - last) + last * (last + 1) / 2;
+    return s * (s + 1) / 2 / (double)t->p.cp;
+}
+
 static inline void theory_work(const theory_job *t, theory *out)
 {
     const run_model *m = t->m;
     int64_t d = t->head_dim;
     double matrices = (double)(m->width * (d * 2 * (t->heads + t->keys) + (m->arch == HD_ARCH_GPT2 ? 2 : 3) * t->mlp));
-    double attention = 4 * (double)(t->j->sequence * t->heads * d); /* for a token: scores and values, over a whole sequence */
-    double layer = 6 * matrices + 3.5 * attention, again = 2 * matrices + attention; /* backward makes the scores again: 5 products to 2 */
-    double head = t->ends ? 6.0 * (double)(t->vocab * m->width) : 0;
-    out->flops = (double)(t->j->micro * t->tokens) * (t->layers * layer + t->again * again + head);
+    double pair = 4 * (double)(t->heads * d), attention = pair * theory_pairs(t), tokens = (double)t->tokens; /* scores and values */
+    double layer = 6 * matrices * tokens + 3.5 * attention, again = 2 * matrices * tokens + attention; /* backward makes the scores again: 5 products to 2 */
+    double head = t->ends ? 6.0 * (double)(t->vocab * m->width) * tokens : 0;
+    out->flops = (double)t->j->micro * (t->layers * layer + t->again * again + head);
+    bool uneven = t->p.cp > 1 && t->j->sequence % (2 * t->p.cp); /* one token more than others have, which sees half of the sequence */
+    if (uneven) out->uneven = (double)t->j->micro * (3.5 * t->layers + t->again) * pair * (double)(t->j->sequence + 1) / 2;
 }
 
 /* ---- activations ---- */
@@ -192,7 +205,8 @@ static inline double theory_shared_keys_sent(const theory_job *t)
 static inline double theory_context_sent(const theory_job *t, double narrow)
 {
     double others = (double)((t->p.cp - 1) * t->tokens), elements = others * 2 * (double)(t->keys * t->head_dim);
-    return t->layers * elements * (2 * narrow + 4) + 4 * 2 * others;
+    double again = !t->ring ? 0 : t->again * elements * narrow; /* a ring goes round a third time where its layer is made again */
+    return t->layers * elements * (2 * narrow + 4) + again + 4 * 2 * others;
 }
 
 static inline void theory_activations(const theory_job *t, theory *out)
@@ -212,6 +226,7 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
     hd_error err = {0};
     theory_job t = {.j = j, .m = run_find_model(j->model)};
     if (hd_parallel_parse(j->parallel, &t.p, &err) || !t.m) return out;
+    t.ring = plan->ring[0] != 0;
     theory_pieces(&t);
     theory_stage(&t, plan, (int)(rank / (hd_mesh_size(&plan->mesh) / t.p.pp)));
     theory_parameters(&t, &out);

@@ -242,6 +242,9 @@ static int job_count(const hd_transfer *t, int n)
     }
 }
 
+/* PERMUTE: who takes the piece of index i. */
+static int taker_of(const hd_transfer *t, int n, int i) { return (i + n - t->peer) % n; }
+
 static hd_block job_block(const hd_transfer *t, int n, int job)
 {
     switch (t->kind) {
@@ -249,6 +252,7 @@ static hd_block job_block(const hd_transfer *t, int n, int job)
     case HD_BROADCAST: return hd_block_of(t, n, t->peer, 0);
     case HD_REDUCE_SCATTER: return hd_block_of(t, n, 0, job);
     case HD_ALL_TO_ALL: return hd_block_of(t, n, job / n, job % n);
+    case HD_PERMUTE: return hd_block_of(t, n, job, taker_of(t, n, job));
     default: return hd_block_of(t, n, job, 0);
     }
 }
@@ -267,6 +271,7 @@ static void do_part(const hd_transfer *t, const slot *s, int n, int job, const h
     switch (t->kind) {
     case HD_ALL_REDUCE: case HD_REDUCE_SCATTER: reduce_part(t, s, n, job, b, lo, hi); break;
     case HD_BROADCAST: hd_block_copy(b, lo, hi, size, s->in[t->peer], s->out, n, s->stream); break;
+    case HD_PERMUTE: hd_block_copy(b, lo, hi, size, s->in[job], s->out + taker_of(t, n, job), 1, s->stream); break;
     case HD_ALL_TO_ALL: hd_block_copy(b, lo, hi, size, s->in[job / n], s->out + job % n, 1, s->stream); break;
     default: hd_block_copy(b, lo, hi, size, s->in[job], s->out, n, s->stream); break;
     }
@@ -316,7 +321,7 @@ static int64_t output_bytes(const hd_transfer *t, int n)
         hd_block b = job_block(t, n, job);
         bytes += hd_block_count(&b);
     }
-    bool everywhere = t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_TO_ALL;
+    bool everywhere = t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_TO_ALL && t->kind != HD_PERMUTE;
     return bytes * (int64_t)hd_dtype_size(t->dtype) * (everywhere ? n : 1);
 }
 

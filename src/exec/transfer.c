@@ -2,8 +2,8 @@
  *
  * Member 0 of the team does transfers between meetings. A recv or a collective blocks it. A send is started, and waited for before the next call of its
  * segment, before prepare and update, and at the end of a step: until then lowering keeps its operand. A collective of stream 1 is started, and waited for
- * by the first instruction that says so. shard, keep_first and place send nothing:
- * the team does them by itself. */
+ * by the first instruction that says so. shard, keep_first, place and deal send nothing: the
+ * team does them by itself. */
 #include <stdlib.h>
 
 #include "base/term.h"
@@ -15,8 +15,8 @@ typedef struct kind_of_op { const hd_op *op; hd_transfer_kind kind; bool local; 
 static const kind_of_op kinds[] = {
     {&hd_op_all_reduce, HD_ALL_REDUCE, false}, {&hd_op_reduce_scatter, HD_REDUCE_SCATTER, false}, {&hd_op_all_gather, HD_ALL_GATHER, false},
     {&hd_op_all_to_all, HD_ALL_TO_ALL, false}, {&hd_op_send, HD_SEND, false}, {&hd_op_recv, HD_RECV, false},
-    {&hd_op_shard, HD_TRANSFER_KINDS, true}, {&hd_op_keep_first, HD_TRANSFER_KINDS, true},
-    {&hd_op_place, HD_TRANSFER_KINDS, true},
+    {&hd_op_shard, HD_TRANSFER_KINDS, true}, {&hd_op_keep_first, HD_TRANSFER_KINDS, true}, {&hd_op_deal, HD_TRANSFER_KINDS, true},
+    {&hd_op_place, HD_TRANSFER_KINDS, true}, {&hd_op_permute, HD_PERMUTE, false},
 };
 
 static const kind_of_op *find_kind(const hd_op *op)
@@ -102,6 +102,29 @@ static int resolve_exchange(hd_exec *e, hd_step *s, const members *m, hd_error *
     return t->to_offset ? 0 : HD_EINVAL;
 }
 
+/* What each member gives. */
+static int resolve_permute(hd_exec *e, hd_step *s, const members *m, hd_error *err)
+{
+    const hd_comm_attrs *a = s->instr->attrs;
+    const hd_tensor *in = &s->args.in[0];
+    int64_t *offset = hd_arena_alloc(&e->memory, ((size_t)m->n + 1) * sizeof *offset);
+    if (!offset) return hd_fail_memory(err, sizeof *offset, "an executor");
+    offset[0] = 0;
+    for (int j = 0; j < m->n; j++) {
+        int64_t begin, end;
+        dim_piece(e, s->instr->in[0], a->dim, m->ranks[j], &begin, &end);
+        offset[j + 1] = offset[j] + end - begin;
+    }
+    hd_transfer *t = &s->transfer;
+    t->offset = offset;
+    t->outer = product(in, 0, a->dim);
+    t->inner = product(in, a->dim + 1, in->rank);
+    t->peer = 1 % m->n;
+    int next = (m->index + 1) % m->n;
+    if (s->args.out[0].dim[a->dim] == offset[next + 1] - offset[next]) return 0;
+    return hd_fail(err, HD_EINVAL, "%s: the next rank has another number of rows than this one is to get", s->instr->path);
+}
+
 static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
 {
     const hd_comm_attrs *a = s->instr->attrs;
@@ -112,13 +135,16 @@ static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
     int rc = find_members(e, s, axes, hd_mesh_parse_axes(&e->program->mesh, a->axes, axes), &m, err);
     if (rc) return rc;
     hd_transfer *t = &s->transfer;
-    bool cut = s->instr->op == &hd_op_reduce_scatter || s->instr->op == &hd_op_shard;
+    bool cut = s->instr->op == &hd_op_reduce_scatter || s->instr->op == &hd_op_shard || s->instr->op == &hd_op_deal;
     t->max = a->max;
     t->dtype = in->dtype;
     t->count = hd_tensor_count(in);
     s->member = m.index;
+    s->members = m.n;
     if (s->instr->op == &hd_op_all_to_all) {
         rc = resolve_exchange(e, s, &m, err);
+    } else if (s->instr->op == &hd_op_permute) {
+        rc = resolve_permute(e, s, &m, err);
     } else if (cut || s->instr->op == &hd_op_all_gather || s->instr->op == &hd_op_place) {
         t->offset = find_offsets(e, s, &m, cut ? y : x, cut ? x : y, a->dim, err);
         t->outer = product(in, 0, a->dim);
@@ -201,6 +227,29 @@ static void place_rows(const hd_exec *e, const hd_step *s, int64_t row, int64_t 
     }
 }
 
+/* Of n rows that a rank is dealt the first of these are early ones. */
+static int64_t early(int64_t n) { return (n + 1) / 2; }
+
+/* The whole's rows are, in order: all ranks' early ones, then their late ones, those of the last rank first (Llama 3, section 3.3.2). */
+static void deal_rows(const hd_exec *e, const hd_step *s, int tid)
+{
+    const hd_transfer *t = &s->transfer;
+    const hd_tensor *in = &s->args.in[0];
+    const int ranks = s->members;
+    int64_t own = t->offset[s->member + 1] - t->offset[s->member], first = 0, second = t->offset[ranks], row = t->inner * (int64_t)hd_dtype_size(in->dtype);
+    for (int j = 0; j < ranks; j++) {
+        int64_t n = t->offset[j + 1] - t->offset[j];
+        if (j < s->member) first += early(n);
+        if (j <= s->member) second -= n - early(n);
+    }
+    for (int64_t o = tid; o < t->outer; o += e->threads) {
+        const char *from = (const char *)in->data + o * t->offset[ranks] * row;
+        char *to = (char *)s->args.out[0].data + o * own * row;
+        memcpy(to, from + first * row, (size_t)(early(own) * row));
+        memcpy(to + early(own) * row, from + second * row, (size_t)((own - early(own)) * row));
+    }
+}
+
 void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid)
 {
     const hd_tensor *in = &s->args.in[0], *out = &s->args.out[0];
@@ -208,7 +257,9 @@ void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid)
     int64_t size = (int64_t)hd_dtype_size(in->dtype), bytes = (int64_t)hd_tensor_bytes(out);
     if (bytes == 0 || !strcmp(e->backend->name, "null")) return;
     bool place = s->instr->op == &hd_op_place;
-    if (place || s->instr->op == &hd_op_shard) {
+    if (s->instr->op == &hd_op_deal) {
+        deal_rows(e, s, tid);
+    } else if (place || s->instr->op == &hd_op_shard) {
         int64_t begin = t->offset[s->member] * t->inner * size, piece = t->offset[s->member + 1] * t->inner * size - begin;
         int64_t whole = (place ? out : in)->dim[((const hd_comm_attrs *)s->instr->attrs)->dim] * t->inner * size;
         if (place) place_rows(e, s, whole, begin, piece, tid);

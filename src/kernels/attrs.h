@@ -150,12 +150,15 @@ typedef struct hd_rope_attrs {
  *      window > 0: qpos[i] - kpos[j] < window. Query head h reads key head h / (Hq/Hk). A query that sees nothing gives 0 and lse = -inf.
  *      Tiles of keys at absolute index, online softmax in f32 (Dao et al. 2022; Milakov and Gimelshein 2018): the (T x T) matrix never exists.
  *      attention_grad: (dout, q, k, v, out, lse, qpos, kpos, qseg, kseg) -> (dq, dk, dv). One node for three gradients, since they share the
- *      recomputed scores and none of them is a weight's. */
+ *      recomputed scores and none of them is a weight's.
+ *      attention_merge: (out[T, H, F], lse[T, H], out, lse) -> (out, lse): attention to some keys and to others made into that to all of them: the
+ *      softmax-merge (Milakov and Gimelshein 2018), each part in units of its own exp(lse). hd_dtype_attrs. lse may be -inf. */
 typedef struct hd_attention_attrs {
     double scale;
     bool causal;
     int64_t window;   /* 0: none */
     int64_t max_keys; /* most keys that one query sees, for cost; 0: all */
+    double share;     /* of the pairs of query and key, how many see each other, for cost; 0: as causal, window and max_keys say */
     int64_t block;    /* queries and keys lie in blocks of so many rows, and a query sees keys of its own block only; 0: no such blocks. Says how
                        * rows may be split; segments say the same to kernels */
     hd_dtype dtype;

@@ -211,7 +211,7 @@ int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd
     hd_value_info *i = &g->values[x];
     i->layout = copy;
     i->whole = *whole;
-    i->type.shape = hd_layout_shape(p->mesh, copy, whole, 0);
+    i->type.shape = hd_layout_largest(p->mesh, copy, whole);
     return 0;
 }
 
@@ -262,7 +262,7 @@ hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert
     char name[300];
     if (g->err.code) return HD_NONE;
     const hd_shape whole = g->values[x].whole;
-    const hd_shape after = hd_layout_shape(p->mesh, &s->after, &whole, 0);
+    const hd_shape after = hd_layout_largest(p->mesh, &s->after, &whole);
     hd_comm_attrs at = {.dim = s->dim, .to = s->to, .max = s->max};
     bool has_dim = strcmp(s->op, "all_reduce") && strcmp(s->op, "keep_first");
     if (has_dim) at.extent = after.dim[s->dim];
@@ -276,24 +276,28 @@ hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert
     return g->err.code ? HD_NONE : y;
 }
 
+void hd_part_split_dims(hd_part *p, hd_node *n, const hd_layout *layout, int rank)
+{
+    hd_loop_split splits[HD_MAX_RANK] = {0};
+    int count = 0;
+    for (int d = 0; d < rank; d++)
+        if (layout->dim[d].n) splits[count++] = (hd_loop_split){d, layout->dim[d]};
+    n->splits = hd_arena_copy(&p->g->arena, splits, (size_t)count * sizeof *splits);
+    n->n_splits = n->splits ? count : 0;
+    if (count && !n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
+}
+
 /* x, which v is held as, back in v's own dtype. Its addends are summed. */
 static hd_value emit_cast(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *reader)
 {
     hd_graph *g = p->g;
     char name[300];
-    hd_loop_split splits[HD_MAX_RANK];
-    int n = 0;
     const hd_shape whole = p->value[v].whole;
     snprintf(name, sizeof name, "%s.%s", g->values[v].path, hd_dtype_name(p->value[v].dtype));
     hd_part_build_for(g, reader);
     hd_value y = hd_cast(g, name, x, p->value[v].dtype);
     if (hd_part_set_layout(p, y, layout, &whole) || y == HD_NONE) return HD_NONE;
-    for (int d = 0; d < whole.rank; d++)
-        if (layout->dim[d].n) splits[n++] = (hd_loop_split){d, layout->dim[d]};
-    hd_node *node = g->nodes[g->values[y].node];
-    node->splits = hd_arena_copy(&g->arena, splits, (size_t)n * sizeof *splits);
-    node->n_splits = n;
-    if (n && !node->splits) hd_fail_memory(&g->err, sizeof splits, "a cast");
+    hd_part_split_dims(p, g->nodes[g->values[y].node], layout, whole.rank);
     return y;
 }
 

@@ -120,6 +120,7 @@ static void expand_cross_entropy(hd_part *p, hd_node *n, const hd_held *from)
 bool hd_part_expand(hd_part *p, hd_node *n)
 {
     if (!strcmp(n->op->name, "batch_norm")) return hd_part_expand_batch_norm(p, n);
+    if (hd_part_ring(p, n)) return true;
     if (strcmp(n->op->name, "cross_entropy")) return false;
     const hd_held *from = cut_columns(p, n->in[0]);
     if (!from) return false;

@@ -237,18 +237,20 @@ static void set_splits(hd_part *p, hd_node *n, const hd_strategy *s)
     if (!n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
 }
 
+void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker)
+{
+    hd_part_value *i = &p->value[v];
+    if (hd_part_set_layout(p, x, layout, &i->whole) || hd_part_hold(p, v, x, layout, -1, -1)) return;
+    if (!i->pinned || !i->used || hd_layout_equal(p->mesh, layout, &i->target, &i->whole)) return;
+    x = hd_part_convert(p, v, &i->target, maker);
+    if (x == HD_NONE) return;
+    i->held = NULL;
+    hd_part_hold(p, v, x, &i->target, -1, -1);
+}
+
 void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
 {
-    for (int r = 0; r < n->n_out && !p->g->err.code; r++) {
-        hd_value v = n->out[r];
-        hd_part_value *i = &p->value[v];
-        if (hd_part_set_layout(p, v, &out[r], &i->whole) || hd_part_hold(p, v, v, &out[r], -1, -1)) return;
-        if (!i->pinned || !i->used || hd_layout_equal(p->mesh, &out[r], &i->target, &i->whole)) continue;
-        hd_value x = hd_part_convert(p, v, &i->target, n);
-        if (x == HD_NONE) return;
-        i->held = NULL;
-        hd_part_hold(p, v, x, &i->target, -1, -1);
-    }
+    for (int r = 0; r < n->n_out && !p->g->err.code; r++) hd_part_hold_result(p, n->out[r], n->out[r], &out[r], n);
 }
 
 static void partition_node(hd_part *p, hd_node *n)

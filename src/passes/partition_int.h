@@ -4,6 +4,7 @@
  *   strategy.c   which loops of a node are split over which axes: what is possible, and what it costs
  *   convert.c    from one layout to another: which collectives, what they cost, and the nodes for them
  *   expand.c     nodes that only split as several nodes; expand_norm.c those of batch norm
+ *   ring.c       attention as one of them: keys and values go round
  *
  * Nodes are taken in order. Each value has a list of the forms in which it is held: as its node left it, and as conversions made it. */
 #ifndef HD_PASSES_PARTITION_INT_H
@@ -43,6 +44,7 @@ typedef struct hd_part {
     const hd_mesh *mesh;
     hd_part_value *value; /* [n_values] */
     size_t n_values;      /* of the graph before */
+    struct hd_ring_block *ring; /* ring.c: what went round already */
     bool keep_gathered;   /* what is gathered of parameters stays for the whole step */
     int axis[HD_MAX_AXES], n_axes; /* that cut values: more than one rank, not the pipeline's */
 } hd_part;
@@ -84,8 +86,17 @@ void hd_part_build_for(hd_graph *g, const hd_node *reader);
 
 /* Makes `layout` that of graph value x of that whole shape, and its type that of coordinate 0. */
 int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd_shape *whole);
+/* Cuts the loops of x's node, whose loop d runs over dimension d, as its result is cut. */
+void hd_part_split_dims(hd_part *p, hd_node *n, const hd_layout *layout, int rank);
 /* Remembers that v is held as x. */
 int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, int phase, int chunk);
+
+/* ---- partition.c ---- */
+
+/* Appends n to the new graph as it is. */
+int hd_part_append(hd_part *p, hd_node *n);
+/* v, a result of maker's, is there as x in that layout; if it is pinned to another, it is brought there. Errors in g->err. */
+void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker);
 
 /* ---- strategy.c ---- */
 
@@ -118,5 +129,9 @@ bool hd_part_expand_batch_norm(hd_part *p, hd_node *n);
 int hd_part_append(hd_part *p, hd_node *n);
 /* Gives n's results these layouts, and brings them to those that they are pinned to. */
 void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
+/* ---- ring.c ---- */
+
+/* As hd_part_expand, for attention whose tokens are cut over an axis that is a ring. */
+bool hd_part_ring(hd_part *p, hd_node *n);
 
 #endif

@@ -15,8 +15,8 @@ static const number_key number_keys[] = {
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
     {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
-enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
-static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
+enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, ATTENTION, ORDER, KEYS };
+static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "attention", "order"};
 
 typedef struct parallel_reader { hd_parallel *out; uint32_t seen; hd_error *err; } parallel_reader;
 
@@ -89,6 +89,15 @@ static int read_slices(parallel_reader *r, const char *value)
     return hd_fail(r->err, HD_EINVAL, "--parallel: slices must be their number or their tokens such as 512:256:256, at most %d, not \"%s\"", HD_MAX_SLICES, value);
 }
 
+/* *second: whether it is the second of two words. */
+static int read_either(parallel_reader *r, const char *key, const char *value, const char *const words[2], bool *given, bool *second)
+{
+    *given = true;
+    for (int i = 0; i < 2; i++)
+        if (!strcmp(value, words[i])) return *second = i, 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: %s must be %s or %s, not \"%s\"", key, words[0], words[1], value);
+}
+
 static int read_item(parallel_reader *r, char *item)
 {
     char *value = strchr(item, '=');
@@ -96,7 +105,7 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices and overlap", item);
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, attention, order and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
     if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep"))) value = "1";
@@ -105,6 +114,8 @@ static int read_item(parallel_reader *r, char *item)
     if (key == RECOMPUTE) return read_recompute(r, value);
     if (key == LAYERS) return read_layers(r, value);
     if (key == SLICES) return read_slices(r, value);
+    if (key == ATTENTION) return read_either(r, item, value, (const char *const[]){"ring", "gather"}, &r->out->has_attention, &r->out->gather);
+    if (key == ORDER) return read_either(r, item, value, (const char *const[]){"zigzag", "plain"}, &r->out->has_order, &r->out->plain);
     r->out->has_schedule = true;
     if (!hd_schedule_parse(value, &r->out->schedule)) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
@@ -124,6 +135,8 @@ static int check_form(const hd_parallel *p, hd_error *err)
     if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
     if (p->sp && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: sp splits over the tensor-parallel ranks: give tp=2 or more with it");
     if (p->zero && p->dp * p->cp == 1) return hd_fail(err, HD_EINVAL, "--parallel: zero=%d splits over the data-parallel ranks: give dp=2 or more with it", (int)p->zero);
+    if (p->cp == 1 && (p->has_attention || p->has_order))
+        return hd_fail(err, HD_EINVAL, "--parallel: %s is about the tokens that cp splits: give cp=2 or more with it", p->has_attention ? "attention" : "order");
     if (p->keep && p->zero < 3) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
@@ -336,12 +349,23 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     return 0;
 }
 
+/* Of n ranks a ring sends 2 (n - 1) pieces of keys and values in forward and as much again, and their gradients, in backward; heads are exchanged for
+ * (n - 1) / n pieces of q, k, v and out each. */
+static bool goes_round(const hd_parallel *p, const hd_outline *o)
+{
+    int64_t heads = p->tp <= o->kv_heads && o->kv_heads % p->tp == 0 ? o->kv_heads / p->tp : 1;
+    if (p->has_attention) return !p->gather;
+    return p->cp == 2 || heads % p->cp != 0;
+}
+
 static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     int rc = check_network(p, o, plan, err);
     if (rc) return rc;
     plan->overlap = p->overlap;
     make_mesh(p, o, &plan->mesh);
+    snprintf(plan->ring, sizeof plan->ring, "%s", p->cp > 1 && goes_round(p, o) ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", p->cp > 1 && !p->plain ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     rc = hd_parallel_slices(p, o->sequence, plan, err);

@@ -5,7 +5,11 @@
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
  *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk (else by
  *               what they compute, the head counted)
- *   cp=N        context parallel: the tokens of one sequence over N ranks
+ *   cp=N        context parallel: the tokens of one sequence over N ranks; attention=ring: keys and values go round (Liu et al. 2023); gather: for the time
+ *               of one layer each rank has all keys and values, or, where that sends less, all tokens of some heads (Jacobs et al. 2023). Without the key
+ *               a ring, unless more than two ranks can have equal numbers of key/value heads: exchanging tokens for heads then sends least.
+ *               order=zigzag: a rank's tokens are an early and a late part of the sequence, so that a causal mask leaves all ranks as much to do; plain:
+ *               one part in a row
  *   sp          sequence parallel (Korthikanti et al. 2022): norms, dropout and the residual stream over tokens by the tp ranks
  *   zero=0..3   over dp and cp: 1 optimizer states, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020)
  *   keep        with zero=3: what is gathered of parameters stays for the whole step; else each call gathers it again
@@ -24,6 +28,8 @@ typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_S
 typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
+    bool has_attention, gather; /* with cp: attention=ring or, gather, gather; not given: as suits the heads */
+    bool has_order, plain;      /* likewise order=zigzag or, plain, plain; not given: zigzag */
     int64_t sp, keep, zero, chunks; /* 0 or 1; 0 or 1; 0..3; >= 1 */
     int64_t slices;             /* >= 1 */
     int64_t lengths[HD_MAX_SLICES]; int n_lengths; /* of each slice, in tokens; none: equal */

@@ -13,7 +13,7 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
-                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute"};
+                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute", "ring", "zigzag"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
@@ -128,9 +128,22 @@ static int check_pipeline(const hd_plan *p, hd_error *err)
     return 0;
 }
 
+/* Axes over which tokens may be cut. */
+static int check_token_axes(const hd_mesh *m, const char *text, const char *key, hd_error *err)
+{
+    int8_t axes[HD_MAX_AXES];
+    int n = hd_mesh_parse_axes(m, text, axes);
+    if (n < 0) return hd_fail(err, HD_EINVAL, "%s: \"%s\" are no axes of the mesh", key, text);
+    for (int i = 0; i < n; i++)
+        if (m->axis[axes[i]].role == HD_AXIS_PIPELINE) return hd_fail(err, HD_EINVAL, "%s: the pipeline's axis cuts no tokens", key);
+    return 0;
+}
+
 static int check_ranks(const hd_plan *p, hd_error *err)
 {
     int rc = check_mesh(&p->mesh, err);
+    if (!rc) rc = check_token_axes(&p->mesh, p->ring, "ring", err);
+    if (!rc) rc = check_token_axes(&p->mesh, p->zigzag, "zigzag", err);
     for (int i = 0; i < p->n_pins && !rc; i++) rc = check_pin(&p->mesh, &p->pins[i], err);
     return rc ? rc : check_pipeline(p, err);
 }
@@ -193,6 +206,8 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (!p->overlap) json_object_set_new(j, "overlap", json_false());
     if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
+    if (p->ring[0]) json_object_set_new(j, "ring", json_string(p->ring));
+    if (p->zigzag[0]) json_object_set_new(j, "zigzag", json_string(p->zigzag));
     if (p->n_slices) json_object_set_new(j, "slices", numbers_to_json(p->slices, p->n_slices));
     if (p->n_recompute) json_object_set_new(j, "recompute", strings_to_json(p->recompute, p->n_recompute));
 }
@@ -376,6 +391,13 @@ static int read_slices(const json_t *j, const char *name, hd_plan *p, hd_error *
     return rc;
 }
 
+static int read_text(const json_t *j, const char *key, char *out, size_t size, const char *name, hd_error *err)
+{
+    const char *text = NULL;
+    int rc = hd_json_string(j, key, &text, name, err);
+    return rc || !text ? rc : take_text(text, out, size, key, name, err);
+}
+
 static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *err)
 {
     int rc = read_mesh(j, name, p, err);
@@ -384,6 +406,8 @@ static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *e
     if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);
     if (!rc) rc = hd_json_bool(j, "keep_gathered", &p->keep_gathered, name, err);
     if (!rc) rc = read_slices(j, name, p, err);
+    if (!rc) rc = read_text(j, "ring", p->ring, sizeof p->ring, name, err);
+    if (!rc) rc = read_text(j, "zigzag", p->zigzag, sizeof p->zigzag, name, err);
     return rc ? rc : read_strings(j, "recompute", p->recompute, HD_MAX_RECOMPUTE, &p->n_recompute, name, err);
 }
 

@@ -229,7 +229,7 @@ typedef struct hd_comm_count {
     char axes[64];    /* "dp.tp"; of send and recv "pp" */
     int64_t transfers;
     int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
-    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce; received for recv */
+    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce, all of it for permute; received for recv */
 } hd_comm_count;
 
 /* Fills out[most]; returns how many kinds there are (all are counted, at most `most` are written). */

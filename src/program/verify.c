@@ -44,7 +44,7 @@ static int verify_layout(const hd_program *p, const hd_buffer *b, hd_error *err)
     if (!p->mesh.n) return wrong(err, b->path, "has a layout, but the program no mesh");
     if (b->whole.rank != b->type.shape.rank || plain_bytes(&(hd_type){.dtype = b->type.dtype, .shape = b->whole}) < 0)
         return wrong(err, b->path, "is a piece of something of another rank, or of absurd size");
-    hd_shape s = hd_layout_shape(&p->mesh, b->layout, &b->whole, 0);
+    hd_shape s = hd_layout_largest(&p->mesh, b->layout, &b->whole);
     for (int i = 0; i < s.rank; i++)
         if (s.dim[i] != b->type.shape.dim[i]) return wrong(err, b->path, "isn't the piece that its layout says");
     return 0;

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ops/ops.h"
 #include "program/program.h"
 
 /* ---- the collectives of a step ---- */
@@ -34,6 +35,7 @@ static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
     int n = hd_mesh_parse_axes(&p->mesh, attrs->axes, axes);
     for (int i = 0; i < n; i++) group *= p->mesh.axis[axes[i]].size;
     snprintf(out->axes, sizeof out->axes, "%s", attrs->axes);
+    if (x->op == &hd_op_permute) return; /* the whole piece goes on */
     out->bytes = out->bytes / group * (group - 1) + out->bytes % group * (group - 1) / group;
     if (!strcmp(x->op->name, "all_reduce")) out->bytes *= 2;
 }

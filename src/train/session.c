@@ -102,6 +102,20 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
     return pass_error(g, err);
 }
 
+static uint32_t axes_of(const hd_mesh *m, const char *text)
+{
+    int8_t axes[HD_MAX_AXES];
+    uint32_t mask = 0;
+    for (int i = 0, n = hd_mesh_parse_axes(m, text, axes); i < n; i++) mask |= 1u << axes[i];
+    return mask;
+}
+
+static void set_token_axes(hd_graph *g, const hd_plan *plan)
+{
+    g->ring = axes_of(&plan->mesh, plan->ring);
+    g->zigzag = axes_of(&plan->mesh, plan->zigzag);
+}
+
 /* *g becomes what the rank does of it. */
 static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
@@ -111,18 +125,22 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     int rc = cut_chunks(*g, plan, err);
     if (!rc) rc = collect_pins(s, *g, plan, &p, err);
     if (!rc) {
+        set_token_axes(*g, plan);
         hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         rc = pass_error(*g, err);
     }
     hd_free(p.list);
     if (!rc) rc = hd_store_list_graph(s->names, *g, err);
+    if (!rc && stages <= 1) rc = hd_pass_deal(*g) ? pass_error(*g, err) : 0;
     if (rc || stages <= 1) return rc;
     hd_graph *part = hd_graph_stage(*g, stage, stages, err);
     if (!part) return err->code;
     part->stage = stage;
+    set_token_axes(part, plan);
     hd_graph_free(*g);
     *g = part;
-    return 0;
+    hd_pass_deal(part);
+    return pass_error(part, err);
 }
 
 /* ---- programs ---- */
