@@ -1,6 +1,7 @@
 /* parallel.h: the by-hand form of a plan of many ranks, "dp=2,tp=2,pp=2,sp,zero=1": Megatron's rules written out as mesh, pins and cuts.
  *
  *   overlap=0   transfers don't run beside computing (to compare, or to save the memory of gradients that wait)
+ *   bucket=N    gradients are reduced together once there are N bytes (default 25 MiB; 0: each by itself)
  *   dp=N        data parallel: sequences (samples) over N ranks
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
  *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk (else by
@@ -23,6 +24,7 @@ typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_S
 /* Plain data. */
 typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
+    int64_t bucket;             /* bytes, >= 0 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
     int64_t sp, keep, zero, chunks; /* 0 or 1; 0 or 1; 0..3; >= 1 */
     int64_t slices;             /* >= 1 */

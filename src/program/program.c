@@ -139,6 +139,30 @@ void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attr
     hd_op_localise(&whole, x->splits, x->n_splits, &p->mesh, rank, attrs);
 }
 
+static int cut_dimension(const hd_program *p, const hd_buffer *in, const hd_buffer *out)
+{
+    for (int d = 0; in->layout && out->layout && d < in->whole.rank && d < out->whole.rank; d++) {
+        if (!hd_dim_layout_equal(&p->mesh, &in->layout->dim[d], &out->layout->dim[d], in->whole.dim[d])) return d;
+    }
+    return -1;
+}
+
+hd_instr hd_instr_member(const hd_program *p, const hd_instr *x, int k, hd_comm_attrs *own)
+{
+    hd_instr one = *x;
+    if (!hd_instr_is_list(x)) return one;
+    one.in = &x->in[k];
+    one.out = &x->out[k];
+    one.n_in = one.n_out = 1;
+    if (((const hd_comm_attrs *)x->attrs)->dim >= 0) return one;
+    const hd_buffer *out = &p->buffers[*one.out];
+    *own = *(const hd_comm_attrs *)x->attrs;
+    own->dim = cut_dimension(p, &p->buffers[*one.in], out);
+    own->extent = own->dim < 0 ? 0 : out->type.shape.dim[own->dim];
+    one.attrs = own;
+    return one;
+}
+
 int hd_program_segment_of(const hd_program *p, hd_segment_kind k, int chunk)
 {
     for (int s = 0; s < p->n_segments; s++)

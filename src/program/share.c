@@ -111,6 +111,9 @@ static bool can_take(const sharing *s, const hd_instr *x, int result, uint32_t m
 static void place_result(sharing *s, const hd_instr *x, int result, int b, int at)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_comm_attrs own;
+    hd_instr member;
+    if (hd_instr_is_list(x)) member = hd_instr_member(s->p, x, result, &own), x = &member, result = 0;
     bool kernel = (x->opcode == HD_KERNEL || x->opcode == HD_COMM) && x->accumulate == HD_ACCUMULATE_NEVER && x->op->may_alias;
     hd_sig sig = {0};
     if (kernel) sig = sig_of(s, x, in, out);
