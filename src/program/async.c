@@ -343,6 +343,43 @@ static int gather_ahead(async *a, size_t begin, size_t end)
     return sort_by(a, key);
 }
 
+/* ---- what must stay behind a transfer ---- */
+
+static bool needs(const async *a, const hd_instr *x, const hd_instr *y)
+{
+    for (int m = 0; m < x->n_in; m++)
+        if (touches(a, y, storage_of(a, x->out[m])) || writes(a, y, storage_of(a, x->in[m]))) return true;
+    return false;
+}
+
+/* The first draft behind i that touches its results or writes to its operands; n_drafts: none. */
+static size_t first_touch(const async *a, size_t i)
+{
+    const hd_lowering *l = a->l;
+    for (size_t k = i + 1; k < l->n_drafts; k++)
+        if (needs(a, &l->drafts[i].instr, &l->drafts[k].instr)) return k;
+    return l->n_drafts;
+}
+
+/* ---- pieces of parameters, for the update ---- */
+
+/* Copies of pieces go in front of what reads them: they are a memory move, and only in the way until then. */
+static int cut_late(async *a, size_t begin, size_t end)
+{
+    hd_lowering *l = a->l;
+    int64_t *key = new_keys(a);
+    if (!key) return no_memory(l);
+    for (size_t i = begin; i < end; i++) {
+        const hd_instr *x = &l->drafts[i].instr;
+        if (!l->drafts[i].late || x->op != &hd_op_shard) continue;
+        size_t to = first_touch(a, i), k = i + 1;
+        while (k < end && !(l->drafts[k].instr.opcode == HD_VIEW && has(a, l->drafts[k].instr.out, 1, storage_of(a, x->out[0])))) k++;
+        if (k < to) to = k;
+        if (to < end) key[i] = 4 * (int64_t)to + 1;
+    }
+    return sort_by(a, key);
+}
+
 /* ---- tokens ---- */
 
 static int add_wait(hd_lowering *l, hd_instr *x, int token)
@@ -360,22 +397,6 @@ static bool waits_for(const hd_instr *x, int token)
     for (int i = 0; i < x->n_waits; i++)
         if (x->waits[i] == token) return true;
     return false;
-}
-
-static bool needs(const async *a, const hd_instr *x, const hd_instr *y)
-{
-    for (int m = 0; m < x->n_in; m++)
-        if (touches(a, y, storage_of(a, x->out[m])) || writes(a, y, storage_of(a, x->in[m]))) return true;
-    return false;
-}
-
-/* The first draft behind i that touches its results or writes to its operands; n_drafts: none. */
-static size_t first_touch(const async *a, size_t i)
-{
-    const hd_lowering *l = a->l;
-    for (size_t k = i + 1; k < l->n_drafts; k++)
-        if (needs(a, &l->drafts[i].instr, &l->drafts[k].instr)) return k;
-    return l->n_drafts;
 }
 
 static bool is_next(const hd_lowering *l, size_t i, size_t other)
@@ -482,6 +503,7 @@ static int move_all(async *a)
         if (loop) rc = gather_ahead(a, i, end);
         if (!rc && kind == HD_SEGMENT_BACKWARD && !l->many) rc = delay_updates(a, i, end);
         if (!rc && loop && l->many) rc = add_later(a, i, end);
+        if (!rc) rc = cut_late(a, i, end);
     }
     return rc;
 }

@@ -219,9 +219,10 @@ static int verify_list(const hd_program *p, const hd_instr *x, hd_error *err)
 {
     if (x->op != &hd_op_all_reduce && x->op != &hd_op_reduce_scatter) return wrong(err, x->path, "is a list, but no reduction");
     if (x->n_in != x->n_out) return wrong(err, x->path, "has not as many results as operands");
+    for (int k = 0; k < x->n_in; k++)
+        if (x->in[k] < 0 || x->out[k] < 0) return wrong(err, x->path, "has wrong operands");
     for (int k = 0; k < x->n_in; k++) {
         hd_comm_attrs own;
-        if (x->in[k] < 0 || x->out[k] < 0) return wrong(err, x->path, "has wrong operands");
         hd_instr member = hd_instr_member(p, x, k, &own);
         int rc = verify_instr(p, &member, err);
         if (rc) return rc;
