@@ -92,6 +92,7 @@ typedef struct hd_graph {
     hd_phase phase;     /* of nodes built from now on */
     const hd_node *origin; int chunk, slice; /* likewise */
     hd_mesh mesh;       /* that it was partitioned for; n = 0: not partitioned */
+    int64_t rows_micro; /* hd_pass_partition may have ranks exchange a table's gradient as the rows that it is made of; micro-batches of a step, 0: it may not */
     int stage;          /* of the pipeline, that hd_graph_stage made it for; 0 without one */
     struct hd_path_set *paths; /* paths in use */
     hd_error err;

@@ -11,7 +11,7 @@
 typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } number_key;
 #define AT(field) offsetof(hd_parallel, field)
 static const number_key number_keys[] = {
-    {"overlap", AT(overlap), 0, 1}, {"bucket", AT(bucket), 0, (int64_t)1 << 40},
+    {"overlap", AT(overlap), 0, 1}, {"bucket", AT(bucket), 0, (int64_t)1 << 40}, {"sparse", AT(sparse), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
     {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
@@ -96,7 +96,7 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, bucket and overlap", item);
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, bucket, sparse and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
     if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep"))) value = "1";
@@ -138,7 +138,7 @@ int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
 {
     char copy[2048];
     parallel_reader r = {.out = out, .err = err};
-    *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1, .bucket = HD_PLAN_BUCKET};
+    *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1, .bucket = HD_PLAN_BUCKET, .sparse = 1};
     if (strlen(text) >= sizeof copy) return hd_fail(err, HD_EINVAL, "--parallel: more than %zu characters", sizeof copy - 1);
     memcpy(copy, text, strlen(text) + 1);
     for (char *at = copy; *at;) {
@@ -342,6 +342,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     if (rc) return rc;
     plan->overlap = p->overlap;
     plan->bucket = p->bucket;
+    plan->sparse = p->sparse;
     make_mesh(p, o, &plan->mesh);
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;

@@ -2,6 +2,7 @@
  *
  *   overlap=0   transfers don't run beside computing (to compare, or to save the memory of gradients that wait)
  *   bucket=N    gradients are reduced together once there are N bytes (default 25 MiB; 0: each by itself)
+ *   sparse=0    gradients of embedding tables are always reduced whole over dp; else their rows are exchanged where that is fewer bytes
  *   dp=N        data parallel: sequences (samples) over N ranks
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
  *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk (else by
@@ -25,6 +26,7 @@ typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_S
 typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
     int64_t bucket;             /* bytes, >= 0 */
+    int64_t sparse;             /* 0 or 1 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
     int64_t sp, keep, zero, chunks; /* 0 or 1; 0 or 1; 0..3; >= 1 */
     int64_t slices;             /* >= 1 */

@@ -151,7 +151,7 @@ static void pin_gradients(pinner *s)
     for (size_t k = 0; k < s->g->n_pairs; k++) {
         hd_value param = s->g->pairs[k].in, out = s->g->pairs[k].out;
         const hd_shape *shape = &s->g->values[param].type.shape;
-        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT) continue;
+        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT || !shape->rank) continue; /* a number is in no pieces */
         const hd_node *update = s->g->nodes[s->g->values[out].node];
         hd_layout l = spread(s, &s->layout[param], shape);
         for (int j = 0; j < update->n_in; j++)

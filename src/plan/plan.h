@@ -31,6 +31,7 @@ typedef struct hd_plan {
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
     bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
     int64_t bucket;        /* with overlap, gradients are reduced together once they have so many bytes; 0: each by itself (program/buckets.c) */
+    bool sparse;           /* gradients of tables that only lookups read are exchanged as rows where that is fewer bytes */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
 
     /* Many ranks. */
