@@ -15,8 +15,8 @@ static const number_key number_keys[] = {
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
     {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
-enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
-static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
+enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, TABLES, KEYS };
+static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "tables"};
 
 typedef struct parallel_reader { hd_parallel *out; uint32_t seen; hd_error *err; } parallel_reader;
 
@@ -89,6 +89,13 @@ static int read_slices(parallel_reader *r, const char *value)
     return hd_fail(r->err, HD_EINVAL, "--parallel: slices must be their number or their tokens such as 512:256:256, at most %d, not \"%s\"", HD_MAX_SLICES, value);
 }
 
+static int read_tables(parallel_reader *r, const char *value)
+{
+    r->out->tables = !strcmp(value, "rows") ? HD_TABLES_ROWS : HD_TABLES_COLUMNS;
+    if (r->out->tables == HD_TABLES_ROWS || !strcmp(value, "columns")) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: tables must be rows or columns, not \"%s\"", value);
+}
+
 static int read_item(parallel_reader *r, char *item)
 {
     char *value = strchr(item, '=');
@@ -96,7 +103,7 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, bucket, sparse and overlap", item);
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, tables, bucket, sparse and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
     if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep"))) value = "1";
@@ -105,6 +112,7 @@ static int read_item(parallel_reader *r, char *item)
     if (key == RECOMPUTE) return read_recompute(r, value);
     if (key == LAYERS) return read_layers(r, value);
     if (key == SLICES) return read_slices(r, value);
+    if (key == TABLES) return read_tables(r, value);
     r->out->has_schedule = true;
     if (!hd_schedule_parse(value, &r->out->schedule)) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
@@ -124,6 +132,7 @@ static int check_form(const hd_parallel *p, hd_error *err)
     if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
     if (p->sp && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: sp splits over the tensor-parallel ranks: give tp=2 or more with it");
     if (p->zero && p->dp * p->cp == 1) return hd_fail(err, HD_EINVAL, "--parallel: zero=%d splits over the data-parallel ranks: give dp=2 or more with it", (int)p->zero);
+    if (p->tables && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: tables are split over the tensor-parallel ranks: give tp=2 or more with it");
     if (p->keep && p->zero < 3) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
@@ -241,6 +250,9 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 {
     int64_t batch = o->rows / o->sequence;
     const char *unit = o->language ? "sequences" : "samples";
+    if (!o->language && p->tp > 1 && p->dp * p->tp > batch)
+        return hd_fail(err, HD_EINVAL, "--parallel: dp x tp = %" PRId64 " and %" PRId64 " samples in a micro-batch: give --batch %" PRId64, p->dp * p->tp, batch,
+                       p->dp * p->tp);
     if (p->dp > batch)
         return hd_fail(err, HD_EINVAL, "--parallel: dp=%" PRId64 " and %" PRId64 " %s in a micro-batch: give at most dp=%" PRId64 ", or --batch %" PRId64, p->dp, batch,
                        unit, batch, p->dp);
@@ -255,12 +267,14 @@ static int check_network(const hd_parallel *p, const hd_outline *o, const hd_pla
 {
     if (p->slices > 1 && !o->language) return hd_fail(err, HD_EINVAL, "--parallel: slices cuts the tokens of a language model: leave it out for this network");
     if (p->slices > 1 && (p->cp > 1 || p->sp)) return hd_fail(err, HD_EINVAL, "--parallel: slices with %s is not there: leave one of them out", p->sp ? "sp" : "cp");
-    if (!o->language && (p->tp > 1 || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
-        return hd_fail(err, HD_EINVAL, "--parallel: tp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, zero and pp");
+    if (!o->language && p->tp > 1 && !p->tables)
+        return hd_fail(err, HD_EINVAL, "--parallel: tp goes by the names of a language model's layers; for this network's tables give tables=columns or tables=rows with it");
+    if (!o->language && (p->sp || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
+        return hd_fail(err, HD_EINVAL, "--parallel: sp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, tp with tables, zero and pp");
     if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)
         return hd_fail(err, HD_EINVAL, "--parallel: the interleaved schedule wants a multiple of pp=%" PRId64 " micro-batches, not %" PRId64, p->pp, plan->micro_batches);
     int rc = check_rows(p, o, err);
-    return rc || p->tp == 1 ? rc : check_heads(p, o, err);
+    return rc || p->tp == 1 || !o->language ? rc : check_heads(p, o, err);
 }
 
 /* ---- mesh, schedule, recomputation ---- */
