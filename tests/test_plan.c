@@ -74,6 +74,8 @@ static void test_json_errors(void **state)
         {"{\"pins\": [{\"value\": \"x\", \"layout\": \"\"}]}", "no key \"value\""},
         {"{\"schedule\": \"gpip\"}", "not \"gpip\""},
         {"{\"chunks\": 0}", "chunks"},
+        {"{\"bucket\": -1}", "bucket"},
+        {"{\"sparse\": 1}", "sparse"},
         {"{\"chunks\": 2}", "interleaved"},
         {"{\"cuts\": [\"layers.1\"]}", "need 0 cuts"},
         {"{\"mesh\": [" AXIS("pp", "3", "pipeline") "], \"cuts\": [\"a\", \"a\"]}", "named twice"},
@@ -100,7 +102,7 @@ static void test_form_errors(void **state)
 {
     static const struct { const char *text, *message; } cases[] = {
         {"dq=2", "no \"dq\""}, {"dp=2,dp=2", "twice"}, {"dp=0", "from 1"}, {"dp=2x", "not \"2x\""}, {"dp=-1", "from 1"}, {"dp", "needs a value"}, {"dp=", "needs a value"},
-        {"zero=4,dp=2", "from 0 to 3"}, {"zero=1", "give dp=2"}, {"sp", "give tp=2"}, {"v=2", "give pp=2"}, {"pp=2,v=2,schedule=1f1b", "interleaved"},
+        {"zero=4,dp=2", "from 0 to 3"}, {"zero=1", "give dp=2"}, {"tables=rows", "give tp=2"}, {"tp=2,tables=some", "rows or columns"}, {"bucket=-1", "bucket must be"}, {"sparse=2", "from 0 to 1"}, {"sp", "give tp=2"}, {"v=2", "give pp=2"}, {"pp=2,v=2,schedule=1f1b", "interleaved"},
         {"schedule=2f", "schedule must be"}, {"recompute=every:0", "every:K"}, {"recompute=every:", "every:K"}, {"recompute=some", "recompute must be"},
         {"pp=2,layers=3", "layers names 1"}, {"pp=2,layers=3:", "layers must be"}, {"pp=2,layers=3;4", "layers must be"}, {"dp=2,", "last comma"}, {",", "no \"\""},
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
@@ -345,8 +347,8 @@ static void test_what_cannot_be(void **state)
     static const struct { const char *text; int model; const char *message; } cases[] = {
         {"dp=3", 2, "at most dp=2"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
         {"cp=2", 2, "--batch 1"}, {"dp=2,cp=7", 2, "cannot be split"}, {"pp=2,slices=5:5", 2, "slices adds up to 10"}, {"slices=60", 2, "60 slices"},
-        {"tp=2,sp,slices=2", 2, "slices with sp"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "dp, zero and pp"}, {"cp=2", -1, "dp, zero and pp"},
-        {"recompute=full", -1, "dp, zero and pp"}, {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
+        {"tp=2,sp,slices=2", 2, "slices with sp"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "give tables=columns"}, {"cp=2", -1, "dp, tp with tables, zero and pp"},
+        {"recompute=full", -1, "zero and pp"}, {"dp=4,tp=4,tables=rows", -1, "give --batch 16"}, {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
         {"recompute=every:1", 2, "recompute=full"},
     };
     (void)state;

@@ -223,6 +223,33 @@ static inline int run_put_images(const run_job *j, hd_exec *e, uint64_t first, h
     return rc;
 }
 
+/* Who likes what: by the parity of user and item, mostly. */
+static inline int run_put_clicks(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    enum { USERS = 500, ITEMS = 300 };
+    int32_t *id = malloc(2 * (size_t)j->batch * sizeof *id);
+    float *click = malloc((size_t)j->batch * sizeof *click);
+    for (int64_t b = 0; b < j->batch; b++) {
+        uint64_t sample = first + (uint64_t)b;
+        id[b] = (int32_t)(run_word(sample, 4) % USERS / (run_word(sample, 5) % 3 ? 40 : 1)); /* some come often */
+        id[j->batch + b] = (int32_t)(run_word(sample, 6) % ITEMS);
+        click[b] = run_word(sample, 7) % 8 ? (float)((id[b] + id[j->batch + b]) % 2) : 0;
+    }
+    int rc = hd_exec_put(e, "user", id, err);
+    if (!rc) rc = hd_exec_put(e, "item", id + j->batch, err);
+    if (!rc) rc = hd_exec_put(e, "click", click, err);
+    free(id);
+    free(click);
+    return rc;
+}
+
+/* A network's inputs: hd_exec_put passes over those that it has not got. */
+static inline int run_put_network(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    int rc = run_put_images(j, e, first, err);
+    return rc ? rc : run_put_clicks(j, e, first, err);
+}
+
 static inline uint64_t run_first_sample(const run_job *j, int step)
 {
     return (uint64_t)(j->seed * 100000 + step * j->micro * j->batch);
@@ -235,7 +262,7 @@ static inline int run_before(void *arg, hd_exec *e, hd_segment_kind kind, hd_cal
     const run_model *m = run_find_model(j->model);
     if (kind != HD_SEGMENT_FORWARD) return 0;
     uint64_t first = run_first_sample(j, t->step) + (uint64_t)(call->micro * j->batch);
-    return m ? run_put_lm(j, m, e, first, err) : run_put_images(j, e, first, err);
+    return m ? run_put_lm(j, m, e, first, err) : run_put_network(j, e, first, err);
 }
 
 static inline double run_divisor(const run_job *j, int step)

@@ -21,7 +21,7 @@ typedef struct hd_step {
     /* COMM only */
     bool local;           /* nothing is sent: the team does it */
     int member, members;  /* this rank's index in its group, and how many there are */
-    hd_transfer transfer; /* in and out are set for each run */
+    hd_transfer transfer; /* in and out are set for each run; so are those of its parts, where it is a list */
     hd_comm_group *group; /* NULL: nobody to talk to */
     hd_ticket ticket; bool pending; /* a send that has been started */
     /* while profiling; by member 0 */

@@ -125,32 +125,45 @@ static int resolve_permute(hd_exec *e, hd_step *s, const members *m, hd_error *e
     return hd_fail(err, HD_EINVAL, "%s: the next rank has another number of rows than this one is to get", s->instr->path);
 }
 
+/* Transfer k of the step. */
+static int resolve_member(hd_exec *e, hd_step *s, const members *m, int k, hd_transfer *t, hd_error *err)
+{
+    hd_comm_attrs own;
+    const hd_instr one = hd_instr_member(e->program, s->instr, k, &own);
+    const hd_comm_attrs *a = one.attrs;
+    const hd_tensor *in = &s->args.in[k];
+    bool cut = one.op == &hd_op_reduce_scatter || one.op == &hd_op_shard || one.op == &hd_op_deal;
+    *t = (hd_transfer){.kind = s->transfer.kind, .max = a->max, .dtype = in->dtype, .count = hd_tensor_count(in)};
+    if (!cut && one.op != &hd_op_all_gather && one.op != &hd_op_place) return 0;
+    t->offset = find_offsets(e, s, m, cut ? one.out[0] : one.in[0], cut ? one.in[0] : one.out[0], a->dim, err);
+    t->outer = product(in, 0, a->dim);
+    t->inner = product(in, a->dim + 1, in->rank);
+    return t->offset ? 0 : HD_EINVAL;
+}
+
+static int resolve_list(hd_exec *e, hd_step *s, const members *m, hd_error *err)
+{
+    int n = s->instr->n_in, rc = 0;
+    hd_transfer *parts = hd_arena_alloc(&e->memory, (size_t)n * sizeof *parts);
+    if (!parts) return hd_fail_memory(err, sizeof *parts, "an executor");
+    for (int k = 0; k < n && !rc; k++) rc = resolve_member(e, s, m, k, &parts[k], err);
+    s->transfer = (hd_transfer){.kind = s->transfer.kind, .max = parts->max, .dtype = parts->dtype, .part = parts, .n_parts = n};
+    return rc;
+}
+
 static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
 {
     const hd_comm_attrs *a = s->instr->attrs;
-    const hd_tensor *in = &s->args.in[0];
     int8_t axes[HD_MAX_AXES];
     members m = {0};
-    int x = s->instr->in[0], y = s->instr->out[0];
     int rc = find_members(e, s, axes, hd_mesh_parse_axes(&e->program->mesh, a->axes, axes), &m, err);
     if (rc) return rc;
-    hd_transfer *t = &s->transfer;
-    bool cut = s->instr->op == &hd_op_reduce_scatter || s->instr->op == &hd_op_shard || s->instr->op == &hd_op_deal;
-    t->max = a->max;
-    t->dtype = in->dtype;
-    t->count = hd_tensor_count(in);
     s->member = m.index;
     s->members = m.n;
-    if (s->instr->op == &hd_op_all_to_all) {
-        rc = resolve_exchange(e, s, &m, err);
-    } else if (s->instr->op == &hd_op_permute) {
-        rc = resolve_permute(e, s, &m, err);
-    } else if (cut || s->instr->op == &hd_op_all_gather || s->instr->op == &hd_op_place) {
-        t->offset = find_offsets(e, s, &m, cut ? y : x, cut ? x : y, a->dim, err);
-        t->outer = product(in, 0, a->dim);
-        t->inner = product(in, a->dim + 1, in->rank);
-        rc = t->offset ? 0 : HD_EINVAL;
-    }
+    if (hd_instr_is_list(s->instr)) rc = resolve_list(e, s, &m, err);
+    else rc = resolve_member(e, s, &m, 0, &s->transfer, err);
+    if (!rc && s->instr->op == &hd_op_all_to_all) rc = resolve_exchange(e, s, &m, err);
+    if (!rc && s->instr->op == &hd_op_permute) rc = resolve_permute(e, s, &m, err);
     if (!rc && e->rank.comm && !s->local) {
         s->group = hd_comm_group_get(e->rank.comm, m.ranks, m.n, err);
         rc = s->group ? 0 : HD_ECOMM;
@@ -284,6 +297,11 @@ void hd_exec_transfer(hd_exec *e, hd_step *s)
     if (!s->group || e->comm_rc) return;
     s->transfer.in = s->instr->n_in ? s->args.in[0].data : NULL;
     s->transfer.out = s->instr->n_out ? s->args.out[0].data : NULL;
+    for (int k = 0; k < s->transfer.n_parts; k++) {
+        hd_transfer *part = (hd_transfer *)&s->transfer.part[k]; /* ours, of resolve_list */
+        part->in = s->args.in[k].data;
+        part->out = s->args.out[k].data;
+    }
     int rc = 0;
     if (s->instr->signal >= 0 && e->only < 0) {
         hd_token *t = &e->tokens[s->instr->signal];

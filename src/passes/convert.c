@@ -153,7 +153,7 @@ static double step_bytes(const hd_convert_step *s, double bytes, double n)
     }
 }
 
-double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+static double conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to, bool weighted)
 {
     hd_convert_step steps[HD_MAX_STEPS];
     int n = hd_part_steps(p->mesh, &p->value[v].whole, from, to, steps);
@@ -161,13 +161,23 @@ double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *fr
     for (int i = 0; i < n; i++) {
         double ranks = 1, weight = 1;
         for (int k = 0; k < steps[i].n_axes; k++) {
-            double w = hd_part_weight(p, v, steps[i].axes[k]);
+            double w = weighted ? hd_part_weight(p, v, steps[i].axes[k]) : 1;
             ranks *= p->mesh->axis[steps[i].axes[k]].size;
             if (w > weight) weight = w;
         }
         cost += weight * step_bytes(&steps[i], hd_part_bytes(p, v, i ? &steps[i - 1].after : from), ranks);
     }
     return cost;
+}
+
+double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+{
+    return conversion_cost(p, v, from, to, true);
+}
+
+double hd_part_conversion_bytes(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+{
+    return conversion_cost(p, v, from, to, false);
 }
 
 /* ---- the forms of a value ---- */

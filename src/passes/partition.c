@@ -85,6 +85,8 @@ static bool passes_gradient(const hd_node *n)
     return false;
 }
 
+static bool passes_gradient_on(const hd_node *n) { return passes_gradient(n) || !strcmp(n->op->name, "micro_sum"); }
+
 static int learn_gradients(hd_part *p)
 {
     const hd_graph *g = p->g;
@@ -105,6 +107,22 @@ static int learn_gradients(hd_part *p)
     }
     hd_free(other);
     return 0;
+}
+
+/* Which gradients are one of several addends of their parameter's, and which are reduced before their sum over micro-batches. */
+static void learn_sums(hd_part *p)
+{
+    for (size_t i = p->g->n_nodes; i-- > 0;) {
+        const hd_node *n = p->g->nodes[i];
+        bool sum = !strcmp(n->op->name, "micro_sum"), add = !strcmp(n->op->name, "add");
+        if (!n->n_out || !passes_gradient_on(n)) continue;
+        const hd_part_value *out = &p->value[n->out[0]];
+        for (int k = 0; k < n->n_in; k++) {
+            if (n->in[k] == HD_NONE) continue;
+            p->value[n->in[k]].shared |= add || out->shared;
+            p->value[n->in[k]].each |= out->each || (sum && out->pinned && !out->target.partial);
+        }
+    }
 }
 
 /* Parameter, states and gradient of an optimizer's node; -1: none. */
@@ -348,6 +366,7 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
 {
     learn_values(p);
     if (set_pins(p, pins, n_pins) || learn_gradients(p)) return;
+    learn_sums(p);
     follow_parameters(p);
     pass_homes_back(p);
     lay_leaves(p);

@@ -14,7 +14,9 @@ typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
  * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:
  * over DATA axes parameters and gradients are moved rather than activations, over MODEL axes activations rather than parameters. A state keeps the
  * layout of the value it becomes, by conversion of that. What is gathered of a parameter over DATA axes for forward or backward is gathered in each call,
- * and lives around its use only; keep_gathered: once per step, for all calls. Over the axes of g->ring attention is a ring (ring.c). Error (in g->err too): an unknown axis, a pin that matches nothing or has
+ * and lives around its use only; keep_gathered: once per step, for all calls. Over the axes of g->ring attention is a ring (ring.c). With g->rows_micro a
+ * table's gradient is, where that is fewer bytes over DATA axes, made by every rank of all ranks' indices and rows, instead of being summed: in one order,
+ * that of one rank. Error (in g->err too): an unknown axis, a pin that matches nothing or has
  * another rank. */
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered);
 /* Whether v, a value of a partitioned graph, is gathered of a parameter (or of what is computed from it once a step) in each call. */

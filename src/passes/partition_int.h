@@ -37,6 +37,8 @@ typedef struct hd_part_value {
     hd_layout target;
     bool has_home;    /* a gradient, or an addend of one: once it is summed, it lies as the optimizer's state */
     hd_layout home;
+    bool shared;      /* a gradient that another is added to */
+    bool each;        /* ... that is reduced in every micro-batch */
 } hd_part_value;
 
 typedef struct hd_part {
@@ -66,6 +68,8 @@ typedef struct hd_convert_step {
 int hd_part_steps(const hd_mesh *mesh, const hd_shape *whole, const hd_layout *from, const hd_layout *to, hd_convert_step *steps);
 /* Bytes that a rank sends to bring v from one layout to another, weighted by what should not be moved over which axis. */
 double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
+/* The same without weights. */
+double hd_part_conversion_bytes(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
 /* Weight of moving v over an axis: activations stay where they are over DATA axes, parameters over MODEL axes. */
 double hd_part_weight(const hd_part *p, hd_value v, int axis);
 /* Bytes of one piece of v under a layout. */

@@ -225,6 +225,14 @@ static bool read_before(const chooser *c, const hd_strategy *s, int i)
 /* A preference between what costs the same. */
 #define SLIGHT 1e-3
 
+/* Whether n makes a table's gradient alone of rows that ranks may exchange instead of reducing the table: index-value pairs, as sparse gradients elsewhere
+ * (TensorFlow's IndexedSlices). What is added to another gradient of the table would have to be reduced all the same. */
+static bool may_exchange_rows(const chooser *c)
+{
+    const hd_part_value *out = &c->p->value[c->n->out[0]];
+    return c->p->g->rows_micro && !strcmp(c->n->op->name, "scatter_add") && out->has_home && !out->shared;
+}
+
 /* What one operand's conversion costs. A whole activation of the result's size that becomes an addend is a pass over memory for nothing; an addend
  * that several nodes read had better be summed for all of them. */
 static double operand_cost(const chooser *c, const hd_strategy *s, int i)
@@ -232,6 +240,7 @@ static double operand_cost(const chooser *c, const hd_strategy *s, int i)
     hd_value v = c->n->in[i];
     double cost;
     const hd_held *from = hd_part_nearest(c->p, v, &s->in[i], c->n->phase, c->n->chunk, &cost);
+    if (from && may_exchange_rows(c)) return (double)c->p->g->rows_micro * hd_part_conversion_bytes(c->p, v, &from->layout, &s->in[i]);
     bool stretched = from && s->in[i].partial & ~from->layout.partial;
     bool large = c->in[i].shape.rank && hd_shape_equal(&c->in[i].shape, &c->out[0].shape);
     if (stretched && large && c->p->g->values[v].micro != HD_TIME_REPLICATE) cost += hd_part_bytes(c->p, v, &s->in[i]) / 16;
@@ -255,7 +264,7 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
 {
     hd_value v = c->n->out[r];
     const hd_layout *l = &s->out[r];
-    if (c->p->value[v].has_home) return gradient_owes(c, v, l);
+    if (c->p->value[v].has_home) return gradient_owes(c, v, l) * (may_exchange_rows(c) && c->p->value[v].each ? (double)c->p->g->rows_micro : 1);
     double cost = 0, bytes = hd_part_bytes(c->p, v, l), gathered = bytes, summed = 1; /* bytes after the gathers so far; ranks of one all-reduce */
     uint32_t cut = hd_layout_axes(l, c->out[r].shape.rank);
     for (int i = 0; i < c->p->n_axes; i++) {

@@ -1,8 +1,13 @@
 /* parallel.h: the by-hand form of a plan of many ranks, "dp=2,tp=2,pp=2,sp,zero=1": Megatron's rules written out as mesh, pins and cuts.
  *
  *   overlap=0   transfers don't run beside computing (to compare, or to save the memory of gradients that wait)
+ *   bucket=N    gradients are reduced together once there are N bytes (default 25 MiB; 0: each by itself)
+ *   sparse=0    gradients of embedding tables are always reduced whole over dp; else their rows are exchanged where that is fewer bytes
  *   dp=N        data parallel: sequences (samples) over N ranks
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
+ *   tables      rows or columns of tables that lookups read over the tp ranks (rows: each has some words, and gives zeros for others; columns: each has some
+ *               features of all). For a network from a file, whose other parameters all ranks have and whose samples are then over dp and tp: a
+ *               lookup's features go to the samples' ranks, the hybrid of Naumov et al. 2019 (DLRM, section 4). For a language model rows is the default
  *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk (else by
  *               what they compute, the head counted)
  *   cp=N        context parallel: the tokens of one sequence over N ranks; attention=ring: keys and values go round (Liu et al. 2023); gather: for the time
@@ -24,9 +29,14 @@
 
 typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_SELECTIVE, HD_RECOMPUTE_EVERY } hd_recompute;
 
+typedef enum hd_tables { HD_TABLES_OPEN, HD_TABLES_ROWS, HD_TABLES_COLUMNS } hd_tables;
+
 /* Plain data. */
 typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
+    int64_t bucket;             /* bytes, >= 0 */
+    int64_t sparse;             /* 0 or 1 */
+    hd_tables tables;
     int64_t dp, tp, pp, cp;     /* >= 1 */
     bool has_attention, gather; /* with cp: attention=ring or, gather, gather; not given: as suits the heads */
     bool has_order, plain;      /* likewise order=zigzag or, plain, plain; not given: zigzag */

@@ -12,7 +12,7 @@
 enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
-static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
+static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap", "bucket", "sparse",
                                          "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute", "ring", "zigzag"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
@@ -45,7 +45,7 @@ int hd_plan_stages(const hd_plan *p)
 
 hd_plan hd_plan_default(void)
 {
-    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1, .overlap = true};
+    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1, .overlap = true, .bucket = HD_PLAN_BUCKET, .sparse = true};
 }
 
 void hd_plan_complete(hd_plan *p, const hd_graph *g)
@@ -204,6 +204,8 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (p->schedule != HD_SCHEDULE_GPIPE) json_object_set_new(j, "schedule", json_string(hd_schedule_name(p->schedule)));
     if (p->chunks != 1) json_object_set_new(j, "chunks", json_integer(p->chunks));
     if (!p->overlap) json_object_set_new(j, "overlap", json_false());
+    if (!p->sparse) json_object_set_new(j, "sparse", json_false());
+    if (p->bucket != HD_PLAN_BUCKET) json_object_set_new(j, "bucket", json_integer(p->bucket));
     if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
     if (p->ring[0]) json_object_set_new(j, "ring", json_string(p->ring));
@@ -426,6 +428,8 @@ static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *er
     if (!rc) rc = read_backend(j, name, p, err);
     if (!rc) rc = hd_json_bool(j, "pack", &p->pack, name, err);
     if (!rc) rc = hd_json_bool(j, "overlap", &p->overlap, name, err);
+    if (!rc) rc = hd_json_bool(j, "sparse", &p->sparse, name, err);
+    if (!rc) rc = hd_json_int(j, "bucket", 0, (int64_t)1 << 40, &p->bucket, name, err);
     p->threads = (int)threads;
     if (!rc) rc = read_ranks(j, name, p, err);
     return rc ? rc : hd_plan_check(p, NULL, err);

@@ -9,6 +9,7 @@
 #include "passes/partition.h"
 
 #define HD_PLAN_VERSION 1
+#define HD_PLAN_BUCKET ((int64_t)25 << 20) /* PyTorch DDP's default: Li et al. 2020, section 4.2 */
 
 enum { HD_MAX_PINS = 96, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128 };
 
@@ -29,6 +30,8 @@ typedef struct hd_plan {
     int threads;           /* of the rank's team; 0: open, one per core */
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
     bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
+    int64_t bucket;        /* with overlap, gradients are reduced together once they have so many bytes; 0: each by itself (program/buckets.c) */
+    bool sparse;           /* gradients of tables that only lookups read are exchanged as rows where that is fewer bytes */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
 
     /* Many ranks. */

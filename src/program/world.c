@@ -19,7 +19,7 @@ static int pipeline_axis(const hd_mesh *m)
     return -1;
 }
 
-static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
+static void describe_one(const hd_program *p, const hd_instr *x, hd_comm_count *out)
 {
     const hd_buffer *in = x->n_in ? &p->buffers[x->in[0]] : NULL, *made = x->n_out ? &p->buffers[x->out[0]] : NULL;
     int64_t a = in ? hd_shape_count(&in->type.shape) : 0, b = made ? hd_shape_count(&made->type.shape) : 0;
@@ -38,6 +38,21 @@ static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
     if (x->op == &hd_op_permute) return; /* the whole piece goes on */
     out->bytes = out->bytes / group * (group - 1) + out->bytes % group * (group - 1) / group;
     if (!strcmp(x->op->name, "all_reduce")) out->bytes *= 2;
+}
+
+/* A list is one transfer of what its members send. */
+static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
+{
+    hd_comm_attrs own;
+    hd_instr member = hd_instr_member(p, x, 0, &own);
+    describe_one(p, &member, out);
+    for (int k = 1; k < x->n_in; k++) {
+        hd_comm_count one;
+        member = hd_instr_member(p, x, k, &own);
+        describe_one(p, &member, &one);
+        out->elements += one.elements;
+        out->bytes += one.bytes;
+    }
 }
 
 static void add_count(hd_comm_count *out, int most, int *n, const hd_comm_count *c)

@@ -126,6 +126,7 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     if (!rc) rc = collect_pins(s, *g, plan, &p, err);
     if (!rc) {
         set_token_axes(*g, plan);
+        (*g)->rows_micro = plan->sparse ? plan->micro_batches : 0;
         hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         rc = pass_error(*g, err);
     }
