@@ -8,7 +8,11 @@
 #include "graph/graph.h"
 
 /* The layout of all values whose path matches the glob, as text (graph/layout.h). Later pins override earlier ones. */
-typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
+typedef struct hd_pin {
+    char pattern[64];
+    char layout[64];
+    int mesh; /* a plan of several meshes: over which of them; 0 */
+} hd_pin;
 
 /* In place, after differentiation and the update: gives every value a layout, every node the split of its loops, and puts conversions between them.
  * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:
@@ -32,6 +36,15 @@ int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
  * back once. Scalars of the update that are sums over chunks (loss, squares of gradients) become all_reduce over the mesh axis "pp". Values keep
  * their paths. The caller frees it. NULL and err on failure. */
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
+
+/* The layouts of one stage; stages with the same list and equal meshes are worked out together. */
+typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
+
+/* All stages of g, which has its chunks but is not partitioned, each on a mesh of its own: out[s] is cut as hd_graph_stage does, then partitioned over s->mesh[s]
+ * with pins[s] (those that match nothing in it are passed over). A value that crosses arrives in pieces of rows, each from one of its holders, and is then
+ * gathered to how the whole graph would hold it on that mesh; attributes of send and recv say how it lies at the other end. A sum over stages is one
+ * all_reduce "pp" over all ranks, each stage's part counted once. The caller frees out[0 .. n-1], NULL after an error. */
+int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, hd_graph **out, hd_error *err);
 
 /* ---- slices of tokens ---- */
 

@@ -67,7 +67,7 @@ static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
 int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ranks, hd_error *err)
 {
     hd_parallel p;
-    *ranks = hd_mesh_size(&plan->mesh);
+    *ranks = hd_plan_ranks(plan);
     if (c->parallel) {
         int rc = hd_parallel_parse(c->parallel, &p, err);
         if (rc) return rc;
