@@ -8,11 +8,7 @@
 #include "graph/graph.h"
 
 /* The layout of all values whose path matches the glob, as text (graph/layout.h). Later pins override earlier ones. */
-typedef struct hd_pin {
-    char pattern[64];
-    char layout[64];
-    int mesh; /* a plan of several meshes: over which of them; 0 */
-} hd_pin;
+typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
 
 /* In place, after differentiation and the update: gives every value a layout, every node the split of its loops, and puts conversions between them.
  * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:

@@ -455,7 +455,7 @@ static int add_pins(const hd_parallel *one, const hd_graph *g, const hd_outline 
     if (!rc && plan->n_pins + own->n_pins > HD_MAX_PINS) rc = hd_fail(err, HD_EINVAL, "--parallel: meshes of more than %d pins in all", HD_MAX_PINS);
     for (int i = 0; i < own->n_pins && !rc; i++) {
         plan->pins[plan->n_pins] = own->pins[i];
-        plan->pins[plan->n_pins++].mesh = mesh;
+        plan->pin_mesh[plan->n_pins++] = (uint8_t)mesh;
     }
     hd_free(own);
     return rc;
@@ -482,6 +482,7 @@ static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outlin
 {
     if (p->n_parts) return make_parts(p, g, o, plan, err);
     plan->n_meshes = plan->n_stages = 0;
+    memset(plan->pin_mesh, 0, sizeof plan->pin_mesh);
     make_mesh(p, o, &plan->mesh);
     return hd_parallel_pins(p, g, o, plan, err);
 }

@@ -198,9 +198,9 @@ static int check_ranks(const hd_plan *p, hd_error *err)
     int rc = check_mesh(&p->mesh, err);
     if (!rc) rc = check_meshes(p, err);
     for (int i = 0; i < p->n_pins && !rc; i++) {
-        const hd_pin *pin = &p->pins[i];
-        if (pin->mesh < 0 || pin->mesh >= (p->n_meshes ? p->n_meshes : 1)) rc = hd_fail(err, HD_EINVAL, "pins: \"%s\" is over mesh %d, which there isn't", pin->pattern, pin->mesh);
-        else rc = check_pin(p->n_meshes ? &p->meshes[pin->mesh] : &p->mesh, pin, err);
+        int mesh = p->pin_mesh[i];
+        if (mesh >= (p->n_meshes ? p->n_meshes : 1)) rc = hd_fail(err, HD_EINVAL, "pins: \"%s\" is over mesh %d, which there isn't", p->pins[i].pattern, mesh);
+        else rc = check_pin(p->n_meshes ? &p->meshes[mesh] : &p->mesh, &p->pins[i], err);
     }
     return rc ? rc : check_pipeline(p, err);
 }
@@ -236,7 +236,7 @@ static json_t *pins_to_json(const hd_plan *p)
     json_t *j = json_array();
     for (int i = 0; i < p->n_pins; i++) {
         json_t *pin = json_pack("{s:s, s:s}", "values", p->pins[i].pattern, "layout", p->pins[i].layout);
-        if (p->pins[i].mesh) json_object_set_new(pin, "mesh", json_integer(p->pins[i].mesh));
+        if (p->pin_mesh[i]) json_object_set_new(pin, "mesh", json_integer(p->pin_mesh[i]));
         json_array_append_new(j, pin);
     }
     return j;
@@ -447,7 +447,7 @@ static int read_meshes(const json_t *j, const char *name, hd_plan *p, hd_error *
     return rc;
 }
 
-static int read_pin(const json_t *j, hd_pin *pin, const char *name, hd_error *err)
+static int read_pin(const json_t *j, hd_pin *pin, uint8_t *of_mesh, const char *name, hd_error *err)
 {
     const char *values = NULL, *layout = NULL;
     int64_t mesh = 0;
@@ -458,7 +458,7 @@ static int read_pin(const json_t *j, hd_pin *pin, const char *name, hd_error *er
     if (!rc) rc = hd_json_need(j, "layout", name, err);
     if (!rc) rc = hd_json_int(j, "mesh", 0, HD_MAX_MESHES - 1, &mesh, name, err);
     if (!rc) rc = hd_json_string(j, "layout", &layout, name, err);
-    pin->mesh = (int)mesh;
+    *of_mesh = (uint8_t)mesh;
     if (rc || !layout || !*layout) return rc; /* "": a scalar that is whole */
     return take_text(layout, pin->layout, sizeof pin->layout, "layout", name, err);
 }
@@ -467,7 +467,8 @@ static int read_pins(const json_t *j, const char *name, hd_plan *p, hd_error *er
 {
     const json_t *list = NULL;
     int rc = read_list(j, "pins", HD_MAX_PINS, &list, name, err);
-    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_pin(json_array_get(list, i), &p->pins[p->n_pins++], name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_pin(json_array_get(list, i), &p->pins[i], &p->pin_mesh[i], name, err);
+    p->n_pins = (int)json_array_size(list);
     return rc;
 }
 

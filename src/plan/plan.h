@@ -37,6 +37,7 @@ typedef struct hd_plan {
     hd_mesh meshes[HD_MAX_MESHES]; int n_meshes; /* without the pipeline's axis; one without axes is a single rank. 0: all stages are of `mesh` */
     uint8_t stages[HD_MAX_CUTS + 1]; int n_stages; /* the mesh of each stage */
     hd_pin pins[HD_MAX_PINS]; int n_pins;
+    uint8_t pin_mesh[HD_MAX_PINS]; /* of each pin: over which of `meshes`; 0 without */
     hd_schedule_kind schedule;
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */

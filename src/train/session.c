@@ -72,7 +72,7 @@ static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *p
     *out = (pins){hd_calloc(most + 1, sizeof *out->list), 0};
     if (!out->list) return hd_fail_memory(err, most * sizeof *out->list, "a plan's layouts");
     for (int i = 0; i < plan->n_pins; i++)
-        if (plan->pins[i].mesh == mesh && (!second || matches_any(g, plan->pins[i].pattern))) out->list[out->n++] = plan->pins[i];
+        if (plan->pin_mesh[i] == mesh && (!second || matches_any(g, plan->pins[i].pattern))) out->list[out->n++] = plan->pins[i];
     for (size_t i = 0; second && i < s->names->n_all; i++) {
         const hd_whole *w = &s->names->all[i];
         hd_str text;

@@ -12,7 +12,7 @@ close() { # WHAT A B: the losses of two files of metrics
 
 # Losses, and files that are written together, are those of one rank.
 ok steps --steps 4 --out one
-for form in dp=2 tp=2 pp=2 dp=2,zero=3 dp=3 pp=2,v=1,schedule=gpipe dp=2,tp=2,pp=2,sp,zero=1; do
+for form in dp=2 tp=2 pp=2 dp=2,zero=3 dp=3 pp=2,v=1,schedule=gpipe dp=2,tp=2,pp=2,sp,zero=1 'dp=3,zero=1|tp=2,sp'; do
     ok steps --steps 4 --parallel "$form" --out "many-$form"
     close "$form" one/metrics.jsonl "many-$form/metrics.jsonl"
     same "$form: files" "$(cd "many-$form/step-4" && ls)" "$(cd one/step-4 && ls)"
@@ -22,6 +22,11 @@ done
 ok steps --steps 6 --out one
 for form in dp=1 tp=2 dp=2,zero=3 pp=2; do
     rm -rf again && cp -r "many-dp=2,tp=2,pp=2,sp,zero=1" again
+    ok steps --steps 6 --parallel "$form" --out again
+    close "on $form" one/metrics.jsonl again/metrics.jsonl
+done
+for form in tp=2 'dp=1|dp=2,tp=2' 'tp=2|dp=2,zero=3'; do # stages of different meshes, from one another's and on to others
+    rm -rf again && cp -r 'many-dp=3,zero=1|tp=2,sp' again
     ok steps --steps 6 --parallel "$form" --out again
     close "on $form" one/metrics.jsonl again/metrics.jsonl
 done
@@ -59,6 +64,8 @@ ls stopped | grep -q '^step-' || fail "a stopped run did not save"
 
 # What does not fit together.
 refuses '--ranks 3 and --parallel dp=2' steps --steps 1 --parallel dp=2 --ranks 3
+refuses '--ranks 3 and --parallel dp=2.tp=2' steps --steps 1 --parallel 'dp=2|tp=2' --ranks 3
+refuses 'at most dp=4' steps --steps 1 --parallel 'tp=2|dp=5'
 refuses 'one rank only' steps --steps 1 --parallel dp=2 --lora-rank 2
 refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere
 refuses 'needs [0-9]+ bytes' steps --steps 1 --parallel dp=2 --memory 0.001
@@ -70,6 +77,9 @@ if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport 
     ok steps --steps 4 --parallel dp=2,tp=2 --out local-4
     ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-4
     cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
+    ok steps --steps 4 --parallel 'dp=2|tp=2' --out local-meshes
+    ok steps --steps 4 --parallel 'dp=2|tp=2' --transport mpi --out mpi-meshes
+    cmp -s local-meshes/step-4/model.safetensors mpi-meshes/step-4/model.safetensors || fail "MPI's result is not that of threads with stages of different meshes"
     for kind in crash kill; do
         HEDDLE_FAULT=1:3:$kind:$work/mpi-$kind refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --transport mpi --out "mpi-broken-$kind"
     done
