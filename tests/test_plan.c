@@ -188,7 +188,8 @@ static void expand(const char *text, const hd_graph *g, int64_t sequence, hd_pla
             hd_layout l;
             if (!hd_glob_match(plan->pins[k].pattern, g->values[v].path)) continue;
             matched += is_live(g, v);
-            if (hd_layout_parse(&plan->mesh, plan->pins[k].layout, g->values[v].type.shape.rank, &l, &err))
+            const hd_mesh *mesh = plan->n_meshes ? &plan->meshes[plan->pin_mesh[k]] : &plan->mesh;
+            if (hd_layout_parse(mesh, plan->pins[k].layout, g->values[v].type.shape.rank, &l, &err))
                 fail_msg("%s: %s and pin %s: %s", text, g->values[v].path, plan->pins[k].pattern, err.message);
         }
         if (!matched) fail_msg("%s: pin %s matches nothing", text, plan->pins[k].pattern);

@@ -574,7 +574,7 @@ static int parse_line(parser *s)
         s->at += n;
         return line_kinds[i].parse(s);
     }
-    return *s->at ? bad(s, "stage, symbol, buffer, output, segment, call or an instruction") : 0;
+    return *s->at ? bad(s, "symbol, buffer, output, stage, segment, call or an instruction") : 0;
 }
 
 static int parse_lines(parser *s, char *text, size_t n)
