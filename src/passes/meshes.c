@@ -18,7 +18,8 @@ bool hd_part_receives_weight(const hd_part *p, const hd_node *n)
     return n->phase == HD_FORWARD && n->n_out && p->g->values[n->out[0]].micro == HD_TIME_REPLICATE;
 }
 
-/* How v, which is received, is wanted: as it is pinned, or as the whole graph holds it on this mesh. A parameter's copy is wanted as the parameter. */
+/* How v, which is received, is wanted: as it is pinned, where a gradient ends, or as the whole graph holds it on this mesh. A parameter's copy is wanted as
+ * the parameter. */
 static hd_layout wanted_layout(const hd_part *p, hd_value v)
 {
     const hd_part_value *i = &p->value[v];
@@ -28,7 +29,7 @@ static hd_layout wanted_layout(const hd_part *p, hd_value v)
     size_t n = strlen(path), ending = strlen(".copy");
     if (there == HD_NONE && n > ending && !strcmp(path + n - ending, ".copy")) path[n - ending] = 0, there = hd_graph_find(p->like, path);
     const hd_layout *of_like = there == HD_NONE ? NULL : p->like->values[there].layout;
-    hd_layout l = i->pinned ? i->target : of_like ? *of_like : whole_layout;
+    hd_layout l = i->pinned ? i->target : i->has_home ? i->home : of_like ? *of_like : whole_layout;
     l.partial = 0;
     l.max = false;
     return l;

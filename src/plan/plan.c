@@ -71,6 +71,15 @@ int hd_plan_stage_of(const hd_plan *p, int rank)
     return stage;
 }
 
+hd_mesh hd_plan_stage_mesh(const hd_plan *p, int stage)
+{
+    if (!p->n_meshes) return p->mesh;
+    const hd_mesh *own = &p->meshes[p->stages[stage]];
+    hd_mesh m = {.n = own->n + 1, .axis = {{"pp", 1, HD_AXIS_PIPELINE}}};
+    memcpy(&m.axis[1], own->axis, (size_t)own->n * sizeof *own->axis);
+    return m;
+}
+
 int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out)
 {
     int n = p->n_meshes ? p->n_stages : 0;
@@ -80,10 +89,8 @@ int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out)
     int *first = hd_arena_alloc(memory, ((size_t)n + 1) * sizeof *first);
     if (!mesh || !first) return HD_ENOMEM;
     for (int s = 0; s < n; s++) {
-        const hd_mesh *own = &p->meshes[p->stages[s]];
-        mesh[s] = (hd_mesh){.n = own->n + 1, .axis = {{"pp", 1, HD_AXIS_PIPELINE}}};
-        memcpy(&mesh[s].axis[1], own->axis, (size_t)own->n * sizeof *own->axis);
-        first[s + 1] = first[s] + hd_mesh_size(own);
+        mesh[s] = hd_plan_stage_mesh(p, s);
+        first[s + 1] = first[s] + hd_mesh_size(&mesh[s]);
     }
     *out = (hd_stages){n, mesh, first};
     return 0;

@@ -53,6 +53,8 @@ int hd_plan_ranks(const hd_plan *p);                              /* of all stag
 bool hd_plan_is_meshed(const hd_plan *p);                         /* for ranks of a job, if perhaps a single one */
 int hd_plan_first_rank(const hd_plan *p, int stage);              /* of a stage; stage: up to their number, which gives hd_plan_ranks */
 int hd_plan_stage_of(const hd_plan *p, int rank);
+/* The mesh of a stage's graph: `mesh`, or the stage's own with the pipeline's axis, of size 1, before it. */
+hd_mesh hd_plan_stage_mesh(const hd_plan *p, int stage);
 /* The meshes of all stages as a graph is cut for them, in `memory`; n = 0 where they are of one mesh. 0 or HD_ENOMEM. */
 int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out);
 

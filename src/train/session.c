@@ -78,7 +78,8 @@ static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *p
         hd_str text;
         if (plan->n_meshes && plan->stages[w->stage] != mesh) continue;
         hd_str_init(&text);
-        hd_layout_print(plan->n_meshes ? &plan->meshes[mesh] : &plan->mesh, w->layout, w->type.shape.rank, &text);
+        hd_mesh own = hd_plan_stage_mesh(plan, w->stage);
+        hd_layout_print(&own, w->layout, w->type.shape.rank, &text);
         if (hd_graph_find(g, w->path) != HD_NONE) add_pin(out, w->path, text.data);
         hd_str_free(&text);
     }

@@ -36,6 +36,15 @@ ok steps --steps 6 --parallel dp=2,tp=2 --out again # nothing to do
 same "a checkpoint that is only read" "$(sum_of again/step-6)" "$copied"
 same "one rank's checkpoint" "$(sum_of one/step-6)" "$saved"
 
+# Evaluation: the same loss on held-out text.
+held() { sed -n 's/.*"eval_loss": \([^,]*\).*/\1/p' "$1" | cut -c1-7; }
+ok steps --steps 2 --validation 0.2 --out held-one
+for form in dp=2,pp=2 'dp=2|tp=2' 'tp=2,sp|dp=3,zero=3'; do
+    ok steps --steps 2 --validation 0.2 --parallel "$form" --out "held-$form"
+    same "evaluation with $form" "$(held "held-$form/metrics.jsonl")" "$(held held-one/metrics.jsonl)"
+done
+[ -n "$(held held-one/metrics.jsonl)" ] || fail "nothing was evaluated"
+
 # A rank that fails: one line with the first cause, nobody left behind; started again, the run ends as if nothing had happened.
 ok steps --steps 4 --parallel dp=2 --out whole
 for kind in crash fail; do
