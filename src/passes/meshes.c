@@ -104,6 +104,7 @@ static bool matches_any(const hd_graph *g, const char *pattern)
     return false;
 }
 
+/* The whole graph must have what each pin names; a stage has a part of it. */
 static int partition(planner *c, hd_graph *g, int stage, const hd_graph *like)
 {
     const hd_stage_pins *pins = &c->pins[stage];
@@ -111,7 +112,7 @@ static int partition(planner *c, hd_graph *g, int stage, const hd_graph *like)
     int n = 0;
     if (!list) return hd_fail_memory(c->err, (size_t)pins->n * sizeof *list, "a plan's layouts");
     for (int i = 0; i < pins->n; i++)
-        if (matches_any(g, pins->pins[i].pattern)) list[n++] = pins->pins[i];
+        if (!like || matches_any(g, pins->pins[i].pattern)) list[n++] = pins->pins[i];
     hd_part_run(g, &c->stages->mesh[stage], list, n, c->keep_gathered, like);
     hd_free(list);
     return g->err.code ? hd_fail(c->err, g->err.code, "%s", g->err.message) : 0;

@@ -36,6 +36,25 @@ ok steps --steps 6 --parallel dp=2,tp=2 --out again # nothing to do
 same "a checkpoint that is only read" "$(sum_of again/step-6)" "$copied"
 same "one rank's checkpoint" "$(sum_of one/step-6)" "$saved"
 
+# Stages of different meshes from a plan file; each has its own pins.
+plan() { # MESHES STAGES PINS
+    printf '{"version": 1, "micro_batches": 2, "precision": "f32", "threads": 1, "schedule": "1f1b", "cuts": ["layers.1"], "meshes": [%s], "stages": [%s], "pins": [%s]}' "$@" > plan.json
+}
+steps_of_plan() { "$heddle" train --model model.json --data corpus --tokenizer tokenizer.json --batch 4 --sequence 16 --validation 0 --quiet --learning-rate 0.01 --schedule constant --clip 1 --plan plan.json "$@"; }
+pin() { printf '{"values": "%s", "layout": "%s", "mesh": %d}' "$@"; }
+inputs() { for v in tokens targets positions segments; do pin $v 'dp*16' "$1"; [ $v = segments ] || printf ', '; done; }
+dp='[{"name": "dp", "size": 2, "role": "data"}]' tp='[{"name": "tp", "size": 3, "role": "model"}]'
+plan "$dp, $tp" "0, 1" "$(inputs 0), $(pin 'layers.*.mlp.up' '-,tp' 1)"
+ok steps_of_plan --steps 6 --out planned
+close "a plan of two meshes" one/metrics.jsonl planned/metrics.jsonl
+plan "$dp, []" "0, 0" "$(inputs 0)" # one mesh, as if there were several
+ok steps_of_plan --steps 6 --out alike
+close "a plan of one mesh twice" one/metrics.jsonl alike/metrics.jsonl
+plan "$dp, $tp" "0, 1" "$(inputs 0), $(pin 'layers.*.mlp.upp' '-,tp' 1)"
+refuses 'pin layers.\*.mlp.upp = "-,tp" matches nothing' steps_of_plan --steps 1 --out nothing
+plan "$dp, $tp" "0, 1" "$(inputs 0), $(pin 'layers.*.mlp.up' '-,tp' 0)"
+refuses 'mesh has no axis "tp"' steps_of_plan --steps 1 --out nothing
+
 # Evaluation: the same loss on held-out text.
 held() { sed -n 's/.*"eval_loss": \([^,]*\).*/\1/p' "$1" | cut -c1-7; }
 ok steps --steps 2 --validation 0.2 --out held-one
