@@ -38,6 +38,14 @@ hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err
 /* In place, last, on a partitioned graph or that of one stage: inputs of tokens that are cut over an axis of g->zigzag are held whole over it, and
  * each rank takes an early and a late part of every sequence (the op deal) instead of a piece in a row. */
 int hd_pass_deal(hd_graph *g);
+/* The layouts of one stage; stages with the same list and equal meshes are worked out together. */
+typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
+
+/* All stages of g, which has its chunks but is not partitioned, each on a mesh of its own: out[s] is cut as hd_graph_stage does, then partitioned over s->mesh[s]
+ * with pins[s] (those that match nothing in it are passed over; in g each must match something). A value that crosses arrives in pieces of rows, each from one of its holders, and is then
+ * gathered to how the whole graph would hold it on that mesh; attributes of send and recv say how it lies at the other end. A sum over stages is one
+ * all_reduce "pp" over all ranks, each stage's part counted once. The caller frees out[0 .. n-1], NULL after an error. */
+int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, hd_graph **out, hd_error *err);
 
 /* ---- slices of tokens ---- */
 
