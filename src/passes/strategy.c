@@ -11,6 +11,7 @@ typedef struct chooser {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_sig sig;
     double flops, share; /* of the whole node; what part of its work the node that it differentiates left to a rank, 1: no telling */
+    bool all;          /* every way there is, whatever is held: hd_part_list */
     bool target_first; /* results must come out as they are pinned: sums over micro-batches, whose operand is then reduced in each */
 } chooser;
 
@@ -368,8 +369,8 @@ static bool may_pass(const chooser *c, int axis, uint32_t set)
     }
     for (int i = 0; i < c->n->n_in; i++) {
         if (!(set >> i & 1) || !given(c, i)) continue;
-        if (!is_wide(c->in[i].dtype) && !(is_addend(c, i, UINT32_MAX) && sums_narrow(c))) return false;
-        any |= is_addend(c, i, 1u << axis);
+        if (!is_wide(c->in[i].dtype) && !((c->all || is_addend(c, i, UINT32_MAX)) && sums_narrow(c))) return false;
+        any |= c->all || is_addend(c, i, 1u << axis);
     }
     return any;
 }
@@ -467,4 +468,36 @@ void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best)
     if (best->cost >= 0) return;
     c.target_first = false; /* a pin that no way of computing gives: it is converted to afterwards */
     search(&c, best);
+}
+
+/* ---- all there are ---- */
+
+typedef struct listing { hd_strategy *list; int n, most; } listing;
+
+static void list_from(const chooser *c, hd_part_option list[][MAX_OPTIONS], const int *count, int i, hd_strategy *s, listing *out)
+{
+    if (i == c->p->n_axes) {
+        if (!fill_layouts(c, s)) return;
+        if (out->n < out->most) out->list[out->n] = *s;
+        out->n++;
+        return;
+    }
+    for (int k = 0; k < count[i]; k++) {
+        s->option[c->p->axis[i]] = list[i][k];
+        list_from(c, list, count, i + 1, s, out);
+    }
+}
+
+int hd_part_list(const hd_part *p, const hd_node *n, hd_strategy *list, int most)
+{
+    chooser c = {.p = p, .n = n, .all = true, .share = 1};
+    hd_part_option options[HD_MAX_AXES][MAX_OPTIONS];
+    int count[HD_MAX_AXES];
+    hd_strategy s = {0};
+    listing out = {list, 0, most};
+    hd_part_signature(p, n, &c.sig, c.in, c.out);
+    n->op->loops(&c.sig, &c.loops);
+    for (int i = 0; i < p->n_axes; i++) count[i] = list_options(&c, p->axis[i], options[i]);
+    list_from(&c, options, count, 0, &s, &out);
+    return out.n;
 }
