@@ -117,13 +117,17 @@ static bool is_shown(const hd_chrome *c, int rank)
     return !c->one_per_stage || leads_stage(c->mesh, rank);
 }
 
+static void put_thread(hd_chrome *c, int rank, int tid)
+{
+    hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}},\n", rank, tid,
+                  tid ? "transfers beside computing" : "computing");
+}
+
 static void put_names(hd_chrome *c, int rank)
 {
-    static const char *const threads[] = {"computing", "transfers beside computing"};
     hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"stage %d, rank %d\"}},\n", rank, stage_of(c->mesh, rank), rank);
     hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}},\n", rank, rank);
-    for (int i = 0; i < 2; i++)
-        hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}},\n", rank, i, threads[i]);
+    put_thread(c, rank, 0);
 }
 
 static void put_times(hd_str *s, int rank, int tid, double start, double end)
@@ -145,15 +149,37 @@ static void put_call(hd_str *s, const hd_trace_call *k)
     hd_str_puts(s, "}},\n");
 }
 
-static void put_event(hd_str *s, const hd_trace_event *e)
+static void put_event(hd_str *s, const hd_trace_event *e, int tid)
 {
     hd_str_printf(s, "{\"name\":\"%s\",\"cat\":\"%s\",", e->name, hd_event_kind_name(e->kind));
-    put_times(s, e->rank, e->stream, e->start, e->end);
+    put_times(s, e->rank, tid, e->start, e->end);
     hd_str_puts(s, "\"args\":{\"path\":\"");
     put_escaped(s, e->path ? e->path : "");
     hd_str_printf(s, "\",\"segment\":\"%s\",\"chunk\":%d,\"micro\":%d,\"slice\":%d,\"instr\":%d", e->segment, e->chunk, e->micro, e->slice, e->instr);
     if (e->bytes) hd_str_printf(s, ",\"bytes\":%lld", (long long)e->bytes);
     hd_str_puts(s, "}},\n");
+}
+
+/* Of one thread, events must lie beside or inside each other: transfers that overlap go to threads of their own. */
+typedef struct lanes { int rank, used; double end[32]; } lanes;
+
+static int find_lane(hd_chrome *c, lanes *l, const hd_trace_event *e)
+{
+    const int most = sizeof l->end / sizeof l->end[0];
+    if (l->rank != e->rank) *l = (lanes){.rank = e->rank};
+    int at = 0;
+    while (at < l->used && at < most - 1 && l->end[at] > e->start) at++;
+    if (at == l->used) put_thread(c, e->rank, 1 + l->used++);
+    l->end[at] = e->end;
+    return 1 + at;
+}
+
+/* Transfers apart, rank by rank, since lanes are those of one rank. */
+static void put_transfers(hd_chrome *c, const hd_trace *t, int rank)
+{
+    lanes l = {.rank = -1};
+    for (int64_t i = 0; i < t->n_events; i++, flush_if_long(c))
+        if (t->events[i].stream && t->events[i].rank == rank) put_event(&c->text, &t->events[i], find_lane(c, &l, &t->events[i]));
 }
 
 static void put_memory(hd_str *s, const hd_memory_sample *m)
@@ -177,7 +203,9 @@ int hd_chrome_add(hd_chrome *c, const hd_trace *t, hd_error *err)
     for (int64_t i = 0; i < t->n_calls; i++, flush_if_long(c))
         if (is_shown(c, t->calls[i].rank)) put_call(&c->text, &t->calls[i]);
     for (int64_t i = 0; i < t->n_events; i++, flush_if_long(c))
-        if (is_shown(c, t->events[i].rank)) put_event(&c->text, &t->events[i]);
+        if (!t->events[i].stream && is_shown(c, t->events[i].rank)) put_event(&c->text, &t->events[i], 0);
+    for (int r = 0; r < t->ranks && t->n_events; r++)
+        if (is_shown(c, r)) put_transfers(c, t, r);
     for (int64_t i = 0; i < t->n_memory; i++, flush_if_long(c))
         if (is_shown(c, t->memory[i].rank)) put_memory(&c->text, &t->memory[i]);
     return check_written(c, err);
@@ -299,6 +327,7 @@ static int read_event(reader *r, const json_t *j, int kind)
     const json_t *args = json_object_get(j, "args");
     int rc = read_place(r, j, &e.rank, &e.segment, &e.chunk, &e.micro, &e.slice);
     if (!rc) rc = read_int(j, "tid", 0, &e.stream, r);
+    e.stream = e.stream > 0; /* which of the threads for transfers means nothing */
     if (!rc) rc = read_name(r, j, "name", &e.name);
     if (!rc) rc = read_name(r, args, "path", &e.path);
     if (!rc) rc = read_int(args, "instr", 0, &e.instr, r);

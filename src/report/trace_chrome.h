@@ -1,6 +1,7 @@
 /* trace_chrome.h: traces as Chrome trace JSON, which Perfetto (ui.perfetto.dev) and chrome://tracing open, and back.
  *
- * A process is a rank, with its stage in its name; thread 0 holds what it computes and waits for, inside the calls; thread 1 transfers beside computing. An event
+ * A process is a rank, with its stage in its name; thread 0 holds what it computes and waits for, inside the calls; threads from 1
+ * on transfers beside computing. An event
  * has the category of its kind (hd_event_kind_name; "call") and in args its node's path, segment, chunk, micro-batch, slice, number and bytes. Live memory is a
  * counter. "otherData" has heddle_trace (the version, 1), ranks, steps, seconds and by_call. Times are microseconds, to the nanosecond. */
 #ifndef HD_REPORT_TRACE_CHROME_H
