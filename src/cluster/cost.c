@@ -28,8 +28,6 @@ static bool is_named(const hd_sig *s, const char *name) { return !strcmp(s->op->
 
 static bool is_attention(const hd_sig *s) { return !strncmp(s->op->name, "attention", 9); }
 
-static bool is_convolution(const hd_sig *s) { return !strncmp(s->op->name, "conv2d", 6); }
-
 /* What is really moved: of a table only the rows that are looked up. */
 static double moved_bytes(const hd_sig *s, double bytes)
 {
@@ -38,63 +36,61 @@ static double moved_bytes(const hd_sig *s, double bytes)
     return bytes;
 }
 
-static hd_tensor shape_of(const hd_type *t)
-{
-    hd_tensor x = {.dtype = t->dtype, .rank = t->shape.rank};
-    memcpy(x.dim, t->shape.dim, sizeof x.dim);
-    return x;
-}
-
-/* Extents of a contraction's groups of labels, and whether the summed one is innermost in each operand. */
-static bool read_contract(const hd_sig *s, double extent[HD_EINSUM_GROUPS], bool inner[2])
+/* Whether the summed dimension is innermost in each operand of a contraction. */
+static void read_form(const hd_sig *s, bool inner[2])
 {
     const hd_contract_attrs *at = s->attrs;
     hd_einsum e;
-    int64_t each[HD_EINSUM_LABELS];
-    hd_tensor a = shape_of(&s->in[0]), b = shape_of(&s->in[1]);
-    if (hd_einsum_parse(&e, at->spec, NULL) || hd_einsum_extents(&e, &a, &b, each, NULL)) return false;
-    for (int g = 0; g < HD_EINSUM_GROUPS; g++) extent[g] = 1;
     inner[0] = inner[1] = false;
-    for (int i = 0; i < e.count; i++) {
-        int group = hd_einsum_group(&e, i);
-        extent[group] *= (double)each[i];
+    if (hd_einsum_parse(&e, at->spec, NULL)) return;
+    for (int i = 0; i < e.count; i++)
         for (int o = 0; o < 2; o++)
-            if (group == HD_EINSUM_K && e.label[i].dim[o] == e.rank[o] - 1) inner[o] = true;
-    }
-    return true;
+            if (hd_einsum_group(&e, i) == HD_EINSUM_K && e.label[i].dim[o] == e.rank[o] - 1) inner[o] = true;
 }
 
-static void attention_work(const hd_sig *s, hd_work *w)
-{
-    bool grad = s->op->is_backward;
-    const hd_shape *q = &s->in[grad ? 1 : 0].shape;
-    double products = grad ? 5 : 2; /* of queries by keys by features */
-    w->m = (double)q->dim[0];
-    w->batch = (double)q->dim[1];
-    w->n = (double)q->dim[2];
-    w->k = w->flops / fmax(2 * products * w->m * w->batch * w->n, 1);
-}
+/* What a kernel does. */
+typedef struct work {
+    hd_cost_kind kind;
+    hd_dtype dtype;         /* of operand 0 */
+    double flops, bytes;
+    hd_product_shape shape; /* PRODUCT */
+} work;
 
-void hd_cost_work(const hd_sig *sig, hd_work *w)
+static work work_of(const hd_sig *sig)
 {
     hd_cost cost = {0};
-    double extent[HD_EINSUM_GROUPS];
-    bool inner[2];
-    *w = (hd_work){.kind = HD_COST_MEMORY, .dtype = sig->n_in && !sig->in[0].absent ? sig->in[0].dtype : HD_F32, .m = 1, .n = 1, .k = 1, .batch = 1};
+    work w = {.kind = HD_COST_MEMORY, .dtype = sig->n_in && !sig->in[0].absent ? sig->in[0].dtype : HD_F32};
     if (sig->op->cost) sig->op->cost(sig, &cost);
     else cost.bytes = hd_cost_bytes(sig);
-    w->flops = cost.flops;
-    w->bytes = moved_bytes(sig, cost.bytes);
-    if (is_named(sig, "contract") && read_contract(sig, extent, inner)) {
-        w->kind = HD_COST_PRODUCT;
-        w->m = extent[HD_EINSUM_M], w->n = extent[HD_EINSUM_N], w->k = extent[HD_EINSUM_K], w->batch = extent[HD_EINSUM_BATCH];
-    } else if (is_attention(sig)) {
-        w->kind = HD_COST_PRODUCT;
-        attention_work(sig, w);
-    } else if (is_convolution(sig)) {
-        w->kind = HD_COST_PRODUCT;
-        w->m = w->n = w->k = cbrt(w->flops / 2);
-    }
+    w.flops = cost.flops;
+    w.bytes = moved_bytes(sig, cost.bytes);
+    if (hd_curve_shape(sig, &w.shape)) w.kind = HD_COST_PRODUCT;
+    return w;
+}
+
+/* ---- the machine's bounds ---- */
+
+/* FLOP/s of one rank: of a CPU, its threads' share of the cores that all ranks have. */
+static double rate_of(const hd_device *d, hd_dtype dtype, int threads, int teams)
+{
+    double peak = d->flops[dtype] > 0 ? d->flops[dtype] : d->flops[HD_F32];
+    if (d->cores <= 0) return peak;
+    double share = fmin(threads, d->cores) / d->cores;
+    return peak * ((double)threads * teams > d->cores ? fmin(share, 1.0 / teams) : share);
+}
+
+static double bandwidth_of(const hd_device *d, int threads, int teams)
+{
+    if (d->cores <= 0) return d->bandwidth;
+    return d->bandwidth * fmin(1, (double)threads * teams / d->cores) / teams;
+}
+
+static double by_curve(const hd_device *d, const work *w, int threads, int teams)
+{
+    double memory = w->bytes / (bandwidth_of(d, threads, teams) * d->efficiency.memory);
+    double share = w->kind == HD_COST_PRODUCT ? hd_curve_product(&d->efficiency, &w->shape) : 0;
+    double seconds = share > 0 ? w->flops / (rate_of(d, w->dtype, threads, teams) * share) : 0;
+    return d->launch + fmax(memory, seconds);
 }
 
 /* ---- features ---- */
@@ -108,15 +104,17 @@ static double at_least(double x, double least) { return x > least ? x : least; }
 
 int hd_cost_features(const hd_sig *sig, double *x)
 {
-    hd_work w;
-    hd_cost_work(sig, &w);
+    work w = work_of(sig);
     for (int i = 0; i < HD_PROFILE_FEATURES; i++) x[i] = 1;
     if (is_named(sig, "contract")) {
-        x[0] = at_least(w.m, 1), x[1] = at_least(w.n, 1), x[2] = at_least(w.k, 1), x[3] = at_least(w.batch, 1);
+        x[0] = at_least(w.shape.m, 1), x[1] = at_least(w.shape.n, 1), x[2] = at_least(w.shape.k, 1), x[3] = at_least(w.shape.batch, 1);
         return 4;
     }
     if (is_attention(sig)) {
-        x[0] = at_least(w.m, 1), x[1] = at_least(w.k, 1), x[2] = at_least(w.n, 1), x[3] = at_least(w.batch, 1);
+        const hd_shape *q = &sig->in[sig->op->is_backward ? 1 : 0].shape; /* [queries, heads, features] */
+        double products = sig->op->is_backward ? 5 : 2;
+        x[0] = at_least((double)q->dim[0], 1), x[2] = at_least((double)q->dim[2], 1), x[3] = at_least((double)q->dim[1], 1);
+        x[1] = at_least(w.flops / (2 * products * x[0] * x[2] * x[3]), 1);
         return 4;
     }
     const hd_shape *row = sig->n_in ? &sig->in[0].shape : NULL;
@@ -129,9 +127,8 @@ int hd_cost_features(const hd_sig *sig, double *x)
 
 void hd_cost_key(const hd_sig *sig, char *key)
 {
-    double extent[HD_EINSUM_GROUPS];
-    bool inner[2];
-    bool product = is_named(sig, "contract") && read_contract(sig, extent, inner);
+    bool inner[2] = {false}, product = is_named(sig, "contract");
+    if (product) read_form(sig, inner);
     snprintf(key, HD_COST_KEY, "%s%s%s%s", sig->op->name, product ? "." : "", !product ? "" : inner[0] ? "n" : "t", !product ? "" : inner[1] ? "t" : "n");
 }
 
@@ -152,7 +149,7 @@ typedef struct query {
 static double base_seconds(const query *q, const double *x, hd_dtype dtype, int threads, int teams)
 {
     const hd_device *d = &q->cluster->device;
-    double rate = hd_curve_rate(d, dtype, threads, teams), bandwidth = hd_curve_bandwidth(d, threads, teams);
+    double rate = rate_of(d, dtype, threads, teams), bandwidth = bandwidth_of(d, threads, teams);
     double size = (double)hd_dtype_size(dtype), flops, bytes;
     switch (q->kind) {
     case BASE_CONTRACT:
@@ -268,13 +265,13 @@ static double measured_seconds(query *q)
 #define SOLO_BYTES 32768
 #define SOLO_FLOPS 65536
 
-static int threads_used(const hd_cluster *c, const hd_work *w, int threads)
+static int threads_used(const hd_cluster *c, const work *w, int threads)
 {
     if (c->device.cores <= 0) return 1;
     return w->bytes <= SOLO_BYTES && w->flops <= SOLO_FLOPS ? 1 : threads;
 }
 
-static double by_profile(const hd_cluster *c, const hd_sig *sig, const hd_work *w, int threads, int teams)
+static double by_profile(const hd_cluster *c, const hd_sig *sig, const work *w, int threads, int teams)
 {
     char key[HD_COST_KEY];
     query q = {.cluster = c, .key = key, .dtype = w->dtype, .threads = threads, .teams = teams < 1 ? 1 : teams, .kind = BASE_OTHER};
@@ -289,21 +286,20 @@ static double by_profile(const hd_cluster *c, const hd_sig *sig, const hd_work *
 
 void hd_cost_kernel(const hd_cluster *c, const hd_sig *sig, int threads, int teams, hd_kernel_cost *out)
 {
-    hd_work w;
-    hd_cost_work(sig, &w);
+    work w = work_of(sig);
     threads = threads_used(c, &w, threads < 1 ? 1 : threads);
     double seconds = c->n_profile ? by_profile(c, sig, &w, threads, teams) : -1;
-    if (seconds < 0) seconds = hd_curve_seconds(&c->device, &w, threads, teams < 1 ? 1 : teams);
+    if (seconds < 0) seconds = by_curve(&c->device, &w, threads, teams < 1 ? 1 : teams);
     *out = (hd_kernel_cost){.seconds = seconds, .flops = w.flops, .kind = w.kind};
 }
 
 double hd_cost_copy(const hd_cluster *c, int64_t bytes, int threads, int teams)
 {
-    hd_work w = {.kind = HD_COST_MEMORY, .dtype = HD_U8, .bytes = 2 * (double)bytes, .m = 1, .n = 1, .k = 1, .batch = 1};
+    work w = {.kind = HD_COST_MEMORY, .dtype = HD_U8, .bytes = 2 * (double)bytes};
     query q = {.cluster = c, .key = "(copy)", .kind = BASE_OTHER, .dtype = HD_U8, .teams = teams < 1 ? 1 : teams};
     if (bytes <= 0) return 0;
     q.threads = threads_used(c, &w, threads < 1 ? 1 : threads);
     q.x[0] = w.bytes, q.x[1] = 1.0 / 16, q.x[2] = q.x[3] = 1;
     double seconds = c->n_profile ? measured_seconds(&q) : -1;
-    return seconds < 0 ? hd_curve_seconds(&c->device, &w, q.threads, q.teams) : seconds;
+    return seconds < 0 ? by_curve(&c->device, &w, q.threads, q.teams) : seconds;
 }
