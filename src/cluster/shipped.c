@@ -83,17 +83,17 @@ static const shipped table[] = {
     {2, {.name = "cpu",
          .note = "a node of two CPU cores with AVX-512 (Zen 4), 24 GB; `heddle calibrate` measures yours",
          .device = {.name = "2 cores of EPYC", .flops = {[HD_F64] = 117e9, [HD_F32] = 234e9, [HD_BF16] = 468e9, [HD_I8] = 936e9}, .bandwidth = 60e9,
-                    .memory = 12 * GIB, .launch = 2e-6, .disk = 100 * GB, .disk_bandwidth = 1e9,
+                    .memory = 24 * GIB, .reserved = GIB / 2, .launch = 2e-6, .disk = 100 * GB, .disk_bandwidth = 1e9,
                     .efficiency = {.product = 0.9, .product_half = 1e6, .depth_half = 16, .memory = 0.8}, .cores = 2},
          .n_levels = 1, .level = {{.name = "memory", .latency = 2e-6, .bandwidth = 20e9, .efficiency = 0.8, .ports = 1}}}},
     /* Nodes of two AMD EPYC 9334 (data sheet: 32 cores Zen 4 at 2.7 GHz, 12 channels DDR5-4800 = 460.8 GB/s). A core does 32 f32 FLOPs a cycle (two 256-bit
-     * multiply-adds), 64 bf16 (VDPBF16PS), 128 int8 (VPDPBUSD). Sockets: xGMI, three links of 16 lanes at 32 GT/s, of which copies reach a third. */
+     * multiply-adds), 64 bf16 (VDPBF16PS), 128 int8 (VPDPBUSD). One rank a socket; of a CPU the device's figures are the node's. Sockets: xGMI, three links of 16 lanes at 32 GT/s, of which copies reach a third. */
 #define CPU_CLUSTER(speed, microseconds) \
     {16, {.name = "cpu-" #speed "g", \
           .note = "CPU cluster: nodes of two EPYC 9334 (32 cores each), one port of " #speed " Gb/s Ethernet a node", \
-          .device = {.name = "EPYC-9334", .flops = {[HD_F64] = 1.38e12, [HD_F32] = 2.76e12, [HD_BF16] = 5.53e12, [HD_I8] = 11.1e12}, .bandwidth = 460.8e9, \
-                     .memory = 192 * GIB, .reserved = 4 * GIB, .launch = 5e-6, .disk = 2000 * GB, .disk_bandwidth = 3e9, \
-                     .efficiency = {.product = 0.8, .product_half = 5e7, .depth_half = 32, .memory = 0.8}, .cores = 32}, \
+          .device = {.name = "2 x EPYC-9334", .flops = {[HD_F64] = 2.76e12, [HD_F32] = 5.53e12, [HD_BF16] = 11.1e12, [HD_I8] = 22.1e12}, .bandwidth = 921.6e9, \
+                     .memory = 384 * GIB, .reserved = 4 * GIB, .launch = 5e-6, .disk = 2000 * GB, .disk_bandwidth = 3e9, \
+                     .efficiency = {.product = 0.8, .product_half = 5e7, .depth_half = 32, .memory = 0.8}, .cores = 64}, \
           .n_levels = 2, \
           .level = {{.name = "xgmi", .fanout = 2, .latency = 3e-6, .bandwidth = 192e9, .efficiency = 0.33, .ports = 1}, \
                     {.name = "ethernet", .latency = microseconds * 1e-6, .bandwidth = speed * Gbps, .efficiency = 0.9, .ports = 1}}}}
