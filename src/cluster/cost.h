@@ -25,6 +25,9 @@ double hd_cost_copy(const hd_cluster *c, int64_t bytes, int threads, int teams);
 
 /* The features of an op's operands that entries of the profile carry: x[HD_PROFILE_FEATURES], all positive. Returns how many are used. */
 int hd_cost_features(const hd_sig *sig, double *x);
+/* The name under which such kernels stand in the profile: the op's; of contract with its form ("contract.nt"). Written to key[HD_COST_KEY]. */
+#define HD_COST_KEY 32
+void hd_cost_key(const hd_sig *sig, char *key);
 
 typedef enum hd_move { /* what a collective does */
     HD_MOVE_ALL_REDUCE, HD_MOVE_ALL_GATHER, HD_MOVE_REDUCE_SCATTER, HD_MOVE_ALL_TO_ALL, HD_MOVE_BROADCAST, HD_MOVE_SEND, HD_MOVE_KINDS
