@@ -10,7 +10,7 @@
 
 #define AT(field) offsetof(plan_config, field)
 static const hd_setting settings[] = {
-    {"cluster", HD_SET_STRING, AT(cluster), "cpu", 0, 0, "NAME[:N]|FILE", "the machines: a file (heddle calibrate writes one), or a name and how many devices"},
+    {"cluster", HD_SET_STRING, AT(cluster), "cpu", 0, 0, "CLUSTER", "the machines: a file (heddle calibrate writes one), or NAME:N, a shipped one of N devices"},
     {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how the work is split over ranks, as heddle train takes it"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "a plan (JSON) instead of --parallel, --micro-batches and --precision"},
     {"mode", HD_SET_STRING, AT(mode), "train", 0, 0, "train|generate", "a training step, or generating text"},
@@ -171,7 +171,7 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 
 const hd_command hd_cmd_plan = {
     .name = "plan",
-    .usage = "MODEL --cluster NAME[:N]|FILE [flags]",
+    .usage = "MODEL --cluster CLUSTER [flags]",
     .summary = "what training or generating will take in time, memory and money, without running it",
     .details = "MODEL is a directory, a config.json or a network file; only its shape is read. The plan is lowered into the Programs that\n"
                "`heddle train` would run, for every stage, and a simulator goes through them on the cluster's figures. A plan that needs more\n"
