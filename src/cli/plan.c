@@ -53,7 +53,7 @@ static int read_plan(const plan_config *c, planned *p, hd_session_options *o, hd
     o->plan = hd_plan_default();
     o->plan.micro_batches = c->micro_batches;
     o->plan.precision = p->precision;
-    return hd_parallel_parse(c->parallel ? c->parallel : "", &o->parallel, err);
+    return c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
 }
 
 static int fill_options(const plan_config *c, planned *p, hd_session_options *o, hd_error *err)

@@ -105,7 +105,10 @@ static int init(sim *s)
     s->teams = c->device.cores ? nodes_ranks(c, s->world) : 1;
     s->in_process = c->device.cores && s->world == nodes_ranks(c, s->world);
     rc = sim_find_alike(s);
-    if (!rc && !(s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready))) rc = sim_no_memory(s);
+    if (rc) return rc;
+    s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready);
+    s->moved = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->moved);
+    if (!s->ready || !s->moved) return sim_no_memory(s);
     for (int i = 0; i < s->n_actors && !rc; i++) rc = init_actor(s, &s->actors[i]);
     return rc;
 }
