@@ -28,8 +28,14 @@
 
 typedef enum hd_lm_mode { HD_LM_TRAIN, HD_LM_EVAL, HD_LM_GENERATE } hd_lm_mode;
 
+/* MATERIALISED: scores, softmax and dropout of the weights (attn_dropout) each written to memory, as before fused attention: to say what set-ups of that time
+ * take (src/models/attention.c). Needs sequences of one length. */
+typedef enum hd_attention_form { HD_ATTENTION_FUSED, HD_ATTENTION_MATERIALISED } hd_attention_form;
+
 typedef struct hd_lm_options {
     hd_lm_mode mode;
+    hd_attention_form attention;
+    bool half_stream;  /* the residual stream is in the compute dtype, as Megatron-LM's; else in f32 */
     hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream and losses are f32 */
     hd_dtype param;    /* of weights as stored: f32 (masters, for training), or bf16. Norms' weights are f32 always */
     int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (GENERATE) */

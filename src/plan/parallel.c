@@ -300,10 +300,13 @@ static int make_recompute(const hd_parallel *p, const hd_graph *g, const hd_outl
     static const char *const full[] = {"layers.*.norm1", "layers.*.norm1.1", "layers.*.norm2*", "layers.*.attn.*", "layers.*.mlp.*", NULL};
     static const char *const selective[] = {"layers.*.norm1", "layers.*.norm2", "layers.*.attn.*_biased", "layers.*.attn.*_rotated", "layers.*.mlp.*_biased",
                                             "layers.*.mlp.activation", "layers.*.mlp.product", NULL};
+    static const char *const scores[] = {"layers.*.attn.scores*", "layers.*.attn.weights*", NULL}; /* where attention writes them out */
     const char *const *patterns = p->recompute == HD_RECOMPUTE_FULL ? full : p->recompute == HD_RECOMPUTE_SELECTIVE ? selective : NULL;
     int rc = 0;
     plan->n_recompute = 0;
     for (; patterns && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
+    bool materialised = p->recompute == HD_RECOMPUTE_SELECTIVE && hd_graph_find(g, "layers.0.attn.scores") != HD_NONE;
+    for (patterns = scores; materialised && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
     bool layer_norm = hd_graph_find(g, "layers.0.norm1.beta") != HD_NONE; /* y, mean, rstd, sum; else y, rstd, sum */
     if (!rc && p->recompute == HD_RECOMPUTE_FULL && layer_norm) rc = add_recompute(plan, "layers.*.norm1.2", err);
     for (int64_t i = 0; p->recompute == HD_RECOMPUTE_EVERY && i < o->layers && !rc; i += p->every) {

@@ -170,7 +170,7 @@ static void spread_parameters(pinner *s)
 static bool in_stream(const hd_node *n)
 {
     static const char *const paths[] = {"layers.*.norm1", "layers.*.norm2", "norm", "layers.*.attn.out", "layers.*.mlp.out", "layers.*.out_biased",
-                                        "layers.*.dropout", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
+                                        "layers.*.dropout", "layers.*.attn.sum", "layers.*.mlp_sum", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         if (hd_path_match(paths[i], n->path)) return true;
     return false;
