@@ -55,7 +55,7 @@ static const family families[] = {
     {"sum_squares", "", "f32[T,D]", 1, 0, 0, F32_ONLY, "TD", state},
     {"adamw", "beta1=0.9 beta2=0.95 eps=1e-08 weight_decay=0.1", "f32[T,D] f32[T,D] f32[T,D] f32[T,D] f32[] f32[] f32[] f32[]", 8, 7, 8, F32_ONLY, "TD", state},
     {"sgd", "momentum=0.9 weight_decay=0 nesterov=false", "f32[T,D] f32[T,D] f32[T,D] f32[] f32[] f32[]", 4, 3, 0, F32_ONLY, "TD", state},
-    {"cross_entropy", "first=0 classes=0", "@[T,V] i32[T]:v", 1, 0, 0, BOTH, "TV", losses},
+    {"cross_entropy", "", "@[T,V] i32[T]:v", 1, 0, 0, BOTH, "TV", losses},
     {"cross_entropy_grad", "first=0 classes=0 dtype=@", "f32[T] @[T,V] i32[T]:v f32[T]", 2, 2, 0, BOTH, "TV", losses},
     {"gather", "first=0 dtype=f32", "f32[V,D] i32[T]:v", 0, 0, 0, F32_ONLY, "TDV", tables},
     {"scatter_add", "rows=$V first=0 dtype=f32", "@[T,D] i32[T]:v", 1, 0, 0, BOTH, "TDV", tables},

@@ -339,10 +339,13 @@ static int add_entry(hd_calibration *c, rig *r, int i, double seconds)
     prepared *p = hd_malloc(sizeof *p);
     if (!p) return hd_fail_memory(&c->err, sizeof *p, "a case of calibration");
     bool ok = read_case(p, r, &r->cases[i]);
-    hd_profile_entry e = {.dtype = p->in_type[0].dtype, .threads = r->threads, .teams = r->teams, .seconds = seconds};
+    hd_profile_entry e = {.threads = r->threads, .teams = r->teams, .seconds = seconds};
     hd_sig s = sig_of(p);
-    if (ok) hd_cost_key(&s, e.op);
-    if (ok) hd_cost_features(&s, e.x);
+    if (ok) {
+        hd_cost_key(&s, e.op);
+        e.dtype = hd_cost_dtype(&s);
+        hd_cost_features(&s, e.x);
+    }
     discard(p);
     hd_free(p);
     return ok ? hd_calibration_add(c, &e) : 0;

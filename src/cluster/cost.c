@@ -19,22 +19,9 @@
 
 /* ---- what an op does ---- */
 
-static double type_bytes(const hd_type *t)
-{
-    return t->absent ? 0 : (double)hd_shape_count(&t->shape) * (double)hd_dtype_size(t->dtype);
-}
-
 static bool is_named(const hd_sig *s, const char *name) { return !strcmp(s->op->name, name); }
 
 static bool is_attention(const hd_sig *s) { return !strncmp(s->op->name, "attention", 9); }
-
-/* What is really moved: of a table only the rows that are looked up. */
-static double moved_bytes(const hd_sig *s, double bytes)
-{
-    if (is_named(s, "gather")) return 2 * type_bytes(&s->out[0]) + type_bytes(&s->in[1]);
-    if (is_named(s, "update_rows")) return 2 * type_bytes(&s->in[1]) + type_bytes(&s->in[2]);
-    return bytes;
-}
 
 /* Whether the summed dimension is innermost in each operand of a contraction. */
 static void read_form(const hd_sig *s, bool inner[2])
@@ -51,19 +38,29 @@ static void read_form(const hd_sig *s, bool inner[2])
 /* What a kernel does. */
 typedef struct work {
     hd_cost_kind kind;
-    hd_dtype dtype;         /* of operand 0 */
+    hd_dtype dtype;
     double flops, bytes;
     hd_product_shape shape; /* PRODUCT */
 } work;
 
+hd_dtype hd_cost_dtype(const hd_sig *sig)
+{
+    const hd_type *best = NULL;
+    for (int i = 0; i < sig->n_in; i++) {
+        const hd_type *t = &sig->in[i];
+        if (!t->absent && hd_dtype_is_float(t->dtype) && (!best || t->shape.rank > best->shape.rank)) best = t;
+    }
+    return best ? best->dtype : HD_F32;
+}
+
 static work work_of(const hd_sig *sig)
 {
     hd_cost cost = {0};
-    work w = {.kind = HD_COST_MEMORY, .dtype = sig->n_in && !sig->in[0].absent ? sig->in[0].dtype : HD_F32};
+    work w = {.kind = HD_COST_MEMORY, .dtype = hd_cost_dtype(sig)};
     if (sig->op->cost) sig->op->cost(sig, &cost);
     else cost.bytes = hd_cost_bytes(sig);
     w.flops = cost.flops;
-    w.bytes = moved_bytes(sig, cost.bytes);
+    w.bytes = cost.bytes;
     if (hd_curve_shape(sig, &w.shape)) w.kind = HD_COST_PRODUCT;
     return w;
 }

@@ -28,6 +28,8 @@ int hd_cost_features(const hd_sig *sig, double *x);
 /* The name under which such kernels stand in the profile: the op's; of contract with its form ("contract.nt"). Written to key[HD_COST_KEY]. */
 #define HD_COST_KEY 32
 void hd_cost_key(const hd_sig *sig, char *key);
+/* The dtype under which: of the first floating-point operand of the most dimensions. */
+hd_dtype hd_cost_dtype(const hd_sig *sig);
 
 typedef enum hd_move { /* what a collective does */
     HD_MOVE_ALL_REDUCE, HD_MOVE_ALL_GATHER, HD_MOVE_REDUCE_SCATTER, HD_MOVE_ALL_TO_ALL, HD_MOVE_BROADCAST, HD_MOVE_SEND, HD_MOVE_KINDS
