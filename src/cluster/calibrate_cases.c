@@ -67,15 +67,17 @@ static const family families[] = {
 };
 enum { FAMILIES = sizeof families / sizeof families[0], LETTERS = 26 };
 
-/* Forms of a product: of activations by weights, of gradients by weights, of activations by gradients (into f32). */
-typedef struct product { const char *attrs, *operands; int64_t m[6], n[6], k[6]; } product;
+/* Forms of a product: of activations by weights, of gradients by weights, of activations by gradients (into f32), and what serves: by packed weights. */
+typedef struct product { const char *attrs, *operands; bool packed; int64_t m[6], n[6], k[6]; } product;
 static const product products[] = {
-    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", {1, 16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
-    {"spec=mk,kn->mn dtype=@", "@[M,K] @[K,N]", {16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
-    {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", {64, 256, 1024, 4096}, {64, 256, 1024, 4096}, {32, 256, 1024}},
+    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", false, {1, 16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
+    {"spec=mk,kn->mn dtype=@", "@[M,K] @[K,N]", false, {16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
+    {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", false, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}, {32, 256, 1024}},
+    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", true, {1, 8, 64, 512}, {64, 256, 1024, 4096, 16384}, {64, 256, 1024, 4096}},
 };
 enum { PRODUCTS = sizeof products / sizeof products[0] };
-#define MOST_FLOPS 2.3e9 /* of one product: beyond it, what it reaches stays the same */
+#define MOST_FLOPS 2.3e9          /* of one product: beyond it, what it reaches stays the same */
+#define MOST_WEIGHTS (1 << 24)    /* elements: 64 MiB are far beyond any cache */
 
 typedef struct case_list { hd_case *list; size_t n, cap; bool failed; } case_list;
 
@@ -93,7 +95,7 @@ static bool wants(const family *f, hd_dtype t)
 static void add_family(case_list *l, const family *f, hd_dtype t)
 {
     for (const int64_t (*s)[4] = f->sizes; wants(f, t) && (*s)[0]; s++) {
-        hd_case c = {f->op, f->attrs, f->operands, f->warm, f->in_place, f->unread, t, {{0}}};
+        hd_case c = {f->op, f->attrs, f->operands, f->warm, f->in_place, f->unread, false, t, {{0}}};
         for (int i = 0; f->letters[i]; i++) c.size.of[f->letters[i] - 'A'] = (*s)[i];
         c.size.of['F' - 'A'] = c.size.of['E' - 'A'] / 2;
         c.size.of['K' - 'A'] = 2;
@@ -108,8 +110,8 @@ static void add_product(case_list *l, const product *p, hd_dtype t)
     for (int m = 0; p->m[m]; m++)
         for (int n = 0; p->n[n]; n++)
             for (int k = 0; p->k[k]; k++) {
-                hd_case c = {"contract", p->attrs, p->operands, 1, 0, 0, t, {{0}}};
-                if (2.0 * (double)p->m[m] * (double)p->n[n] * (double)p->k[k] > MOST_FLOPS) continue;
+                hd_case c = {"contract", p->attrs, p->operands, 1, 0, 0, p->packed, t, {{0}}};
+                if (2.0 * (double)p->m[m] * (double)p->n[n] * (double)p->k[k] > MOST_FLOPS || p->n[n] * p->k[k] > MOST_WEIGHTS) continue;
                 c.size.of['M' - 'A'] = p->m[m], c.size.of['N' - 'A'] = p->n[n], c.size.of['K' - 'A'] = p->k[k];
                 add_case(l, &c);
             }

@@ -15,6 +15,7 @@ typedef struct hd_case {
     uint32_t warm;     /* operands that the kernel before it has just written, where they fit a cache; all others come from memory */
     uint32_t in_place; /* result i is operand i's memory */
     uint32_t unread;   /* results that nobody reads */
+    bool packed;       /* operand 1 of contract lies packed */
     hd_dtype dtype;
     hd_case_size size;
 } hd_case;

@@ -15,6 +15,7 @@
 #include "cluster/calibrate_cases.h"
 #include "cluster/calibrate_int.h"
 #include "graph/op.h"
+#include "kernels/cpu/gemm.h"
 
 #define POOL_BYTES ((size_t)160 << 20)    /* of operands */
 #define RESULT_BYTES ((size_t)128 << 20)
@@ -96,6 +97,7 @@ typedef struct prepared {
     hd_kernel_args args;
     hd_kernel kernel;
     void *index[HD_MAX_OPERANDS]; /* integers, the same in every run */
+    size_t packed_bytes;          /* of operand 1, where it lies packed; what is in it makes no difference */
     rig *rig;
     double begin, end;
 } prepared;
@@ -194,6 +196,11 @@ static bool find_kernel(prepared *p)
     return !want || r->workspace;
 }
 
+static size_t operand_bytes(const prepared *p, int i)
+{
+    return i == 1 && p->packed_bytes ? p->packed_bytes : hd_tensor_bytes(&p->in[i]);
+}
+
 /* False where it makes no sense; to be discarded all the same. */
 static bool read_case(prepared *p, rig *r, const hd_case *c)
 {
@@ -209,7 +216,13 @@ static bool read_case(prepared *p, rig *r, const hd_case *c)
         if (c->unread & 1u << i) p->out_type[i] = (hd_type){.dtype = p->out_type[i].dtype, .absent = true, .shape.sym = -1};
         p->out[i] = tensor_of(&p->out_type[i]);
     }
-    return p->args.n_out > 0;
+    if (c->packed) {
+        p->in[1].format = HD_PACKED;
+        p->packed_bytes = hd_gemm_packed_bytes(r->isa, ((const hd_contract_attrs *)p->attrs)->spec, &p->in[1]);
+    }
+    for (int i = 0; i < p->args.n_in; i++)
+        if (operand_bytes(p, i) > RESULT_BYTES) return false;
+    return p->args.n_out > 0 && (!c->packed || p->packed_bytes);
 }
 
 static void discard(prepared *p)
@@ -232,7 +245,7 @@ static void place(prepared *p)
 {
     rig *r = p->rig;
     for (int i = 0; i < p->args.n_in; i++) {
-        size_t bytes = hd_tensor_bytes(&p->in[i]);
+        size_t bytes = operand_bytes(p, i);
         if (!p->in[i].data) continue;
         if (p->index[i]) p->in[i].data = p->index[i];
         else if (p->from->in_place & 1u << i) p->in[i].data = take(r->results, RESULT_BYTES, &r->result_at, bytes);
@@ -342,7 +355,7 @@ static int add_entry(hd_calibration *c, rig *r, int i, double seconds)
     hd_profile_entry e = {.threads = r->threads, .teams = r->teams, .seconds = seconds};
     hd_sig s = sig_of(p);
     if (ok) {
-        hd_cost_key(&s, e.op);
+        hd_cost_key(&s, r->cases[i].packed ? 2 : 0, e.op);
         e.dtype = hd_cost_dtype(&s);
         hd_cost_features(&s, e.x);
     }

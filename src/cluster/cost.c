@@ -5,7 +5,7 @@
  * so that what is between the measured shapes is interpolated in the logarithm of that factor: locally linear in the logarithms of the features (moving least
  * squares), never beyond what the nearest entries show. Features:
  *     contract            rows, columns, depth, batch; its op is "contract.nt", where n and t say that the first and second operand
- *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them
+ *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them; p: it lies packed
  *     attention           queries, keys that a query sees, features of a head, heads
  *     all other           bytes, FLOPs for each byte, extent of operand 0's last dimension (1 for ops that go element by element) */
 #include "cluster/cost.h"
@@ -122,11 +122,11 @@ int hd_cost_features(const hd_sig *sig, double *x)
     return 3;
 }
 
-void hd_cost_key(const hd_sig *sig, char *key)
+void hd_cost_key(const hd_sig *sig, uint32_t packed, char *key)
 {
     bool inner[2] = {false}, product = is_named(sig, "contract");
     if (product) read_form(sig, inner);
-    snprintf(key, HD_COST_KEY, "%s%s%s%s", sig->op->name, product ? "." : "", !product ? "" : inner[0] ? "n" : "t", !product ? "" : inner[1] ? "t" : "n");
+    snprintf(key, HD_COST_KEY, "%s%s%s%s", sig->op->name, product ? "." : "", !product ? "" : inner[0] ? "n" : "t", !product ? "" : packed & 2 ? "p" : inner[1] ? "t" : "n");
 }
 
 /* ---- interpolation ---- */
@@ -268,11 +268,11 @@ static int threads_used(const hd_cluster *c, const work *w, int threads)
     return w->bytes <= SOLO_BYTES && w->flops <= SOLO_FLOPS ? 1 : threads;
 }
 
-static double by_profile(const hd_cluster *c, const hd_sig *sig, const work *w, int threads, int teams)
+static double by_profile(const hd_cluster *c, const hd_sig *sig, uint32_t packed, const work *w, int threads, int teams)
 {
     char key[HD_COST_KEY];
     query q = {.cluster = c, .key = key, .dtype = w->dtype, .threads = threads, .teams = teams < 1 ? 1 : teams, .kind = BASE_OTHER};
-    hd_cost_key(sig, key);
+    hd_cost_key(sig, packed, key);
     hd_cost_features(sig, q.x);
     if (is_named(sig, "contract")) q.kind = BASE_CONTRACT;
     if (is_attention(sig)) q.kind = sig->op->is_backward ? BASE_ATTENTION_GRAD : BASE_ATTENTION;
@@ -283,9 +283,14 @@ static double by_profile(const hd_cluster *c, const hd_sig *sig, const work *w, 
 
 void hd_cost_kernel(const hd_cluster *c, const hd_sig *sig, int threads, int teams, hd_kernel_cost *out)
 {
+    hd_cost_kernel_packed(c, sig, 0, threads, teams, out);
+}
+
+void hd_cost_kernel_packed(const hd_cluster *c, const hd_sig *sig, uint32_t packed, int threads, int teams, hd_kernel_cost *out)
+{
     work w = work_of(sig);
     threads = threads_used(c, &w, threads < 1 ? 1 : threads);
-    double seconds = c->n_profile ? by_profile(c, sig, &w, threads, teams) : -1;
+    double seconds = c->n_profile ? by_profile(c, sig, packed, &w, threads, teams) : -1;
     if (seconds < 0) seconds = by_curve(&c->device, &w, threads, teams < 1 ? 1 : teams);
     *out = (hd_kernel_cost){.seconds = seconds, .flops = w.flops, .kind = w.kind};
 }
