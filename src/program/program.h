@@ -13,6 +13,7 @@
 #ifndef HD_PROGRAM_PROGRAM_H
 #define HD_PROGRAM_PROGRAM_H
 
+#include "base/trace.h"
 #include "graph/op.h"
 #include "plan/plan.h"
 
@@ -191,6 +192,12 @@ static inline bool hd_instr_runs(const hd_instr *x, int micro, int micro_batches
 hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *binding);
 /* The parameters of instruction x for rank: written to attrs (op->attrs_size bytes). */
 void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attrs);
+
+/* How a trace (base/trace.h) shows instruction x: its kind and the name of its op. */
+hd_event_kind hd_instr_event_kind(const hd_program *p, const hd_instr *x);
+const char *hd_instr_name(const hd_instr *x); /* "contract", ...; "zero", "copy", "wait" */
+/* How many events the calls of one step make at most. */
+int64_t hd_program_events(const hd_program *p);
 
 /* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
 #define HD_TENSOR_PRESENT ((void *)64)

@@ -3,22 +3,24 @@
 #include <stdio.h>
 #include "base/term.h"
 #include "exec/pieces.h"
+#include "ops/ops.h"
 #include "train/ranks.h"
+
+static hd_cost node_cost(const hd_graph *g, const hd_node *n)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
+    hd_sig sig = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
+    hd_cost cost = {0};
+    if (n->op->cost) n->op->cost(&sig, &cost);
+    return cost;
+}
 
 double hd_graph_flops(const hd_graph *g)
 {
     double flops = 0;
-    for (size_t i = 0; i < g->n_nodes; i++) {
-        const hd_node *n = g->nodes[i];
-        hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
-        for (int k = 0; k < n->n_in; k++)
-            in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
-        for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
-        hd_sig sig = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
-        hd_cost cost = {0};
-        if (n->op->cost) n->op->cost(&sig, &cost);
-        flops += cost.flops;
-    }
+    for (size_t i = 0; i < g->n_nodes; i++) flops += node_cost(g, g->nodes[i]).flops;
     return flops;
 }
 
@@ -102,20 +104,26 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
     return pass_error(g, err);
 }
 
+/* Chunks and layouts: of the whole graph, whichever stage is taken out of it afterwards. */
+static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_error *err)
+{
+    pins p = {0};
+    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
+    int rc = cut_chunks(g, plan, err);
+    if (!rc) rc = collect_pins(s, g, plan, &p, err);
+    if (!rc) {
+        hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
+        rc = pass_error(g, err);
+    }
+    hd_free(p.list);
+    return rc ? rc : hd_store_list_graph(s->names, g, err);
+}
+
 /* *g becomes what the rank does of it. */
 static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
-    pins p = {0};
     int stages = hd_plan_stages(plan), pp = hd_mesh_find(&plan->mesh, "pp"), stage = pp < 0 ? 0 : hd_mesh_coordinate(&plan->mesh, rank->rank, pp);
-    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
-    int rc = cut_chunks(*g, plan, err);
-    if (!rc) rc = collect_pins(s, *g, plan, &p, err);
-    if (!rc) {
-        hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
-        rc = pass_error(*g, err);
-    }
-    hd_free(p.list);
-    if (!rc) rc = hd_store_list_graph(s->names, *g, err);
+    int rc = partition_whole(s, *g, plan, err);
     if (rc || stages <= 1) return rc;
     hd_graph *part = hd_graph_stage(*g, stage, stages, err);
     if (!part) return err->code;
@@ -158,6 +166,16 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     return rc;
 }
 
+/* Of a rank's graph, which is changed. */
+static int lower_graph(hd_graph *g, bool train, const hd_session_options *o, const hd_plan *plan, const hd_target *target, hd_program **out, hd_error *err)
+{
+    if (train && plan->n_recompute) hd_pass_recompute(g, plan->recompute, plan->n_recompute);
+    if (train && !o->unfused) hd_pass_recompute_elementwise(g);
+    if (!o->unfused) hd_pass_fuse_elementwise(g);
+    int rc = hd_graph_verify(g, err);
+    return rc ? rc : hd_lower(g, plan, target, out, err);
+}
+
 static int make_program(hd_session *s, int which, const hd_session_options *o, hd_error *err)
 {
     hd_graph **g = &s->graph[which];
@@ -168,16 +186,71 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     int rc = pass_error(*g, err);
     if (!rc) rc = plan_of(o, train, *g, &plan, err);
     if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, &o->rank, err);
-    if (rc) return rc;
-    if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
-    if (train && !o->unfused) hd_pass_recompute_elementwise(*g);
-    if (!o->unfused) hd_pass_fuse_elementwise(*g);
-    rc = hd_graph_verify(*g, err);
-    if (!rc) rc = hd_lower(*g, &plan, &s->backend.target, &s->program[which], err);
+    if (!rc) rc = lower_graph(*g, train, o, &plan, &s->backend.target, &s->program[which], err);
     double calls = train ? (double)plan.micro_batches : 1;
-    s->flops[which] = calls * hd_graph_flops(*g); /* the update is counted with each micro-batch: a few operations per parameter */
+    if (!rc) s->flops[which] = calls * hd_graph_flops(*g); /* the update is counted with each micro-batch: a few operations per parameter */
     return rc;
 }
+
+/* ---- programs of all stages ---- */
+
+static int lower_stage(hd_programs *p, const hd_session_options *o, const hd_target *target, int stage, hd_error *err)
+{
+    bool only = p->n == 1;
+    hd_graph *part = only ? p->graph : hd_graph_stage(p->graph, stage, p->n, err);
+    if (!part) return err->code;
+    part->stage = stage;
+    int rc = lower_graph(part, p->train, o, &p->plan, target, &p->stage[stage], err);
+    if (!only) hd_graph_free(part);
+    return rc;
+}
+
+/* What of a node's operations the model asks for: products alone, as is the custom (Narayanan et al. 2021, section 5.1). attention_grad makes the scores
+ * again, one of its five products. */
+static double model_flops(const hd_graph *g, const hd_node *n)
+{
+    static const hd_op *const products[] = {&hd_op_contract, &hd_op_conv2d, &hd_op_conv2d_grad_x, &hd_op_conv2d_grad_w, &hd_op_attention};
+    if (n->op == &hd_op_attention_grad) return node_cost(g, n).flops * 4 / 5;
+    for (size_t i = 0; i < sizeof products / sizeof *products; i++)
+        if (n->op == products[i]) return node_cost(g, n).flops;
+    return 0;
+}
+
+static void count_whole(hd_programs *p)
+{
+    const hd_graph *g = p->graph;
+    for (size_t v = 0; v < g->n_values; v++)
+        if (g->values[v].kind == HD_PARAM) p->parameters += hd_shape_count(&g->values[v].type.shape);
+    for (size_t i = 0; i < g->n_nodes; i++) p->flops += model_flops(g, g->nodes[i]) * (double)(p->train ? p->plan.micro_batches : 1);
+}
+
+int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_options *o, hd_error *err)
+{
+    hd_session s = {0};
+    *p = (hd_programs){.graph = g, .train = train};
+    int rc = hd_backend_open(&s.backend, o->plan.backend[0] ? o->plan.backend : "cpu", err);
+    if (!rc) make_whole(g, train, o), rc = pass_error(g, err);
+    if (!rc) rc = plan_of(o, train, g, &p->plan, err);
+    if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
+    if (!rc && p->plan.mesh.n) rc = partition_whole(&s, g, &p->plan, err);
+    p->n = rc ? 0 : hd_plan_stages(&p->plan);
+    p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
+    if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");
+    for (int i = 0; i < p->n && !rc; i++) rc = lower_stage(p, o, &s.backend.target, i, err);
+    hd_session_free(&s);
+    if (rc) hd_programs_free(p);
+    return rc;
+}
+
+void hd_programs_free(hd_programs *p)
+{
+    for (int i = 0; p->stage && i < p->n; i++) hd_program_free(p->stage[i]);
+    hd_free(p->stage);
+    hd_graph_free(p->graph);
+    *p = (hd_programs){0};
+}
+
+/* ---- memory ---- */
 
 static bool shares_process(const hd_rank *rank)
 {
