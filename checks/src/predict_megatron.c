@@ -39,6 +39,8 @@ static int predict(const row *r, hd_error *err)
     if (!rc) rc = cluster_lower(&r->job, &p, err);
     if (rc) return rc;
     double begin = hd_time();
+    rc = hd_program_verify_world((const hd_program *const *)p.program, p.n, err);
+    if (rc) printf("world: "), err->code = 0, rc = 0;
     rc = cluster_simulate(&p, &c, &result, err);
     if (!rc) {
         double rate = cluster_rate(&r->job, result.step) / 1e12;
