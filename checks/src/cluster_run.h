@@ -25,6 +25,7 @@ typedef struct cluster_job {
     int64_t layers, width, heads;
     int64_t tp, pp, dp, chunks, zero;
     int64_t batch, micro_batch;      /* sequences of a step, and of one rank's micro-batch */
+    bool whole;                      /* without scatter/gather between stages */
     bool keep;                       /* without recomputation */
     bool fused;                      /* attention in one kernel */
 } cluster_job;
@@ -53,6 +54,7 @@ static inline void cluster_parallel(const cluster_job *j, hd_str *out)
 {
     hd_str_printf(out, "dp=%d,tp=%d,pp=%d,v=%d,overlap=0", (int)j->dp, (int)j->tp, (int)j->pp, (int)j->chunks);
     if (j->zero) hd_str_printf(out, ",zero=%d", (int)j->zero);
+    if (!j->whole) hd_str_puts(out, ",scatter");
     if (!j->keep) hd_str_puts(out, ",recompute=full");
     for (int64_t i = 0, n = j->pp * j->chunks; i < n && n > 1; i++)
         hd_str_printf(out, "%s%d", i ? ":" : ",layers=", (int)((i + 1) * j->layers / n - i * j->layers / n));
@@ -94,6 +96,7 @@ static inline int cluster_cut(hd_graph *g, const hd_plan *plan)
     for (int i = 0; i < plan->n_cuts; i++) first[i] = plan->cuts[i];
     if (plan->n_cuts) hd_pass_chunks(g, first, plan->n_cuts);
     if (plan->mesh.n) hd_pass_partition(g, &plan->mesh, plan->pins, plan->n_pins, plan->keep_gathered);
+    if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
     return g->err.code;
 }
 

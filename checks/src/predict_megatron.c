@@ -28,6 +28,21 @@ static int read_rows(const char *path, row *rows, hd_error *err)
     return n;
 }
 
+static void tweak(hd_cluster *c)
+{
+    const char *text = getenv("TWEAK");
+    double v;
+    char key[32];
+    int used;
+    for (; text && sscanf(text, "%31[a-z_]=%lf%n", key, &v, &used) == 2; text += used + (text[used] == ',')) {
+        hd_efficiency *e = &c->device.efficiency;
+        double *at = !strcmp(key, "product") ? &e->product : !strcmp(key, "half") ? &e->product_half : !strcmp(key, "depth") ? &e->depth_half : !strcmp(key, "memory") ? &e->memory
+                   : !strcmp(key, "ib") ? &c->level[1].efficiency : !strcmp(key, "nv") ? &c->level[0].efficiency : !strcmp(key, "launch") ? &c->device.launch
+                   : !strcmp(key, "ibbw") ? &c->level[1].bandwidth : !strcmp(key, "iblat") ? &c->level[1].latency : NULL;
+        if (at) *at = v; else printf("? %s\n", key);
+    }
+}
+
 static int predict(const row *r, hd_error *err)
 {
     cluster_programs p;
@@ -36,6 +51,7 @@ static int predict(const row *r, hd_error *err)
     hd_sim_result result;
     snprintf(name, sizeof name, "dgx-a100-80:%d", r->gpus);
     int rc = hd_cluster_find(name, &c, err);
+    tweak(&c);
     if (!rc) rc = cluster_lower(&r->job, &p, err);
     if (rc) return rc;
     double begin = hd_time();
