@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/term.h"
 #include "cli/cli.h"
 #include "report/plan_html.h"
@@ -60,16 +61,23 @@ static int read_plan(const plan_config *c, planned *p, hd_session_options *o, hd
     return c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
 }
 
+static int fail_devices(const plan_config *c, const planned *p, int ranks, hd_error *err)
+{
+    char more[96];
+    int devices = hd_cluster_devices(&p->cluster), node = hd_cluster_group(&p->cluster, p->cluster.node_level);
+    snprintf(more, sizeof more, "--cluster %s:%d", p->cluster.name, (ranks + node - 1) / node * node);
+    return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and the cluster %s has %d device%s: %d too few. What would help: %s, or splitting over fewer", ranks,
+                   p->cluster.name, devices, devices == 1 ? "" : "s", ranks - devices, hd_file_exists(c->cluster) ? "a larger cluster" : more);
+}
+
 static int fill_options(const plan_config *c, planned *p, hd_session_options *o, hd_error *err)
 {
     *o = (hd_session_options){.sequence = p->model.is_network ? 0 : c->sequence};
     o->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = c->clip};
     int rc = read_plan(c, p, o, err);
     if (rc) return rc;
-    int ranks = hd_session_ranks(o), devices = hd_cluster_devices(&p->cluster);
-    if (ranks > devices)
-        return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and the cluster %s has %d device%s: %d too few. Name more (%s:%d), or split over fewer", ranks,
-                       p->cluster.name, devices, devices == 1 ? "" : "s", ranks - devices, p->cluster.name, ranks);
+    int ranks = hd_session_ranks(o);
+    if (ranks > hd_cluster_devices(&p->cluster)) return fail_devices(c, p, ranks, err);
     if (!c->plan || !o->plan.threads) hd_plan_target(c, &p->cluster, ranks, &o->plan);
     else snprintf(o->plan.backend, sizeof o->plan.backend, "%s", p->cluster.device.cores ? "cpu" : "null");
     return 0;
