@@ -232,19 +232,16 @@ static double naive_stage(naive *n, int stage)
 
 static double naive_step(const hd_programs *p, const hd_cluster *c)
 {
-    naive *n = calloc(1, sizeof *n);
+    naive *n = calloc(1, sizeof *n), *before = calloc(1, sizeof *n);
     double step = 0;
     *n = (naive){.p = p, .c = c, .latency = c->level[0].latency};
-    for (bool changed = true; changed;) {
-        changed = false;
-        for (int s = 0; s < p->n; s++) {
-            double before = n->end[s];
-            n->end[s] = naive_stage(n, s);
-            changed |= n->end[s] != before;
-            step = fmax(step, n->end[s]);
-        }
-    }
+    do {
+        memcpy(before, n, sizeof *n);
+        for (int s = 0; s < p->n; s++) n->end[s] = naive_stage(n, s);
+    } while (memcmp(before, n, sizeof *n));
+    for (int s = 0; s < p->n; s++) step = fmax(step, n->end[s]);
     free(n);
+    free(before);
     return step;
 }
 
