@@ -324,8 +324,8 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     for (int i = 0; i < p->n_lengths; i++) all += p->lengths[i];
     if (p->n_lengths && all != sequence)
         return hd_fail(err, HD_EINVAL, "--parallel: slices adds up to %" PRId64 " tokens, a sequence has %" PRId64, all, sequence);
-    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
     if (p->slices <= 1) return 0;
+    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
     plan->n_slices = (int)p->slices;
     for (int i = 0; i < plan->n_slices; i++) {
         if (p->n_lengths) {

@@ -199,6 +199,10 @@ const char *hd_instr_name(const hd_instr *x); /* "contract", ...; "zero", "copy"
 /* How many events the calls of one step make at most. */
 int64_t hd_program_events(const hd_program *p);
 
+/* Adds to t what is live on `rank`, whose program p is, over time: a sample where it changes, from the calls and events that t holds of it (by_call: the most of
+ * each of its calls). A micro-batch's values count from its own forward call to its own backward call, the Store and the caller's inputs and outputs always. */
+int hd_program_trace_memory(const hd_program *p, int rank, hd_trace *t, hd_error *err);
+
 /* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
 #define HD_TENSOR_PRESENT ((void *)64)
 

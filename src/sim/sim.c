@@ -35,8 +35,8 @@ static hd_sim_kind kind_of(hd_role r)
     }
 }
 
-/* What the arena is longer than its contents at the peak, its holes, are buffers too; so is the workspace. */
-static void fill_memory(const hd_cluster *c, const hd_memory *m, hd_sim_rank *out)
+/* What the arena is longer than its contents at the peak, its holes, are buffers too; so is the workspace. Ranks on CPUs share the node's memory. */
+static void fill_memory(const hd_cluster *c, const hd_memory *m, int teams, hd_sim_rank *out)
 {
     int64_t named = 0;
     out->memory = *m;
@@ -47,7 +47,7 @@ static void fill_memory(const hd_cluster *c, const hd_memory *m, hd_sim_rank *ou
     out->workspace = c->device.cores ? 0 : HD_SIM_WORKSPACE;
     out->kind[HD_SIM_BUFFERS] += m->total - named + out->workspace;
     out->peak = m->total + out->workspace;
-    out->capacity = c->device.memory - c->device.reserved;
+    out->capacity = (c->device.memory - c->device.reserved) / teams;
 }
 
 /* What helps most against the kind that takes most. */
@@ -106,7 +106,10 @@ static int init(sim *s)
     s->buffered = !c->device.cores;
     s->in_process = c->device.cores && s->world == nodes_ranks(c, s->world);
     rc = sim_find_alike(s);
-    if (!rc && !(s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready))) rc = sim_no_memory(s);
+    if (rc) return rc;
+    s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready);
+    s->moved = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->moved);
+    if (!s->ready || !s->moved) return sim_no_memory(s);
     for (int i = 0; i < s->n_actors && !rc; i++) rc = init_actor(s, &s->actors[i]);
     return rc;
 }
@@ -156,7 +159,7 @@ static int fill_result(sim *s, hd_sim_result *out)
         *r = s->actors[i].out;
         int rc = hd_program_memory(s->actors[i].program, &m, s->err);
         if (rc) return rc;
-        fill_memory(s->cluster, &m, r);
+        fill_memory(s->cluster, &m, s->teams, r);
         out->flops += r->flops * r->alike;
         out->hardware_flops += r->hardware_flops * r->alike;
         for (int p = 0; p < HD_SIM_PARTS; p++) parts[p] += r->part[p] * r->alike;
