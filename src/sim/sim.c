@@ -104,6 +104,7 @@ static int init(sim *s)
     if (s->world > devices) return hd_fail(s->err, HD_EINVAL, "the plan is for %d ranks, and %s has %d device%s: name %s:%d, or split over fewer", s->world, c->name,
                                            devices, devices == 1 ? "" : "s", c->name, s->world);
     s->teams = c->device.cores ? nodes_ranks(c, s->world) : 1;
+    s->buffered = !c->device.cores;
     s->in_process = c->device.cores && s->world == nodes_ranks(c, s->world);
     rc = sim_find_alike(s);
     if (rc) return rc;

@@ -103,6 +103,7 @@ typedef struct sim {
     hd_arena memory;
     int world, per_stage, pipeline; /* ranks; of one stage; the pipeline's axis, or -1 */
     int teams;               /* ranks of a node that compute at once */
+    bool buffered;           /* sends don't hold up the sender's next call */
     bool in_process;         /* all ranks are threads of one machine: transfers are done by those who wait for them */
     double offset;           /* of this step from the trace's begin */
 
