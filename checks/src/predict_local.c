@@ -2,7 +2,7 @@
  *
  *   check_predict_local CLUSTER [--only N] [--short]   all jobs: predicted, measured, judged
  *   check_predict_local --ops CLUSTER N                job N's time by op: predicted, measured
- *   check_predict_local --run N                        (the same program as a child: job N alone in a process)
+ *   check_predict_local --run N, --predict CLUSTER N GB/S   (the same program as a child: job N alone in a process, run or predicted)
  *
  * Each job runs in a process of its own, so that its peak memory (VmHWM) is its own. The read bandwidth of all cores is measured before and after it: memory
  * of shared machines moves between regimes. Where it is not what it was in calibration to 10 %, the job is run again, a few times at most; at last what
@@ -126,122 +126,35 @@ static int run_generation(const generation *x, hd_error *err)
     return rc;
 }
 
-static int run_child(int n, hd_error *err)
-{
-    if (n < 0 || n >= JOBS + GENERATIONS) return hd_fail(err, HD_EINVAL, "there is no job %d", n);
-    return n < JOBS ? run_training(&jobs[n], err) : run_generation(&generations[n - JOBS], err);
-}
-
-/* ---- the parent ---- */
-
-typedef struct check {
-    const char *self;
-    hd_cluster cluster;
-    hd_team *team;
-    void *buffer; /* for the read bandwidth */
-    bool brief;
-    int failed;
-    double errors; int n_errors;
-} check;
-
-static int start_child(const check *k, int n, double figure[2], hd_error *err)
-{
-    char command[4200], line[256] = "";
-    snprintf(command, sizeof command, "'%s' --run %d", k->self, n);
-    fflush(NULL);
-    FILE *f = popen(command, "r");
-    bool got = f && fgets(line, sizeof line, f) && sscanf(line, "measured %lf %lf", &figure[0], &figure[1]) == 2;
-    if (f && pclose(f)) got = false;
-    return got ? 0 : hd_fail(err, HD_EIO, "job %d did not run", n);
-}
-
-static double bandwidth(const check *k)
-{
-    return hd_measure_median(HD_BOUND_READ, k->team, hd_isa_detect(), BANDWIDTH_ROUNDS, k->buffer);
-}
-
-/* Runs it; *now becomes the bandwidth around the run that is kept. */
-static int measure(const check *k, int n, double figure[2], double *now, hd_error *err)
-{
-    double best = INFINITY;
-    for (int i = 0; i < TRIES && best > SAME_BANDWIDTH; i++) {
-        double got[2], before = bandwidth(k);
-        int rc = start_child(k, n, got, err);
-        if (rc) return rc;
-        double after = bandwidth(k), off = fmax(fabs(before / k->cluster.device.bandwidth - 1), fabs(after / k->cluster.device.bandwidth - 1));
-        if (k->brief) off = 0;
-        if (off >= best) continue;
-        best = off;
-        *now = (before + after) / 2;
-        figure[0] = got[0], figure[1] = got[1];
-    }
-    if (best <= SAME_BANDWIDTH) *now = k->cluster.device.bandwidth;
-    return 0;
-}
+/* ---- the child: one job, predicted ---- */
 
 /* The cluster as it would have been measured with memory as it is now: what streams more than the caches hold takes so much longer. */
 #define STREAMS 1.6e7
-static int scaled(const hd_cluster *c, double now, hd_cluster *out)
+static void scale_bandwidth(hd_cluster *c, double now)
 {
     double slower = c->device.bandwidth / now;
-    *out = *c;
-    out->device.bandwidth = now;
-    out->profile = hd_malloc((size_t)(c->n_profile + 1) * sizeof *out->profile);
-    if (!out->profile) return HD_ENOMEM;
+    c->device.bandwidth = now;
     for (int i = 0; i < c->n_profile; i++) {
-        hd_profile_entry *e = &out->profile[i];
-        *e = c->profile[i];
+        hd_profile_entry *e = &c->profile[i];
         bool product = !strncmp(e->op, "contract", 8), streams = product ? e->x[0] <= 8 && e->x[1] * e->x[2] >= STREAMS / 4 : e->x[0] >= STREAMS;
         if (streams && strncmp(e->op, "attention", 9)) e->seconds *= slower;
     }
-    return 0;
 }
 
-static void verdict(check *k, double error, double most, bool judged)
+/* Peak memory: what the process has before anything big is allocated (its graphs and Programs too), and what the ranks' Programs will hold. */
+static int predict_training(const hd_cluster *c, const predict_job *j, hd_error *err)
 {
-    bool pass = !(fabs(error) > most) && isfinite(error);
-    if (judged && !pass) k->failed++;
-    printf(" %+6.1f %%%s", 100 * error, !judged ? "     " : pass ? " PASS" : " FAIL");
-}
-
-static int predict_training(const hd_cluster *c, const predict_job *j, double *seconds, double *peak, hd_error *err)
-{
-    predict_programs *p = hd_calloc(1, sizeof *p);
+    static predict_programs p;
     hd_sim_result r = {0};
-    int rc = p ? predict_programs_make(j, p, err) : hd_fail_memory(err, sizeof *p, "programs");
-    if (!rc) rc = hd_simulate(p->program, p->n, c, NULL, &r, err);
-    *seconds = r.step;
-    *peak = (double)c->device.reserved;
-    for (int i = 0; i < r.n_ranks; i++) *peak += (double)r.rank[i].peak * r.rank[i].alike;
+    int rc = predict_programs_make(j, &p, err);
+    double peak = (double)hd_memory_resident();
+    if (!rc) rc = hd_simulate(p.program, p.n, c, NULL, &r, err);
+    for (int i = 0; i < r.n_ranks; i++) peak += (double)r.rank[i].peak * r.rank[i].alike;
+    if (!rc) printf("predicted %.9g %.9g\n", r.step, peak);
     hd_sim_result_free(&r);
-    if (p) predict_programs_free(p);
-    hd_free(p);
+    predict_programs_free(&p);
     return rc;
 }
-
-static int check_training(check *k, int n, hd_error *err)
-{
-    const predict_job *j = &jobs[n];
-    double figure[2], now, seconds, peak;
-    hd_cluster c = {0};
-    int rc = measure(k, n, figure, &now, err);
-    if (!rc && scaled(&k->cluster, now, &c)) rc = hd_fail_memory(err, 0, "a profile");
-    if (!rc) rc = predict_training(&c, j, &seconds, &peak, err);
-    hd_free(c.profile);
-    if (rc) return rc;
-    bool judged = n < JUDGED;
-    printf("  %-10s %-12s %-5s %d rank%s  step %8.4f s, predicted %8.4f", j->model->name, j->parallel[0] ? j->parallel : "-", hd_dtype_name(j->precision), j->ranks,
-           j->ranks == 1 ? " " : "s", figure[0], seconds);
-    verdict(k, seconds / figure[0] - 1, MOST_ERROR, judged && !k->brief);
-    printf("  peak %7.1f MiB, predicted %7.1f", figure[1] / 1048576, peak / 1048576);
-    verdict(k, peak / figure[1] - 1, MEMORY_ERROR, judged);
-    if (now != k->cluster.device.bandwidth) printf("  (memory at %.1f GB/s)", 1e-9 * now);
-    printf("%s\n", judged ? "" : "  not judged");
-    if (judged) k->errors += fabs(seconds / figure[0] - 1), k->n_errors++;
-    return 0;
-}
-
-/* ---- generating ---- */
 
 static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens, int64_t context, double *seconds, hd_error *err)
 {
@@ -259,32 +172,136 @@ static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens
     return rc;
 }
 
-static int predict_generation(const hd_cluster *c, const generation *x, double *prompt, double *token, hd_error *err)
+static int predict_generation(const hd_cluster *c, const generation *x, hd_error *err)
 {
+    double prompt, token;
     hd_generator g;
     int rc = open_generator(&g, x, err);
     if (rc) return rc;
-    rc = predict_call(c, g.program, x->prompt, x->prompt, prompt, err);
-    if (!rc) rc = predict_call(c, g.program, 1, x->prompt + GENERATED / 2, token, err);
+    rc = predict_call(c, g.program, x->prompt, x->prompt, &prompt, err);
+    if (!rc) rc = predict_call(c, g.program, 1, x->prompt + GENERATED / 2, &token, err);
+    if (!rc) printf("predicted %.9g %.9g\n", prompt, token);
     hd_generator_close(&g);
     return rc;
+}
+
+static int predict_child(const char *path, int n, double bandwidth, hd_error *err)
+{
+    hd_cluster c;
+    if (n < 0 || n >= JOBS + GENERATIONS) return hd_fail(err, HD_EINVAL, "there is no job %d", n);
+    int rc = hd_cluster_load(path, &c, err);
+    if (rc) return rc;
+    if (bandwidth > 0) scale_bandwidth(&c, bandwidth);
+    rc = n < JOBS ? predict_training(&c, &jobs[n], err) : predict_generation(&c, &generations[n - JOBS], err);
+    hd_cluster_free(&c);
+    return rc;
+}
+
+static int run_child(int n, hd_error *err)
+{
+    if (n < 0 || n >= JOBS + GENERATIONS) return hd_fail(err, HD_EINVAL, "there is no job %d", n);
+    return n < JOBS ? run_training(&jobs[n], err) : run_generation(&generations[n - JOBS], err);
+}
+
+/* ---- the parent ---- */
+
+typedef struct check {
+    const char *self, *path;
+    hd_cluster cluster;
+    hd_team *team;
+    void *buffer; /* for the read bandwidth */
+    bool brief;
+    int failed;
+    double errors; int n_errors;
+} check;
+
+static int start_child(const check *k, const char *words, const char *answer, double figure[2], hd_error *err)
+{
+    char command[8400], line[256] = "";
+    snprintf(command, sizeof command, "'%s' %s", k->self, words);
+    fflush(NULL);
+    FILE *f = popen(command, "r");
+    bool got = f && fgets(line, sizeof line, f) && sscanf(line, answer, &figure[0], &figure[1]) == 2;
+    if (f && pclose(f)) got = false;
+    return got ? 0 : hd_fail(err, HD_EIO, "%s did not work", words);
+}
+
+static double bandwidth(const check *k)
+{
+    return hd_measure_median(HD_BOUND_READ, k->team, hd_isa_detect(), BANDWIDTH_ROUNDS, k->buffer);
+}
+
+/* Runs it; *now becomes the bandwidth around the run that is kept. */
+static int measure(const check *k, int n, double figure[2], double *now, hd_error *err)
+{
+    double best = INFINITY;
+    for (int i = 0; i < TRIES && best > SAME_BANDWIDTH; i++) {
+        char words[32];
+        snprintf(words, sizeof words, "--run %d", n);
+        double got[2], before = bandwidth(k);
+        int rc = start_child(k, words, "measured %lf %lf", got, err);
+        if (rc) return rc;
+        double after = bandwidth(k), off = fmax(fabs(before / k->cluster.device.bandwidth - 1), fabs(after / k->cluster.device.bandwidth - 1));
+        if (k->brief) off = 0;
+        if (off >= best) continue;
+        best = off;
+        *now = (before + after) / 2;
+        figure[0] = got[0], figure[1] = got[1];
+    }
+    if (best <= SAME_BANDWIDTH) *now = k->cluster.device.bandwidth;
+    return 0;
+}
+
+static int predict(const check *k, int n, double now, double figure[2], hd_error *err)
+{
+    char words[4200];
+    snprintf(words, sizeof words, "--predict '%s' %d %.9g", k->path, n, now == k->cluster.device.bandwidth ? 0 : now);
+    return start_child(k, words, "predicted %lf %lf", figure, err);
+}
+
+static void say_bandwidth(const check *k, double now)
+{
+    if (now != k->cluster.device.bandwidth) printf("  (memory at %.1f GB/s, not %.1f)", 1e-9 * now, 1e-9 * k->cluster.device.bandwidth);
+}
+
+static void verdict(check *k, double error, double most, bool judged)
+{
+    bool pass = !(fabs(error) > most) && isfinite(error);
+    if (judged && !pass) k->failed++;
+    printf(" %+6.1f %%%s", 100 * error, !judged ? "     " : pass ? " PASS" : " FAIL");
+}
+
+static int check_training(check *k, int n, hd_error *err)
+{
+    const predict_job *j = &jobs[n];
+    double got[2], said[2], now;
+    int rc = measure(k, n, got, &now, err);
+    if (!rc) rc = predict(k, n, now, said, err);
+    if (rc) return rc;
+    bool judged = n < JUDGED;
+    printf("  %-9s %-11s %-4s %d rank%s  step %7.4f s, predicted %7.4f", j->model->name, j->parallel[0] ? j->parallel : "-", hd_dtype_name(j->precision), j->ranks,
+           j->ranks == 1 ? " " : "s", got[0], said[0]);
+    verdict(k, said[0] / got[0] - 1, MOST_ERROR, judged && !k->brief);
+    printf("  peak %6.1f MiB, predicted %6.1f", got[1] / 1048576, said[1] / 1048576);
+    verdict(k, said[1] / got[1] - 1, MEMORY_ERROR, judged);
+    say_bandwidth(k, now);
+    printf("%s\n", judged ? "" : "  not judged");
+    if (judged) k->errors += fabs(said[0] / got[0] - 1), k->n_errors++;
+    return 0;
 }
 
 static int check_generation(check *k, int n, hd_error *err)
 {
     const generation *x = &generations[n];
-    double figure[2], now, prompt, token;
-    hd_cluster c = {0};
-    int rc = measure(k, JOBS + n, figure, &now, err);
-    if (!rc && scaled(&k->cluster, now, &c)) rc = hd_fail_memory(err, 0, "a profile");
-    if (!rc) rc = predict_generation(&c, x, &prompt, &token, err);
-    hd_free(c.profile);
+    double got[2], said[2], now;
+    int rc = measure(k, JOBS + n, got, &now, err);
+    if (!rc) rc = predict(k, JOBS + n, now, said, err);
     if (rc) return rc;
-    printf("  %-10s generate %-5s  prompt of %lld %8.4f s, predicted %8.4f", x->model->name, hd_dtype_name(x->precision), (long long)x->prompt, figure[0], prompt);
-    verdict(k, prompt / figure[0] - 1, MOST_ERROR, true);
-    printf("  token %8.5f s, predicted %8.5f", figure[1], token);
-    verdict(k, token / figure[1] - 1, MOST_ERROR, true);
-    if (now != k->cluster.device.bandwidth) printf("  (memory at %.1f GB/s)", 1e-9 * now);
+    printf("  %-10s generate %-4s  prompt of %lld %7.4f s, predicted %7.4f", x->model->name, hd_dtype_name(x->precision), (long long)x->prompt, got[0], said[0]);
+    verdict(k, said[0] / got[0] - 1, MOST_ERROR, true);
+    printf("  token %8.5f s, predicted %8.5f", got[1], said[1]);
+    verdict(k, said[1] / got[1] - 1, MOST_ERROR, true);
+    say_bandwidth(k, now);
     printf("\n");
     return 0;
 }
@@ -307,6 +324,7 @@ static int check_all(check *k, int only, hd_error *err)
 
 static int run_check(check *k, const char *path, int only, hd_error *err)
 {
+    k->path = path;
     int rc = hd_cluster_load(path, &k->cluster, err);
     if (rc) return rc;
     k->team = hd_team_new(hd_core_count(), true, err);
@@ -369,6 +387,7 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--only") && i + 1 < argc) only = atoi(argv[i + 1]);
     }
     if (argc == 3 && !strcmp(argv[1], "--run")) rc = run_child(atoi(argv[2]), &err);
+    else if (argc == 5 && !strcmp(argv[1], "--predict")) rc = predict_child(argv[2], atoi(argv[3]), atof(argv[4]), &err);
     else if (argc == 4 && !strcmp(argv[1], "--ops") && atoi(argv[3]) >= 0 && atoi(argv[3]) < JOBS) rc = show_ops(argv[2], &jobs[atoi(argv[3])], &err);
     else if (argc >= 2 && argv[1][0] != '-') rc = run_check(&k, argv[1], only, &err);
     else return fprintf(stderr, "check_predict_local CLUSTER [--only N] [--short] | --ops CLUSTER N | --run N\n"), 2;
