@@ -78,7 +78,7 @@ double hd_exec_trace_begin(const hd_exec *e)
 static int64_t moved_bytes(const hd_exec *e, const hd_instr *x, const int64_t *binding)
 {
     int64_t most = 0;
-    if (x->opcode != HD_COMM) return 0;
+    if (x->opcode != HD_COMM || hd_instr_event_kind(e->program, x) == HD_EVENT_COPY) return 0;
     for (int i = 0; i < x->n_in + x->n_out; i++) {
         int b = i < x->n_in ? x->in[i] : x->out[i - x->n_in];
         hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, e->rank.rank, binding);
