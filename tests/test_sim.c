@@ -208,7 +208,7 @@ static double naive_stage(naive *n, int stage)
     for (int k = 0; k < p->n_calls; k++) {
         const hd_segment *g = &p->segments[p->calls[k].segment];
         bool once = g->kind == HD_SEGMENT_PREPARE || g->kind == HD_SEGMENT_UPDATE;
-        t = after_sends(n, list, &sendings, once ? -1 : p->calls[k].segment, t);
+        if (once || n->c->device.cores) t = after_sends(n, list, &sendings, once ? -1 : p->calls[k].segment, t); /* GPUs send out of buffers of their own */
         for (int i = 0; i < g->n_instrs; i++) {
             const hd_instr *x = &g->instrs[i];
             int key = x->op == &hd_op_send || x->op == &hd_op_recv ? key_of(n, x->attrs) : -1;
@@ -256,6 +256,11 @@ static void test_random_pipelines(void **state)
         if (kind == HD_SCHEDULE_INTERLEAVED) v = 2, m = p * (1 + (int)(hd_rng_u32(&r) % 2));
         hd_cluster c = products_only(p, 1e300);
         c.level[0].latency = (double)(hd_rng_u32(&r) % 4) * 0.375;
+        if (hd_rng_u32(&r) % 2) { /* nodes of one CPU each */
+            c.device.cores = 1;
+            c.level[c.n_levels++] = c.level[0];
+            c.level[0].fanout = 1;
+        }
         extra_layers = (unsigned)hd_rng_u32(&r);
         lower_products(&j, kind, p, v, m, 1, true, hd_rng_u32(&r) % 2);
         extra_layers = 0;
