@@ -9,7 +9,9 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "cluster/cluster.h"
+#include "cluster/calibrate_cases.h"
+#include "cluster/cost.h"
+#include "graph/op.h"
 
 #define EFFICIENCY "\"efficiency\": {\"product\": 0.8, \"product_half\": 1e8, \"depth_half\": 100, \"memory\": 0.85}"
 #define DEVICE "\"device\": {\"name\": \"chip\", \"flops\": {\"f32\": 1e13, \"bf16\": 1e14}, \"bandwidth\": 1e12, \"memory\": 80000000000, \"launch\": 5e-6, " EFFICIENCY "}"
@@ -136,6 +138,87 @@ static void test_places(void **state)
     hd_cluster_free(&c);
 }
 
+/* ---- measured entries ---- */
+
+static hd_type matrix(hd_dtype t, int64_t rows, int64_t columns)
+{
+    return hd_type_of(t, 2, (int64_t[]){rows, columns});
+}
+
+static double product_seconds(const hd_cluster *c, hd_dtype t, int64_t m, int64_t n, int64_t k, int threads, int teams)
+{
+    hd_contract_attrs at = {.spec = "mk,nk->mn", .dtype = t};
+    hd_type in[2] = {matrix(t, m, k), matrix(t, n, k)}, out = matrix(t, m, n);
+    hd_sig s = {hd_op_find("contract"), in, &out, 2, 1, &at};
+    hd_kernel_cost cost;
+    hd_cost_kernel(c, &s, threads, teams, &cost);
+    assert_true(cost.kind == HD_COST_PRODUCT && cost.flops == 2.0 * (double)(m * n * k));
+    return cost.seconds;
+}
+
+static void near(double value, double expected, double share)
+{
+    if (!(fabs(value - expected) <= share * expected)) fail_msg("%g instead of %g", value, expected);
+}
+
+/* A machine of four cores whose products reach half of the bounds on one thread and 0.8 of that on four. */
+static void test_measured_products(void **state)
+{
+    (void)state;
+    static hd_profile_entry entries[256];
+    hd_cluster c = {.device = {.flops[HD_F32] = 4e11, .bandwidth = 4e10, .memory = 1 << 30, .cores = 4, .efficiency = {0.9, 1e6, 10, 0.8}}, .profile = entries};
+    int64_t sizes[] = {16, 64, 256, 1024};
+    for (int i = 0; i < 64; i++)
+        for (int wide = 0; wide < 2; wide++) {
+            double m = (double)sizes[i / 16], n = (double)sizes[i / 4 % 4], k = (double)sizes[i % 4];
+            double bound = 2 * m * n * k / (wide ? 4e11 : 1e11) + 4 * (m * k + n * k + m * n) / (wide ? 4e10 : 1e10);
+            entries[c.n_profile++] = (hd_profile_entry){"contract.nt", HD_F32, wide ? 4 : 1, 1, {m, n, k, 1}, bound / (wide ? 0.4 : 0.5)};
+        }
+    for (int64_t m = 20; m < 1000; m += 97) {
+        double bytes = 4.0 * (double)(m * 300 + 500 * 300 + m * 500), flops = 2.0 * (double)m * 500 * 300;
+        near(product_seconds(&c, HD_F32, m, 500, 300, 1, 1), (flops / 1e11 + bytes / 1e10) / 0.5, 1e-6);
+        near(product_seconds(&c, HD_F32, m, 500, 300, 4, 1), (flops / 4e11 + bytes / 4e10) / 0.4, 1e-6);
+        /* Not measured: four ranks at once, by the nearest team's factor; bf16 without units of its own, by f32's. */
+        near(product_seconds(&c, HD_F32, m, 500, 300, 1, 4), (flops / 1e11 + bytes / 1e10) / 0.5, 1e-6);
+        near(product_seconds(&c, HD_BF16, m, 500, 300, 1, 1), (flops / 1e11 + bytes / 2 / 1e10) / 0.5, 1e-6);
+    }
+    /* Far beyond what was measured: the nearest entries' share of the bounds. */
+    near(product_seconds(&c, HD_F32, 65536, 8192, 8192, 1, 1), 2 * 65536.0 * 8192 * 8192 / 1e11 / 0.5, 0.05);
+    c.n_profile = 0;
+    assert_true(product_seconds(&c, HD_F32, 512, 512, 512, 1, 1) > 2 * 512.0 * 512 * 512 / 1e11);
+}
+
+/* A factor that grows as a power of a feature is met between the measured sizes. */
+static void test_measured_bytes(void **state)
+{
+    (void)state;
+    hd_profile_entry entries[12];
+    hd_cluster c = {.device = {.flops[HD_F32] = 1e11, .bandwidth = 1e10, .memory = 1 << 30, .cores = 1}, .profile = entries, .n_profile = 12};
+    for (int i = 0; i < 12; i++) {
+        double bytes = 1024 * pow(4, i);
+        entries[i] = (hd_profile_entry){"(copy)", HD_U8, 1, 1, {bytes, 1.0 / 16, 1, 1}, 1e-10 * bytes * pow(bytes, 0.1)};
+    }
+    for (double bytes = 9e4; bytes < 1e8; bytes *= 1.7) near(hd_cost_copy(&c, (int64_t)(bytes / 2), 1, 1), 1e-10 * bytes * pow(bytes, 0.1), 0.02);
+}
+
+/* Every case of calibration names an op, and none is there twice. */
+static void test_cases(void **state)
+{
+    (void)state;
+    int n;
+    hd_case *list = hd_calibrate_cases(&n);
+    assert_non_null(list);
+    assert_true(n > 300);
+    for (int i = 0; i < n; i++) {
+        if (!hd_op_find(list[i].op)) fail_msg("there is no op %s", list[i].op);
+        for (int k = 0; k < i; k++)
+            if (list[i].op == list[k].op && list[i].attrs == list[k].attrs && list[i].operands == list[k].operands && list[i].dtype == list[k].dtype &&
+                !memcmp(&list[i].size, &list[k].size, sizeof list[i].size))
+                fail_msg("%s is there twice", list[i].op);
+    }
+    hd_free(list);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -143,6 +226,9 @@ int main(void)
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_places),
+        cmocka_unit_test(test_measured_products),
+        cmocka_unit_test(test_measured_bytes),
+        cmocka_unit_test(test_cases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

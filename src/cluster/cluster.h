@@ -49,7 +49,7 @@ typedef struct hd_level {
 /* One measured time: of a kernel or a collective. Features are what the cost model interpolates over (cost.h says which for each op). */
 typedef struct hd_profile_entry {
     char op[32];         /* of a kernel: hd_cost_key, or "(copy)"; of a collective: its name in the op table ("all_reduce"), "broadcast" or "send" */
-    hd_dtype dtype;      /* of operand 0 */
+    hd_dtype dtype;      /* hd_cost_dtype; of a collective: of its elements */
     int threads;         /* of the team; collectives: ranks */
     int teams;           /* how many ranks of the machine did the same at once */
     double x[HD_PROFILE_FEATURES];

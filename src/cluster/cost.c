@@ -5,7 +5,7 @@
  * so that what is between the measured shapes is interpolated in the logarithm of that factor: locally linear in the logarithms of the features (moving least
  * squares), never beyond what the nearest entries show. Features:
  *     contract            rows, columns, depth, batch; its op is "contract.nt", where n and t say that the first and second operand
- *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them
+ *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them; p: it lies packed
  *     attention           queries, keys that a query sees, features of a head, heads
  *     all other           bytes, FLOPs for each byte, extent of operand 0's last dimension (1 for ops that go element by element) */
 #include "cluster/cost.h"
@@ -19,22 +19,9 @@
 
 /* ---- what an op does ---- */
 
-static double type_bytes(const hd_type *t)
-{
-    return t->absent ? 0 : (double)hd_shape_count(&t->shape) * (double)hd_dtype_size(t->dtype);
-}
-
 static bool is_named(const hd_sig *s, const char *name) { return !strcmp(s->op->name, name); }
 
 static bool is_attention(const hd_sig *s) { return !strncmp(s->op->name, "attention", 9); }
-
-/* What is really moved: of a table only the rows that are looked up. */
-static double moved_bytes(const hd_sig *s, double bytes)
-{
-    if (is_named(s, "gather")) return 2 * type_bytes(&s->out[0]) + type_bytes(&s->in[1]);
-    if (is_named(s, "update_rows")) return 2 * type_bytes(&s->in[1]) + type_bytes(&s->in[2]);
-    return bytes;
-}
 
 /* Whether the summed dimension is innermost in each operand of a contraction. */
 static void read_form(const hd_sig *s, bool inner[2])
@@ -51,19 +38,29 @@ static void read_form(const hd_sig *s, bool inner[2])
 /* What a kernel does. */
 typedef struct work {
     hd_cost_kind kind;
-    hd_dtype dtype;         /* of operand 0 */
+    hd_dtype dtype;
     double flops, bytes;
     hd_product_shape shape; /* PRODUCT */
 } work;
 
+hd_dtype hd_cost_dtype(const hd_sig *sig)
+{
+    const hd_type *best = NULL;
+    for (int i = 0; i < sig->n_in; i++) {
+        const hd_type *t = &sig->in[i];
+        if (!t->absent && hd_dtype_is_float(t->dtype) && (!best || t->shape.rank > best->shape.rank)) best = t;
+    }
+    return best ? best->dtype : HD_F32;
+}
+
 static work work_of(const hd_sig *sig)
 {
     hd_cost cost = {0};
-    work w = {.kind = HD_COST_MEMORY, .dtype = sig->n_in && !sig->in[0].absent ? sig->in[0].dtype : HD_F32};
+    work w = {.kind = HD_COST_MEMORY, .dtype = hd_cost_dtype(sig)};
     if (sig->op->cost) sig->op->cost(sig, &cost);
     else cost.bytes = hd_cost_bytes(sig);
     w.flops = cost.flops;
-    w.bytes = moved_bytes(sig, cost.bytes);
+    w.bytes = cost.bytes;
     if (hd_curve_shape(sig, &w.shape)) w.kind = HD_COST_PRODUCT;
     return w;
 }
@@ -125,11 +122,11 @@ int hd_cost_features(const hd_sig *sig, double *x)
     return 3;
 }
 
-void hd_cost_key(const hd_sig *sig, char *key)
+void hd_cost_key(const hd_sig *sig, uint32_t packed, char *key)
 {
     bool inner[2] = {false}, product = is_named(sig, "contract");
     if (product) read_form(sig, inner);
-    snprintf(key, HD_COST_KEY, "%s%s%s%s", sig->op->name, product ? "." : "", !product ? "" : inner[0] ? "n" : "t", !product ? "" : inner[1] ? "t" : "n");
+    snprintf(key, HD_COST_KEY, "%s%s%s%s", sig->op->name, product ? "." : "", !product ? "" : inner[0] ? "n" : "t", !product ? "" : packed & 2 ? "p" : inner[1] ? "t" : "n");
 }
 
 /* ---- interpolation ---- */
@@ -271,11 +268,11 @@ static int threads_used(const hd_cluster *c, const work *w, int threads)
     return w->bytes <= SOLO_BYTES && w->flops <= SOLO_FLOPS ? 1 : threads;
 }
 
-static double by_profile(const hd_cluster *c, const hd_sig *sig, const work *w, int threads, int teams)
+static double by_profile(const hd_cluster *c, const hd_sig *sig, uint32_t packed, const work *w, int threads, int teams)
 {
     char key[HD_COST_KEY];
     query q = {.cluster = c, .key = key, .dtype = w->dtype, .threads = threads, .teams = teams < 1 ? 1 : teams, .kind = BASE_OTHER};
-    hd_cost_key(sig, key);
+    hd_cost_key(sig, packed, key);
     hd_cost_features(sig, q.x);
     if (is_named(sig, "contract")) q.kind = BASE_CONTRACT;
     if (is_attention(sig)) q.kind = sig->op->is_backward ? BASE_ATTENTION_GRAD : BASE_ATTENTION;
@@ -286,9 +283,14 @@ static double by_profile(const hd_cluster *c, const hd_sig *sig, const work *w, 
 
 void hd_cost_kernel(const hd_cluster *c, const hd_sig *sig, int threads, int teams, hd_kernel_cost *out)
 {
+    hd_cost_kernel_packed(c, sig, 0, threads, teams, out);
+}
+
+void hd_cost_kernel_packed(const hd_cluster *c, const hd_sig *sig, uint32_t packed, int threads, int teams, hd_kernel_cost *out)
+{
     work w = work_of(sig);
     threads = threads_used(c, &w, threads < 1 ? 1 : threads);
-    double seconds = c->n_profile ? by_profile(c, sig, &w, threads, teams) : -1;
+    double seconds = c->n_profile ? by_profile(c, sig, packed, &w, threads, teams) : -1;
     if (seconds < 0) seconds = by_curve(&c->device, &w, threads, teams < 1 ? 1 : teams);
     *out = (hd_kernel_cost){.seconds = seconds, .flops = w.flops, .kind = w.kind};
 }

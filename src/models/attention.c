@@ -47,21 +47,14 @@ static double scale_of(const hd_lm_config *c, int64_t layer)
 
 typedef struct heads { int64_t batch, rows, kv, group, features; } heads;
 
-/* Tokens' ids [T] as [B, S]. */
-static hd_value by_sequence(hd_lm *m, const char *name, hd_value ids, const heads *h)
-{
-    return hd_reshape(m->g, name, ids, 2, (int64_t[]){ h->batch, h->rows });
-}
-
-static hd_value drop_weights(hd_lm *m, hd_value weights, hd_value positions, const heads *h)
+static hd_value drop_weights(hd_lm *m, hd_value weights)
 {
     hd_graph *g = m->g;
     char path[256];
     if (m->o->mode != HD_LM_TRAIN || !(m->c->attn_dropout > 0) || g->err.code) return weights;
     snprintf(path, sizeof path, "%s.weights_dropped", g->scope);
     hd_weights_dropout_attrs at = { .p = m->c->attn_dropout, .site = (int64_t)hd_hash_string(path), .dtype = m->o->compute };
-    hd_value samples = by_sequence(m, "samples_by_sequence", m->samples, h);
-    return hd_graph_node(g, "weights_dropout", "weights_dropped", &at, (hd_value[]){ weights, m->key, samples, positions }, 4);
+    return hd_graph_node(g, "weights_dropout", "weights_dropped", &at, (hd_value[]){ weights, m->key, m->samples, m->positions }, 4);
 }
 
 static hd_value score(hd_lm *m, hd_value q, hd_value k, const heads *h)
@@ -92,15 +85,13 @@ static hd_value weigh(hd_lm *m, hd_value w, hd_value v, const heads *h)
 
 static hd_value write_out(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v)
 {
-    hd_graph *g = m->g;
     const hd_lm_config *c = m->c;
     int64_t rows = m->o->sequence ? m->o->sequence : m->o->tokens;
     heads h = { m->o->tokens / rows, rows, c->kv_heads, c->heads / c->kv_heads, c->head_dim };
     hd_masked_softmax_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = hd_lm_config_window(c, layer), .dtype = m->o->compute };
-    hd_value s = score(m, q, k, &h);
-    hd_value pos = by_sequence(m, "positions_by_sequence", m->positions, &h), seg = by_sequence(m, "segments_by_sequence", m->segments, &h);
-    hd_value w = hd_graph_node(g, "masked_softmax", "weights", &at, (hd_value[]){ s, pos, pos, seg, seg }, 5);
-    return weigh(m, drop_weights(m, w, pos, &h), v, &h);
+    hd_value in[5] = { score(m, q, k, &h), m->positions, m->positions, m->segments, m->segments };
+    hd_value w = hd_graph_node(m->g, "masked_softmax", "weights", &at, in, 5);
+    return weigh(m, drop_weights(m, w), v, &h);
 }
 
 /* ---- */

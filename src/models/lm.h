@@ -48,6 +48,11 @@ typedef struct hd_lm_options {
 /* Builds the graph. NULL and err when options make no sense or memory ran out. The caller frees it with hd_graph_free. */
 hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *err);
 
+/* FLOPs of all products of a forward pass over so many tokens, in sequences of that length; *layers (may be NULL): without the head. Of a training step, backward
+ * twice the forward: Narayanan et al. 2021, equation 3 and its appendix, for GPT-2 with attention written out; recompute: all layers' forward again. */
+double hd_lm_forward_flops(const hd_lm_config *c, int64_t tokens, int64_t sequence, hd_attention_form form, double *layers);
+double hd_lm_train_flops(const hd_lm_config *c, int64_t tokens, int64_t sequence, hd_attention_form form, bool recompute);
+
 /* Writes the head_dim/2 rotary frequencies (radians per position) after scaling to out. Returns the factor on the rotated features. */
 double hd_lm_rope_frequencies(const hd_lm_config *c, float *out);
 

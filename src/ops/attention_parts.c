@@ -22,12 +22,12 @@ static const hd_attr drop_attrs[] = {
     {0},
 };
 
-/* [B, Tq] where dim is 2, [B, Tk] where it is 3. */
+/* One for each query of each sequence where dim is 2, for each key where it is 3. */
 static int check_ids(const hd_sig *s, int i, const char *name, hd_dtype dtype, int dim, hd_error *err)
 {
     const hd_shape *x = &s->in[0].shape, *t = &s->in[i].shape;
-    if (s->in[i].dtype == dtype && t->rank == 2 && t->dim[0] == x->dim[0] && t->dim[1] == x->dim[dim] && t->sym == x->sym) return 0;
-    return hd_op_fail(s, err, "%s must be %s[%lld, %lld], is %s", name, hd_dtype_name(dtype), (long long)x->dim[0], (long long)x->dim[dim], HD_TYPE_TEXT(&s->in[i]));
+    if (s->in[i].dtype == dtype && t->rank == 1 && t->dim[0] == x->dim[0] * x->dim[dim] && t->sym == x->sym) return 0;
+    return hd_op_fail(s, err, "%s must be %s[%lld], is %s", name, hd_dtype_name(dtype), (long long)(x->dim[0] * x->dim[dim]), HD_TYPE_TEXT(&s->in[i]));
 }
 
 static int check_scores(const hd_sig *s, hd_dtype dtype, hd_error *err)
@@ -58,14 +58,18 @@ static int soft_grad_infer(const hd_sig *s, hd_type *out, hd_error *err)
     return 1;
 }
 
+/* Keys are seen by all of a row: whole. */
 static void soft_loops(const hd_sig *s, hd_loops *l)
 {
-    int batch = hd_loop_through(s, l, SOFT_X, 0, 0), query;
+    int batch = hd_loop_through(s, l, SOFT_X, 0, 0), query, key;
     hd_loop_through(s, l, SOFT_X, 1, 1);
     query = hd_loop_through(s, l, SOFT_X, 2, 2);
-    for (int i = SOFT_QPOS; i <= SOFT_KSEG; i++) hd_loop_in(l, i, 0, batch);
-    hd_loop_in(l, SOFT_QPOS, 1, query);
-    hd_loop_in(l, SOFT_QSEG, 1, query);
+    key = hd_loop_through(s, l, SOFT_X, 3, 3);
+    l->whole |= 1u << key;
+    for (int i = SOFT_QPOS; i <= SOFT_KSEG; i++) {
+        hd_loop_in(l, i, 0, batch);
+        hd_loop_in(l, i, 0, i == SOFT_QPOS || i == SOFT_QSEG ? query : key);
+    }
 }
 
 /* As softmax's: maximum, subtraction, exponential, sum, division. */
@@ -138,12 +142,12 @@ static void soft_sample(hd_rng *r, hd_sample *s)
     *(hd_masked_softmax_attrs *)s->attrs = (hd_masked_softmax_attrs){.scale = 0.7, .causal = hd_coin(r), .dtype = HD_F64};
     if (hd_coin(r)) ((hd_masked_softmax_attrs *)s->attrs)->window = hd_pick(r, 1, 5);
     for (int i = 0; i < 4; i++)
-        hd_sample_set(s, SOFT_QPOS + i, HD_I32, 2, (int64_t[]){d[0], d[2 + i % 2]}, i < 2 ? HD_FILL_RAMP : HD_FILL_CONSTANT, 0);
+        hd_sample_set(s, SOFT_QPOS + i, HD_I32, 1, (int64_t[]){d[0] * d[2 + i % 2]}, i < 2 ? HD_FILL_RAMP : HD_FILL_CONSTANT, 0);
 }
 
 const hd_op hd_op_masked_softmax = {
     .name = "masked_softmax",
-    .summary = "(x[B, H, Tq, Tk], qpos[B, Tq], kpos[B, Tk], qseg, kseg) -> y: softmax of scale x over the keys that a query sees",
+    .summary = "(x[B, H, Tq, Tk], qpos[B Tq], kpos[B Tk], qseg, kseg) -> y: softmax of scale x over the keys that a query sees",
     .min_in = SOFT_N, .max_in = SOFT_N,
     .attrs_size = sizeof(hd_masked_softmax_attrs), .attrs = soft_attrs,
     .infer = soft_infer, .loops = soft_loops, .cost = soft_cost, .grad = soft_grad, .may_alias = hd_alias_same_type, .reference = soft_reference,
@@ -179,7 +183,7 @@ static void drop_loops(const hd_sig *s, hd_loops *l)
 {
     hd_loop_through(s, l, DROP_X, 1, 1); /* heads: loop 0, which localise knows it by */
     int batch = hd_loop_through(s, l, DROP_X, 0, 0), query = hd_loop_through(s, l, DROP_X, 2, 2);
-    for (int i = DROP_SAMPLE; i <= DROP_POSITION; i++) hd_loop_in(l, i, 0, batch), hd_loop_in(l, i, 1, query);
+    for (int i = DROP_SAMPLE; i <= DROP_POSITION; i++) hd_loop_in(l, i, 0, batch), hd_loop_in(l, i, 0, query);
 }
 
 static void drop_localise(const hd_sig *s, const hd_loops *loops, int loop, int64_t begin, int64_t end, void *attrs)
@@ -228,13 +232,13 @@ static void drop_sample(hd_rng *r, hd_sample *s)
     sample_scores(r, s, d);
     *(hd_weights_dropout_attrs *)s->attrs = (hd_weights_dropout_attrs){.p = shares[hd_pick(r, 0, 2)], .site = hd_pick(r, 0, 1 << 30), .dtype = HD_F64};
     hd_sample_set(s, DROP_KEY, HD_I64, 1, (int64_t[]){2}, HD_FILL_INDEX, 1000);
-    hd_sample_set(s, DROP_SAMPLE, HD_I64, 2, (int64_t[]){d[0], d[2]}, HD_FILL_INDEX, 1000);
-    hd_sample_set(s, DROP_POSITION, HD_I32, 2, (int64_t[]){d[0], d[2]}, HD_FILL_RAMP, 0);
+    hd_sample_set(s, DROP_SAMPLE, HD_I64, 1, (int64_t[]){d[0] * d[2]}, HD_FILL_INDEX, 1000);
+    hd_sample_set(s, DROP_POSITION, HD_I32, 1, (int64_t[]){d[0] * d[2]}, HD_FILL_RAMP, 0);
 }
 
 const hd_op hd_op_weights_dropout = {
     .name = "weights_dropout",
-    .summary = "(x[B, H, Tq, Tk], key[2], sample[B, Tq], position[B, Tq]) -> y: a random share p of the attention weights zero, the rest times 1/(1-p)",
+    .summary = "(x[B, H, Tq, Tk], key[2], sample[B Tq], position[B Tq]) -> y: a random share p of the attention weights zero, the rest times 1/(1-p)",
     .min_in = DROP_N, .max_in = DROP_N,
     .attrs_size = sizeof(hd_weights_dropout_attrs), .attrs = drop_attrs,
     .linear = {1},

@@ -13,7 +13,7 @@ typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } n
 static const number_key number_keys[] = {
     {"overlap", AT(overlap), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
+    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
 enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
 static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
@@ -96,10 +96,10 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices and overlap", item);
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, v, schedule, layers, recompute, slices and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
-    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep"))) value = "1";
+    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter"))) value = "1";
     if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
     if (key == RECOMPUTE) return read_recompute(r, value);
@@ -324,8 +324,8 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     for (int i = 0; i < p->n_lengths; i++) all += p->lengths[i];
     if (p->n_lengths && all != sequence)
         return hd_fail(err, HD_EINVAL, "--parallel: slices adds up to %" PRId64 " tokens, a sequence has %" PRId64, all, sequence);
-    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
     if (p->slices <= 1) return 0;
+    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
     plan->n_slices = (int)p->slices;
     for (int i = 0; i < plan->n_slices; i++) {
         if (p->n_lengths) {
@@ -347,6 +347,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     make_mesh(p, o, &plan->mesh);
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
+    plan->scatter = p->scatter && p->tp > 1 && p->pp > 1;
     rc = hd_parallel_slices(p, o->sequence, plan, err);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;

@@ -1,10 +1,10 @@
 /* live.c: how much memory holds something at each moment. A root comes to be with the first instruction that touches it and goes with the last, once in every
- * micro-batch, or once in the step where its ends lie outside the loop. The arena as placed is at least the most of this: what has gone leaves a hole. */
+ * micro-batch, or once in the step where an end lies outside the loop. The arena as placed is at least the most of this: what has gone leaves a hole. */
 #include <stdlib.h>
 
 #include "sim/sim_int.h"
 
-typedef struct ends { int first, last, first_segment, last_segment; } ends; /* numbers through all segments */
+typedef struct ends { int first, last; bool first_once, last_once; } ends; /* numbers through all segments; not in every micro-batch */
 
 typedef struct sim_live {
     int64_t always, now, shown;  /* the Store, inputs and outputs; at this moment; as last said */
@@ -16,19 +16,19 @@ typedef struct sim_live {
     bool *here;                  /* [buffers] of those: it is there */
 } sim_live;
 
-static bool in_loop(const hd_program *p, int segment)
+static bool is_once(const hd_program *p, int segment, const hd_instr *x)
 {
     hd_segment_kind k = p->segments[segment].kind;
-    return k != HD_SEGMENT_PREPARE && k != HD_SEGMENT_UPDATE;
+    return x->last || k == HD_SEGMENT_PREPARE || k == HD_SEGMENT_UPDATE;
 }
 
-static void touch(const hd_program *p, ends *e, const int *buffers, int n, int at, int segment)
+static void touch(const hd_program *p, ends *e, const int *buffers, int n, int at, bool once)
 {
     for (int i = 0; i < n; i++) {
         if (buffers[i] < 0) continue;
         ends *x = &e[hd_buffer_root(p, buffers[i])];
-        if (x->last < 0) x->first = at, x->first_segment = segment;
-        x->last = at, x->last_segment = segment;
+        if (x->last < 0) x->first = at, x->first_once = once;
+        x->last = at, x->last_once = once;
     }
 }
 
@@ -41,9 +41,10 @@ static int find_ends(const hd_program *p, ends *e, int *base)
         base[s] = at;
         for (const hd_instr *x; (x = hd_instr_next(&it)); at++) {
             if (x->opcode == HD_VIEW) continue;
-            touch(p, e, x->in, x->n_in, at, s);
-            touch(p, e, x->out, x->n_out, at, s);
-            touch(p, e, &x->workspace, 1, at, s);
+            bool once = is_once(p, s, x);
+            touch(p, e, x->in, x->n_in, at, once);
+            touch(p, e, x->out, x->n_out, at, once);
+            touch(p, e, &x->workspace, 1, at, once);
         }
     }
     return at;
@@ -61,9 +62,8 @@ static void sort_ends(const hd_program *p, sim_live *l, const ends *e, int instr
         if (p->buffers[b].view_of >= 0) continue;
         if (is_constant(p, b)) l->always += p->buffers[b].bytes * p->buffers[b].copies;
         if (is_constant(p, b) || e[b].last < 0) continue;
-        bool first = in_loop(p, e[b].first_segment), last = in_loop(p, e[b].last_segment);
-        l->once[b] = !first || !last;
-        l->late[b] = !first && last;
+        l->once[b] = e[b].first_once || e[b].last_once;
+        l->late[b] = e[b].first_once && !e[b].last_once;
         l->born_at[e[b].first + 1]++;
         l->gone_at[e[b].last + 1]++;
     }

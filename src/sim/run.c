@@ -105,40 +105,50 @@ static void resolve(sim *s, sim_meeting *m, sim_instance *i, double begin)
 
 static const sim_queued *queue_head(const sim_actor *a) { return a->head < a->n_queue ? &a->queue[a->head] : NULL; }
 
-/* All have come to the instance at the head of the actor's queue, and it is at the head of everyone's: it goes off. */
-static bool settle(sim *s, const sim_actor *a)
+/* Whether all have come to the instance at the head of the actor's queue, and it is at the head of everyone's. */
+static bool may_settle(const sim *s, const sim_actor *a, double *begin)
 {
     const sim_queued *q = queue_head(a);
     if (!q) return false;
-    sim_queued at = *q;
-    sim_meeting *m = &s->meetings[at.meeting];
-    sim_instance *i = instance_of(m, at.number);
-    double begin = i->latest;
+    const sim_meeting *m = &s->meetings[q->meeting];
+    const sim_instance *i = instance_of(&s->meetings[q->meeting], q->number);
+    *begin = i->latest;
     if (i->arrived < m->n) return false;
     for (int k = 0; k < m->n; k++) {
         const sim_actor *b = &s->actors[m->actor[k]];
-        q = queue_head(b);
-        if (!q || q->meeting != at.meeting || q->number != at.number) return false;
-        begin = fmax(begin, b->beside);
-    }
-    resolve(s, m, i, begin);
-    for (int k = 0; k < m->n; k++) {
-        sim_actor *b = &s->actors[m->actor[k]];
-        b->beside = i->end;
-        b->head++;
+        const sim_queued *r = queue_head(b);
+        if (!r || r->meeting != q->meeting || r->number != q->number) return false;
+        *begin = fmax(*begin, b->beside);
     }
     return true;
 }
 
-static void settle_all(sim *s, const sim_actor *a)
+static void look_at_queue(sim *s, int actor)
 {
-    while (settle(s, a)) {}
+    if (s->actors[actor].moved) return;
+    s->actors[actor].moved = true;
+    s->moved[s->n_moved++] = actor;
 }
 
-/* What waited behind the settled ones of other members may go off now too. */
-static void settle_members(sim *s, int meeting)
+/* Transfers beside computing go off, and those behind them, as far as they can. */
+static void settle(sim *s, int meeting)
 {
-    for (int k = 0; k < s->meetings[meeting].n; k++) settle_all(s, &s->actors[s->meetings[meeting].actor[k]]);
+    for (int k = 0; k < s->meetings[meeting].n; k++) look_at_queue(s, s->meetings[meeting].actor[k]);
+    while (s->n_moved) {
+        double begin;
+        sim_actor *a = &s->actors[s->moved[--s->n_moved]];
+        a->moved = false;
+        if (!may_settle(s, a, &begin)) continue;
+        sim_queued q = *queue_head(a);
+        sim_meeting *m = &s->meetings[q.meeting];
+        sim_instance *i = instance_of(m, q.number);
+        resolve(s, m, i, begin);
+        for (int k = 0; k < m->n; k++) {
+            s->actors[m->actor[k]].beside = i->end;
+            s->actors[m->actor[k]].head++;
+            look_at_queue(s, m->actor[k]);
+        }
+    }
 }
 
 static void arrive(sim *s, sim_actor *a, const sim_step *t, int64_t number, bool queued)
@@ -148,7 +158,7 @@ static void arrive(sim *s, sim_actor *a, const sim_step *t, int64_t number, bool
     i->arrived++;
     i->latest = fmax(i->latest, a->time);
     i->seconds = fmax(i->seconds, t->seconds);
-    if (queued) settle_members(s, t->place);
+    if (queued) settle(s, t->place);
     else if (i->arrived == m->n) resolve(s, m, i, i->latest);
 }
 

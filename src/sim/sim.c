@@ -35,8 +35,8 @@ static hd_sim_kind kind_of(hd_role r)
     }
 }
 
-/* What the arena is longer than its contents at the peak, its holes, are buffers too; so is the workspace. */
-static void fill_memory(const hd_cluster *c, const hd_memory *m, hd_sim_rank *out)
+/* What the arena is longer than its contents at the peak, its holes, are buffers too; so is the workspace. Ranks on CPUs share the node's memory. */
+static void fill_memory(const hd_cluster *c, const hd_memory *m, int teams, hd_sim_rank *out)
 {
     int64_t named = 0;
     out->memory = *m;
@@ -47,16 +47,16 @@ static void fill_memory(const hd_cluster *c, const hd_memory *m, hd_sim_rank *ou
     out->workspace = c->device.cores ? 0 : HD_SIM_WORKSPACE;
     out->kind[HD_SIM_BUFFERS] += m->total - named + out->workspace;
     out->peak = m->total + out->workspace;
-    out->capacity = c->device.memory - c->device.reserved;
+    out->capacity = c->device.memory > c->device.reserved ? (c->device.memory - c->device.reserved) / teams : 0;
 }
 
 /* What helps most against the kind that takes most. */
 static const char *remedy(hd_sim_kind k)
 {
     static const char *const help[HD_SIM_KINDS] = {
-        [HD_SIM_PARAMETERS] = "more tp or pp, or zero=3",
-        [HD_SIM_GRADIENTS] = "more tp or pp, or zero=2",
-        [HD_SIM_OPTIMIZER] = "zero=1, or more tp or pp",
+        [HD_SIM_PARAMETERS] = "more tp or pp, or zero=3 over more dp",
+        [HD_SIM_GRADIENTS] = "more tp or pp, or zero=2 over more dp",
+        [HD_SIM_OPTIMIZER] = "zero=1 over more dp, or more tp or pp",
         [HD_SIM_ACTIVATIONS] = "recompute=full, a smaller --batch with more --micro-batches, or more tp with sp",
         [HD_SIM_BUFFERS] = "a smaller --batch with more --micro-batches, or more tp",
     };
@@ -73,9 +73,11 @@ int hd_sim_check_memory(const hd_sim_result *r, hd_error *err)
     hd_sim_kind k = HD_SIM_PARAMETERS;
     for (int i = 0; i < HD_SIM_KINDS; i++)
         if (worst->kind[i] > worst->kind[k]) k = (hd_sim_kind)i;
-    return hd_fail(err, HD_EMEMCAP, "rank %d needs %s of memory and has %s: %s too much, most of it %s (%s). What would help: %s", worst->rank,
+    return hd_fail(err, HD_EMEMCAP, "rank %d needs %s of memory and has %s: %s too much, most of it %s (%s). What would help: %s; %lld times as many devices at the least",
+                   worst->rank,
                    hd_format_bytes(need, (double)worst->peak), hd_format_bytes(have, (double)worst->capacity),
-                   hd_format_bytes(over, (double)(worst->peak - worst->capacity)), hd_sim_kind_name(k), hd_format_bytes(most, (double)worst->kind[k]), remedy(k));
+                   hd_format_bytes(over, (double)(worst->peak - worst->capacity)), hd_sim_kind_name(k), hd_format_bytes(most, (double)worst->kind[k]), remedy(k),
+                   worst->capacity > 0 ? (long long)((worst->peak + worst->capacity - 1) / worst->capacity) : 1LL);
 }
 
 /* ---- setting up ---- */
@@ -105,7 +107,10 @@ static int init(sim *s)
     s->teams = c->device.cores ? nodes_ranks(c, s->world) : 1;
     s->in_process = c->device.cores && s->world == nodes_ranks(c, s->world);
     rc = sim_find_alike(s);
-    if (!rc && !(s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready))) rc = sim_no_memory(s);
+    if (rc) return rc;
+    s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready);
+    s->moved = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->moved);
+    if (!s->ready || !s->moved) return sim_no_memory(s);
     for (int i = 0; i < s->n_actors && !rc; i++) rc = init_actor(s, &s->actors[i]);
     return rc;
 }
@@ -155,7 +160,7 @@ static int fill_result(sim *s, hd_sim_result *out)
         *r = s->actors[i].out;
         int rc = hd_program_memory(s->actors[i].program, &m, s->err);
         if (rc) return rc;
-        fill_memory(s->cluster, &m, r);
+        fill_memory(s->cluster, &m, s->teams, r);
         out->flops += r->flops * r->alike;
         out->hardware_flops += r->hardware_flops * r->alike;
         for (int p = 0; p < HD_SIM_PARTS; p++) parts[p] += r->part[p] * r->alike;

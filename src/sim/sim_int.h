@@ -83,7 +83,7 @@ typedef struct sim_actor {
     hd_call call;
     const sim_variant *variant;
     int at;                  /* the next step of it */
-    bool ready, done, in_call;
+    bool ready, done, in_call, moved; /* moved: its queue may go on */
     bool waiting, awaited, begun; /* of step `at`: stands before tokens, has them all, has been entered */
     int64_t number;          /* of the instance or message that it stands at */
     double since;            /* when it came there */
@@ -112,7 +112,8 @@ typedef struct sim {
     sim_actor *actors; int n_actors;
     sim_meeting *meetings; size_t n_meetings, cap_meetings;
     sim_channel *channels; size_t n_channels, cap_channels;
-    int *ready; int n_ready; /* [n_actors] */
+    int *ready; int n_ready; /* [n_actors] may get on */
+    int *moved; int n_moved; /* [n_actors] */
 } sim;
 
 int sim_no_memory(sim *s);

@@ -22,11 +22,14 @@ void sim_kernel_cost(const sim *s, const hd_program *p, const hd_instr *x, int r
 {
     _Alignas(16) char attrs[HD_MAX_ATTRS];
     hd_type in[HD_MAX_OPERANDS], results[HD_MAX_RESULTS];
+    uint32_t packed = 0;
+    for (int i = 0; i < x->n_in; i++)
+        if (x->in[i] >= 0 && p->buffers[x->in[i]].format == HD_PACKED) packed |= 1u << i;
     for (int i = 0; i < x->n_in; i++) in[i] = piece_type(p, x->in[i], rank, binding);
     for (int i = 0; i < x->n_out; i++) results[i] = piece_type(p, x->out[i], rank, binding);
     hd_instr_attrs(p, x, rank, attrs);
     hd_sig sig = {.op = x->op, .in = in, .out = results, .n_in = x->n_in, .n_out = x->n_out, .attrs = attrs};
-    hd_cost_kernel(s->cluster, &sig, p->threads, s->teams, out);
+    hd_cost_kernel_packed(s->cluster, &sig, packed, p->threads, s->teams, out);
 }
 
 /* Made again in backward: hd_pass_recompute's clones. */
