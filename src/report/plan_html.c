@@ -241,45 +241,65 @@ static void put_splits(const page *p)
 
 /* ---- where time goes, by events ---- */
 
-typedef struct quickest { const char *path; double seconds; } quickest;
+/* The quickest transfer of each op, size and kind of segment: what others take beyond it is waiting for those that they are with. */
+typedef struct quickest { const char *name, *segment; int64_t bytes; double seconds; } quickest;
 
-static int by_path(const void *x, const void *y)
+static int compare_moves(const quickest *a, const quickest *b)
+{
+    int c = strcmp(a->name, b->name);
+    if (!c) c = strcmp(a->segment, b->segment);
+    return c ? c : (a->bytes > b->bytes) - (a->bytes < b->bytes);
+}
+
+static int by_move(const void *x, const void *y)
 {
     const quickest *a = x, *b = y;
-    int c = strcmp(a->path, b->path);
+    int c = compare_moves(a, b);
     return c ? c : (a->seconds > b->seconds) - (a->seconds < b->seconds);
 }
 
-/* Of each path the quickest recv of a rank; ascending by path. NULL when there is none, or no memory. */
-static quickest *find_quickest(const hd_trace *t, int rank, int *n)
+typedef struct quickest_list { quickest *of; int n; bool stages; } quickest_list; /* stages: there is a pipeline */
+
+/* Whether an event of a rank may hold waiting for another stage: transfers between stages, and what all stages do together in the update. */
+static bool meets_stages(const hd_trace_event *e)
 {
-    quickest *list = hd_malloc((size_t)t->n_events * sizeof *list + 1);
-    *n = 0;
-    for (int64_t i = 0; i < t->n_events && list; i++) {
-        const hd_trace_event *e = &t->events[i];
-        if (e->rank == rank && e->kind == HD_EVENT_PIPELINE_COMM && !e->stream) list[(*n)++] = (quickest){e->path ? e->path : "", e->end - e->start};
-    }
-    if (!*n) {
-        hd_free(list);
-        return NULL;
-    }
-    qsort(list, (size_t)*n, sizeof *list, by_path);
-    int kept = 1;
-    for (int i = 1; i < *n; i++)
-        if (strcmp(list[i].path, list[kept - 1].path)) list[kept++] = list[i];
-    *n = kept;
-    return list;
+    bool together = e->kind == HD_EVENT_DATA_COMM && (!strcmp(e->segment, "update") || !strcmp(e->segment, "prepare"));
+    return !e->stream && (e->kind == HD_EVENT_PIPELINE_COMM || together);
 }
 
-static double shortest_of(const quickest *list, int n, const hd_trace_event *e)
+static quickest move_of(const hd_trace_event *e)
 {
-    int lo = 0, hi = n;
+    return (quickest){e->name, e->segment, e->bytes, e->end - e->start};
+}
+
+/* Of a rank; empty where it meets no stages, or there is no memory for it. */
+static quickest_list find_quickest(const hd_trace *t, int rank)
+{
+    quickest_list l = {.of = hd_malloc((size_t)t->n_events * sizeof *l.of + 1)};
+    int n = 0;
+    for (int64_t i = 0; i < t->n_events && l.of; i++) {
+        if (t->events[i].rank != rank || !meets_stages(&t->events[i])) continue;
+        l.stages |= t->events[i].kind == HD_EVENT_PIPELINE_COMM;
+        l.of[n++] = move_of(&t->events[i]);
+    }
+    if (n) qsort(l.of, (size_t)n, sizeof *l.of, by_move);
+    for (int i = 0; i < n; i++)
+        if (!l.n || compare_moves(&l.of[i], &l.of[l.n - 1])) l.of[l.n++] = l.of[i];
+    return l;
+}
+
+/* How much of an event is waiting for another stage. */
+static double waiting_of(const quickest_list *l, const hd_trace_event *e)
+{
+    if (!l->stages || !meets_stages(e)) return 0;
+    quickest key = move_of(e);
+    int lo = 0, hi = l->n;
     while (lo < hi) {
         int mid = (lo + hi) / 2;
-        if (strcmp(list[mid].path, e->path ? e->path : "") < 0) lo = mid + 1;
+        if (compare_moves(&l->of[mid], &key) < 0) lo = mid + 1;
         else hi = mid;
     }
-    return lo < n ? list[lo].seconds : 0;
+    return lo < l->n ? key.seconds - l->of[lo].seconds : 0;
 }
 
 /* What a wait waits for: the kind of the transfer beside computing that ends in it. */
@@ -296,20 +316,20 @@ void hd_report_parts(const hd_trace *t, int rank, double part[HD_SIM_PARTS])
     static const hd_sim_part of[HD_EVENT_KINDS] = {[HD_EVENT_PRODUCT] = HD_SIM_GEMM, [HD_EVENT_MEMORY_BOUND] = HD_SIM_MEMORY_BOUND, [HD_EVENT_COPY] = HD_SIM_MEMORY_BOUND,
                                                    [HD_EVENT_TENSOR_COMM] = HD_SIM_TENSOR, [HD_EVENT_DATA_COMM] = HD_SIM_DATA,
                                                    [HD_EVENT_PIPELINE_COMM] = HD_SIM_PIPELINE, [HD_EVENT_WAIT] = HD_SIM_DATA};
-    int n = 0, steps = t->steps ? t->steps : 1;
+    int steps = t->steps ? t->steps : 1;
     double sum = 0;
-    quickest *shortest = find_quickest(t, rank, &n);
+    quickest_list shortest = find_quickest(t, rank);
     memset(part, 0, HD_SIM_PARTS * sizeof *part);
     for (int64_t i = 0; i < t->n_events; i++) {
         const hd_trace_event *e = &t->events[i];
         if (e->rank != rank || e->stream) continue;
-        double seconds = e->end - e->start, least = e->kind == HD_EVENT_PIPELINE_COMM ? shortest_of(shortest, n, e) : seconds;
-        part[e->kind == HD_EVENT_WAIT ? part_of_wait(t, e) : of[e->kind]] += least;
-        part[HD_SIM_BUBBLE] += seconds - least;
+        double waiting = waiting_of(&shortest, e);
+        part[e->kind == HD_EVENT_WAIT ? part_of_wait(t, e) : of[e->kind]] += e->end - e->start - waiting;
+        part[HD_SIM_BUBBLE] += waiting;
     }
     for (int k = 0; k < HD_SIM_PARTS; k++) part[k] /= steps, sum += part[k];
     part[HD_SIM_IDLE] += fmax(0, t->seconds / steps - sum);
-    hd_free(shortest);
+    hd_free(shortest.of);
 }
 
 /* ---- timelines ---- */
@@ -454,24 +474,32 @@ static void put_sums(const timeline *l, int rank)
     hd_free(list);
 }
 
-/* name, kind, stream, micro-batch, from the begin of the event before, how long */
+typedef struct event_writer { hd_str *s; int64_t at; const char *comma; } event_writer;
+
+static void put_event(event_writer *w, int name, hd_event_kind kind, const hd_trace_event *e, int64_t begin, int64_t end)
+{
+    hd_str_printf(w->s, "%s%d,%d,%d,%d,%lld,%lld", w->comma, name, (int)kind, e->stream, e->micro, (long long)(begin - w->at), (long long)(end - begin));
+    w->at = begin;
+    w->comma = ",";
+}
+
+/* name, kind, stream, micro-batch, from the begin of the event before, how long. A transfer that waits for another stage is two: the waiting and the rest. */
 static void put_events(const timeline *l, int rank, names *n)
 {
-    hd_str *s = l->p->s;
-    int64_t at = 0;
-    const char *comma = "";
-    hd_str_puts(s, ",\"events\":[");
+    event_writer w = {.s = l->p->s, .comma = ""};
+    quickest_list shortest = find_quickest(l->t, rank);
+    hd_str_puts(w.s, ",\"events\":[");
     for (int64_t i = 0; i < l->t->n_events && l->events; i++) {
         const hd_trace_event *e = &l->t->events[i];
         if (e->rank != rank) continue;
-        int64_t begin = units(l, e->start), length = units(l, e->end) - begin;
         int number = number_of(n, e->name, e->path);
-        if (number < 0) s->failed = true;
-        hd_str_printf(s, "%s%d,%d,%d,%d,%lld,%lld", comma, number, (int)e->kind, e->stream, e->micro, (long long)(begin - at), (long long)length);
-        at = begin;
-        comma = ",";
+        int64_t begin = units(l, e->start), end = units(l, e->end), middle = units(l, e->start + waiting_of(&shortest, e));
+        if (number < 0) w.s->failed = true;
+        if (middle > begin) put_event(&w, number, HD_EVENT_WAIT, e, begin, middle);
+        put_event(&w, number, e->kind, e, middle, end);
     }
-    hd_str_puts(s, "]");
+    hd_str_puts(w.s, "]");
+    hd_free(shortest.of);
 }
 
 /* The most in each of MOST_SAMPLES pieces of the span, from samples that hold until the next. */
@@ -613,20 +641,22 @@ static void put_step_facts(const page *p)
 
 static void put_speed_facts(const page *p)
 {
-    char a[48], note[128];
+    char a[48], note[128] = "";
     const hd_sim_result *s = p->r->sim;
-    double rate = s->flops / s->ranks / s->step, peak = p->r->cluster ? p->r->cluster->device.flops[p->r->plan->precision] : 0;
-    if (p->r->cluster && peak <= 0) peak = p->r->cluster->device.flops[HD_F32];
+    const hd_cluster *c = p->r->cluster;
+    bool nodes = c && c->device.cores; /* of a CPU the rates are the node's */
+    double devices = nodes ? hd_cluster_nodes(c) : s->ranks, rate = s->flops / devices / s->step, peak = c ? c->device.flops[p->r->plan->precision] : 0;
+    if (c && peak <= 0) peak = c->device.flops[HD_F32];
     format_count(a, sizeof a, rate);
     hd_str value;
     hd_str_init(&value);
     hd_str_printf(&value, "%s%sFLOP/s", a, strchr(a, ' ') ? "" : " ");
-    if (peak > 0) snprintf(note, sizeof note, "%.1f %% of its peak; %.1f %% with what is computed twice", 100 * rate / peak, 100 * s->hardware_flops / s->ranks / s->step / peak);
-    else *note = 0;
-    put_fact(p->s, "Model's work per device", value.data, note);
+    double hardware = s->hardware_flops / devices / s->step;
+    if (peak > 0) snprintf(note, sizeof note, hardware > 1.005 * rate ? "%.1f %% of its peak; %.1f %% with what is computed twice" : "%.1f %% of its peak", 100 * rate / peak, 100 * hardware / peak);
+    put_fact(p->s, nodes ? "Model's work per node" : "Model's work per device", value.data, note);
     hd_str_free(&value);
     snprintf(a, sizeof a, "%.1f %%", 100 * s->bubble);
-    if (p->r->n_programs > 1) put_fact(p->s, "Pipeline bubble", a, "of all devices' time is spent waiting for other stages");
+    if (p->r->n_programs > 1) put_fact(p->s, "Pipeline bubble", a, "of all devices' time goes to waiting for other stages");
 }
 
 static void put_memory_fact(const page *p)
@@ -638,7 +668,7 @@ static void put_memory_fact(const page *p)
         if (!most || s->rank[i].peak > most->peak) most = &s->rank[i];
     if (!most) return;
     if (most->capacity > 0)
-        snprintf(note, sizeof note, "%.0f %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
+        snprintf(note, sizeof note, "%.2g %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
     put_fact(p->s, "Memory at the peak", hd_format_bytes(a, (double)most->peak), note);
 }
 
