@@ -7,6 +7,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "report/page.h"
+#include "report/parts.h"
 
 enum { MOST_ROWS = 64, MOST_EVENTS = 60000, MOST_SAMPLES = 700, SPAN = 4000000 };
 
@@ -239,99 +240,6 @@ static void put_splits(const page *p)
     hd_free(all);
 }
 
-/* ---- where time goes, by events ---- */
-
-/* The quickest transfer of each op, size and kind of segment: what others take beyond it is waiting for those that they are with. */
-typedef struct quickest { const char *name, *segment; int64_t bytes; double seconds; } quickest;
-
-static int compare_moves(const quickest *a, const quickest *b)
-{
-    int c = strcmp(a->name, b->name);
-    if (!c) c = strcmp(a->segment, b->segment);
-    return c ? c : (a->bytes > b->bytes) - (a->bytes < b->bytes);
-}
-
-static int by_move(const void *x, const void *y)
-{
-    const quickest *a = x, *b = y;
-    int c = compare_moves(a, b);
-    return c ? c : (a->seconds > b->seconds) - (a->seconds < b->seconds);
-}
-
-typedef struct quickest_list { quickest *of; int n; bool stages; } quickest_list; /* stages: there is a pipeline */
-
-/* Whether an event of a rank may hold waiting for another stage: transfers between stages, and what all stages do together in the update. */
-static bool meets_stages(const hd_trace_event *e)
-{
-    bool together = e->kind == HD_EVENT_DATA_COMM && (!strcmp(e->segment, "update") || !strcmp(e->segment, "prepare"));
-    return !e->stream && (e->kind == HD_EVENT_PIPELINE_COMM || together);
-}
-
-static quickest move_of(const hd_trace_event *e)
-{
-    return (quickest){e->name, e->segment, e->bytes, e->end - e->start};
-}
-
-/* Of a rank; empty where it meets no stages, or there is no memory for it. */
-static quickest_list find_quickest(const hd_trace *t, int rank)
-{
-    quickest_list l = {.of = hd_malloc((size_t)t->n_events * sizeof *l.of + 1)};
-    int n = 0;
-    for (int64_t i = 0; i < t->n_events && l.of; i++) {
-        if (t->events[i].rank != rank || !meets_stages(&t->events[i])) continue;
-        l.stages |= t->events[i].kind == HD_EVENT_PIPELINE_COMM;
-        l.of[n++] = move_of(&t->events[i]);
-    }
-    if (n) qsort(l.of, (size_t)n, sizeof *l.of, by_move);
-    for (int i = 0; i < n; i++)
-        if (!l.n || compare_moves(&l.of[i], &l.of[l.n - 1])) l.of[l.n++] = l.of[i];
-    return l;
-}
-
-/* How much of an event is waiting for another stage. */
-static double waiting_of(const quickest_list *l, const hd_trace_event *e)
-{
-    if (!l->stages || !meets_stages(e)) return 0;
-    quickest key = move_of(e);
-    int lo = 0, hi = l->n;
-    while (lo < hi) {
-        int mid = (lo + hi) / 2;
-        if (compare_moves(&l->of[mid], &key) < 0) lo = mid + 1;
-        else hi = mid;
-    }
-    return lo < l->n ? key.seconds - l->of[lo].seconds : 0;
-}
-
-/* What a wait waits for: the kind of the transfer beside computing that ends in it. */
-static hd_sim_part part_of_wait(const hd_trace *t, const hd_trace_event *wait)
-{
-    for (const hd_trace_event *e = wait - 1; e >= t->events && wait - e < 400; e--)
-        if (e->stream && e->rank == wait->rank && e->end >= wait->start && e->end <= wait->end + 1e-6)
-            return e->kind == HD_EVENT_TENSOR_COMM ? HD_SIM_TENSOR : HD_SIM_DATA;
-    return HD_SIM_DATA;
-}
-
-void hd_report_parts(const hd_trace *t, int rank, double part[HD_SIM_PARTS])
-{
-    static const hd_sim_part of[HD_EVENT_KINDS] = {[HD_EVENT_PRODUCT] = HD_SIM_GEMM, [HD_EVENT_MEMORY_BOUND] = HD_SIM_MEMORY_BOUND, [HD_EVENT_COPY] = HD_SIM_MEMORY_BOUND,
-                                                   [HD_EVENT_TENSOR_COMM] = HD_SIM_TENSOR, [HD_EVENT_DATA_COMM] = HD_SIM_DATA,
-                                                   [HD_EVENT_PIPELINE_COMM] = HD_SIM_PIPELINE, [HD_EVENT_WAIT] = HD_SIM_DATA};
-    int steps = t->steps ? t->steps : 1;
-    double sum = 0;
-    quickest_list shortest = find_quickest(t, rank);
-    memset(part, 0, HD_SIM_PARTS * sizeof *part);
-    for (int64_t i = 0; i < t->n_events; i++) {
-        const hd_trace_event *e = &t->events[i];
-        if (e->rank != rank || e->stream) continue;
-        double waiting = waiting_of(&shortest, e);
-        part[e->kind == HD_EVENT_WAIT ? part_of_wait(t, e) : of[e->kind]] += e->end - e->start - waiting;
-        part[HD_SIM_BUBBLE] += waiting;
-    }
-    for (int k = 0; k < HD_SIM_PARTS; k++) part[k] /= steps, sum += part[k];
-    part[HD_SIM_IDLE] += fmax(0, t->seconds / steps - sum);
-    hd_free(shortest.of);
-}
-
 /* ---- timelines ---- */
 
 /* Segments and nodes by number, in the order in which they are met. */
@@ -392,6 +300,7 @@ typedef struct timeline {
     const page *p;
     const hd_trace *t;
     double unit; /* seconds */
+    double *waiting; /* [n_events] hd_trace_waiting */
     int *row;    /* [t->ranks] which row shows the rank, or -1 */
     int rows;
     bool events; /* few enough to be drawn one by one */
@@ -487,19 +396,17 @@ static void put_event(event_writer *w, int name, hd_event_kind kind, const hd_tr
 static void put_events(const timeline *l, int rank, names *n)
 {
     event_writer w = {.s = l->p->s, .comma = ""};
-    quickest_list shortest = find_quickest(l->t, rank);
     hd_str_puts(w.s, ",\"events\":[");
     for (int64_t i = 0; i < l->t->n_events && l->events; i++) {
         const hd_trace_event *e = &l->t->events[i];
         if (e->rank != rank) continue;
         int number = number_of(n, e->name, e->path);
-        int64_t begin = units(l, e->start), end = units(l, e->end), middle = units(l, e->start + waiting_of(&shortest, e));
+        int64_t begin = units(l, e->start), end = units(l, e->end), middle = units(l, e->start + l->waiting[i]);
         if (number < 0) w.s->failed = true;
         if (middle > begin) put_event(&w, number, HD_EVENT_WAIT, e, begin, middle);
         put_event(&w, number, e->kind, e, middle, end);
     }
     hd_str_puts(w.s, "]");
-    hd_free(shortest.of);
 }
 
 /* The most in each of MOST_SAMPLES pieces of the span, from samples that hold until the next. */
@@ -556,7 +463,11 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
     timeline l = {.p = p, .t = t, .unit = t->seconds > 0 ? t->seconds / SPAN : 1};
     names n = {0};
     int rc = choose_rows(&l);
-    if (rc) return rc;
+    if (!rc) rc = hd_trace_waiting(t, p->mesh, &l.waiting, p->err);
+    if (rc) {
+        hd_free(l.row);
+        return rc;
+    }
     hd_str_printf(p->s, ",\"%s\":{\"seconds\":%.9g,\"steps\":%d,\"unit\":%.12g,\"rows\":[", key, t->seconds, t->steps ? t->steps : 1, l.unit);
     const char *comma = "";
     for (int r = 0; r < t->ranks; r++) {
@@ -569,7 +480,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
         put_events(&l, r, &n);
         put_memory(&l, r);
         if (t->n_events) {
-            hd_report_parts(t, r, part);
+            hd_trace_parts(t, l.waiting, r, part);
             hd_str_puts(p->s, ",\"parts\":");
             put_numbers(p->s, part, HD_SIM_PARTS);
         }
@@ -577,6 +488,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
     }
     put_names(p->s, &n);
     free_names(&n);
+    hd_free(l.waiting);
     hd_free(l.row);
     return 0;
 }

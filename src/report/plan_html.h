@@ -26,8 +26,4 @@ typedef struct hd_report {
 
 int hd_report_html(const hd_report *r, const char *path, hd_error *err);
 
-/* Where the time of a rank goes, by its events: seconds of one step (t's seconds over its steps). Where there is a pipeline, what a transfer between
- * stages, or one of the update, takes beyond the quickest of its op and size counts as waiting for another stage; what lies between instructions as idle. */
-void hd_report_parts(const hd_trace *t, int rank, double part[HD_SIM_PARTS]);
-
 #endif
