@@ -47,6 +47,13 @@ static void put_sizes(hd_str *s, const int64_t *v, int n)
     hd_str_putc(s, ']');
 }
 
+/* Frees a text that went into s. */
+static void end_text(hd_str *s, hd_str *text)
+{
+    s->failed |= text->failed;
+    hd_str_free(text);
+}
+
 /* ---- ranks ---- */
 
 typedef struct page {
@@ -134,7 +141,7 @@ static void put_layers(hd_str *s, const hd_program *p)
     put_string(s, text.data);
     hd_str_printf(s, ",\"n_layers\":%d,\"others\":", count);
     put_string(s, l->others);
-    hd_str_free(&text);
+    end_text(s, &text);
     hd_free(l);
 }
 
@@ -194,7 +201,7 @@ static void print_shape(char *out, size_t n, const hd_shape *s)
     if (at < n) snprintf(out + at, n - at, "]");
 }
 
-static void note_split(splits *all, const hd_program *p, const hd_buffer *b)
+static void note_split(hd_str *s, splits *all, const hd_program *p, const hd_buffer *b)
 {
     split x = {.role = b->role};
     hd_shape whole = b->layout ? b->whole : b->type.shape;
@@ -204,7 +211,7 @@ static void note_split(splits *all, const hd_program *p, const hd_buffer *b)
     make_pattern(x.pattern, sizeof x.pattern, b->path);
     print_shape(x.shape, sizeof x.shape, &whole);
     snprintf(x.layout, sizeof x.layout, "%s", layout.data);
-    hd_str_free(&layout);
+    end_text(s, &layout);
     int at = 0;
     while (at < all->n && (strcmp(all->list[at].pattern, x.pattern) || strcmp(all->list[at].layout, x.layout) || strcmp(all->list[at].shape, x.shape))) at++;
     if (at == (int)(sizeof all->list / sizeof *all->list)) return;
@@ -224,7 +231,7 @@ static void put_splits(const page *p)
         const hd_program *x = p->r->programs[i];
         for (int b = 0; b < x->n_buffers; b++) {
             bool state = x->buffers[b].role == HD_ROLE_PARAMETER || x->buffers[b].role == HD_ROLE_OPTIMIZER;
-            if (state && x->buffers[b].view_of < 0 && !hd_buffer_in_arena(x, b)) note_split(all, x, &x->buffers[b]);
+            if (state && x->buffers[b].view_of < 0 && !hd_buffer_in_arena(x, b)) note_split(p->s, all, x, &x->buffers[b]);
         }
     }
     hd_str_puts(p->s, "\"splits\":[");
@@ -254,23 +261,24 @@ static size_t slot_of(const names *n, const char *a, const char *b)
 
 static bool grow_names(names *n)
 {
-    names old = *n;
-    n->size = old.size ? 2 * old.size : 1024;
-    n->slot = hd_calloc(n->size, sizeof *n->slot);
-    n->number = hd_calloc(n->size, sizeof *n->number);
-    const char **text = hd_realloc_array(old.text, n->size, sizeof *text);
-    if (text) n->text = text;
-    const char **more = hd_realloc_array(old.more, n->size, sizeof *more);
-    if (more) n->more = more;
-    bool ok = n->slot && n->number && text && more;
-    for (size_t i = 0; i < old.size && ok; i++) {
-        if (!old.slot[i]) continue;
-        size_t at = slot_of(n, n->text[old.number[i]], n->more[old.number[i]]);
-        n->slot[at] = old.slot[i];
-        n->number[at] = old.number[i];
+    names bigger = *n;
+    bigger.size = n->size ? 2 * n->size : 1024;
+    const char **text = hd_realloc_array(n->text, bigger.size, sizeof *text);
+    if (text) n->text = bigger.text = text;
+    const char **more = hd_realloc_array(n->more, bigger.size, sizeof *more);
+    if (more) n->more = bigger.more = more;
+    bigger.slot = hd_calloc(bigger.size, sizeof *bigger.slot);
+    bigger.number = hd_calloc(bigger.size, sizeof *bigger.number);
+    bool ok = text && more && bigger.slot && bigger.number;
+    for (size_t i = 0; i < n->size && ok; i++) {
+        if (!n->slot[i]) continue;
+        size_t at = slot_of(&bigger, n->text[n->number[i]], n->more[n->number[i]]);
+        bigger.slot[at] = n->slot[i];
+        bigger.number[at] = n->number[i];
     }
-    hd_free(old.slot);
-    hd_free(old.number);
+    hd_free(ok ? n->slot : bigger.slot);
+    hd_free(ok ? n->number : bigger.number);
+    if (ok) *n = bigger;
     return ok;
 }
 
@@ -362,6 +370,7 @@ static void put_sums(const timeline *l, int rank)
     typedef struct sum { const char *segment; int chunk; int64_t calls; double seconds[HD_EVENT_KINDS + 1]; } sum;
     sum *list = hd_calloc(MOST, sizeof *list);
     int n = 0;
+    if (!list) l->p->s->failed = true;
     for (int64_t i = 0; i < l->t->n_calls && list; i++) {
         const hd_trace_call *c = &l->t->calls[i];
         if (c->rank != rank) continue;
@@ -566,7 +575,7 @@ static void put_speed_facts(const page *p)
     double hardware = s->hardware_flops / devices / s->step;
     if (peak > 0) snprintf(note, sizeof note, hardware > 1.005 * rate ? "%.1f %% of its peak; %.1f %% with what is computed twice" : "%.1f %% of its peak", 100 * rate / peak, 100 * hardware / peak);
     put_fact(p->s, nodes ? "Model's work per node" : "Model's work per device", value.data, note);
-    hd_str_free(&value);
+    end_text(p->s, &value);
     snprintf(a, sizeof a, "%.1f %%", 100 * s->bubble);
     if (p->r->n_programs > 1) put_fact(p->s, "Pipeline bubble", a, "of all devices' time goes to waiting for other stages");
 }
