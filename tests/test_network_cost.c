@@ -74,28 +74,30 @@ static void test_between(void **state)
     assert_close(cost(&wide, HD_MOVE_ALL_GATHER, 1, 4, 8, 32, 800).seconds, 35 + 35);
 }
 
-/* 2 nodes of 4, all in one group. Flat ring: 7 messages of 5 s, 7/8 of 8000 bytes over 4 ports of 10 B/s = 35 + 175. By level: 3 * 1 + 3/4 * 8000 / 100 inside,
- * 5 + 1/2 * 2000 / 10 between = 63 + 105 = 168: the quicker. Small ones likewise. */
-static void test_hierarchical(void **state)
+/* 3 ranks in each of 2 nodes. Ring: its 6 edges take 4 * 1 + 2 * 5 s, of which a piece goes over 5; 6000 bytes over 3 ports of 10 B/s. By level: 2 * 1 s and 2/3 of
+ * 6000 bytes at 100 B/s inside, 5 s and 1/2 of a rank's 2000 bytes at 10 B/s between. */
+static void test_two_levels(void **state)
 {
     (void)state;
     hd_cluster c = small(2, 4);
-    hd_move_cost m = cost(&c, HD_MOVE_REDUCE_SCATTER, 0, 1, 8, 8, 8000);
-    assert_close(m.seconds, 168);
-    assert_close(m.bytes[0], 6000);
+    static const int ranks[] = {0, 1, 2, 4, 5, 6};
+    hd_move_cost m;
+    hd_cost_move(&c, HD_MOVE_REDUCE_SCATTER, ranks, 6, 8, 6000, HD_F32, &m);
+    assert_close(m.seconds, 5 / 6.0 * (14 + 200));
+    assert_close(m.bytes[0], 5000 * 4 / 6.0);
+    assert_close(m.bytes[1], 5000 * 2 / 6.0);
+    c.device.cores = 1;
+    hd_cost_move(&c, HD_MOVE_REDUCE_SCATTER, ranks, 6, 8, 6000, HD_F32, &m);
+    assert_close(m.seconds, 2 + 40 + 5 + 100);
+    assert_close(m.bytes[0], 4000);
     assert_close(m.bytes[1], 1000);
-    assert_close(cost(&c, HD_MOVE_ALL_REDUCE, 0, 1, 8, 8, 8000).seconds, 336);
-    /* Fast inside and few messages: the ring's one bound is the ports', 35 + 7/8 * 80000 / 40 = 1785; by level 3 + 600 + 5 + 1000 = 1608. With ports of 100 B/s
-     * each: ring 35 + 7/8 * 80000 / 100 (inside bounds) = 735, by level 3 + 600 + 5 + 100 = 708; with no latency inside or out and 1e6 bytes likewise. */
-    c.level[1].bandwidth = 200;
-    assert_close(cost(&c, HD_MOVE_REDUCE_SCATTER, 0, 1, 8, 8, 80000).seconds, 708);
-    /* The ring wins where the levels' times would add up: no latency, equal bounds. 7/8 * 8000 / 100 = 70 against 60 + 1/2 * 2000 / 25 = 100. */
+    hd_cost_move(&c, HD_MOVE_ALL_REDUCE, ranks, 6, 8, 6000, HD_F32, &m);
+    assert_close(m.seconds, 2 * 147);
+    /* The ring wins where the levels' times would add up: no latency, ports of 25 B/s. */
     c.level[0].latency = c.level[1].latency = 0;
     c.level[1].bandwidth = 50;
-    m = cost(&c, HD_MOVE_REDUCE_SCATTER, 0, 1, 8, 8, 8000);
-    assert_close(m.seconds, 70);
-    assert_close(m.bytes[0], 7000 * 6 / 8.0); /* of the ring's 8 edges 2 are between nodes */
-    assert_close(m.bytes[1], 7000 * 2 / 8.0);
+    hd_cost_move(&c, HD_MOVE_REDUCE_SCATTER, ranks, 6, 8, 6000, HD_F32, &m);
+    assert_close(m.seconds, 5 / 6.0 * 6000 / 75);
 }
 
 static void test_all_to_all(void **state)
@@ -254,7 +256,7 @@ static void test_curve_shapes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_inside), cmocka_unit_test(test_between), cmocka_unit_test(test_hierarchical), cmocka_unit_test(test_all_to_all),
+        cmocka_unit_test(test_inside), cmocka_unit_test(test_between), cmocka_unit_test(test_two_levels), cmocka_unit_test(test_all_to_all),
         cmocka_unit_test(test_send), cmocka_unit_test(test_racks), cmocka_unit_test(test_bytes_add_up), cmocka_unit_test(test_measured),
         cmocka_unit_test(test_shipped), cmocka_unit_test(test_bad_names), cmocka_unit_test(test_curve), cmocka_unit_test(test_curve_shapes),
     };

@@ -1,81 +1,50 @@
-/* predict_megatron.c: achieved FLOP/s of Narayanan et al. 2021, table 1, predicted.
+/* predict_megatron.c: achieved FLOP/s of Narayanan et al. 2021, table 1, published beside predicted; parameter counts.
  *
  *   check_predict_megatron TABLE.tsv [first last]
- * Prints one line a row: published beside predicted. */
-#include "base/file.h"
-#include "cluster_run.h"
+ * Lines "row BILLIONS PRINTED PUBLISHED PREDICTED" for the script; PRINTED: the parameters of the Graph in billions, to the digits of the table. */
+#include "megatron_rows.h"
 
-enum { MOST_ROWS = 16 };
-
-typedef struct row { cluster_job job; double billions, published; int gpus; } row;
-
-static int read_rows(const char *path, row *rows, hd_error *err)
+static void print_row(const megatron_row *r, const hd_sim_result *s)
 {
-    hd_str text;
-    int n = 0;
-    hd_str_init(&text);
-    if (hd_file_read(&text, path, 1 << 20, err)) return err->code;
-    for (char *line = strtok(text.data, "\n"); line && n < MOST_ROWS; line = strtok(NULL, "\n")) {
-        row *r = &rows[n];
-        long heads, width, layers, tp, pp, dp, gpus, batch, micro, chunks;
-        if (*line == '#' || sscanf(line, "%lf %ld %ld %ld %ld %ld %ld %ld %ld %ld %ld %lf", &r->billions, &heads, &width, &layers, &tp, &pp, &dp, &gpus, &batch,
-                                   &micro, &chunks, &r->published) != 12) continue;
-        r->gpus = (int)gpus;
-        r->job = (cluster_job){.layers = layers, .width = width, .heads = heads, .tp = tp, .pp = pp, .dp = dp, .chunks = chunks, .batch = batch, .micro_batch = micro};
-        n++;
-    }
-    hd_str_free(&text);
+    double rate = cluster_rate(&r->job, s->step) / 1e12;
+    printf("  %7s B %5d GPUs   published %4.0f   predicted %6.1f   %+5.1f %%   step %6.2f s:", r->billions, r->gpus, r->published, rate, 100 * (rate / r->published - 1),
+           s->step);
+    for (int k = 0; k < HD_SIM_PARTS; k++)
+        if (s->part[k] > 0.0005 * s->step) printf(" %s %.1f%%", hd_sim_part_name((hd_sim_part)k), 100 * s->part[k] / s->step);
+    printf("\n");
+}
+
+/* All parameters of the forward graph. */
+static double count_parameters(const cluster_job *j, hd_error *err)
+{
+    cluster_job small = *j;
+    double n = 0;
+    small.dp = small.micro_batch = 1;
+    hd_graph *g = cluster_graph(&small, err);
+    for (size_t v = 0; g && v < g->n_values; v++)
+        if (g->values[v].kind == HD_PARAM) n += (double)hd_shape_count(&g->values[v].type.shape);
+    hd_graph_free(g);
     return n;
 }
 
-static void tweak(hd_cluster *c)
+static int predict(const megatron_row *r, hd_error *err)
 {
-    const char *text = getenv("TWEAK");
-    double v;
-    char key[32];
-    int used;
-    for (; text && sscanf(text, "%31[a-z_]=%lf%n", key, &v, &used) == 2; text += used + (text[used] == ',')) {
-        hd_efficiency *e = &c->device.efficiency;
-        double *at = !strcmp(key, "product") ? &e->product : !strcmp(key, "half") ? &e->product_half : !strcmp(key, "depth") ? &e->depth_half : !strcmp(key, "memory") ? &e->memory
-                   : !strcmp(key, "ib") ? &c->level[1].efficiency : !strcmp(key, "nv") ? &c->level[0].efficiency : !strcmp(key, "launch") ? &c->device.launch
-                   : !strcmp(key, "ibbw") ? &c->level[1].bandwidth : !strcmp(key, "iblat") ? &c->level[1].latency : NULL;
-        if (at) *at = v; else printf("? %s\n", key);
-    }
-}
-
-static int predict(const row *r, hd_error *err)
-{
-    cluster_programs p;
-    hd_cluster c;
-    char name[64];
-    hd_sim_result result;
-    snprintf(name, sizeof name, "dgx-a100-80:%d", r->gpus);
-    int rc = hd_cluster_find(name, &c, err);
-    tweak(&c);
-    if (!rc) rc = cluster_lower(&r->job, &p, err);
+    hd_sim_result s;
+    double n = count_parameters(&r->job, err);
+    int rc = n > 0 ? megatron_predict(r, &s, err) : err->code;
     if (rc) return rc;
-    double begin = hd_time();
-    rc = hd_program_verify_world((const hd_program *const *)p.program, p.n, err);
-    if (rc) printf("world: "), err->code = 0, rc = 0;
-    rc = cluster_simulate(&p, &c, &result, err);
-    if (!rc) {
-        double rate = cluster_rate(&r->job, result.step) / 1e12;
-        printf("%7.1f B  %5d GPUs  published %5.0f  predicted %6.1f  %+6.1f %%   step %.2f s:", r->billions, r->gpus, r->published, rate,
-               100 * (rate / r->published - 1), result.step);
-        for (int k = 0; k < HD_SIM_PARTS; k++) printf(" %s %.1f%%", hd_sim_part_name((hd_sim_part)k), 100 * result.part[k] / result.step);
-        printf("   peak %.1f GB   lowered in %.1f s, simulated in %.1f s\n", (double)result.rank[0].peak / 1e9, p.seconds, hd_time() - begin);
-        fflush(stdout);
-        hd_sim_result_free(&result);
-    }
-    cluster_programs_free(&p);
-    return rc;
+    print_row(r, &s);
+    printf("row %s %.1f %.0f %.3f\n", r->billions, n / 1e9, r->published, cluster_rate(&r->job, s.step) / 1e12);
+    fflush(stdout);
+    hd_sim_result_free(&s);
+    return 0;
 }
 
 int main(int argc, char **argv)
 {
-    static row rows[MOST_ROWS];
+    static megatron_row rows[MEGATRON_ROWS];
     hd_error err = {0};
-    int n = argc > 1 ? read_rows(argv[1], rows, &err) : 0;
+    int n = argc > 1 ? megatron_read(argv[1], rows, &err) : 0;
     int first = argc > 2 ? atoi(argv[2]) : 1, last = argc > 3 ? atoi(argv[3]) : argc > 2 ? first : n;
     for (int i = first - 1; i < last && i < n && !err.code; i++) predict(&rows[i], &err);
     if (err.code) printf("failed: %s\n", err.message);

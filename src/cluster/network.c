@@ -10,11 +10,11 @@
  * a rack has left the node before, so a level above the nodes is at most as fast as those between; links inside a node are others than its ports.
  *
  * Time for B bytes (of the larger side), a[l] being the latency; sums go over levels with fan > 1 (Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan 2009):
- *     ring          (n-1) max a + (n-1)/n B max 1 / (k rate)            all-gather, reduce-scatter; all-reduce is one of each
+ *     ring          (n-1)/n (sum of a over its n edges + B max 1 / (k rate))   all-gather, reduce-scatter; all-reduce is one of each
  *     hierarchical  sum (fan-1) a + (fan-1)/fan (B / k) / rate          a ring at each level, the outer ones over what the inner ones have cut
  *     halving       sum log2(fan) a + (fan-1)/fan (B / k) / rate        recursive halving and doubling, where fan is a power of two
  *     tree          sum 2 log2(fan) a + 2 B max 1 / (k rate)            all-reduce only: NCCL's double binary trees, pipelined, each link carries B each way
- * The quickest counts. GPUs' libraries have no recursive halving, so it is left to levels of MPI and threads (cores > 0). Broadcast: a pipelined chain or tree,
+ * The quickest counts. NCCL gathers and scatters by rings alone, so on GPUs (cores = 0) there is no choice but for all-reduce, ring or tree. Broadcast: a pipelined chain or tree,
  * sum log2(fan) a + B max 1 / (k rate). All-to-all: each pair's piece by itself; levels work side by side, each with what leaves over it. */
 #include <math.h>
 #include <string.h>
@@ -86,8 +86,7 @@ static void shape_of(const hd_cluster *c, const int *ranks, int n, int world, gr
 
 typedef struct algorithm {
     double (*seconds)(const group_shape *g, double bytes); /* of a reduce-scatter or an all-gather */
-    bool by_level; /* cuts level by level: each sends what the inner ones have left; else one ring through all */
-    bool halving;
+    bool by_level; /* cuts level by level: each sends what the inner ones have left; not on GPUs. Else one ring through all */
 } algorithm;
 
 /* 1 / bandwidth of the narrowest level that the group goes over. */
@@ -99,12 +98,19 @@ static double slowest(const group_shape *g)
     return most;
 }
 
+/* How many of a ring's n edges go between units of level l within one group of it. The outermost level that is crossed has the closing ones. */
+static double ring_edges(const group_shape *g, int l)
+{
+    double above = g->units[l + 1] > 1 ? g->units[l + 1] : 0;
+    return g->fan[l] > 1 ? g->units[l] - above : 0;
+}
+
+/* A piece goes all the way round but for one edge. */
 static double ring(const group_shape *g, double bytes)
 {
     double latency = 0;
-    for (int l = 0; l < g->levels; l++)
-        if (g->fan[l] > 1) latency = fmax(latency, g->latency[l]);
-    return (g->n - 1) * latency + (g->n - 1.0) / g->n * bytes * slowest(g);
+    for (int l = 0; l < g->levels; l++) latency += ring_edges(g, l) * g->latency[l];
+    return (g->n - 1.0) / g->n * (latency + bytes * slowest(g));
 }
 
 static double hierarchical(const group_shape *g, double bytes)
@@ -127,7 +133,7 @@ static double halving(const group_shape *g, double bytes)
     return sum;
 }
 
-static const algorithm algorithms[] = {{ring, false, false}, {hierarchical, true, false}, {halving, true, true}};
+static const algorithm algorithms[] = {{ring, false}, {hierarchical, true}, {halving, true}};
 enum { N_ALGORITHMS = sizeof algorithms / sizeof *algorithms };
 
 static double tree_latency(const group_shape *g)
@@ -148,14 +154,10 @@ static void count_by_level(const group_shape *g, double bytes, double *out)
         if (g->fan[l] > 1) out[l] += (g->fan[l] - 1) / g->fan[l] * bytes / g->k[l];
 }
 
-/* Of a ring's n edges, those between units of a level that lie in one group of it. The outermost level that is crossed has the closing edges. */
 static void count_ring(const group_shape *g, double bytes, double *out)
 {
     double each = (g->n - 1.0) / g->n * bytes;
-    for (int l = 0; l < g->levels; l++) {
-        double above = g->units[l + 1] > 1 ? g->units[l + 1] : 0;
-        if (g->fan[l] > 1) out[l] += each * (g->units[l] - above) / g->n;
-    }
+    for (int l = 0; l < g->levels; l++) out[l] += each * ring_edges(g, l) / g->n;
 }
 
 /* ---- the moves ---- */
@@ -164,7 +166,7 @@ static void scatter_or_gather(const hd_cluster *c, const group_shape *g, double 
 {
     const algorithm *best = NULL;
     for (int i = 0; i < N_ALGORITHMS; i++) {
-        if (algorithms[i].halving && !c->device.cores) continue;
+        if (algorithms[i].by_level && !c->device.cores) continue;
         double t = times * algorithms[i].seconds(g, bytes);
         if (!best || t < out->seconds) best = &algorithms[i], out->seconds = t;
     }

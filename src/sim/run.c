@@ -3,6 +3,7 @@
  * An actor goes on until it must wait for what another has not come to yet; whoever makes that happen wakes it. Transfers:
  *  - A collective begins when all have come to it (those beside computing: and when each one's last such transfer has ended, they go one after the other).
  *  - A message begins when it is sent and wanted; the sender waits for its end before its segment's next call, around prepare and update, and at the end.
+ *    GPUs' libraries send from a stream of their own, out of buffers that live until then: there the next call is not held up.
  *  - Between threads of one process whoever waits does the work (src/comm/local.c): a transfer beside computing begins when all wait for it, and a send takes
  *    as long as copying, into the receiver if that waits already, else aside, from where the receiver copies it again. */
 #include <math.h>
@@ -375,7 +376,7 @@ static int begin_call(sim *s, sim_actor *a)
         return 0;
     }
     int segment = p->calls[a->calls.next].segment;
-    if (!finish_sends(s, a, is_once(a, segment) ? -1 : segment)) return 0;
+    if ((!s->buffered || is_once(a, segment)) && !finish_sends(s, a, is_once(a, segment) ? -1 : segment)) return 0;
     hd_call_next(&a->calls, &a->call);
     a->variant = sim_variant_of(s, a, &a->call);
     a->at = 0;
@@ -399,9 +400,7 @@ static int advance(sim *s, sim_actor *a)
     int rc = 1;
     if (hd_instr_runs(t->instr, a->call.micro, a->micro_batches)) {
         if (t->instr->n_waits || t->verb == SIM_WAIT) rc = wait_tokens(s, a, t);
-        if (rc > 0 && !a->begun && a->live) rc = sim_live_before(s, a, t->index);
         if (rc > 0) rc = do_step(s, a, t);
-        if (rc > 0 && a->live) rc = sim_live_after(s, a, t->index);
     }
     if (rc <= 0) return rc;
     a->at++;
@@ -429,7 +428,6 @@ int sim_run_step(sim *s)
         a->time = a->beside = 0;
         a->done = a->in_call = a->ready = false;
         a->out = (hd_sim_rank){.rank = a->rank, .alike = a->alike};
-        if (a->live) sim_live_restart(a);
     }
     for (int i = s->n_actors; i-- > 0;) wake(s, i);
     while (s->n_ready) {

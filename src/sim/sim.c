@@ -93,8 +93,7 @@ static int init_actor(sim *s, sim_actor *a)
     a->micro_batches = hd_program_micro_batches(a->program);
     a->n_tokens = hd_program_tokens(a->program);
     a->tokens = hd_arena_alloc(&s->memory, ((size_t)a->n_tokens + 1) * sizeof *a->tokens);
-    if (!a->tokens) return sim_no_memory(s);
-    return s->options->trace ? sim_live_init(s, a) : 0;
+    return a->tokens ? 0 : sim_no_memory(s);
 }
 
 static int init(sim *s)
@@ -105,6 +104,7 @@ static int init(sim *s)
     if (s->world > devices) return hd_fail(s->err, HD_EINVAL, "the plan is for %d ranks, and %s has %d device%s: name %s:%d, or split over fewer", s->world, c->name,
                                            devices, devices == 1 ? "" : "s", c->name, s->world);
     s->teams = c->device.cores ? nodes_ranks(c, s->world) : 1;
+    s->buffered = !c->device.cores;
     s->in_process = c->device.cores && s->world == nodes_ranks(c, s->world);
     rc = sim_find_alike(s);
     if (rc) return rc;
@@ -188,6 +188,7 @@ static int run_steps(sim *s, hd_sim_result *out)
     }
     hd_trace *t = s->options->trace;
     if (t) t->seconds = s->offset, t->steps = steps, t->ranks = s->world;
+    for (int i = 0; t && i < s->n_actors && !rc; i++) rc = hd_program_trace_memory(s->actors[i].program, s->actors[i].rank, t, s->err);
     return rc ? rc : fill_result(s, out);
 }
 
