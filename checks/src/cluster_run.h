@@ -55,7 +55,7 @@ static inline void cluster_parallel(const cluster_job *j, hd_str *out)
     hd_str_printf(out, "dp=%d,tp=%d,pp=%d,v=%d,overlap=%d", (int)j->dp, (int)j->tp, (int)j->pp, (int)j->chunks, j->zero == 3);
     if (j->zero) hd_str_printf(out, ",zero=%d", (int)j->zero);
     if (!j->whole) hd_str_puts(out, ",scatter");
-    if (j->dp > 1) hd_str_puts(out, ",half_wire");
+    hd_str_puts(out, ",half_wire");
     if (!j->keep) hd_str_puts(out, ",recompute=full");
     for (int64_t i = 0, n = j->pp * j->chunks; i < n && n > 1; i++)
         hd_str_printf(out, "%s%d", i ? ":" : ",layers=", (int)((i + 1) * j->layers / n - i * j->layers / n));
@@ -97,7 +97,7 @@ static inline int cluster_cut(hd_graph *g, const hd_plan *plan)
     for (int i = 0; i < plan->n_cuts; i++) first[i] = plan->cuts[i];
     if (plan->n_cuts) hd_pass_chunks(g, first, plan->n_cuts);
     if (plan->mesh.n) hd_pass_partition(g, &plan->mesh, plan->pins, plan->n_pins, plan->keep_gathered);
-    if (plan->half_wire) hd_pass_narrow_gradients(g, HD_BF16);
+    if (plan->half_wire) hd_pass_narrow_sums(g, HD_BF16);
     if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
     return g->err.code;
 }

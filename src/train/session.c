@@ -113,7 +113,7 @@ static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_e
     if (!rc) rc = collect_pins(s, g, plan, &p, err);
     if (!rc) {
         hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
-        if (plan->half_wire) hd_pass_narrow_gradients(g, HD_BF16);
+        if (plan->half_wire) hd_pass_narrow_sums(g, HD_BF16);
         if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
         rc = pass_error(g, err);
     }
