@@ -38,6 +38,8 @@ static hd_cluster shipped(const char *name)
 
 /* ---- models ---- */
 
+static unsigned extra_layers; /* bit i: layer i has two products more */
+
 /* Layers of one product each, of equal cost in forward, and for each gradient: of weights too where they are trained. */
 static hd_graph *products(int layers, bool trained)
 {
@@ -49,7 +51,7 @@ static hd_graph *products(int layers, bool trained)
     for (int i = 0; i < layers; i++) {
         hd_graph_push(g, "%d", i);
         hd_value w = hd_graph_param(g, "w", hd_type_of(HD_F32, 2, (int64_t[]){DEPTH, DEPTH}), (hd_init){HD_INIT_NORMAL, 1}, trained, true);
-        x = hd_contract(g, "y", "td,de->te", x, w, HD_F32);
+        for (unsigned k = 0; k < 1 + 2 * (extra_layers >> i & 1); k++) x = hd_contract(g, "y", "td,de->te", x, w, HD_F32);
         hd_graph_pop(g);
     }
     hd_graph_pop(g);
@@ -159,6 +161,113 @@ static void test_transfers(void **state)
     assert_near(j.sim.rank[0].hidden, 0.25); /* what it sends, while it waits for the gradient */
     assert_near(j.sim.rank[0].bytes[0], TOKENS * DEPTH * 4 + 4);
     free_job(&j);
+}
+
+/* ---- random pipelines against a naive model ---- */
+
+enum { MOST_STAGES = 6, MOST_KEYS = 128, MOST_MESSAGES = 256 };
+
+/* Ends of everything as far as is known; raised until nothing changes. */
+typedef struct naive {
+    const hd_programs *p;
+    const hd_cluster *c;
+    double latency, end[MOST_STAGES];
+    double sent[MOST_KEYS][MOST_MESSAGES], taken[MOST_KEYS][MOST_MESSAGES]; /* [from, to, number][how many before] */
+    double arrived[MOST_STAGES][64];                                        /* at collectives of all stages */
+    int keys[MOST_KEYS][3], n_keys;
+} naive;
+
+static int key_of(naive *n, const hd_pipe_attrs *a)
+{
+    for (int i = 0; i < n->n_keys; i++)
+        if (n->keys[i][0] == a->from && n->keys[i][1] == a->to && n->keys[i][2] == a->number) return i;
+    assert_true(n->n_keys < MOST_KEYS);
+    memcpy(n->keys[n->n_keys], (int[]){a->from, a->to, a->number}, sizeof n->keys[0]);
+    return n->n_keys++;
+}
+
+typedef struct sending { int segment, key, index; } sending;
+
+static double after_sends(const naive *n, sending *list, int *count, int segment, double t)
+{
+    int kept = 0;
+    for (int i = 0; i < *count; i++) {
+        if (segment >= 0 && list[i].segment != segment) list[kept++] = list[i];
+        else t = fmax(t, n->taken[list[i].key][list[i].index]);
+    }
+    *count = kept;
+    return t;
+}
+
+static double naive_stage(naive *n, int stage)
+{
+    const hd_program *p = n->p->stage[stage];
+    int received[MOST_KEYS] = {0}, posted[MOST_KEYS] = {0}, sendings = 0, meetings = 0;
+    sending list[MOST_MESSAGES];
+    double t = 0;
+    for (int k = 0; k < p->n_calls; k++) {
+        const hd_segment *g = &p->segments[p->calls[k].segment];
+        bool once = g->kind == HD_SEGMENT_PREPARE || g->kind == HD_SEGMENT_UPDATE;
+        if (once || n->c->device.cores) t = after_sends(n, list, &sendings, once ? -1 : p->calls[k].segment, t); /* GPUs send out of buffers of their own */
+        for (int i = 0; i < g->n_instrs; i++) {
+            const hd_instr *x = &g->instrs[i];
+            int key = x->op == &hd_op_send || x->op == &hd_op_recv ? key_of(n, x->attrs) : -1;
+            if (x->opcode == HD_KERNEL && x->op == &hd_op_contract) t += 1;
+            if (x->op == &hd_op_send) n->sent[key][posted[key]] = t, list[sendings++] = (sending){p->calls[k].segment, key, posted[key]++};
+            if (x->op == &hd_op_recv) t = fmax(t, n->sent[key][received[key]]) + n->latency, n->taken[key][received[key]++] = t;
+            if (x->op == &hd_op_all_reduce) {
+                int all[MOST_STAGES] = {0, 1, 2, 3, 4, 5};
+                hd_move_cost cost;
+                n->arrived[stage][meetings] = t;
+                for (int s = 0; s < n->p->n; s++) t = fmax(t, n->arrived[s][meetings]);
+                hd_cost_move(n->c, HD_MOVE_ALL_REDUCE, all, n->p->n, n->p->n, 4, HD_F32, &cost);
+                t += cost.seconds;
+                meetings++;
+            }
+        }
+        if (once) t = after_sends(n, list, &sendings, p->calls[k].segment, t);
+    }
+    return after_sends(n, list, &sendings, -1, t);
+}
+
+static double naive_step(const hd_programs *p, const hd_cluster *c)
+{
+    naive *n = calloc(1, sizeof *n), *before = calloc(1, sizeof *n);
+    double step = 0;
+    *n = (naive){.p = p, .c = c, .latency = c->level[0].latency};
+    do {
+        memcpy(before, n, sizeof *n);
+        for (int s = 0; s < p->n; s++) n->end[s] = naive_stage(n, s);
+    } while (memcmp(before, n, sizeof *n));
+    for (int s = 0; s < p->n; s++) step = fmax(step, n->end[s]);
+    free(n);
+    free(before);
+    return step;
+}
+
+static void test_random_pipelines(void **state)
+{
+    (void)state;
+    hd_rng r = hd_rng_new(5);
+    for (int i = 0; i < 60; i++) {
+        job j;
+        int p = 2 + (int)(hd_rng_u32(&r) % 5), v = 1, m = 1 + (int)(hd_rng_u32(&r) % 9);
+        hd_schedule_kind kind = (hd_schedule_kind)(hd_rng_u32(&r) % HD_SCHEDULE_KINDS);
+        if (kind == HD_SCHEDULE_INTERLEAVED) v = 2, m = p * (1 + (int)(hd_rng_u32(&r) % 2));
+        hd_cluster c = products_only(p, 1e300);
+        c.level[0].latency = (double)(hd_rng_u32(&r) % 4) * 0.375;
+        if (hd_rng_u32(&r) % 2) { /* nodes of one CPU each */
+            c.device.cores = 1;
+            c.level[c.n_levels++] = c.level[0];
+            c.level[0].fanout = 1;
+        }
+        extra_layers = (unsigned)hd_rng_u32(&r);
+        lower_products(&j, kind, p, v, m, 1, true, hd_rng_u32(&r) % 2);
+        extra_layers = 0;
+        simulate(&j, &c, NULL);
+        assert_near(j.sim.step, naive_step(&j.programs, &c));
+        free_job(&j);
+    }
 }
 
 /* ---- beside computing ---- */
@@ -318,7 +427,7 @@ static void test_too_few_devices(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers), cmocka_unit_test(test_overlap),
+        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers), cmocka_unit_test(test_random_pipelines), cmocka_unit_test(test_overlap),
         cmocka_unit_test(test_alike), cmocka_unit_test(test_memory), cmocka_unit_test(test_trace), cmocka_unit_test(test_too_few_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,7 +47,8 @@ static inline hd_graph *cluster_graph(const cluster_job *j, hd_error *err)
 /* As many layers in each chunk; the by-hand form would count the head as some of the last one's. */
 static inline void cluster_parallel(const cluster_job *j, hd_str *out)
 {
-    hd_str_printf(out, "dp=%d,tp=%d,pp=%d,v=%d,overlap=%d", (int)j->dp, (int)j->tp, (int)j->pp, (int)j->chunks, j->zero == 3);
+    hd_str_printf(out, "dp=%d,tp=%d,pp=%d,v=%d,overlap=%d", (int)j->dp, (int)j->tp, (int)j->pp, (int)j->chunks, 0);
+    if (j->zero == 3) hd_str_puts(out, ",regather");
     if (j->zero) hd_str_printf(out, ",zero=%d", (int)j->zero);
     if (!j->whole) hd_str_puts(out, ",scatter");
     hd_str_puts(out, ",half_wire");

@@ -181,28 +181,28 @@ static inline int predict_measure(predict_crew *c, const predict_job *j, bool pr
     return rc;
 }
 
-/* ---- Programs: one of each stage ---- */
+/* ---- Programs: one of each stage, and all ranks' sessions as the process that runs them has them ---- */
 
-typedef struct predict_programs { hd_session session[PREDICT_MAX_RANKS]; const hd_program *program[PREDICT_MAX_RANKS]; int n; } predict_programs;
+typedef struct predict_programs { hd_session session[PREDICT_MAX_RANKS]; const hd_program *program[PREDICT_MAX_RANKS]; int ranks, n; } predict_programs;
 
 static inline int predict_programs_make(const predict_job *j, predict_programs *p, hd_error *err)
 {
     *p = (predict_programs){0};
     for (int r = 0; r < j->ranks; r++) {
         hd_session_options o;
-        hd_session *s = &p->session[p->n];
+        hd_session *s = &p->session[p->ranks];
         int rc = predict_session(j, r, NULL, s, &o, err);
         if (rc) return rc;
+        p->ranks++;
         const hd_program *program = s->program[HD_TRAIN_PROGRAM];
-        if (program->stage < p->n) hd_session_free(s); /* a stage's ranks share a Program */
-        else p->program[p->n++] = program;
+        if (program->stage == p->n) p->program[p->n++] = program;
     }
     return 0;
 }
 
 static inline void predict_programs_free(predict_programs *p)
 {
-    for (int i = 0; i < p->n; i++) hd_session_free(&p->session[i]);
+    for (int i = 0; i < p->ranks; i++) hd_session_free(&p->session[i]);
 }
 
 #endif

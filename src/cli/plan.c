@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/term.h"
 #include "cli/cli.h"
+#include "report/plan_html.h"
+#include "report/trace_chrome.h"
 
 #define AT(field) offsetof(plan_config, field)
 static const hd_setting settings[] = {
@@ -27,6 +30,8 @@ static const hd_setting settings[] = {
     {"tokens", HD_SET_NUMBER, AT(tokens), NULL, 0, 1e18, "N", "say the days and the money that training on so many tokens takes"},
     {"json", HD_SET_BOOL, AT(json), NULL, 0, 0, NULL, "one JSON object with the keys of docs/plan.md"},
     {"out", HD_SET_STRING, AT(out), NULL, 0, 0, "FILE", "save the plan, for heddle train --plan"},
+    {"report", HD_SET_STRING, AT(report), NULL, 0, 0, "FILE", "write it all as one HTML file, for somebody who wasn't there"},
+    {"measured", HD_SET_STRING, AT(measured), NULL, 0, 0, "FILE", "a trace of heddle train --trace, to stand beside what is predicted in the report"},
     {"trace", HD_SET_STRING, AT(trace), NULL, 0, 0, "FILE", "write the predicted events as Chrome trace JSON"},
     {0},
 };
@@ -56,16 +61,23 @@ static int read_plan(const plan_config *c, planned *p, hd_session_options *o, hd
     return c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
 }
 
+static int fail_devices(const plan_config *c, const planned *p, int ranks, hd_error *err)
+{
+    char more[96];
+    int devices = hd_cluster_devices(&p->cluster), node = hd_cluster_group(&p->cluster, p->cluster.node_level);
+    snprintf(more, sizeof more, "--cluster %s:%d", p->cluster.name, (ranks + node - 1) / node * node);
+    return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and the cluster %s has %d device%s: %d too few. What would help: %s, or splitting over fewer", ranks,
+                   p->cluster.name, devices, devices == 1 ? "" : "s", ranks - devices, hd_file_exists(c->cluster) ? "a larger cluster" : more);
+}
+
 static int fill_options(const plan_config *c, planned *p, hd_session_options *o, hd_error *err)
 {
     *o = (hd_session_options){.sequence = p->model.is_network ? 0 : c->sequence};
     o->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = c->clip};
     int rc = read_plan(c, p, o, err);
     if (rc) return rc;
-    int ranks = hd_session_ranks(o), devices = hd_cluster_devices(&p->cluster);
-    if (ranks > devices)
-        return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and the cluster %s has %d device%s: %d too few. Name more (%s:%d), or split over fewer", ranks,
-                       p->cluster.name, devices, devices == 1 ? "" : "s", ranks - devices, p->cluster.name, ranks);
+    int ranks = hd_session_ranks(o);
+    if (ranks > hd_cluster_devices(&p->cluster)) return fail_devices(c, p, ranks, err);
     if (!c->plan || !o->plan.threads) hd_plan_target(c, &p->cluster, ranks, &o->plan);
     else snprintf(o->plan.backend, sizeof o->plan.backend, "%s", p->cluster.device.cores ? "cpu" : "null");
     return 0;
@@ -87,15 +99,16 @@ static int make_programs(const plan_config *c, planned *p, hd_error *err)
     return 0;
 }
 
-/* Traces of many ranks keep calls only. */
+/* Traces of few ranks show each, those of many events keep calls only. */
 static int simulate(planned *p, hd_error *err)
 {
-    enum { MOST_EVENTS = 200000 };
+    enum { MOST_EVENTS = 200000, FEW_RANKS = 16 };
     const plan_config *c = p->config;
+    bool traced = c->report || c->trace;
     int64_t events = 0;
     for (int i = 0; i < p->programs.n; i++) events += hd_program_events(p->programs.stage[i]);
     p->trace.by_call = events > MOST_EVENTS;
-    hd_sim_options o = {.trace = c->report || c->trace ? &p->trace : NULL};
+    hd_sim_options o = {.trace = traced ? &p->trace : NULL, .no_merge = traced && hd_mesh_size(&p->programs.plan.mesh) <= FEW_RANKS};
     return hd_simulate((const hd_program *const *)p->programs.stage, p->programs.n, &p->cluster, &o, &p->sim, err);
 }
 
@@ -138,6 +151,49 @@ static int save_plan(const planned *p, hd_error *err)
     return hd_plan_save(&plan, p->config->out, err);
 }
 
+/* Beyond so many ranks files show one of each stage. */
+enum { MOST_SHOWN = 64 };
+
+static void write_command(const planned *p, hd_str *out)
+{
+    const plan_config *c = p->config;
+    hd_str_printf(out, "heddle plan %s --cluster %s", p->path, c->cluster);
+    if (c->parallel) hd_str_printf(out, " --parallel %s", c->parallel);
+    if (c->plan) hd_str_printf(out, " --plan %s", c->plan);
+    hd_str_printf(out, " --batch %lld --micro-batches %lld", (long long)c->batch, (long long)p->programs.plan.micro_batches);
+    if (!p->model.is_network) hd_str_printf(out, " --sequence %lld", (long long)c->sequence);
+    hd_str_printf(out, " --precision %s", hd_dtype_name(p->precision));
+}
+
+static int write_report(const planned *p, hd_error *err)
+{
+    hd_str title, command;
+    hd_trace measured = {0};
+    hd_str_init(&title);
+    hd_str_init(&command);
+    double parameters = (double)p->programs.parameters;
+    hd_str_printf(&title, "%.4g %s parameters on %d rank%s of %s", parameters / (parameters >= 1e9 ? 1e9 : 1e6), parameters >= 1e9 ? "billion" : "million", p->sim.ranks,
+                  p->sim.ranks == 1 ? "" : "s", p->cluster.name);
+    write_command(p, &command);
+    int rc = title.failed || command.failed ? hd_fail_memory(err, 0, "a report") : p->config->measured ? hd_chrome_read(p->config->measured, &measured, err) : 0;
+    hd_report r = {.title = title.data, .command = command.data, .plan = &p->programs.plan, .programs = (const hd_program *const *)p->programs.stage,
+                   .n_programs = p->programs.n, .cluster = &p->cluster, .sim = &p->sim, .predicted = &p->trace, .measured = p->config->measured ? &measured : NULL,
+                   .tokens = p->tokens, .samples = p->samples};
+    if (!rc) rc = hd_report_html(&r, p->config->report, err);
+    hd_trace_free(&measured);
+    hd_str_free(&title);
+    hd_str_free(&command);
+    return rc;
+}
+
+static int write_files(const planned *p, hd_error *err)
+{
+    const plan_config *c = p->config;
+    int rc = c->out ? save_plan(p, err) : 0;
+    if (!rc && c->trace) rc = hd_chrome_write(c->trace, &p->trace, &p->programs.plan.mesh, p->sim.ranks > MOST_SHOWN, err);
+    return rc || !c->report ? rc : write_report(p, err);
+}
+
 static int print(const planned *p, hd_error *err)
 {
     hd_str text;
@@ -158,12 +214,13 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 {
     const plan_config *c = config_;
     planned p;
+    if (c->measured && !c->report) return hd_fail(err, HD_EINVAL, "--measured stands in a report: give --report FILE with it");
     if (n_words != 1) return hd_fail(err, HD_EINVAL, "name one model: a directory, a config.json or a network file");
     if (!strcmp(c->mode, "generate")) return hd_plan_serve(c, words[0], err);
     int rc = hd_plan_predict(c, words[0], &p, err);
     if (rc) return rc;
     rc = print(&p, err);
-    if (!rc && c->out) rc = save_plan(&p, err);
+    if (!rc) rc = write_files(&p, err);
     if (!rc) rc = hd_sim_check_memory(&p.sim, err);
     hd_plan_free(&p);
     return rc;

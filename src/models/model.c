@@ -49,6 +49,11 @@ void hd_model_close(hd_model *m)
 
 static hd_graph *language_graph(const hd_model *m, const hd_model_options *o, hd_error *err)
 {
+    int64_t longest = o->mode == HD_LM_GENERATE ? o->context : o->sequence;
+    if (m->config.family == HD_FAMILY_GPT2 && longest > m->config.max_positions) {
+        hd_fail(err, HD_EINVAL, "sequences of %lld tokens, and the model has learned %lld positions: at most that many", (long long)longest, (long long)m->config.max_positions);
+        return NULL;
+    }
     hd_lm_options lm = {.mode = o->mode, .compute = o->precision, .param = HD_F32, .tokens = o->batch * o->sequence, .sequence = o->sequence,
                         .attention = o->attention, .half_stream = o->half_stream};
     if (o->mode == HD_LM_GENERATE) {

@@ -635,11 +635,11 @@ static void put_memory_fact(const page *p)
     const hd_sim_result *s = p->r->sim;
     const hd_sim_rank *most = NULL;
     for (int i = 0; i < s->n_ranks; i++)
-        if (!most || s->rank[i].memory.total > most->memory.total) most = &s->rank[i];
+        if (!most || s->rank[i].peak > most->peak) most = &s->rank[i];
     if (!most) return;
     if (most->capacity > 0)
-        snprintf(note, sizeof note, "%.0f %% of %s, on rank %d", 100.0 * (double)most->memory.total / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
-    put_fact(p->s, "Memory at the peak", hd_format_bytes(a, (double)most->memory.total), note);
+        snprintf(note, sizeof note, "%.0f %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
+    put_fact(p->s, "Memory at the peak", hd_format_bytes(a, (double)most->peak), note);
 }
 
 static void put_facts(const page *p)
@@ -662,9 +662,8 @@ static void put_sim_rank(const page *p, const hd_sim_rank *k, bool first)
     put_number(p->s, k->hidden);
     hd_str_puts(p->s, ",\"bytes\":");
     put_numbers(p->s, k->bytes, HD_MAX_LEVELS);
-    hd_str_printf(p->s, ",\"total\":%lld,\"store\":%lld,\"arena\":%lld,\"capacity\":%lld,\"roles\":", (long long)k->memory.total, (long long)k->memory.store,
-                  (long long)k->memory.arena, (long long)k->capacity);
-    put_sizes(p->s, k->memory.role, HD_ROLE_COUNT);
+    hd_str_printf(p->s, ",\"total\":%lld,\"capacity\":%lld,\"roles\":", (long long)k->peak, (long long)k->capacity);
+    put_sizes(p->s, k->kind, HD_SIM_KINDS);
     hd_str_putc(p->s, '}');
 }
 
@@ -685,10 +684,11 @@ static void put_sim(const page *p)
 
 /* ---- inputs ---- */
 
-static void put_lists(hd_str *s)
+static void put_lists(hd_str *s, bool simulated)
 {
     hd_str_puts(s, "\"roles\":[");
-    for (int i = 0; i < HD_ROLE_COUNT; i++) hd_str_printf(s, "%s\"%s\"", i ? "," : "", hd_role_name((hd_role)i));
+    for (int i = 0; i < (simulated ? (int)HD_SIM_KINDS : (int)HD_ROLE_COUNT); i++)
+        hd_str_printf(s, "%s\"%s\"", i ? "," : "", simulated ? hd_sim_kind_name((hd_sim_kind)i) : hd_role_name((hd_role)i));
     hd_str_puts(s, "],\"kinds\":[");
     for (int i = 0; i < HD_EVENT_KINDS; i++) hd_str_printf(s, "%s\"%s\"", i ? "," : "", hd_event_kind_name((hd_event_kind)i));
     hd_str_puts(s, "],");
@@ -749,7 +749,7 @@ static int put_data(const page *p)
     put_string(p->s, p->r->command);
     hd_str_printf(p->s, ",\"schedule\":\"%s\",\"chunks\":%d,\"micro_batches\":%lld,\"precision\":\"%s\",\"world\":%d,\"slices\":%d,", hd_schedule_name(plan->schedule), plan->chunks,
                   (long long)plan->micro_batches, hd_dtype_name(plan->precision), hd_mesh_size(p->mesh), plan->n_slices);
-    put_lists(p->s);
+    put_lists(p->s, p->r->sim != NULL);
     put_mesh(p);
     put_facts(p);
     put_cluster(p);

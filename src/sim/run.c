@@ -400,9 +400,7 @@ static int advance(sim *s, sim_actor *a)
     int rc = 1;
     if (hd_instr_runs(t->instr, a->call.micro, a->micro_batches)) {
         if (t->instr->n_waits || t->verb == SIM_WAIT) rc = wait_tokens(s, a, t);
-        if (rc > 0 && !a->begun && a->live) rc = sim_live_before(s, a, t->index);
         if (rc > 0) rc = do_step(s, a, t);
-        if (rc > 0 && a->live) rc = sim_live_after(s, a, t->index);
     }
     if (rc <= 0) return rc;
     a->at++;
@@ -430,7 +428,6 @@ int sim_run_step(sim *s)
         a->time = a->beside = 0;
         a->done = a->in_call = a->ready = false;
         a->out = (hd_sim_rank){.rank = a->rank, .alike = a->alike};
-        if (a->live) sim_live_restart(a);
     }
     for (int i = s->n_actors; i-- > 0;) wake(s, i);
     while (s->n_ready) {

@@ -47,16 +47,16 @@ static void fill_memory(const hd_cluster *c, const hd_memory *m, int teams, hd_s
     out->workspace = c->device.cores ? 0 : HD_SIM_WORKSPACE;
     out->kind[HD_SIM_BUFFERS] += m->total - named + out->workspace;
     out->peak = m->total + out->workspace;
-    out->capacity = (c->device.memory - c->device.reserved) / teams;
+    out->capacity = c->device.memory > c->device.reserved ? (c->device.memory - c->device.reserved) / teams : 0;
 }
 
 /* What helps most against the kind that takes most. */
 static const char *remedy(hd_sim_kind k)
 {
     static const char *const help[HD_SIM_KINDS] = {
-        [HD_SIM_PARAMETERS] = "more tp or pp, or zero=3",
-        [HD_SIM_GRADIENTS] = "more tp or pp, or zero=2",
-        [HD_SIM_OPTIMIZER] = "zero=1, or more tp or pp",
+        [HD_SIM_PARAMETERS] = "more tp or pp, or zero=3 over more dp",
+        [HD_SIM_GRADIENTS] = "more tp or pp, or zero=2 over more dp",
+        [HD_SIM_OPTIMIZER] = "zero=1 over more dp, or more tp or pp",
         [HD_SIM_ACTIVATIONS] = "recompute=full, a smaller --batch with more --micro-batches, or more tp with sp",
         [HD_SIM_BUFFERS] = "a smaller --batch with more --micro-batches, or more tp",
     };
@@ -73,9 +73,11 @@ int hd_sim_check_memory(const hd_sim_result *r, hd_error *err)
     hd_sim_kind k = HD_SIM_PARAMETERS;
     for (int i = 0; i < HD_SIM_KINDS; i++)
         if (worst->kind[i] > worst->kind[k]) k = (hd_sim_kind)i;
-    return hd_fail(err, HD_EMEMCAP, "rank %d needs %s of memory and has %s: %s too much, most of it %s (%s). What would help: %s", worst->rank,
+    return hd_fail(err, HD_EMEMCAP, "rank %d needs %s of memory and has %s: %s too much, most of it %s (%s). What would help: %s; %lld times as many devices at the least",
+                   worst->rank,
                    hd_format_bytes(need, (double)worst->peak), hd_format_bytes(have, (double)worst->capacity),
-                   hd_format_bytes(over, (double)(worst->peak - worst->capacity)), hd_sim_kind_name(k), hd_format_bytes(most, (double)worst->kind[k]), remedy(k));
+                   hd_format_bytes(over, (double)(worst->peak - worst->capacity)), hd_sim_kind_name(k), hd_format_bytes(most, (double)worst->kind[k]), remedy(k),
+                   worst->capacity > 0 ? (long long)((worst->peak + worst->capacity - 1) / worst->capacity) : 1LL);
 }
 
 /* ---- setting up ---- */
@@ -91,8 +93,7 @@ static int init_actor(sim *s, sim_actor *a)
     a->micro_batches = hd_program_micro_batches(a->program);
     a->n_tokens = hd_program_tokens(a->program);
     a->tokens = hd_arena_alloc(&s->memory, ((size_t)a->n_tokens + 1) * sizeof *a->tokens);
-    if (!a->tokens) return sim_no_memory(s);
-    return s->options->trace ? sim_live_init(s, a) : 0;
+    return a->tokens ? 0 : sim_no_memory(s);
 }
 
 static int init(sim *s)
@@ -187,6 +188,7 @@ static int run_steps(sim *s, hd_sim_result *out)
     }
     hd_trace *t = s->options->trace;
     if (t) t->seconds = s->offset, t->steps = steps, t->ranks = s->world;
+    for (int i = 0; t && i < s->n_actors && !rc; i++) rc = hd_program_trace_memory(s->actors[i].program, s->actors[i].rank, t, s->err);
     return rc ? rc : fill_result(s, out);
 }
 

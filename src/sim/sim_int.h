@@ -77,7 +77,6 @@ typedef struct sim_actor {
     sim_token *tokens; int n_tokens;
     sim_pending *sends; size_t n_sends, cap_sends;
     sim_queued *queue; size_t n_queue, cap_queue, head; /* begun and not yet settled, in order */
-    struct sim_live *live;   /* what memory is in use; NULL: nobody asks */
 
     hd_call_iter calls;
     hd_call call;
@@ -140,11 +139,5 @@ int64_t sim_transfer_bytes(const hd_program *p, const hd_instr *x, int rank, con
 
 /* run.c */
 int sim_run_step(sim *s);
-
-/* live.c: memory over time */
-int sim_live_init(sim *s, sim_actor *a);
-int sim_live_before(sim *s, sim_actor *a, int instr); /* what this instruction writes first comes to be */
-int sim_live_after(sim *s, sim_actor *a, int instr);  /* what it reads last goes */
-void sim_live_restart(sim_actor *a);
 
 #endif

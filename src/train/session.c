@@ -173,6 +173,7 @@ static int lower_graph(hd_graph *g, bool train, const hd_session_options *o, con
 {
     if (train && plan->n_recompute) hd_pass_recompute(g, plan->recompute, plan->n_recompute);
     if (train && !o->unfused) hd_pass_recompute_elementwise(g);
+    if (train && !plan->regather) hd_pass_share_gathers(g);
     if (!o->unfused) hd_pass_fuse_elementwise(g);
     int rc = hd_graph_verify(g, err);
     return rc ? rc : hd_lower(g, plan, target, out, err);
