@@ -13,7 +13,7 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
-                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire", "recompute"};
+                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire", "regather", "recompute"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
@@ -193,6 +193,7 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (!p->overlap) json_object_set_new(j, "overlap", json_false());
     if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
+    if (p->regather) json_object_set_new(j, "regather", json_true());
     if (p->half_wire) json_object_set_new(j, "half_wire", json_true());
     if (p->scatter) json_object_set_new(j, "scatter", json_true());
     if (p->n_slices) json_object_set_new(j, "slices", numbers_to_json(p->slices, p->n_slices));
@@ -385,6 +386,7 @@ static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *e
     if (!rc) rc = read_schedule(j, name, p, err);
     if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);
     if (!rc) rc = hd_json_bool(j, "keep_gathered", &p->keep_gathered, name, err);
+    if (!rc) rc = hd_json_bool(j, "regather", &p->regather, name, err);
     if (!rc) rc = hd_json_bool(j, "half_wire", &p->half_wire, name, err);
     if (!rc) rc = hd_json_bool(j, "scatter", &p->scatter, name, err);
     if (!rc) rc = read_slices(j, name, p, err);

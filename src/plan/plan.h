@@ -38,7 +38,8 @@ typedef struct hd_plan {
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
     bool keep_gathered; /* what is gathered of parameters over data axes (ZeRO-3) stays for the whole step; else each call gathers again, forward and backward */
-    bool half_wire; /* gradients are summed over data axes in bf16 (hd_pass_narrow_gradients) */
+    bool regather; /* what backward gathers to make something again is given up, and gathered once more for backward itself: less memory, half as many gathers more */
+    bool half_wire; /* gradients, and activations in bf16, are summed over ranks in bf16 (hd_pass_narrow_sums) */
     bool scatter; /* what tensor-parallel ranks would all send whole to another stage goes in pieces (hd_pass_scatter) */
     int64_t slices[HD_MAX_SLICES]; int n_slices; /* tokens of each slice of a sequence (hd_pass_slices); 0: not cut */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */
