@@ -74,6 +74,8 @@ static const run_model run_models[] = {
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+    {"gpt2-materialised", HD_ARCH_GPT2, 4, 48, 4, 4, 96, 96, true},
+    {"llama-materialised", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
     {"gpt2-50m", HD_ARCH_GPT2, 14, 512, 8, 8, 2048, 8192, true}, /* to measure with, not to compare */
 };
 
@@ -91,9 +93,11 @@ static inline hd_graph *run_lm_graph(const run_job *j, const run_model *m, hd_er
     c.layers = m->layers, c.width = m->width, c.heads = m->heads, c.kv_heads = m->kv_heads, c.mlp_width = m->mlp, c.vocab = m->vocab;
     c.max_positions = 64, c.tie_embeddings = m->tied;
     c.init_std = 0.08; /* small models learn faster from it: losses then tell runs apart */
-    c.embd_dropout = c.resid_dropout = j->dropout;
+    c.embd_dropout = c.resid_dropout = c.attn_dropout = j->dropout;
     if (hd_lm_config_check(&c, m->name, err)) return NULL;
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence};
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence,
+                       .attention = strstr(m->name, "-materialised") ? HD_ATTENTION_MATERIALISED : HD_ATTENTION_FUSED};
+    o.half_stream = o.attention && m->arch == HD_ARCH_GPT2;
     return hd_lm_graph(&c, &o, err);
 }
 

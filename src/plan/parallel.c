@@ -13,7 +13,7 @@ typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } n
 static const number_key number_keys[] = {
     {"overlap", AT(overlap), 0, 1}, {"bucket", AT(bucket), 0, (int64_t)1 << 40}, {"sparse", AT(sparse), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"half_wire", AT(half_wire), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
+    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"half_wire", AT(half_wire), 0, 1}, {"regather", AT(regather), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
 enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, ATTENTION, ORDER, TABLES, KEYS };
 static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "attention", "order", "tables"};
@@ -114,11 +114,11 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, half_wire, v, schedule, layers, recompute, slices, attention, order, tables, "
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, half_wire, regather, v, schedule, layers, recompute, slices, attention, order, tables, "
                        "bucket, sparse and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
-    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter") || !strcmp(item, "half_wire"))) value = "1";
+    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter") || !strcmp(item, "half_wire") || !strcmp(item, "regather"))) value = "1";
     if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
     if (key == RECOMPUTE) return read_recompute(r, value);
@@ -214,6 +214,7 @@ static int check_form(const hd_parallel *p, hd_error *err)
         gathers |= one.zero == 3;
     }
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
+    if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
@@ -543,6 +544,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
+    plan->regather = p->regather;
     plan->half_wire = p->half_wire;
     plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);

@@ -47,7 +47,8 @@ typedef struct hd_plan {
     bool keep_gathered; /* what is gathered of parameters over data axes (ZeRO-3) stays for the whole step; else each call gathers again, forward and backward */
     char ring[32];   /* axes, "cp": attention over tokens that are cut over one of them sends keys and values round; "": they are gathered */
     char zigzag[32]; /* axes: a rank's tokens are an early and a late part of each sequence that is cut over one of them; "": one part in a row */
-    bool half_wire; /* gradients are summed over data axes in bf16 (hd_pass_narrow_gradients) */
+    bool regather; /* what backward gathers to make something again is given up, and gathered once more for backward itself: less memory, half as many gathers more */
+    bool half_wire; /* gradients, and activations in bf16, are summed over ranks in bf16 (hd_pass_narrow_sums) */
     bool scatter; /* what tensor-parallel ranks would all send whole to another stage goes in pieces (hd_pass_scatter) */
     int64_t slices[HD_MAX_SLICES]; int n_slices; /* tokens of each slice of a sequence (hd_pass_slices); 0: not cut */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */

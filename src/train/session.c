@@ -176,7 +176,7 @@ static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_e
         set_token_axes(g, plan);
         g->rows_micro = plan->sparse ? plan->micro_batches : 0;
         hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
-        if (plan->half_wire) hd_pass_narrow_gradients(g, HD_BF16);
+        if (plan->half_wire) hd_pass_narrow_sums(g, HD_BF16);
         if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
         rc = pass_error(g, err);
     }
@@ -250,6 +250,7 @@ static int lower_graph(hd_graph *g, bool train, const hd_session_options *o, con
 {
     if (train && plan->n_recompute) hd_pass_recompute(g, plan->recompute, plan->n_recompute);
     if (train && !o->unfused) hd_pass_recompute_elementwise(g);
+    if (train && !plan->regather) hd_pass_share_gathers(g);
     if (!o->unfused) hd_pass_fuse_elementwise(g);
     int rc = hd_graph_verify(g, err);
     return rc ? rc : hd_lower(g, plan, target, out, err);
