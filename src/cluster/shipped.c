@@ -58,7 +58,7 @@ static const shipped table[] = {
                     .disk = 15000 * GB, .disk_bandwidth = 25e9, .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
          .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 300e9, .efficiency = 0.77, .ports = 1},
-                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 200 * Gbps, .efficiency = 0.85, .ports = 8}},
+                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 200 * Gbps, .efficiency = 0.8, .ports = 8}},
          .price = 32.77}},
     /* The same with 80 GB HBM2e at 2,039 GB/s, 2 TB host memory, 30 TB NVMe. The price is that of AWS p4de.24xlarge. */
     {8, {.name = "dgx-a100-80",
@@ -68,7 +68,7 @@ static const shipped table[] = {
                     .disk = 30000 * GB, .disk_bandwidth = 25e9, .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
          .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 300e9, .efficiency = 0.77, .ports = 1},
-                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 200 * Gbps, .efficiency = 0.85, .ports = 8}},
+                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 200 * Gbps, .efficiency = 0.8, .ports = 8}},
          .price = 40.97}},
     /* "NVIDIA H100 Tensor Core GPU" data sheet (SXM; dense rates, half of those with sparsity): 989.4 TFLOP/s bf16 and f16, 67 f32, 67 f64 (tensor cores), 1,979
      * TOP/s int8, 80 GB HBM3 at 3.35 TB/s; NVLink 4: 18 links of 25 GB/s a direction. "DGX H100" data sheet: 8 ConnectX-7 of 400 Gb/s, 2 TB host memory, PCIe 5
@@ -80,7 +80,7 @@ static const shipped table[] = {
                     .disk = 30000 * GB, .disk_bandwidth = 50e9, .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
          .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 450e9, .efficiency = 0.8, .ports = 1},
-                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 400 * Gbps, .efficiency = 0.85, .ports = 8}},
+                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 400 * Gbps, .efficiency = 0.8, .ports = 8}},
          .price = 98.32}},
     /* A virtual machine with two cores of AMD EPYC (Zen 4, 2.6 GHz, AVX-512) and 24 GB, as measured by `heddle bench bounds` (docs/benchmarks.md): 117 GFLOP/s f32 a
      * core, twice that in bf16, four times in int8; both cores read 60 GB/s at best. Two ranks of one core each, or one rank of two. Ranks copy through memory. */
