@@ -7,6 +7,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "report/page.h"
+#include "report/parts.h"
 
 enum { MOST_ROWS = 64, MOST_EVENTS = 60000, MOST_SAMPLES = 700, SPAN = 4000000 };
 
@@ -44,6 +45,13 @@ static void put_sizes(hd_str *s, const int64_t *v, int n)
     hd_str_putc(s, '[');
     for (int i = 0; i < n; i++) hd_str_printf(s, "%s%lld", i ? "," : "", (long long)v[i]);
     hd_str_putc(s, ']');
+}
+
+/* Frees a text that went into s. */
+static void end_text(hd_str *s, hd_str *text)
+{
+    s->failed |= text->failed;
+    hd_str_free(text);
 }
 
 /* ---- ranks ---- */
@@ -133,7 +141,7 @@ static void put_layers(hd_str *s, const hd_program *p)
     put_string(s, text.data);
     hd_str_printf(s, ",\"n_layers\":%d,\"others\":", count);
     put_string(s, l->others);
-    hd_str_free(&text);
+    end_text(s, &text);
     hd_free(l);
 }
 
@@ -193,7 +201,7 @@ static void print_shape(char *out, size_t n, const hd_shape *s)
     if (at < n) snprintf(out + at, n - at, "]");
 }
 
-static void note_split(splits *all, const hd_program *p, const hd_buffer *b)
+static void note_split(hd_str *s, splits *all, const hd_program *p, const hd_buffer *b)
 {
     split x = {.role = b->role};
     hd_shape whole = b->layout ? b->whole : b->type.shape;
@@ -203,7 +211,7 @@ static void note_split(splits *all, const hd_program *p, const hd_buffer *b)
     make_pattern(x.pattern, sizeof x.pattern, b->path);
     print_shape(x.shape, sizeof x.shape, &whole);
     snprintf(x.layout, sizeof x.layout, "%s", layout.data);
-    hd_str_free(&layout);
+    end_text(s, &layout);
     int at = 0;
     while (at < all->n && (strcmp(all->list[at].pattern, x.pattern) || strcmp(all->list[at].layout, x.layout) || strcmp(all->list[at].shape, x.shape))) at++;
     if (at == (int)(sizeof all->list / sizeof *all->list)) return;
@@ -223,7 +231,7 @@ static void put_splits(const page *p)
         const hd_program *x = p->r->programs[i];
         for (int b = 0; b < x->n_buffers; b++) {
             bool state = x->buffers[b].role == HD_ROLE_PARAMETER || x->buffers[b].role == HD_ROLE_OPTIMIZER;
-            if (state && x->buffers[b].view_of < 0 && !hd_buffer_in_arena(x, b)) note_split(all, x, &x->buffers[b]);
+            if (state && x->buffers[b].view_of < 0 && !hd_buffer_in_arena(x, b)) note_split(p->s, all, x, &x->buffers[b]);
         }
     }
     hd_str_puts(p->s, "\"splits\":[");
@@ -237,79 +245,6 @@ static void put_splits(const page *p)
     }
     hd_str_puts(p->s, "],");
     hd_free(all);
-}
-
-/* ---- where time goes, by events ---- */
-
-typedef struct quickest { const char *path; double seconds; } quickest;
-
-static int by_path(const void *x, const void *y)
-{
-    const quickest *a = x, *b = y;
-    int c = strcmp(a->path, b->path);
-    return c ? c : (a->seconds > b->seconds) - (a->seconds < b->seconds);
-}
-
-/* Of each path the quickest recv of a rank; ascending by path. NULL when there is none, or no memory. */
-static quickest *find_quickest(const hd_trace *t, int rank, int *n)
-{
-    quickest *list = hd_malloc((size_t)t->n_events * sizeof *list + 1);
-    *n = 0;
-    for (int64_t i = 0; i < t->n_events && list; i++) {
-        const hd_trace_event *e = &t->events[i];
-        if (e->rank == rank && e->kind == HD_EVENT_PIPELINE_COMM && !e->stream) list[(*n)++] = (quickest){e->path ? e->path : "", e->end - e->start};
-    }
-    if (!*n) {
-        hd_free(list);
-        return NULL;
-    }
-    qsort(list, (size_t)*n, sizeof *list, by_path);
-    int kept = 1;
-    for (int i = 1; i < *n; i++)
-        if (strcmp(list[i].path, list[kept - 1].path)) list[kept++] = list[i];
-    *n = kept;
-    return list;
-}
-
-static double shortest_of(const quickest *list, int n, const hd_trace_event *e)
-{
-    int lo = 0, hi = n;
-    while (lo < hi) {
-        int mid = (lo + hi) / 2;
-        if (strcmp(list[mid].path, e->path ? e->path : "") < 0) lo = mid + 1;
-        else hi = mid;
-    }
-    return lo < n ? list[lo].seconds : 0;
-}
-
-/* What a wait waits for: the kind of the transfer beside computing that ends in it. */
-static hd_sim_part part_of_wait(const hd_trace *t, const hd_trace_event *wait)
-{
-    for (const hd_trace_event *e = wait - 1; e >= t->events && wait - e < 400; e--)
-        if (e->stream && e->rank == wait->rank && e->end >= wait->start && e->end <= wait->end + 1e-6)
-            return e->kind == HD_EVENT_TENSOR_COMM ? HD_SIM_TENSOR : HD_SIM_DATA;
-    return HD_SIM_DATA;
-}
-
-void hd_report_parts(const hd_trace *t, int rank, double part[HD_SIM_PARTS])
-{
-    static const hd_sim_part of[HD_EVENT_KINDS] = {[HD_EVENT_PRODUCT] = HD_SIM_GEMM, [HD_EVENT_MEMORY_BOUND] = HD_SIM_MEMORY_BOUND, [HD_EVENT_COPY] = HD_SIM_MEMORY_BOUND,
-                                                   [HD_EVENT_TENSOR_COMM] = HD_SIM_TENSOR, [HD_EVENT_DATA_COMM] = HD_SIM_DATA,
-                                                   [HD_EVENT_PIPELINE_COMM] = HD_SIM_PIPELINE, [HD_EVENT_WAIT] = HD_SIM_DATA};
-    int n = 0, steps = t->steps ? t->steps : 1;
-    double sum = 0;
-    quickest *shortest = find_quickest(t, rank, &n);
-    memset(part, 0, HD_SIM_PARTS * sizeof *part);
-    for (int64_t i = 0; i < t->n_events; i++) {
-        const hd_trace_event *e = &t->events[i];
-        if (e->rank != rank || e->stream) continue;
-        double seconds = e->end - e->start, least = e->kind == HD_EVENT_PIPELINE_COMM ? shortest_of(shortest, n, e) : seconds;
-        part[e->kind == HD_EVENT_WAIT ? part_of_wait(t, e) : of[e->kind]] += least;
-        part[HD_SIM_BUBBLE] += seconds - least;
-    }
-    for (int k = 0; k < HD_SIM_PARTS; k++) part[k] /= steps, sum += part[k];
-    part[HD_SIM_IDLE] += fmax(0, t->seconds / steps - sum);
-    hd_free(shortest);
 }
 
 /* ---- timelines ---- */
@@ -326,23 +261,24 @@ static size_t slot_of(const names *n, const char *a, const char *b)
 
 static bool grow_names(names *n)
 {
-    names old = *n;
-    n->size = old.size ? 2 * old.size : 1024;
-    n->slot = hd_calloc(n->size, sizeof *n->slot);
-    n->number = hd_calloc(n->size, sizeof *n->number);
-    const char **text = hd_realloc_array(old.text, n->size, sizeof *text);
-    if (text) n->text = text;
-    const char **more = hd_realloc_array(old.more, n->size, sizeof *more);
-    if (more) n->more = more;
-    bool ok = n->slot && n->number && text && more;
-    for (size_t i = 0; i < old.size && ok; i++) {
-        if (!old.slot[i]) continue;
-        size_t at = slot_of(n, n->text[old.number[i]], n->more[old.number[i]]);
-        n->slot[at] = old.slot[i];
-        n->number[at] = old.number[i];
+    names bigger = *n;
+    bigger.size = n->size ? 2 * n->size : 1024;
+    const char **text = hd_realloc_array(n->text, bigger.size, sizeof *text);
+    if (text) n->text = bigger.text = text;
+    const char **more = hd_realloc_array(n->more, bigger.size, sizeof *more);
+    if (more) n->more = bigger.more = more;
+    bigger.slot = hd_calloc(bigger.size, sizeof *bigger.slot);
+    bigger.number = hd_calloc(bigger.size, sizeof *bigger.number);
+    bool ok = text && more && bigger.slot && bigger.number;
+    for (size_t i = 0; i < n->size && ok; i++) {
+        if (!n->slot[i]) continue;
+        size_t at = slot_of(&bigger, n->text[n->number[i]], n->more[n->number[i]]);
+        bigger.slot[at] = n->slot[i];
+        bigger.number[at] = n->number[i];
     }
-    hd_free(old.slot);
-    hd_free(old.number);
+    hd_free(ok ? n->slot : bigger.slot);
+    hd_free(ok ? n->number : bigger.number);
+    if (ok) *n = bigger;
     return ok;
 }
 
@@ -372,6 +308,7 @@ typedef struct timeline {
     const page *p;
     const hd_trace *t;
     double unit; /* seconds */
+    double *waiting; /* [n_events] hd_trace_waiting */
     int *row;    /* [t->ranks] which row shows the rank, or -1 */
     int rows;
     bool events; /* few enough to be drawn one by one */
@@ -433,6 +370,7 @@ static void put_sums(const timeline *l, int rank)
     typedef struct sum { const char *segment; int chunk; int64_t calls; double seconds[HD_EVENT_KINDS + 1]; } sum;
     sum *list = hd_calloc(MOST, sizeof *list);
     int n = 0;
+    if (!list) l->p->s->failed = true;
     for (int64_t i = 0; i < l->t->n_calls && list; i++) {
         const hd_trace_call *c = &l->t->calls[i];
         if (c->rank != rank) continue;
@@ -454,24 +392,30 @@ static void put_sums(const timeline *l, int rank)
     hd_free(list);
 }
 
-/* name, kind, stream, micro-batch, from the begin of the event before, how long */
+typedef struct event_writer { hd_str *s; int64_t at; const char *comma; } event_writer;
+
+static void put_event(event_writer *w, int name, hd_event_kind kind, const hd_trace_event *e, int64_t begin, int64_t end)
+{
+    hd_str_printf(w->s, "%s%d,%d,%d,%d,%lld,%lld", w->comma, name, (int)kind, e->stream, e->micro, (long long)(begin - w->at), (long long)(end - begin));
+    w->at = begin;
+    w->comma = ",";
+}
+
+/* name, kind, stream, micro-batch, from the begin of the event before, how long. A transfer that waits for another stage is two: the waiting and the rest. */
 static void put_events(const timeline *l, int rank, names *n)
 {
-    hd_str *s = l->p->s;
-    int64_t at = 0;
-    const char *comma = "";
-    hd_str_puts(s, ",\"events\":[");
+    event_writer w = {.s = l->p->s, .comma = ""};
+    hd_str_puts(w.s, ",\"events\":[");
     for (int64_t i = 0; i < l->t->n_events && l->events; i++) {
         const hd_trace_event *e = &l->t->events[i];
         if (e->rank != rank) continue;
-        int64_t begin = units(l, e->start), length = units(l, e->end) - begin;
         int number = number_of(n, e->name, e->path);
-        if (number < 0) s->failed = true;
-        hd_str_printf(s, "%s%d,%d,%d,%d,%lld,%lld", comma, number, (int)e->kind, e->stream, e->micro, (long long)(begin - at), (long long)length);
-        at = begin;
-        comma = ",";
+        int64_t begin = units(l, e->start), end = units(l, e->end), middle = units(l, e->start + l->waiting[i]);
+        if (number < 0) w.s->failed = true;
+        if (middle > begin) put_event(&w, number, HD_EVENT_WAIT, e, begin, middle);
+        put_event(&w, number, e->kind, e, middle, end);
     }
-    hd_str_puts(s, "]");
+    hd_str_puts(w.s, "]");
 }
 
 /* The most in each of MOST_SAMPLES pieces of the span, from samples that hold until the next. */
@@ -528,7 +472,11 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
     timeline l = {.p = p, .t = t, .unit = t->seconds > 0 ? t->seconds / SPAN : 1};
     names n = {0};
     int rc = choose_rows(&l);
-    if (rc) return rc;
+    if (!rc) rc = hd_trace_waiting(t, p->mesh, &l.waiting, p->err);
+    if (rc) {
+        hd_free(l.row);
+        return rc;
+    }
     hd_str_printf(p->s, ",\"%s\":{\"seconds\":%.9g,\"steps\":%d,\"unit\":%.12g,\"rows\":[", key, t->seconds, t->steps ? t->steps : 1, l.unit);
     const char *comma = "";
     for (int r = 0; r < t->ranks; r++) {
@@ -541,7 +489,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
         put_events(&l, r, &n);
         put_memory(&l, r);
         if (t->n_events) {
-            hd_report_parts(t, r, part);
+            hd_trace_parts(t, l.waiting, r, part);
             hd_str_puts(p->s, ",\"parts\":");
             put_numbers(p->s, part, HD_SIM_PARTS);
         }
@@ -549,6 +497,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
     }
     put_names(p->s, &n);
     free_names(&n);
+    hd_free(l.waiting);
     hd_free(l.row);
     return 0;
 }
@@ -613,20 +562,22 @@ static void put_step_facts(const page *p)
 
 static void put_speed_facts(const page *p)
 {
-    char a[48], note[128];
+    char a[48], note[128] = "";
     const hd_sim_result *s = p->r->sim;
-    double rate = s->flops / s->ranks / s->step, peak = p->r->cluster ? p->r->cluster->device.flops[p->r->plan->precision] : 0;
-    if (p->r->cluster && peak <= 0) peak = p->r->cluster->device.flops[HD_F32];
+    const hd_cluster *c = p->r->cluster;
+    bool nodes = c && c->device.cores; /* of a CPU the rates are the node's */
+    double devices = nodes ? hd_cluster_nodes(c) : s->ranks, rate = s->flops / devices / s->step, peak = c ? c->device.flops[p->r->plan->precision] : 0;
+    if (c && peak <= 0) peak = c->device.flops[HD_F32];
     format_count(a, sizeof a, rate);
     hd_str value;
     hd_str_init(&value);
     hd_str_printf(&value, "%s%sFLOP/s", a, strchr(a, ' ') ? "" : " ");
-    if (peak > 0) snprintf(note, sizeof note, "%.1f %% of its peak; %.1f %% with what is computed twice", 100 * rate / peak, 100 * s->hardware_flops / s->ranks / s->step / peak);
-    else *note = 0;
-    put_fact(p->s, "Model's work per device", value.data, note);
-    hd_str_free(&value);
+    double hardware = s->hardware_flops / devices / s->step;
+    if (peak > 0) snprintf(note, sizeof note, hardware > 1.005 * rate ? "%.1f %% of its peak; %.1f %% with what is computed twice" : "%.1f %% of its peak", 100 * rate / peak, 100 * hardware / peak);
+    put_fact(p->s, nodes ? "Model's work per node" : "Model's work per device", value.data, note);
+    end_text(p->s, &value);
     snprintf(a, sizeof a, "%.1f %%", 100 * s->bubble);
-    if (p->r->n_programs > 1) put_fact(p->s, "Pipeline bubble", a, "of all devices' time is spent waiting for other stages");
+    if (p->r->n_programs > 1) put_fact(p->s, "Pipeline bubble", a, "of all devices' time goes to waiting for other stages");
 }
 
 static void put_memory_fact(const page *p)
@@ -638,7 +589,7 @@ static void put_memory_fact(const page *p)
         if (!most || s->rank[i].peak > most->peak) most = &s->rank[i];
     if (!most) return;
     if (most->capacity > 0)
-        snprintf(note, sizeof note, "%.0f %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
+        snprintf(note, sizeof note, "%.2g %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
     put_fact(p->s, "Memory at the peak", hd_format_bytes(a, (double)most->peak), note);
 }
 

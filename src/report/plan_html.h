@@ -26,8 +26,4 @@ typedef struct hd_report {
 
 int hd_report_html(const hd_report *r, const char *path, hd_error *err);
 
-/* Where the time of a rank goes, by its events: seconds of one step (t's seconds over its steps). What a recv takes beyond the quickest of its path is waiting for
- * the other stage's work; what lies between instructions counts as idle. */
-void hd_report_parts(const hd_trace *t, int rank, double part[HD_SIM_PARTS]);
-
 #endif
