@@ -125,7 +125,7 @@ static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int
     hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
     int rc = !all || !part || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
     if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
-    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, part, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, stage, part, err);
     for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
     if (!rc) *out = part[stage];
     for (int i = 0; part && i < plan->n_stages; i++)
