@@ -109,7 +109,7 @@ static void test_form_errors(void **state)
         {"zero=4,dp=2", "from 0 to 3"}, {"zero=1", "give dp=2"}, {"sp", "give tp=2"}, {"v=2", "give pp=2"}, {"pp=2,v=2,schedule=1f1b", "interleaved"},
         {"schedule=2f", "schedule must be"}, {"recompute=every:0", "every:K"}, {"recompute=every:", "every:K"}, {"recompute=some", "recompute must be"},
         {"pp=2,layers=3", "layers names 1"}, {"pp=2,layers=3:", "layers must be"}, {"pp=2,layers=3;4", "layers must be"}, {"dp=2,", "last comma"}, {",", "no \"\""},
-        {"dp=2|", "a stage of one rank is dp=1"}, {"|dp=2", "a stage of one rank is dp=1"}, {"dp=2|sp", "give tp=2"}, {"dp=2|zero=1,tp=2", "give dp=2"},
+        {"tp=2,scatter", "give pp=2"}, {"dp=2|", "a stage of one rank is dp=1"}, {"|dp=2", "a stage of one rank is dp=1"}, {"dp=2|sp", "give tp=2"}, {"dp=2|zero=1,tp=2", "give dp=2"},
         {"dp=2,keep|tp=2", "give zero=3"}, {"dp=2,schedule=gpipe|tp=2,schedule=1f1b", "twice"}, {"dp=2|tp=2,tp=2", "twice"}, {"dp=2|tp=2,layers=1:2:3", "layers names 3"},
         {"dp=65535|tp=2", "more than 65536 ranks"}, {"dp=1|dp=2|dp=3|dp=4|dp=5|dp=6|dp=7|dp=8|dp=9|tp=2|tp=3|tp=4|tp=5|tp=6|tp=7|tp=8|tp=9", "more than 16 meshes"},
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
@@ -292,6 +292,8 @@ static void test_meshes(void **state)
     assert_int_equal(hd_plan_print(&plan, &text), 0);
     assert_int_equal(hd_plan_print(&one, &again), 0);
     assert_string_equal(text.data, again.data);
+    expand("pp=3,tp=2,scatter", g, SEQ, &plan);
+    assert_true(plan.n_meshes == 1 && plan.n_stages == 3 && hd_plan_ranks(&plan) == 6);
     expand("dp=1|dp=2,tp=2", g, SEQ, &plan); /* a fifth of the ranks has a fifth of the layers */
     assert_string_equal(plan.cuts[0], "layers.1");
     expand("pp=2,dp=2|tp=3", g, SEQ, &plan);

@@ -13,7 +13,7 @@ typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } n
 static const number_key number_keys[] = {
     {"overlap", AT(overlap), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
+    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
 enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
 static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
@@ -98,10 +98,10 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices and overlap", item);
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, scatter and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
-    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep"))) value = "1";
+    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter"))) value = "1";
     if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
     if (key == RECOMPUTE) return read_recompute(r, value);
@@ -157,7 +157,7 @@ int64_t hd_parallel_ranks(const hd_parallel *p)
     return n;
 }
 
-/* Parts that are all alike are the stages of one mesh. */
+/* Parts that are all alike are the stages of one mesh; where what passes between them is to be scattered, that is one of stages of different meshes. */
 static void join_parts(hd_parallel *p)
 {
     bool alike = true;
@@ -167,7 +167,8 @@ static void join_parts(hd_parallel *p)
         stages += p->part[i].pp;
     }
     if (p->n_parts) p->pp = stages;
-    if (alike) p->n_parts = 0;
+    if (!p->n_parts && p->scatter && p->pp > 1) p->part[p->n_parts++] = part_of(p);
+    if (alike && !p->scatter) p->n_parts = 0;
 }
 
 /* ---- what contradicts itself whatever the network ---- */
@@ -189,6 +190,7 @@ static int check_form(const hd_parallel *p, hd_error *err)
         gathers |= one.zero == 3;
     }
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
+    if (p->scatter && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: scatter is about what passes between a pipeline's stages: give pp=2 or more with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));

@@ -5,6 +5,8 @@
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary
  *   pp=N        pipeline of N stages; schedule=gpipe|1f1b|interleaved|zero-bubble, v=N chunks a stage, layers=5:7:... layers of each chunk (else by
  *               what they compute, the head counted)
+ *   scatter     with pp: what passes between stages is not sent by each rank that has it, but each byte once, and then gathered in the receiving stage
+ *               (Narayanan et al. 2021, section 4.1); stages of different meshes always do so
  *   cp=N        context parallel: the tokens of one sequence over N ranks
  *   sp          sequence parallel (Korthikanti et al. 2022): norms, dropout and the residual stream over tokens by the tp ranks
  *   zero=0..3   over dp and cp: 1 optimizer states, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020)
@@ -17,7 +19,8 @@
  * Stages of different meshes stand one behind the other, parted by "|": "dp=2|tp=2|dp=3" is a stage on 2 data-parallel ranks, one on 2 tensor-parallel
  * ones, one on 3: 7 ranks, numbered stage after stage. dp, tp, cp, sp and zero are those of the part that they stand in; there pp=N says that N stages
  * in a row are of this mesh ("pp=2,dp=2|tp=4" is three stages). The other keys are the job's, and stand in any part. Without layers=..., a stage gets work in
- * proportion to its ranks. Parts that are all alike are one mesh with pp. In a shell: --parallel "dp=2|tp=2". */
+ * proportion to its ranks. Parts that are all alike are one mesh with pp (unless scatter
+ * is given). In a shell: --parallel "dp=2|tp=2". */
 #ifndef HD_PLAN_PARALLEL_H
 #define HD_PLAN_PARALLEL_H
 
@@ -33,6 +36,7 @@ typedef struct hd_parallel {
     int64_t overlap;            /* 0 or 1 */
     int64_t dp, tp, pp, cp;     /* >= 1 */
     int64_t sp, keep, zero, chunks; /* 0 or 1; 0 or 1; 0..3; >= 1 */
+    int64_t scatter;            /* 0 or 1 */
     int64_t slices;             /* >= 1 */
     int64_t lengths[HD_MAX_SLICES]; int n_lengths; /* of each slice, in tokens; none: equal */
     bool has_schedule;          /* false: 1f1b, or interleaved where there are several chunks a stage */
@@ -40,7 +44,8 @@ typedef struct hd_parallel {
     hd_recompute recompute;
     int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
-    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero say nothing */
+    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero
+                                                                  * say nothing */
 } hd_parallel;
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */
