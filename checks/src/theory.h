@@ -253,7 +253,7 @@ static inline theory theory_of_network(const run_job *j, double bytes)
     theory out = {.flops = INFINITY, .parameter_bytes = bytes, .sent = INFINITY};
     hd_parallel p;
     hd_error err = {0};
-    if (!hd_parallel_parse(j->parallel, &p, &err) && p.zero == 3) out.parameter_bytes = bytes / (double)p.dp + 4 * 64;
+    if (!hd_parallel_parse(j->parallel, &p, &err) && !p.n_parts && p.zero == 3) out.parameter_bytes = bytes / (double)p.dp + 4 * 64;
     return out;
 }
 
