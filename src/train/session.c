@@ -104,6 +104,20 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
     return pass_error(g, err);
 }
 
+static uint32_t axes_of(const hd_mesh *m, const char *text)
+{
+    int8_t axes[HD_MAX_AXES];
+    uint32_t mask = 0;
+    for (int i = 0, n = hd_mesh_parse_axes(m, text, axes); i < n; i++) mask |= 1u << axes[i];
+    return mask;
+}
+
+static void set_token_axes(hd_graph *g, const hd_plan *plan)
+{
+    g->ring = axes_of(&plan->mesh, plan->ring);
+    g->zigzag = axes_of(&plan->mesh, plan->zigzag);
+}
+
 /* ---- stages of different meshes ---- */
 
 /* The pins of each mesh, once, and those of each stage. */
@@ -157,18 +171,23 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     if (!rc && plan->n_meshes) return cut_for_mesh(s, g, plan, rank, err);
     if (!rc) rc = collect_pins(s, *g, plan, 0, &p, err);
     if (!rc) {
+        set_token_axes(*g, plan);
+        (*g)->rows_micro = plan->sparse ? plan->micro_batches : 0;
         hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         rc = pass_error(*g, err);
     }
     hd_free(p.list);
     if (!rc) rc = hd_store_list_graph(s->names, *g, 0, err);
+    if (!rc && stages <= 1) rc = hd_pass_deal(*g) ? pass_error(*g, err) : 0;
     if (rc || stages <= 1) return rc;
     hd_graph *part = hd_graph_stage(*g, stage, stages, err);
     if (!part) return err->code;
     part->stage = stage;
+    set_token_axes(part, plan);
     hd_graph_free(*g);
     *g = part;
-    return 0;
+    hd_pass_deal(part);
+    return pass_error(part, err);
 }
 
 /* ---- programs ---- */

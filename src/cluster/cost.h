@@ -1,0 +1,42 @@
+/* cost.h: how long a kernel or a collective takes on a cluster. Pure functions of their arguments.
+ *
+ * Kernels: the roofline max(flops / rate, bytes / bandwidth) at the efficiency of the shape, plus the launch; measured entries (hd_cluster.profile) of the same
+ * op, dtype, threads and teams come first, interpolated over features in log space as a factor on the roofline. Collectives: latency-bandwidth (alpha-beta)
+ * by algorithm and level (Thakur et al. 2005; hierarchical rings), the quickest of those that the level allows; groups that run at once share the ports
+ * through which they leave a group. */
+#ifndef HD_CLUSTER_COST_H
+#define HD_CLUSTER_COST_H
+
+#include "cluster/cluster.h"
+#include "graph/op.h"
+
+typedef enum hd_cost_kind { HD_COST_PRODUCT, HD_COST_MEMORY, HD_COST_KINDS } hd_cost_kind; /* what bounds a kernel */
+
+typedef struct hd_kernel_cost {
+    double seconds;    /* launch included */
+    double flops;      /* that are done */
+    hd_cost_kind kind; /* PRODUCT for contractions, convolutions and attention; MEMORY for all others */
+} hd_kernel_cost;
+
+/* sig: a rank's own pieces. threads: of the rank's team; teams: how many ranks of one device's node compute at once (CPUs share cores' memory bandwidth). */
+void hd_cost_kernel(const hd_cluster *c, const hd_sig *sig, int threads, int teams, hd_kernel_cost *out);
+/* Zeroing or copying so many bytes. */
+double hd_cost_copy(const hd_cluster *c, int64_t bytes, int threads, int teams);
+
+/* The features of an op's operands that entries of the profile carry: x[HD_PROFILE_FEATURES], all positive. Returns how many are used. */
+int hd_cost_features(const hd_sig *sig, double *x);
+
+typedef enum hd_move { /* what a collective does */
+    HD_MOVE_ALL_REDUCE, HD_MOVE_ALL_GATHER, HD_MOVE_REDUCE_SCATTER, HD_MOVE_ALL_TO_ALL, HD_MOVE_BROADCAST, HD_MOVE_SEND, HD_MOVE_KINDS
+} hd_move;
+
+typedef struct hd_move_cost {
+    double seconds;
+    double bytes[HD_MAX_LEVELS]; /* that this rank sends over links of each level */
+} hd_move_cost;
+
+/* ranks[n]: the group (SEND: from, to), in the job of `world` ranks of which alike groups do the same at the same time: for each rank of a node that is not
+ * in this group there is another group of the same form. bytes: of the larger side, as hd_comm_count counts elements. */
+void hd_cost_move(const hd_cluster *c, hd_move kind, const int *ranks, int n, int world, int64_t bytes, hd_dtype dtype, hd_move_cost *out);
+
+#endif
