@@ -146,6 +146,8 @@ bool hd_part_ring(hd_part *p, hd_node *n);
 
 /* hd_pass_partition; like: as in hd_part. */
 int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like);
+/* Gives g its mesh, and layouts to parameters, states, inputs and constants; no more. */
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
 /* The new value's layouts, and the one it is pinned to. */

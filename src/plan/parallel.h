@@ -58,7 +58,8 @@ typedef struct hd_parallel {
     hd_recompute recompute;
     int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
-    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero say nothing */
+    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero
+                                                                  * say nothing */
 } hd_parallel;
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */

@@ -140,7 +140,7 @@ static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, hd_
     hd_stage_pins *all = hd_calloc((size_t)plan->n_stages + 1, sizeof *all);
     int rc = !all || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
     if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
-    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, part, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, stage, part, err);
     for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
     for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
     hd_free(all);

@@ -111,6 +111,8 @@ refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere
 refuses 'needs [0-9]+ bytes' steps --steps 1 --parallel dp=2 --memory 0.001
 refuses 'step [0-9]+: the loss is .*the first value that is not a number is [a-z].*after step 0$' \
     train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel dp=2 --out unstable
+refuses 'step [0-9]+: the loss is ' train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel 'dp=2|tp=2' --out unstable-meshes
+HEDDLE_FAULT=2:3:crash:$work/fault-meshes refuses 'rank 2: ' steps --steps 4 --parallel 'dp=2|tp=2' --out broken-meshes
 
 # The same over MPI, where there is one.
 if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport mpi > /dev/null 2>&1; then
