@@ -17,6 +17,7 @@
 #include "kernels/attrs.h"
 #include "models/lm.h"
 #include "models/network.h"
+#include "passes/passes.h"
 #include "plan/parallel.h"
 #include "train/session.h"
 
@@ -121,13 +122,16 @@ static inline hd_session_options run_options(const run_job *j)
 /* The plan of a job, from its --parallel text. */
 static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
 {
-    hd_parallel p;
+    hd_parallel p = {.slices = 1};
     hd_graph *g = run_graph(j, err);
     hd_session_options o = run_options(j);
-    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision);
-    int rc = g ? hd_step_append(g, &o.step) : err->code;
     *plan = o.plan;
+    int rc = g ? 0 : err->code;
     if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
+    if (!rc && p.slices > 1) rc = hd_parallel_slices(&p, j->sequence, plan, err);
+    if (!rc) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision), hd_pass_slices(g, plan->slices, plan->n_slices);
+    if (!rc) rc = hd_step_append(g, &o.step);
+    if (!rc) rc = hd_pass_slices_backward(g, plan->slices, plan->n_slices);
     if (!rc && j->parallel[0]) rc = hd_parallel_expand(&p, g, j->sequence, plan, err);
     hd_graph_free(g);
     return rc;

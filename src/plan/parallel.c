@@ -267,7 +267,7 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 static int check_network(const hd_parallel *p, const hd_outline *o, const hd_plan *plan, hd_error *err)
 {
     if (p->slices > 1 && !o->language) return hd_fail(err, HD_EINVAL, "--parallel: slices cuts the tokens of a language model: leave it out for this network");
-    if (p->slices > 1 && (p->cp > 1 || p->sp)) return hd_fail(err, HD_EINVAL, "--parallel: slices with %s is not there: leave one of them out", p->sp ? "sp" : "cp");
+    if (p->slices > 1 && p->cp > 1) return hd_fail(err, HD_EINVAL, "--parallel: slices with cp is not there: leave one of them out");
     if (!o->language && (p->tp > 1 || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
         return hd_fail(err, HD_EINVAL, "--parallel: tp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, zero and pp");
     if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)

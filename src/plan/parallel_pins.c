@@ -176,15 +176,26 @@ static bool in_stream(const hd_node *n)
     return false;
 }
 
+/* Of one sequence, in a value of so many rows: all of them, or those of the slice that the path names. 0: the rows are something else. */
+static int64_t tokens_of(const pinner *s, const char *path, int64_t rows)
+{
+    const char *mark = strchr(path, '@');
+    int64_t batch = s->o->rows / s->o->sequence;
+    int slice = mark ? atoi(mark + 1) : 0;
+    if (!mark) return rows == s->o->rows ? s->o->sequence : 0;
+    return slice < s->plan->n_slices && rows == batch * s->plan->slices[slice] ? s->plan->slices[slice] : 0;
+}
+
 /* [tokens, width], or a number for each token. */
 static void pin_stream_value(pinner *s, hd_value v)
 {
     const hd_value_info *i = &s->g->values[v];
     const hd_shape *shape = &i->type.shape;
-    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || shape->dim[0] != s->o->rows) return;
+    int64_t tokens = i->type.shape.rank ? tokens_of(s, i->path, shape->dim[0]) : 0;
+    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || !tokens) return;
     if (shape->rank == 2 && shape->dim[1] != s->o->width) return;
     hd_layout *l = pin(s, v);
-    split_rows(s, &l->dim[0], s->o->sequence);
+    split_rows(s, &l->dim[0], tokens);
     for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
 }
 
@@ -242,7 +253,7 @@ static bool same_text(const pinner *s, hd_value a, hd_value b)
 /* Whether everything the pattern matches is to have the layout of v, or is left over and of its rank. */
 static bool is_safe(const pinner *s, const char *pattern, hd_value v)
 {
-    size_t fixed = strcspn(pattern, "*");
+    size_t fixed = strcspn(pattern, s->plan->n_slices ? "*." : "*"); /* a slice's mark may stand before any dot */
     for (size_t i = 0; i < s->g->n_values; i++) {
         const hd_value_info *x = &s->g->values[i];
         if (strncmp(x->path, pattern, fixed) || !hd_path_match(pattern, x->path)) continue;
@@ -262,8 +273,15 @@ static bool is_covered(const pinner *s, hd_value v)
 /* A pattern for v: the widest that is safe; brief: also those that tell less of the path. */
 static int choose_pattern(const pinner *s, hd_value v, bool brief, char *out)
 {
-    const char *path = s->g->values[v].path;
-    char wide[1024];
+    const char *path = s->g->values[v].path, *mark = strchr(path, '@');
+    char wide[1024], all[1024];
+    if (mark) { /* what all slices have in common */
+        snprintf(all, sizeof all, "%.*s%s", (int)(mark - path), path, mark + 1 + strspn(mark + 1, "0123456789"));
+        path = all;
+    }
+    generalise(path, wide, sizeof wide);
+    if (mark && strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
+    path = s->g->values[v].path;
     for (int parts = brief ? 1 : 3; parts < 3; parts++) {
         shorten(path, parts, wide, sizeof wide);
         if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;

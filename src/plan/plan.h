@@ -10,7 +10,7 @@
 
 #define HD_PLAN_VERSION 1
 
-enum { HD_MAX_PINS = 96, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128 };
+enum { HD_MAX_PINS = 256, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */
