@@ -10,7 +10,6 @@
  * The axes other than the ring's are cut as they would be without it. */
 #include <math.h>
 
-#include "base/thread.h"
 #include "passes/partition_int.h"
 
 enum { Q, K, V, QPOS, KPOS, QSEG, KSEG, FORWARD_IN };                                  /* of attention */
@@ -170,22 +169,16 @@ static double pairs_between(double a, double b, double c, double d, double windo
     return sum;
 }
 
-/* Where rank c's tokens lie in the sequence: [begin, end) twice. As the deal op (src/exec/transfer.c) has it. */
-static void tokens_of(const ring *r, int64_t sequence, int c, double at[2][2])
+/* Where rank c's tokens lie in the sequence: [begin, end) twice. As hd_split cuts, and the deal op (src/exec/transfer.c) deals. */
+static void tokens_of(const ring *r, int64_t sequence, int64_t c, double at[2][2])
 {
-    int64_t begin, end, early = 0, late = sequence, n = 0, first = 0;
-    for (int j = 0; j <= c; j++) {
-        hd_split(sequence, 1, j, r->size, &begin, &end);
-        early += first;
-        n = end - begin;
-        first = (n + 1) / 2;
-        late -= n - first;
-    }
+    int64_t few = sequence / r->size, more = sequence % r->size, longer = c < more ? c : more, n = few + (c < more); /* of the ranks before c, `longer` have few + 1 */
+    int64_t begin = c * few + longer, early = longer * ((few + 2) / 2) + (c - longer) * ((few + 1) / 2), late = sequence - (begin - early) - n / 2;
     bool zigzag = r->p->g->zigzag >> r->axis & 1;
     at[0][0] = (double)(zigzag ? early : begin);
-    at[0][1] = (double)(zigzag ? early + first : end);
+    at[0][1] = (double)(zigzag ? early + (n + 1) / 2 : begin + n);
     at[1][0] = (double)late;
-    at[1][1] = (double)(zigzag ? late + n - first : late);
+    at[1][1] = (double)(zigzag ? late + n / 2 : late);
 }
 
 /* Of the pairs of a step, how many see each other: the mean over the ranks, for sequences whose positions run from 0. */
