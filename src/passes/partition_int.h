@@ -113,6 +113,8 @@ typedef struct hd_strategy {
 
 /* The strategy of least cost for n, whose operands are held somehow. */
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best);
+/* Appends n by a strategy, behind the conversions that it asks for (partition.c). */
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s);
 /* Types of the whole operands and results. */
 void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out);
 

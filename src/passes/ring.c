@@ -72,10 +72,9 @@ static void cut_rows(const ring *r, hd_layout *l, int rank)
     l->dim[0].axis[l->dim[0].n++] = (int8_t)r->axis;
 }
 
-/* As it would be on a mesh whose axis of the ring had one rank: what goes round costs the same however the rest is cut. */
-static void find_layouts(ring *r)
+/* As it would be on a mesh whose axis had one rank: what is sent over it costs the same however the rest is cut. */
+static void choose_others(const ring *r, hd_strategy *s)
 {
-    hd_strategy s;
     hd_mesh mesh = *r->p->mesh;
     hd_part others = *r->p;
     others.mesh = &mesh;
@@ -83,7 +82,13 @@ static void find_layouts(ring *r)
     mesh.axis[r->axis].size = 1;
     for (int i = 0; i < r->p->n_axes; i++)
         if (r->p->axis[i] != r->axis) others.axis[others.n_axes++] = r->p->axis[i];
-    hd_part_choose(&others, r->n, &s);
+    hd_part_choose(&others, r->n, s);
+}
+
+static void find_layouts(ring *r)
+{
+    hd_strategy s;
+    choose_others(r, &s);
     for (int k = 0; k < r->n->n_in; k++) cut_rows(r, &s.in[k], r->p->value[r->n->in[k]].whole.rank), r->in[k] = s.in[k];
     for (int k = 0; k < r->n->n_out; k++) cut_rows(r, &s.out[k], r->p->value[r->n->out[k]].whole.rank), r->out[k] = s.out[k];
 }
@@ -337,9 +342,43 @@ static void go_backward(const ring *r)
     for (int k = 0; k < 2; k++) give_result(r, k + 1, add(r, own_names[k], r->size, own[k], pass_on(r, travelling[k], name_of(r, names[k], r->size), r->size)));
 }
 
+/* ---- a slice's queries, all keys up to their end ---- */
+
+/* The axis over which the queries of a slice are cut, where keys are of more tokens than those; -1: none. */
+static int find_sliced_axis(const hd_part *p, const hd_node *n)
+{
+    bool grad = !strcmp(n->op->name, "attention_grad");
+    if (!grad && strcmp(n->op->name, "attention")) return -1;
+    int q = grad ? G_Q : Q;
+    if (p->value[n->in[q]].whole.dim[0] >= p->value[n->in[q + 1]].whole.dim[0]) return -1;
+    for (int i = 0; i < p->n_axes; i++)
+        if (p->mesh->axis[p->axis[i]].role == HD_AXIS_DATA && is_cut(p, n, q, p->axis[i]) && !is_cut(p, n, q + 1, p->axis[i])) return p->axis[i];
+    return -1;
+}
+
+/* Queries stay where they are, so that each rank has its share of the work, however long the keys of the slices before are that are to be sent for it. */
+static void attend_in_slice(const ring *r)
+{
+    static const int queries[] = {Q, QPOS, QSEG}, grad_queries[] = {G_DOUT, G_Q, G_OUT, G_LSE, G_QPOS, G_QSEG};
+    bool grad = !strcmp(r->n->op->name, "attention_grad");
+    hd_strategy s;
+    choose_others(r, &s);
+    for (int k = 0; k < (grad ? 6 : 3); k++) {
+        int i = grad ? grad_queries[k] : queries[k];
+        cut_rows(r, &s.in[i], r->p->value[r->n->in[i]].whole.rank);
+    }
+    for (int k = 0; k < r->n->n_out; k++) {
+        if (grad && k) s.out[k].partial |= 1u << r->axis;
+        else cut_rows(r, &s.out[k], r->p->value[r->n->out[k]].whole.rank);
+    }
+    if (!r->p->g->err.code) hd_part_apply(r->p, r->n, &s);
+}
+
 bool hd_part_ring(hd_part *p, hd_node *n)
 {
-    ring r = {.p = p, .n = n, .axis = find_axis(p, n)};
+    ring r = {.p = p, .n = n, .axis = find_sliced_axis(p, n)};
+    if (r.axis >= 0) return attend_in_slice(&r), true;
+    r.axis = find_axis(p, n);
     if (r.axis < 0) return false;
     r.size = p->mesh->axis[r.axis].size;
     find_layouts(&r);

@@ -267,7 +267,9 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 static int check_network(const hd_parallel *p, const hd_outline *o, const hd_plan *plan, hd_error *err)
 {
     if (p->slices > 1 && !o->language) return hd_fail(err, HD_EINVAL, "--parallel: slices cuts the tokens of a language model: leave it out for this network");
-    if (p->slices > 1 && p->cp > 1) return hd_fail(err, HD_EINVAL, "--parallel: slices with cp is not there: leave one of them out");
+    bool asked = (p->has_attention && !p->gather) || (p->has_order && !p->plain);
+    if (p->slices > 1 && p->cp > 1 && asked)
+        return hd_fail(err, HD_EINVAL, "--parallel: slices with cp takes attention=gather and order=plain: keys and values of earlier slices are whole on every rank");
     if (!o->language && (p->tp > 1 || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
         return hd_fail(err, HD_EINVAL, "--parallel: tp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, zero and pp");
     if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)
@@ -354,7 +356,7 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
 static bool goes_round(const hd_parallel *p, const hd_outline *o)
 {
     int64_t heads = p->tp <= o->kv_heads && o->kv_heads % p->tp == 0 ? o->kv_heads / p->tp : 1;
-    if (p->has_attention) return !p->gather;
+    if (p->has_attention || p->slices > 1) return p->has_attention && !p->gather;
     return p->cp == 2 || heads % p->cp != 0;
 }
 
@@ -365,7 +367,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->overlap = p->overlap;
     make_mesh(p, o, &plan->mesh);
     snprintf(plan->ring, sizeof plan->ring, "%s", p->cp > 1 && goes_round(p, o) ? "cp" : "");
-    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", p->cp > 1 && !p->plain ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", p->cp > 1 && !p->plain && p->slices == 1 ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     rc = hd_parallel_slices(p, o->sequence, plan, err);

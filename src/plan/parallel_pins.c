@@ -42,6 +42,27 @@ static void split_rows(const pinner *s, hd_dim_layout *d, int64_t unit)
     append(d, s->cp, 1);
 }
 
+/* Of one sequence, in a value of so many rows: all of them, or those of the slice that the path names. 0: the rows are something else. */
+static int64_t tokens_of(const pinner *s, const char *path, int64_t rows)
+{
+    const char *mark = strchr(path, '@');
+    int64_t batch = s->o->rows / s->o->sequence;
+    int slice = mark ? atoi(mark + 1) : 0;
+    if (!mark) return rows == s->o->rows ? s->o->sequence : 0;
+    return slice < s->plan->n_slices && rows == batch * s->plan->slices[slice] ? s->plan->slices[slice] : 0;
+}
+
+/* With slices it is the tokens of each that are over cp. */
+static void pin_slices(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values && s->plan->n_slices && s->cp >= 0; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        const char *mark = strchr(i->path, '@'); /* "slice.tokens@2" */
+        int64_t tokens = mark && !strncmp(i->path, "slice.", 6) && i->type.shape.rank ? tokens_of(s, i->path, i->type.shape.dim[0]) : 0;
+        if (i->kind == HD_RESULT && tokens && !mark[1 + strspn(mark + 1, "0123456789")]) split_rows(s, &pin(s, (hd_value)v)->dim[0], tokens);
+    }
+}
+
 static void pin_inputs(pinner *s)
 {
     for (size_t v = 0; v < s->g->n_values; v++) {
@@ -49,7 +70,9 @@ static void pin_inputs(pinner *s)
         if (i->kind != HD_INPUT || i->micro != HD_TIME_SPLIT || !i->type.shape.rank) continue;
         int64_t batch = s->o->rows / s->o->sequence, n = i->type.shape.dim[0];
         if (n % batch || (s->o->language && n != s->o->rows)) continue;
-        split_rows(s, &pin(s, (hd_value)v)->dim[0], n / batch);
+        hd_dim_layout *d = &pin(s, (hd_value)v)->dim[0];
+        if (s->plan->n_slices) append(d, s->dp, n / batch); /* whole sequences, for slices to be taken of them */
+        else split_rows(s, d, n / batch);
     }
 }
 
@@ -174,16 +197,6 @@ static bool in_stream(const hd_node *n)
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         if (hd_path_match(paths[i], n->path)) return true;
     return false;
-}
-
-/* Of one sequence, in a value of so many rows: all of them, or those of the slice that the path names. 0: the rows are something else. */
-static int64_t tokens_of(const pinner *s, const char *path, int64_t rows)
-{
-    const char *mark = strchr(path, '@');
-    int64_t batch = s->o->rows / s->o->sequence;
-    int slice = mark ? atoi(mark + 1) : 0;
-    if (!mark) return rows == s->o->rows ? s->o->sequence : 0;
-    return slice < s->plan->n_slices && rows == batch * s->plan->slices[slice] ? s->plan->slices[slice] : 0;
 }
 
 /* [tokens, width], or a number for each token. */
@@ -325,6 +338,7 @@ static int pin_all(pinner *s)
 {
     bool full;
     pin_inputs(s);
+    pin_slices(s);
     pin_parameters(s);
     pin_states(s);
     if (s->p->zero >= 2) pin_gradients(s);
