@@ -371,6 +371,9 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     rc = hd_parallel_slices(p, o->sequence, plan, err);
+    for (int k = 0; k < plan->n_slices && !rc; k++)
+        if (plan->slices[k] < p->cp)
+            rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], p->cp);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);

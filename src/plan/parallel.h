@@ -16,7 +16,7 @@
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
  *   slices=N    each sequence in N slices of tokens, one after the other through the pipeline (TeraPipe, Li et al. 2021); slices=512:256:256 of these
- *               lengths. Not with cp */
+ *               lengths. With cp each slice's tokens are over its ranks, and attention=gather, order=plain */
 #ifndef HD_PLAN_PARALLEL_H
 #define HD_PLAN_PARALLEL_H
 
