@@ -124,6 +124,8 @@ typedef struct hd_strategy {
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best);
 /* All ways to divide n by its loops alone, of a graph of which nothing is held yet; fills list[most], returns how many there are. At most 3 axes. */
 int hd_part_list(const hd_part *p, const hd_node *n, hd_strategy *list, int most);
+/* Appends n by a strategy, behind the conversions that it asks for (partition.c). */
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s);
 /* Types of the whole operands and results. */
 void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out);
 
