@@ -138,6 +138,7 @@ static void naive(whole *w)
     for (int j = 0; j < w->n; j++) {
         int64_t piece = w->offset[j + 1] - w->offset[j];
         if (t->kind == HD_BROADCAST) memcpy(w->want[j], w->in[t->peer], (size_t)t->count * size);
+        if (t->kind == HD_PERMUTE) memcpy(w->want[j], w->in[(j + t->peer) % w->n], (size_t)w->out_count[j] * size);
         for (int64_t e = 0; t->kind == HD_ALL_REDUCE && e < t->count; e++) naive_reduce(w, e, w->want[j], e);
         for (int64_t o = 0; o < t->outer; o++)
             for (int64_t e = 0; e < piece; e++)
@@ -159,6 +160,8 @@ static void set_counts(whole *w)
         w->in_count[i] = w->out_count[i] = t->count;
         if (t->kind == HD_REDUCE_SCATTER) w->in_count[i] = all, w->out_count[i] = mine;
         if (t->kind == HD_ALL_GATHER) w->in_count[i] = mine, w->out_count[i] = all;
+        int from = (i + t->peer) % w->n;
+        if (t->kind == HD_PERMUTE) w->in_count[i] = mine, w->out_count[i] = t->outer * t->inner * (w->offset[from + 1] - w->offset[from]);
         if (t->kind == HD_ALL_TO_ALL) w->in_count[i] = mine * t->middle * w->to_offset[w->n], w->out_count[i] = all * t->middle * b;
     }
 }
@@ -611,6 +614,7 @@ static void run_count(hd_comm *c, void *arg)
     CHECK(hd_comm_do(c, alone, &t, &err) == 0);
     hd_comm_sent(c, sent);
     CHECK(sent[HD_ALL_REDUCE] == 160 && sent[HD_REDUCE_SCATTER] == 80 && sent[HD_ALL_GATHER] == 80 && sent[HD_BROADCAST] == (r ? 0 : 240));
+    CHECK(sent[HD_PERMUTE] == 0); /* peer 0: nobody's but one's own */
     CHECK(sent[HD_ALL_TO_ALL] == (offset[r + 1] - offset[r]) * 2 * 5 * 4 * 2 / 3);
 }
 

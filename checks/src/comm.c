@@ -41,6 +41,8 @@ static void set_counts(one *w)
     w->in_count = w->out_count = t->count;
     if (t->kind == HD_REDUCE_SCATTER) w->in_count = whole, w->out_count = mine;
     if (t->kind == HD_ALL_GATHER) w->in_count = mine, w->out_count = whole;
+    int from = (i + t->peer) % w->n;
+    if (t->kind == HD_PERMUTE) w->in_count = mine, w->out_count = t->outer * t->inner * (w->offset[from + 1] - w->offset[from]);
     if (t->kind == HD_ALL_TO_ALL) w->in_count = mine * t->middle * w->to_offset[w->n], w->out_count = whole * t->middle * (w->to_offset[i + 1] - w->to_offset[i]);
 }
 

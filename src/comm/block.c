@@ -37,6 +37,9 @@ static hd_block raw_block(const hd_transfer *t, int n, int i, int j)
         whole = t->offset[n] * t->inner;
         return (hd_block){t->outer, 1, piece, 0, piece, 0, t->offset[i] * t->inner, whole, 0};
     case HD_ALL_TO_ALL: return all_to_all_block(t, n, i, j);
+    case HD_PERMUTE:
+        piece = (j + t->peer) % n == i ? t->outer * (t->offset[i + 1] - t->offset[i]) * t->inner : 0;
+        return (hd_block){1, 1, piece, 0, 0, 0, 0, 0, 0};
     case HD_BROADCAST: return (hd_block){1, 1, i == t->peer ? t->count : 0, 0, 0, 0, 0, 0, 0};
     default: return (hd_block){1, 1, t->count, 0, 0, 0, 0, 0, 0};
     }

@@ -14,7 +14,7 @@ typedef struct hd_block {
 } hd_block;
 
 /* What index i of n gives to index j: of ALL_GATHER i's piece, of REDUCE_SCATTER and ALL_REDUCE i's addend to j's piece, of BROADCAST everything
- * when i is the root (else nothing), of ALL_TO_ALL a piece of b out of a piece of a. Strides are as simple as can be. */
+ * when i is the root (else nothing), of PERMUTE i's piece to the index `peer` before it, of ALL_TO_ALL a piece of b out of a piece of a. Strides are as simple as can be. */
 hd_block hd_block_of(const hd_transfer *t, int n, int i, int j);
 
 /* Of a transfer that is a list: its parts; one, itself, where it is none. */

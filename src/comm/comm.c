@@ -8,14 +8,14 @@
 #include "comm/block.h"
 #include "comm/comm_int.h"
 
-static const char *const kind_names[HD_TRANSFER_KINDS] = {"all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send", "recv"};
+static const char *const kind_names[HD_TRANSFER_KINDS] = {"all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "permute", "send", "recv"};
 
 const char *hd_comm_kind_name(hd_transfer_kind kind) { return kind_names[kind]; }
 
 bool hd_comm_is_reduction(hd_transfer_kind kind) { return kind == HD_ALL_REDUCE || kind == HD_REDUCE_SCATTER; }
 
-static bool is_cut(hd_transfer_kind kind) { return kind == HD_REDUCE_SCATTER || kind == HD_ALL_GATHER || kind == HD_ALL_TO_ALL; }
-static bool has_peer(hd_transfer_kind kind) { return kind == HD_BROADCAST || kind == HD_SEND || kind == HD_RECV; }
+static bool is_cut(hd_transfer_kind kind) { return kind == HD_REDUCE_SCATTER || kind == HD_ALL_GATHER || kind == HD_ALL_TO_ALL || kind == HD_PERMUTE; }
+static bool has_peer(hd_transfer_kind kind) { return kind == HD_BROADCAST || kind == HD_PERMUTE || kind == HD_SEND || kind == HD_RECV; }
 
 int hd_comm_rank(const hd_comm *c) { return c->rank; }
 int hd_comm_size(const hd_comm *c) { return c->size; }
@@ -153,6 +153,7 @@ uint64_t hd_comm_fingerprint(const hd_transfer *t, int n)
 static int64_t data_count(const hd_comm_group *g, const hd_transfer *t)
 {
     if (!is_cut(t->kind)) return t->count;
+    if (t->kind == HD_PERMUTE) return t->outer * (t->offset[g->index + 1] - t->offset[g->index]) * t->inner;
     if (t->kind != HD_ALL_TO_ALL) return t->outer * t->offset[g->n] * t->inner;
     return t->outer * (t->offset[g->index + 1] - t->offset[g->index]) * t->middle * t->to_offset[g->n] * t->inner;
 }
@@ -163,6 +164,7 @@ static void note_one(hd_comm *c, const hd_comm_group *g, const hd_transfer *t)
     switch (t->kind) {
     case HD_ALL_REDUCE: sent = 2 * bytes * others / g->n; break;
     case HD_BROADCAST: sent = t->peer == g->index ? bytes * others : 0; break;
+    case HD_PERMUTE: sent = t->peer ? bytes : 0; break;
     case HD_SEND: sent = t->peer == g->index ? 0 : bytes; break;
     case HD_RECV: sent = 0; break;
     default: break;

@@ -56,6 +56,7 @@ typedef enum hd_transfer_kind {
     HD_ALL_GATHER,     /* in [outer][piece of this index][inner] -> out [outer][extent][inner] */
     HD_ALL_TO_ALL,     /* two dimensions, see below */
     HD_BROADCAST,      /* in on index `peer` -> out on all */
+    HD_PERMUTE,        /* in [piece of this index] -> out [piece of index + peer]: each takes what the index `peer` behind it has (around the end) */
     HD_SEND, HD_RECV,  /* to or from index `peer`; messages between two ranks with one tag arrive in order; a send ends once `in` may be changed */
     HD_TRANSFER_KINDS
 } hd_transfer_kind;
@@ -92,7 +93,7 @@ int hd_comm_do(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_error *err
 int hd_comm_barrier(hd_comm *c, hd_comm_group *g, hd_error *err);
 
 /* Bytes that this rank has sent, by kind, since the start: of a group of n, (n - 1) / n of the data for gather, scatter and all-to-all, twice that for
- * all-reduce, whatever the transport really does. */
+ * all-reduce, its piece for permute, whatever the transport really does. */
 void hd_comm_sent(const hd_comm *c, int64_t bytes[HD_TRANSFER_KINDS]);
 
 #endif

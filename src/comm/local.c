@@ -240,6 +240,9 @@ static int jobs_of_one(const hd_transfer *t, int n)
     }
 }
 
+/* PERMUTE: who takes the piece of index i. */
+static int taker_of(const hd_transfer *t, int n, int i) { return (i + n - t->peer) % n; }
+
 static hd_block job_block(const hd_transfer *t, int n, int job)
 {
     switch (t->kind) {
@@ -247,6 +250,7 @@ static hd_block job_block(const hd_transfer *t, int n, int job)
     case HD_BROADCAST: return hd_block_of(t, n, t->peer, 0);
     case HD_REDUCE_SCATTER: return hd_block_of(t, n, 0, job);
     case HD_ALL_TO_ALL: return hd_block_of(t, n, job / n, job % n);
+    case HD_PERMUTE: return hd_block_of(t, n, job, taker_of(t, n, job));
     default: return hd_block_of(t, n, job, 0);
     }
 }
@@ -269,6 +273,7 @@ static void do_block(const hd_transfer *t, const slot *s, int n, int part, int j
     switch (t->kind) {
     case HD_ALL_REDUCE: case HD_REDUCE_SCATTER: reduce_block(t, in, out, n, job, b, lo, hi, s->stream); break;
     case HD_BROADCAST: hd_block_copy(b, lo, hi, size, in[t->peer], out, n, s->stream); break;
+    case HD_PERMUTE: hd_block_copy(b, lo, hi, size, in[job], out + taker_of(t, n, job), 1, s->stream); break;
     case HD_ALL_TO_ALL: hd_block_copy(b, lo, hi, size, in[job / n], out + job % n, 1, s->stream); break;
     default: hd_block_copy(b, lo, hi, size, in[job], out, n, s->stream); break;
     }
@@ -319,7 +324,7 @@ static int64_t output_bytes(const hd_transfer *t, int n)
             hd_block b = job_block(hd_transfer_part(t, p), n, job);
             bytes += hd_block_count(&b);
         }
-    bool everywhere = t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_TO_ALL;
+    bool everywhere = t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_TO_ALL && t->kind != HD_PERMUTE;
     return bytes * (int64_t)hd_dtype_size(t->dtype) * (everywhere ? n : 1);
 }
 

@@ -4,10 +4,11 @@
  * ordered list of mesh axes, each cutting what the one before left; every other axis holds the value whole (Replicate) or as an addend
  * (Partial). One rule cuts: a piece of `extent` over `size` coordinates is cut in units, the first ones getting one unit more (hd_split); the
  * last unit may be short, and a piece may be empty. Coordinate 0 therefore always has the largest piece: shapes at coordinate 0 are the
- * maxima that memory is placed for. */
+ * maxima that memory is placed for (a shift is left out for that: hd_layout_largest). */
 #ifndef HD_GRAPH_LAYOUT_H
 #define HD_GRAPH_LAYOUT_H
 
+#include "base/mem.h"
 #include "base/str.h"
 #include "graph/shape.h"
 
@@ -37,12 +38,25 @@ int hd_mesh_group(const hd_mesh *m, int rank, const int8_t *axes, int n, int *ra
 int hd_mesh_parse_axes(const hd_mesh *m, const char *text, int8_t *axes);
 void hd_mesh_print_axes(const hd_mesh *m, const int8_t *axes, int n, char *out, size_t size);
 
+/* The stages of a pipeline where they are of different meshes. Each mesh has the pipeline's axis "pp" of size 1 first; ranks of the job are numbered stage
+ * after stage, those of one stage as its mesh numbers them. n = 0: all stages are of one mesh, in which the pipeline's axis counts them. */
+typedef struct hd_stages {
+    int n;
+    const hd_mesh *mesh; /* [n] */
+    const int *first;    /* [n + 1] first rank of each stage; first[n]: how many ranks there are */
+} hd_stages;
+
+int hd_stages_ranks(const hd_stages *s);
+int hd_stages_of_rank(const hd_stages *s, int rank); /* the stage that a rank of the job is in */
+int hd_stages_copy(hd_stages *to, const hd_stages *from, hd_arena *memory); /* 0 or HD_ENOMEM */
+
 /* ---- layouts ---- */
 
 typedef struct hd_dim_layout {
     int8_t n; /* 0: whole */
     int8_t axis[HD_MAX_SPLITS];
     int64_t unit[HD_MAX_SPLITS]; /* elements; pieces of that axis begin at multiples of it (from where the piece being cut begins) */
+    int16_t shift[HD_MAX_SPLITS]; /* coordinate c has the piece of coordinate (c + shift) mod size: what goes round a ring. 0 <= shift < size */
 } hd_dim_layout;
 
 typedef struct hd_layout {
@@ -55,12 +69,14 @@ typedef struct hd_layout {
 void hd_dim_piece(const hd_mesh *m, const hd_dim_layout *d, int64_t extent, int rank, int64_t *begin, int64_t *end);
 /* Shape of rank's piece of a value of shape `whole` (sym is kept). layout NULL: whole. */
 hd_shape hd_layout_shape(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank);
+hd_shape hd_layout_largest(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole); /* of the largest piece */
 uint32_t hd_layout_axes(const hd_layout *layout, int rank); /* mask of axes over which a value of that rank is split (not Partial) */
 /* The same pieces everywhere, and the same Partial axes: units matter only where they move a border. NULL: whole. */
 bool hd_layout_equal(const hd_mesh *m, const hd_layout *a, const hd_layout *b, const hd_shape *whole);
 bool hd_dim_layout_equal(const hd_mesh *m, const hd_dim_layout *a, const hd_dim_layout *b, int64_t extent);
 
-/* Text: one entry a dimension, "-" whole, else axes with units where they aren't 1; then Partial axes: "dp*64.tp,-", "-,tp +dp", "+tp max".
+/* Text: one entry a dimension, "-" whole, else axes with units where they aren't 1; then Partial axes: "dp*64.tp,-", "-,tp +dp", "+tp max";
+ * "cp>1" where the pieces are shifted by one.
  * A scalar that is whole is "". */
 void hd_layout_print(const hd_mesh *m, const hd_layout *layout, int rank, hd_str *out);
 int hd_layout_parse(const hd_mesh *m, const char *text, int rank, hd_layout *out, hd_error *err);
@@ -78,5 +94,19 @@ typedef struct hd_run_iter {
 } hd_run_iter;
 hd_run_iter hd_layout_runs(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank);
 bool hd_run_next(hd_run_iter *it, hd_run *out); /* false behind the last; no run is empty */
+
+/* ---- between stages of different meshes (crossing.c) ---- */
+
+/* Only the outermost dimension of what crosses is cut, at both ends: every message is then one run of rows, in the memory of either. */
+bool hd_crossing_fits(const hd_layout *l, int rank);              /* a value of that rank may be sent as it lies */
+hd_layout hd_crossing_start(const hd_layout *l, int rank);        /* the nearest layout that fits; addends are scattered */
+/* How it arrives on a mesh on which it is wanted as `wanted`: every row on one rank only, as far as HD_MAX_SPLITS axes go; a scalar on all. */
+hd_layout hd_crossing_landing(const hd_mesh *m, const hd_layout *wanted, int rank);
+
+typedef struct hd_end { const hd_mesh *mesh; const hd_layout *layout; } hd_end;
+/* Rows from *begin on, of the whole, that rank `from` of the sender's mesh sends to rank `to` of the receiver's; 0: none. Of ranks that hold the same rows
+ * each answers for an equal share. */
+int64_t hd_crossing_rows(const hd_end *sender, int from, const hd_end *receiver, int to, const hd_shape *whole, int64_t *begin);
+int64_t hd_row_elements(const hd_shape *whole); /* of one row */
 
 #endif

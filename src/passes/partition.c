@@ -70,6 +70,7 @@ static void learn_values(hd_part *p)
             p->value[n->in[k]].readers++;
             weight &= p->value[n->in[k]].weight;
         }
+        if (!n->n_in) weight = hd_part_receives_weight(p, n);
         for (int k = 0; k < n->n_out; k++) p->value[n->out[k]].weight = weight;
     }
     for (size_t i = 0; i < g->n_outputs; i++) p->value[g->outputs[i].value].used = true;
@@ -255,19 +256,20 @@ static void set_splits(hd_part *p, hd_node *n, const hd_strategy *s)
     if (!n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
 }
 
-/* The new value's layouts, and the one it is pinned to. */
-static void hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
+void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker)
 {
-    for (int r = 0; r < n->n_out && !p->g->err.code; r++) {
-        hd_value v = n->out[r];
-        hd_part_value *i = &p->value[v];
-        if (hd_part_set_layout(p, v, &out[r], &i->whole) || hd_part_hold(p, v, v, &out[r], -1, -1)) return;
-        if (!i->pinned || !i->used || hd_layout_equal(p->mesh, &out[r], &i->target, &i->whole)) continue;
-        hd_value x = hd_part_convert(p, v, &i->target, n);
-        if (x == HD_NONE) return;
-        i->held = NULL;
-        hd_part_hold(p, v, x, &i->target, -1, -1);
-    }
+    hd_part_value *i = &p->value[v];
+    if (hd_part_set_layout(p, x, layout, &i->whole) || hd_part_hold(p, v, x, layout, -1, -1)) return;
+    if (!i->pinned || !i->used || hd_layout_equal(p->mesh, layout, &i->target, &i->whole)) return;
+    x = hd_part_convert(p, v, &i->target, maker);
+    if (x == HD_NONE) return;
+    i->held = NULL;
+    hd_part_hold(p, v, x, &i->target, -1, -1);
+}
+
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
+{
+    for (int r = 0; r < n->n_out && !p->g->err.code; r++) hd_part_hold_result(p, n->out[r], n->out[r], &out[r], n);
 }
 
 static void partition_node(hd_part *p, hd_node *n)
@@ -275,14 +277,14 @@ static void partition_node(hd_part *p, hd_node *n)
     hd_strategy s;
     hd_value in[HD_MAX_OPERANDS];
     bring_home(p, n);
-    if (p->g->err.code || hd_part_expand(p, n)) return;
+    if (p->g->err.code || hd_part_cross(p, n) || hd_part_expand(p, n)) return;
     hd_part_choose(p, n, &s);
     for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s.in[k], n);
     if (p->g->err.code) return;
     widen_addends(p, n, &s);
     memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
     set_splits(p, n, &s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hold_results(p, n, s.out);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s.out);
 }
 
 /* ---- the end ---- */
@@ -375,8 +377,13 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
 
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
 {
+    return hd_part_run(g, mesh, pins, n_pins, keep_gathered, NULL);
+}
+
+int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like)
+{
     if (g->err.code || check_mesh(g, mesh)) return g->err.code;
-    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered};
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered, .like = like};
     const char *scope = g->scope;
     const hd_node *origin = g->origin;
     hd_phase phase = g->phase;

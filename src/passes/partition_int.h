@@ -3,7 +3,9 @@
  *   partition.c  the walk over the nodes, pins, states and outputs
  *   strategy.c   which loops of a node are split over which axes: what is possible, and what it costs
  *   convert.c    from one layout to another: which collectives, what they cost, and the nodes for them
- *   expand.c     nodes that only split as several nodes
+ *   expand.c     nodes that only split as several nodes; expand_norm.c those of batch norm
+ *   ring.c       attention as one of them: keys and values go round
+ *   meshes.c     stages of different meshes: what crosses from one to another, and all of them from one graph
  *
  * Nodes are taken in order. Each value has a list of the forms in which it is held: as its node left it, and as conversions made it. */
 #ifndef HD_PASSES_PARTITION_INT_H
@@ -45,7 +47,9 @@ typedef struct hd_part {
     const hd_mesh *mesh;
     hd_part_value *value; /* [n_values] */
     size_t n_values;      /* of the graph before */
+    struct hd_ring_block *ring; /* ring.c: what went round already */
     bool keep_gathered;   /* what is gathered of parameters stays for the whole step */
+    const hd_graph *like; /* g is a stage: the whole graph on this mesh, which says how what is received is wanted; NULL: g is no stage */
     int axis[HD_MAX_AXES], n_axes; /* that cut values: more than one rank, not the pipeline's */
 } hd_part;
 
@@ -83,10 +87,22 @@ hd_value hd_part_convert(hd_part *p, hd_value v, const hd_layout *to, const hd_n
 /* Appends the node of one step; reader as above. */
 hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert_step *s, const hd_node *reader);
 
+/* What is built from now on is for that reader: its phase, chunk, slice and origin, and no scope. */
+void hd_part_build_for(hd_graph *g, const hd_node *reader);
+
 /* Makes `layout` that of graph value x of that whole shape, and its type that of coordinate 0. */
 int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd_shape *whole);
+/* Cuts the loops of x's node, whose loop d runs over dimension d, as its result is cut. */
+void hd_part_split_dims(hd_part *p, hd_node *n, const hd_layout *layout, int rank);
 /* Remembers that v is held as x. */
 int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, int phase, int chunk);
+
+/* ---- partition.c ---- */
+
+/* Appends n to the new graph as it is. */
+int hd_part_append(hd_part *p, hd_node *n);
+/* v, a result of maker's, is there as x in that layout; if it is pinned to another, it is brought there. Errors in g->err. */
+void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker);
 
 /* ---- strategy.c ---- */
 
@@ -106,6 +122,8 @@ typedef struct hd_strategy {
 
 /* The strategy of least cost for n, whose operands are held somehow. */
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best);
+/* All ways to divide n by its loops alone, of a graph of which nothing is held yet; fills list[most], returns how many there are. At most 3 axes. */
+int hd_part_list(const hd_part *p, const hd_node *n, hd_strategy *list, int most);
 /* Types of the whole operands and results. */
 void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out);
 
@@ -113,7 +131,31 @@ void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type 
 
 /* Replaces n by several nodes where that is how it splits (cross entropy over a split vocabulary). Returns whether it did; errors in g->err. */
 bool hd_part_expand(hd_part *p, hd_node *n);
+/* The same for batch norm of samples that are cut (expand_norm.c). */
+bool hd_part_expand_batch_norm(hd_part *p, hd_node *n);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
+/* Gives n's results these layouts, and brings them to those that they are pinned to. */
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
+/* ---- ring.c ---- */
+
+/* As hd_part_expand, for attention whose tokens are cut over an axis that is a ring. */
+bool hd_part_ring(hd_part *p, hd_node *n);
+
+/* ---- partition.c ---- */
+
+/* hd_pass_partition; like: as in hd_part. */
+int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like);
+/* Appends n to the new graph as it is. */
+int hd_part_append(hd_part *p, hd_node *n);
+/* The new value's layouts, and the one it is pinned to. */
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
+
+/* ---- meshes.c ---- */
+
+/* Does n, if it is a stage's send, recv or sum over stages. Returns whether it is. */
+bool hd_part_cross(hd_part *p, hd_node *n);
+/* Whether what n receives is made of parameters. */
+bool hd_part_receives_weight(const hd_part *p, const hd_node *n);
 
 #endif

@@ -147,7 +147,7 @@ static void match_values(named *r)
 {
     for (size_t i = 0; i < r->n_nodes; i++) {
         const hd_node *n = r->g->nodes[i];
-        if (n->phase != HD_FORWARD || n->op->has_effect) continue;
+        if (n->phase != HD_FORWARD || n->op->has_effect || n->op->max_in == 0) continue; /* what another stage sends comes once: it is kept */
         for (int k = 0; k < n->n_out; k++) {
             hd_value v = n->out[k];
             if (r->g->values[v].micro == HD_TIME_REPLICATE || is_output(r->g, v)) continue;

@@ -215,6 +215,19 @@ static void pin_stream_value(pinner *s, hd_value v)
     for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
 }
 
+/* Whether row i of result r of n, a node of backward, belongs to row i of its first operand, by the op's own loops: so it is with gradients of the
+ * stream, and not with those of tables and gains, however many rows these have. */
+static bool keeps_rows(const hd_graph *g, const hd_node *n, int r)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_loops loops = {0};
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
+    n->op->loops(&(hd_sig){.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs}, &loops);
+    const hd_dim_map *from = &loops.in[0][0], *to = &loops.out[r][0];
+    return from->n == 1 && to->n == 1 && from->loop[0] == to->loop[0];
+}
+
 /* Forward results, and in backward what norms and dropouts take and give: the stream's gradient. */
 static void pin_stream(pinner *s)
 {
@@ -222,7 +235,8 @@ static void pin_stream(pinner *s)
         const hd_node *n = s->g->nodes[i], *of = n->phase == HD_FORWARD ? n : n->origin;
         if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
         if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
-        for (int k = 0; k < n->n_out; k++) pin_stream_value(s, n->out[k]);
+        for (int k = 0; k < n->n_out; k++)
+            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k]);
         if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0]);
     }
 }
@@ -327,7 +341,7 @@ static int write_pins(pinner *s, bool brief, bool *full)
     s->plan->n_pins = 0;
     for (size_t v = 0; v < s->g->n_values; v++) {
         if (!s->pinned[v] || !hd_value_is_live(s->g, (hd_value)v) || is_covered(s, (hd_value)v)) continue;
-        if (s->plan->n_pins == HD_MAX_PINS) return *full = true, 0;
+        if (s->plan->n_pins == HD_MESH_PINS) return *full = true, 0;
         hd_pin *next = &s->plan->pins[s->plan->n_pins];
         int rc = choose_pattern(s, (hd_value)v, brief, next->pattern);
         if (!rc) rc = write_layout(s, (hd_value)v, next->layout);
@@ -349,7 +363,7 @@ static int pin_all(pinner *s)
     else if (s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
-    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MAX_PINS);
+    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);
     return rc;
 }
 

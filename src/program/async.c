@@ -6,6 +6,7 @@
  *  - with several, a gradient's reduction goes from the update into backward, behind its last addend, and is done in the last micro-batch only;
  *  - where gradients are reduced in every micro-batch, what they are added up by goes behind the reductions of later ones;
  *  - gathers of parameters go one layer ahead (Zhao et al. 2023, PyTorch FSDP, section 3.3.2): before the first use of the layer before.
+ *  - what goes round a ring (passes/ring.c) is started where it stands, before the attention to the block in hand.
  * Transfers between stages of a pipeline stay as they are: all stages meet there. Every rank of a stage has the same program, so each group's
  * transfers are started in the same order by all. */
 #include <ctype.h>
@@ -83,7 +84,7 @@ bool hd_lower_runs_beside(const hd_lowering *l, const hd_instr *x)
 {
     int8_t axes[HD_MAX_AXES];
     int group = 1;
-    if (!is_reduction(x) && !(x->opcode == HD_COMM && x->op == &hd_op_all_gather)) return false;
+    if (!is_reduction(x) && !(x->opcode == HD_COMM && (x->op == &hd_op_all_gather || x->op == &hd_op_permute))) return false;
     int n = hd_mesh_parse_axes(&l->g->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     for (int i = 0; i < n; i++) {
         const hd_mesh_axis *axis = &l->g->mesh.axis[axes[i]];
