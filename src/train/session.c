@@ -104,11 +104,16 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
     return pass_error(g, err);
 }
 
+/* Those axes of the text, "cp.tp", that the mesh has. */
 static uint32_t axes_of(const hd_mesh *m, const char *text)
 {
-    int8_t axes[HD_MAX_AXES];
     uint32_t mask = 0;
-    for (int i = 0, n = hd_mesh_parse_axes(m, text, axes); i < n; i++) mask |= 1u << axes[i];
+    for (const char *at = text; *at; at += *at == '.') {
+        size_t n = strcspn(at, ".");
+        for (int a = 0; a < m->n; a++)
+            if (strlen(m->axis[a].name) == n && !strncmp(m->axis[a].name, at, n)) mask |= 1u << a;
+        at += n;
+    }
     return mask;
 }
 
@@ -125,7 +130,11 @@ static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_pla
 {
     int rc = 0;
     for (int m = 0; m < plan->n_meshes && !rc; m++) rc = collect_pins(s, g, plan, m, &of_mesh[m], err);
-    for (int i = 0; i < plan->n_stages && !rc; i++) out[i] = (hd_stage_pins){of_mesh[plan->stages[i]].list, of_mesh[plan->stages[i]].n};
+    for (int i = 0; i < plan->n_stages && !rc; i++) {
+        hd_mesh own = hd_plan_stage_mesh(plan, i);
+        const pins *p = &of_mesh[plan->stages[i]];
+        out[i] = (hd_stage_pins){p->list, p->n, axes_of(&own, plan->ring), axes_of(&own, plan->zigzag)};
+    }
     return rc;
 }
 
@@ -154,11 +163,13 @@ static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int
 static int cut_for_mesh(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
     hd_graph *part = NULL;
+    (*g)->rows_micro = plan->sparse ? plan->micro_batches : 0;
     int rc = cut_stages(s, *g, plan, hd_plan_stage_of(plan, rank->rank), &part, err);
     if (rc) return rc;
     hd_graph_free(*g);
     *g = part;
-    return 0;
+    hd_pass_deal(part);
+    return pass_error(part, err);
 }
 
 /* *g becomes what the rank does of it. */
