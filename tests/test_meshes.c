@@ -209,7 +209,6 @@ static void test_programs(void **state)
     static const struct { const char *parallel; bool tied; int64_t batch, micro; int sends; /* of the first stage */ } cases[] = {
         {"dp=2|tp=3", false, 4, 3, 1}, {"tp=2|dp=1", true, 2, 2, 2}, {"dp=3|tp=2,sp|dp=2", true, 5, 4, 2}, {"dp=2,zero=3|dp=2,tp=2,zero=2,schedule=zero-bubble", true, 4, 3, 2},
         {"tp=3,sp|dp=3,zero=1,schedule=gpipe", false, 3, 2, 1}, {"dp=2|tp=2,v=2", true, 2, 4, 4}, {"pp=2,dp=2|tp=3,dp=2", true, 4, 2, 2}, {"dp=2|tp=2,slices=3", false, 2, 2, 3},
-        {"pp=3,tp=3,scatter", true, 2, 2, 2},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

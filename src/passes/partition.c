@@ -272,19 +272,24 @@ void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
     for (int r = 0; r < n->n_out && !p->g->err.code; r++) hd_part_hold_result(p, n->out[r], n->out[r], &out[r], n);
 }
 
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s)
+{
+    hd_value in[HD_MAX_OPERANDS];
+    for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s->in[k], n);
+    if (p->g->err.code) return;
+    widen_addends(p, n, s);
+    memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
+    set_splits(p, n, s);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s->out);
+}
+
 static void partition_node(hd_part *p, hd_node *n)
 {
     hd_strategy s;
-    hd_value in[HD_MAX_OPERANDS];
     bring_home(p, n);
     if (p->g->err.code || hd_part_cross(p, n) || hd_part_expand(p, n)) return;
     hd_part_choose(p, n, &s);
-    for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s.in[k], n);
-    if (p->g->err.code) return;
-    widen_addends(p, n, &s);
-    memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
-    set_splits(p, n, &s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s.out);
+    hd_part_apply(p, n, &s);
 }
 
 /* ---- the end ---- */
