@@ -401,7 +401,8 @@ static void test_networks(void **state)
 static void test_what_cannot_be(void **state)
 {
     static const struct { const char *text; int model; const char *message; } cases[] = {
-        {"dp=3", 2, "at most dp=2"}, {"dp=2|dp=3", 2, "at most dp=2"}, {"dp=2|tp=5", 2, "at most tp=4"}, {"dp=1|cp=2", 2, "--batch 1"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
+        {"dp=3", 2, "at most dp=2"}, {"dp=2|dp=3", 2, "at most dp=2"}, {"dp=2|tp=5", 2, "at most tp=4"}, {"dp=1|cp=2", 2, "--batch 1"},
+        {"dp=2,cp=2|dp=2,tp=2,order=zigzag", 2, "same dp and cp"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
         {"cp=2", 2, "--batch 1"}, {"dp=2,cp=7", 2, "cannot be split"}, {"pp=2,slices=5:5", 2, "slices adds up to 10"}, {"slices=60", 2, "60 slices"},
         {"dp=2,cp=2,slices=2,attention=ring", 2, "slices with cp"}, {"dp=2,cp=2,slices=2,order=zigzag", 2, "slices with cp"},
         {"dp=2,cp=3,slices=4:2", 2, "a slice of 2 tokens"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "give tables=columns"},

@@ -139,9 +139,10 @@ static inline theory theory_of_network(const run_job *j, const hd_plan *plan, in
     f->g = g;
     f->t.j = j;
     if (g && g->n_values <= NETWORK_VALUES && !hd_parallel_parse(j->parallel, &f->t.p, &err)) {
+        f->stage = hd_plan_stage_of(plan, rank);
+        f->t.p = hd_parallel_of_part(&f->t.p, hd_parallel_part_of_stage(&f->t.p, f->stage));
         f->t.ranks = f->t.p.dp;
         f->share = (double)theory_piece(j->batch, f->t.p.dp) / (double)j->batch;
-        f->stage = (int)(rank / (hd_mesh_size(&plan->mesh) / f->t.p.pp));
         network_place(f, plan);
         network_sum(f, &out);
     }

@@ -122,6 +122,9 @@ static int partition(planner *c, hd_graph *g, int stage, const hd_graph *like)
 {
     const hd_stage_pins *pins = &c->pins[stage];
     int n = pins->n;
+    g->ring = pins->ring;
+    g->zigzag = pins->zigzag;
+    g->rows_micro = c->g->rows_micro;
     hd_pin *list = like ? pins_in(c, g, stage, &n) : NULL;
     if (like && !list) return c->err->code;
     hd_part_run(g, &c->stages->mesh[stage], like ? list : pins->pins, n, c->keep_gathered, like);

@@ -44,8 +44,9 @@ hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err
 /* In place, last, on a partitioned graph or that of one stage: inputs of tokens that are cut over an axis of g->zigzag are held whole over it, and
  * each rank takes an early and a late part of every sequence (the op deal) instead of a piece in a row. */
 int hd_pass_deal(hd_graph *g);
-/* The layouts of one stage; stages with the same list and equal meshes are worked out together. */
-typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
+/* The layouts of one stage, and over which axes of its mesh attention is a ring and tokens are dealt; stages with the same list and equal meshes are worked
+ * out together. */
+typedef struct hd_stage_pins { const hd_pin *pins; int n; uint32_t ring, zigzag; } hd_stage_pins;
 
 /* All stages of g, which has its chunks but is not partitioned, each on a mesh of its own: out[s] is cut as hd_graph_stage does, then partitioned over s->mesh[s]
  * with pins[s] (those that match nothing in it are passed over; in g each must match something). A value that crosses arrives in pieces of rows, each from one of its holders, and is then

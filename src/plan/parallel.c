@@ -196,23 +196,23 @@ static int check_part(const hd_parallel *p, hd_error *err)
 {
     if (p->sp && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: sp splits over the tensor-parallel ranks: give tp=2 or more with it");
     if (p->zero && p->dp * p->cp == 1) return hd_fail(err, HD_EINVAL, "--parallel: zero=%d splits over the data-parallel ranks: give dp=2 or more with it", (int)p->zero);
-    if (p->cp == 1 && (p->has_attention || p->has_order) && !p->n_parts)
-        return hd_fail(err, HD_EINVAL, "--parallel: %s is about the tokens that cp splits: give cp=2 or more with it", p->has_attention ? "attention" : "order");
     if (p->tables && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: tables are split over the tensor-parallel ranks: give tp=2 or more with it");
     return 0;
 }
 
 static int check_form(const hd_parallel *p, hd_error *err)
 {
-    bool gathers = false;
+    bool gathers = false, cuts_tokens = false;
     if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
-    if (p->n_parts && (p->has_attention || p->has_order || p->tables))
-        return hd_fail(err, HD_EINVAL, "--parallel: attention, order and tables are for stages of one mesh: leave them out, or the |");
+    if (p->n_parts && p->tables) return hd_fail(err, HD_EINVAL, "--parallel: tables is for stages of one mesh: leave it out, or the |");
     for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
         hd_parallel one = hd_parallel_of_part(p, i);
         if (check_part(&one, err)) return HD_EINVAL;
         gathers |= one.zero == 3;
+        cuts_tokens |= one.cp > 1;
     }
+    if (!cuts_tokens && (p->has_attention || p->has_order))
+        return hd_fail(err, HD_EINVAL, "--parallel: %s is about the tokens that cp splits: give cp=2 or more with it", p->has_attention ? "attention" : "order");
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
@@ -532,18 +532,35 @@ static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outlin
     return hd_parallel_pins(p, g, o, plan, err);
 }
 
+/* A ring in all stages whose tokens are cut, or in none; tokens are dealt only where all stages have the same ones. */
+static int choose_token_axes(const hd_parallel *p, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    bool ring = false, cuts = false, alike = true;
+    for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
+        hd_parallel one = hd_parallel_of_part(p, i), first = hd_parallel_of_part(p, 0);
+        cuts |= one.cp > 1;
+        ring |= one.cp > 1 && goes_round(&one, o);
+        alike &= one.cp == first.cp && one.dp == first.dp;
+    }
+    if (cuts && !alike && p->has_order && !p->plain)
+        return hd_fail(err, HD_EINVAL, "--parallel: order=zigzag wants the same dp and cp in all stages: their ranks would have different tokens");
+    snprintf(plan->ring, sizeof plan->ring, "%s", ring ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts && alike && !p->plain && p->slices == 1 ? "cp" : "");
+    return 0;
+}
+
 static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
+    int64_t cp = 1; /* the most of any stage */
     for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
         hd_parallel one = hd_parallel_of_part(p, i);
         if (check_network(&one, o, plan, err)) return HD_EINVAL;
+        cp = one.cp > cp ? one.cp : cp;
     }
     plan->overlap = p->overlap;
     plan->bucket = p->bucket;
     plan->sparse = p->sparse;
-    bool cuts_tokens = p->cp > 1 && !p->n_parts;
-    snprintf(plan->ring, sizeof plan->ring, "%s", cuts_tokens && goes_round(p, o) ? "cp" : "");
-    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain && p->slices == 1 ? "cp" : "");
+    if (choose_token_axes(p, o, plan, err)) return HD_EINVAL;
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     plan->regather = p->regather;
@@ -551,8 +568,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
     for (int k = 0; k < plan->n_slices && !rc; k++)
-        if (plan->slices[k] < p->cp)
-            rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], p->cp);
+        if (plan->slices[k] < cp) rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], cp);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);

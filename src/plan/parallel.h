@@ -29,7 +29,8 @@
  * Stages of different meshes stand one behind the other, parted by "|": "dp=2|tp=2|dp=3" is a stage on 2 data-parallel ranks, one on 2 tensor-parallel
  * ones, one on 3: 7 ranks, numbered stage after stage. dp, tp, cp, sp and zero are those of the part that they stand in; there pp=N says that N stages
  * in a row are of this mesh ("pp=2,dp=2|tp=4" is three stages). The other keys are the job's, and stand in any part. Without layers=..., a stage gets work in
- * proportion to its ranks. Parts that are all alike are one mesh with pp. In a shell: --parallel "dp=2|tp=2". */
+ * proportion to its ranks. Parts that are all alike are one mesh with pp. Tokens are dealt (order=zigzag) only where all have the same dp and cp, rings are in all
+ * parts with cp or in none; tables is for one mesh alone. In a shell: --parallel "dp=2|tp=2". */
 #ifndef HD_PLAN_PARALLEL_H
 #define HD_PLAN_PARALLEL_H
 

@@ -181,6 +181,21 @@ static int check_pipeline(const hd_plan *p, hd_error *err)
     return 0;
 }
 
+/* Each is of one of several meshes at least. */
+static int check_token_axes_of_meshes(const hd_plan *p, const char *text, const char *key, hd_error *err)
+{
+    for (const char *at = text; *at; at += *at == '.') {
+        char name[sizeof p->ring];
+        bool found = false;
+        size_t n = strcspn(at, ".");
+        snprintf(name, sizeof name, "%.*s", (int)n, at);
+        for (int m = 0; m < p->n_meshes; m++) found |= hd_mesh_find(&p->meshes[m], name) >= 0;
+        if (!found) return hd_fail(err, HD_EINVAL, "%s: \"%s\" is no axis of any of the meshes", key, name);
+        at += n;
+    }
+    return 0;
+}
+
 /* Axes over which tokens may be cut. */
 static int check_token_axes(const hd_mesh *m, const char *text, const char *key, hd_error *err)
 {
@@ -190,6 +205,31 @@ static int check_token_axes(const hd_mesh *m, const char *text, const char *key,
     for (int i = 0; i < n; i++)
         if (m->axis[axes[i]].role == HD_AXIS_PIPELINE) return hd_fail(err, HD_EINVAL, "%s: the pipeline's axis cuts no tokens", key);
     return 0;
+}
+
+/* The next data axis of m from a on; m->n: none. */
+static int data_axis(const hd_mesh *m, int a)
+{
+    while (a < m->n && m->axis[a].role != HD_AXIS_DATA) a++;
+    return a;
+}
+
+static bool same_data_axes(const hd_mesh *x, const hd_mesh *y)
+{
+    int a = data_axis(x, 0), b = data_axis(y, 0);
+    for (; a < x->n && b < y->n; a = data_axis(x, a + 1), b = data_axis(y, b + 1))
+        if (strcmp(x->axis[a].name, y->axis[b].name) || x->axis[a].size != y->axis[b].size) return false;
+    return a == x->n && b == y->n;
+}
+
+/* Tokens that are dealt cross in the order in which the sender has them: the receiver must have dealt them likewise. */
+static int check_dealt_meshes(const hd_plan *p, hd_error *err)
+{
+    int rc = check_token_axes_of_meshes(p, p->zigzag, "zigzag", err);
+    for (int m = 1; m < p->n_meshes && !rc && p->zigzag[0]; m++)
+        if (!same_data_axes(&p->meshes[0], &p->meshes[m]))
+            rc = hd_fail(err, HD_EINVAL, "zigzag: tokens of \"%s\" can be dealt only where all meshes have the same data axes", p->zigzag);
+    return rc;
 }
 
 /* Stages of different meshes. */
@@ -215,8 +255,8 @@ static int check_ranks(const hd_plan *p, hd_error *err)
 {
     int rc = check_mesh(&p->mesh, err);
     if (!rc) rc = check_meshes(p, err);
-    if (!rc) rc = check_token_axes(&p->mesh, p->ring, "ring", err);
-    if (!rc) rc = check_token_axes(&p->mesh, p->zigzag, "zigzag", err);
+    if (!rc) rc = p->n_meshes ? check_token_axes_of_meshes(p, p->ring, "ring", err) : check_token_axes(&p->mesh, p->ring, "ring", err);
+    if (!rc) rc = p->n_meshes ? check_dealt_meshes(p, err) : check_token_axes(&p->mesh, p->zigzag, "zigzag", err);
     for (int i = 0; i < p->n_pins && !rc; i++) {
         int mesh = p->pin_mesh[i];
         if (mesh >= (p->n_meshes ? p->n_meshes : 1)) rc = hd_fail(err, HD_EINVAL, "pins: \"%s\" is over mesh %d, which there isn't", p->pins[i].pattern, mesh);

@@ -106,11 +106,16 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
     return pass_error(g, err);
 }
 
+/* Those axes of the text, "cp.tp", that the mesh has. */
 static uint32_t axes_of(const hd_mesh *m, const char *text)
 {
-    int8_t axes[HD_MAX_AXES];
     uint32_t mask = 0;
-    for (int i = 0, n = hd_mesh_parse_axes(m, text, axes); i < n; i++) mask |= 1u << axes[i];
+    for (const char *at = text; *at; at += *at == '.') {
+        size_t n = strcspn(at, ".");
+        for (int a = 0; a < m->n; a++)
+            if (strlen(m->axis[a].name) == n && !strncmp(m->axis[a].name, at, n)) mask |= 1u << a;
+        at += n;
+    }
     return mask;
 }
 
@@ -127,7 +132,11 @@ static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_pla
 {
     int rc = 0;
     for (int m = 0; m < plan->n_meshes && !rc; m++) rc = collect_pins(s, g, plan, m, &of_mesh[m], err);
-    for (int i = 0; i < plan->n_stages && !rc; i++) out[i] = (hd_stage_pins){of_mesh[plan->stages[i]].list, of_mesh[plan->stages[i]].n};
+    for (int i = 0; i < plan->n_stages && !rc; i++) {
+        hd_mesh own = hd_plan_stage_mesh(plan, i);
+        const pins *p = &of_mesh[plan->stages[i]];
+        out[i] = (hd_stage_pins){p->list, p->n, axes_of(&own, plan->ring), axes_of(&own, plan->zigzag)};
+    }
     return rc;
 }
 
@@ -141,7 +150,13 @@ static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int
     int rc = !all || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
     if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
     if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, only, part, err);
-    for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
+    for (int i = 0; i < plan->n_stages && !rc; i++) {
+        rc = hd_store_list_graph(s->names, part[i], i, err);
+        if (rc || (only >= 0 && i != only)) continue;
+        if (plan->half_wire) hd_pass_narrow_sums(part[i], HD_BF16);
+        hd_pass_deal(part[i]);
+        rc = pass_error(part[i], err);
+    }
     for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
     hd_free(all);
     hd_arena_free(&memory);
@@ -171,11 +186,11 @@ static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_e
     pins p = {0};
     if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
     int rc = cut_chunks(g, plan, err);
+    g->rows_micro = plan->sparse ? plan->micro_batches : 0;
     if (rc || plan->n_meshes) return rc;
     rc = collect_pins(s, g, plan, 0, &p, err);
     if (!rc) {
         set_token_axes(g, plan);
-        g->rows_micro = plan->sparse ? plan->micro_batches : 0;
         hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         if (plan->half_wire) hd_pass_narrow_sums(g, HD_BF16);
         if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
