@@ -1,4 +1,5 @@
 /* calibrate.c: heddle calibrate: measures this machine, or the MPI job that it is started in, into a cluster file. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,16 +29,27 @@ static const hd_setting settings[] = {
     {0},
 };
 
-static int join_job(const config *c, hd_calibrate_options *o, hd_error *err)
+static int join_job(hd_calibrate_options *o, hd_error *err)
 {
     int rank, size;
-    (void)c;
     if (!hd_comm_mpi_launched(&rank, &size) || size < 2) return 0;
     int rc = hd_comm_mpi(SILENCE, &o->comm, err);
     o->on_host = hd_ranks_on_host(size);
     if (!rc && size % o->on_host)
         rc = hd_fail(err, HD_EINVAL, "%d ranks with %d on this machine: each machine must have as many", size, o->on_host);
     return rc;
+}
+
+/* Said before measuring for minutes. */
+static int check_out(const char *path, hd_error *err)
+{
+    char trial[4096];
+    snprintf(trial, sizeof trial, "%s.%d", path, (int)getpid());
+    int fd = open(trial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) return hd_fail_errno(err, "%s cannot be written", path);
+    close(fd);
+    unlink(trial);
+    return 0;
 }
 
 static void name_cluster(const config *c, hd_cluster *k)
@@ -82,13 +94,16 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     hd_cluster k = {0};
     hd_progress bar;
     (void)words, (void)n_words;
-    int rc = join_job(c, &o, err);
+    int rc = join_job(&o, err);
     bool first = !o.comm || hd_comm_rank(o.comm) == 0;
-    hd_progress_begin(&bar, "calibrate", hd_calibrate_work(&o), c->quiet || !first);
-    o.progress = &bar;
-    if (!rc) rc = hd_calibrate(&o, &k, err);
+    if (!rc && first) rc = check_out(c->out, err);
+    if (!rc) {
+        hd_progress_begin(&bar, "calibrate", hd_calibrate_work(&o), c->quiet || !first);
+        o.progress = &bar;
+        rc = hd_calibrate(&o, &k, err);
+        hd_progress_end(&bar, NULL);
+    }
     if (rc && o.comm) hd_comm_abort(o.comm, err->message);
-    hd_progress_end(&bar, NULL);
     if (!rc && first) rc = report(c, &k, err);
     hd_cluster_free(&k);
     if (o.comm) hd_comm_free(o.comm);

@@ -262,7 +262,7 @@ static double measured_seconds(query *q)
 
 /* ---- other bandwidths ---- */
 
-#define CACHED_BYTES 1.6e7      /* less than this is in some cache, or half of it */
+#define CACHED_BYTES 1.6e7      /* of activations less than this is in some cache, or half of it; weights and the optimizer's state come from memory */
 #define CACHED_TRANSFER 2.5e5   /* between ranks: what one has written lies in its own cache */
 
 static bool is_transfer(const char *op)
@@ -273,13 +273,17 @@ static bool is_transfer(const char *op)
     return false;
 }
 
-/* Bytes that an entry moves to and from memory. */
-static double streamed_bytes(const hd_profile_entry *e)
+/* Seconds of an entry in which memory is what it waits for, while all cores together read so many bytes/s. Products wait for it only where they do little else. */
+static double streaming_seconds(const hd_profile_entry *e, double bandwidth)
 {
-    double size = (double)hd_dtype_size(e->dtype), bytes = e->x[0];
-    if (!strncmp(e->op, "contract", 8)) bytes = size * e->x[3] * (e->x[0] * e->x[2] + e->x[1] * e->x[2] + e->x[0] * e->x[1]);
-    if (!strncmp(e->op, "attention", 9)) bytes = 0;
-    return bytes >= CACHED_BYTES ? bytes : 0;
+    double size = (double)hd_dtype_size(e->dtype), all = e->teams / bandwidth;
+    if (!strncmp(e->op, "attention", 9)) return 0;
+    if (!strncmp(e->op, "contract", 8)) {
+        double memory = all * size * e->x[3] * (e->x[0] * e->x[2] + e->x[1] * e->x[2] + e->x[0] * e->x[1]);
+        return memory > 0.5 * e->seconds ? fmin(memory, e->seconds) : 0;
+    }
+    bool cold = !strcmp(e->op, "adamw") || !strcmp(e->op, "sgd");
+    return cold || e->x[0] >= CACHED_BYTES ? fmin(all * e->x[0], e->seconds) : 0;
 }
 
 double hd_cost_at_bandwidth(const hd_cluster *c, const hd_profile_entry *e, double from, double to)
@@ -287,8 +291,7 @@ double hd_cost_at_bandwidth(const hd_cluster *c, const hd_profile_entry *e, doub
     const hd_device *d = &c->device;
     if (is_transfer(e->op)) return e->x[0] >= CACHED_TRANSFER && c->n_levels == 1 ? e->seconds * from / to : e->seconds;
     if (d->cores <= 0 || e->threads * e->teams < d->cores) return e->seconds; /* so few threads get what they can take either way */
-    double memory = fmin(streamed_bytes(e) * e->teams / from, e->seconds);
-    return e->seconds + memory * (from / to - 1);
+    return e->seconds + streaming_seconds(e, from) * (from / to - 1);
 }
 
 void hd_cost_set_bandwidth(hd_cluster *c, double bandwidth)

@@ -11,7 +11,7 @@ has '^oneDNN.*: (built in|absent)$'
 ok "$heddle" --man
 cmp -s out "$root/docs/heddle.1" || fail "docs/heddle.1 is not what heddle --man prints: write it anew (heddle --man > docs/heddle.1)"
 
-for command in train generate data convert bench inspect; do
+for command in train generate data convert bench inspect calibrate; do
     "$heddle" --help | grep -q "^  $command " || fail "heddle --help does not name $command"
     ok "$heddle" "$command" --help
     has "^heddle $command: "
@@ -21,6 +21,8 @@ for command in train generate data convert bench inspect; do
 done
 
 refuses 'there is no command "fly"' "$heddle" fly
+refuses 'no/such/place.json cannot be written' "$heddle" calibrate --out no/such/place.json
+refuses '.seconds must be a number from 1 to' "$heddle" calibrate --seconds 0
 refuses '.steps must be a whole number from 1 to' "$heddle" train --steps 0
 refuses '.steps must be a whole number' "$heddle" train --steps 1.5
 refuses '.steps must be a whole number' "$heddle" train --steps many
