@@ -50,7 +50,7 @@ static inline void cluster_parallel(const cluster_job *j, hd_str *out)
     hd_str_printf(out, "dp=%d,tp=%d,pp=%d,v=%d,overlap=%d", (int)j->dp, (int)j->tp, (int)j->pp, (int)j->chunks, 0);
     if (j->zero == 3) hd_str_puts(out, ",regather");
     if (j->zero) hd_str_printf(out, ",zero=%d", (int)j->zero);
-    if (!j->whole) hd_str_puts(out, ",scatter");
+    if (!j->whole && j->tp > 1 && j->pp > 1) hd_str_puts(out, ",scatter");
     hd_str_puts(out, ",half_wire");
     if (!j->keep) hd_str_puts(out, ",recompute=full");
     for (int64_t i = 0, n = j->pp * j->chunks; i < n && n > 1; i++)

@@ -215,6 +215,10 @@ static int check_form(const hd_parallel *p, hd_error *err)
     }
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
+    if (p->n_parts && (p->scatter || p->half_wire))
+        return hd_fail(err, HD_EINVAL, "--parallel: scatter and half_wire are for stages of one mesh: leave them out, or the |");
+    if (p->scatter && (p->tp == 1 || p->pp == 1))
+        return hd_fail(err, HD_EINVAL, "--parallel: scatter is about what tp ranks send between stages: give tp=2 and pp=2 or more with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
@@ -546,7 +550,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->keep_gathered = p->keep;
     plan->regather = p->regather;
     plan->half_wire = p->half_wire;
-    plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
+    plan->scatter = p->scatter;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
