@@ -1,5 +1,5 @@
-/* attention_parts.c: what stands between the two products of attention where its scores are written out, as before Dao et al. 2022: scale, mask and softmax in one
- * pass (Megatron-LM's fused softmax), and dropout of the weights. Scores are [B, H, Tq, Tk]: B sequences, H heads.
+/* attention_parts.c: what stands between the two products of attention where its scores are written out, as before Dao et al. 2022: scale,
+ * mask and softmax in one pass (Megatron-LM's fused softmax), and dropout of the weights. Scores are [B, H, Tq, Tk]: B sequences, H heads.
  *
  * A query sees the keys that attention.c says: the same segment, causal, window. One that sees none gives zeros. */
 #include "ops/facets.h"
@@ -27,7 +27,8 @@ static int check_ids(const hd_sig *s, int i, const char *name, hd_dtype dtype, i
 {
     const hd_shape *x = &s->in[0].shape, *t = &s->in[i].shape;
     if (s->in[i].dtype == dtype && t->rank == 1 && t->dim[0] == x->dim[0] * x->dim[dim] && t->sym == x->sym) return 0;
-    return hd_op_fail(s, err, "%s must be %s[%lld], is %s", name, hd_dtype_name(dtype), (long long)(x->dim[0] * x->dim[dim]), HD_TYPE_TEXT(&s->in[i]));
+    return hd_op_fail(s, err, "%s must be %s[%lld], is %s", name, hd_dtype_name(dtype), (long long)(x->dim[0] * x->dim[dim]),
+                      HD_TYPE_TEXT(&s->in[i]));
 }
 
 static int check_scores(const hd_sig *s, hd_dtype dtype, hd_error *err)
@@ -163,7 +164,8 @@ const hd_op hd_op_masked_softmax_grad = {
     .infer = soft_grad_infer, .loops = soft_grad_loops, .cost = soft_grad_cost, .may_alias = hd_alias_same_type, .reference = soft_grad_reference,
 };
 
-/* ---- weights_dropout: draws by (sample, positions of query and key, head), so that sequences, heads and queries split and tokens may lie in any order ---- */
+/* ---- weights_dropout: draws by (sample, positions of query and key, head), so that sequences, heads and queries split and tokens may lie
+ * in any order ---- */
 
 static int drop_infer(const hd_sig *s, hd_type *out, hd_error *err)
 {
@@ -199,7 +201,8 @@ static hd_value drop_grad(hd_graph *g, const hd_node *n, const hd_value *dy, int
     if (operand || dy[0] == HD_NONE) return HD_NONE;
     hd_weights_dropout_attrs p = *(const hd_weights_dropout_attrs *)n->attrs;
     p.dtype = hd_grad_dtype(g, n->in[DROP_X]);
-    return hd_graph_node(g, "weights_dropout", "dx", &p, (hd_value[]){dy[0], n->in[DROP_KEY], n->in[DROP_SAMPLE], n->in[DROP_QPOS], n->in[DROP_KPOS]}, 5);
+    return hd_graph_node(g, "weights_dropout", "dx", &p, (hd_value[]){dy[0], n->in[DROP_KEY], n->in[DROP_SAMPLE], n->in[DROP_QPOS],
+                                                                      n->in[DROP_KPOS]}, 5);
 }
 
 static uint32_t drop_alias(const hd_sig *s, int result) { return hd_alias_same_type(s, result) & 1u << DROP_X; }
