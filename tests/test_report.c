@@ -103,7 +103,8 @@ static void expect_same_trace(const hd_trace *a, const hd_trace *b)
                 assert_string_equal(x->segment, y->segment);
                 assert_int_equal(x->instr, y->instr);
                 assert_int_equal(x->bytes, y->bytes);
-                if (!(fabs(x->start - y->start) < 2e-9 && fabs(x->end - y->end) < 2e-9)) fail_msg("%s: %.12g is %.12g", x->path, x->start, y->start);
+                if (!(fabs(x->start - y->start) < 2e-9 && fabs(x->end - y->end) < 2e-9)) fail_msg("%s: %.12g is %.12g", x->path, x->start,
+                                                                                                  y->start);
             }
 }
 
@@ -173,7 +174,8 @@ static void test_chrome_refuses(void **state)
 {
     static const char *const bad[] = {
         "{", "[]", "{}", "{\"otherData\": {\"heddle_trace\": 2}, \"traceEvents\": []}", "{\"otherData\": {\"heddle_trace\": 1}}",
-        "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [{\"ts\": 1}]}", "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [5]}",
+        "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [{\"ts\": 1}]}",
+            "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [5]}",
         "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [{\"ph\": \"X\", \"cat\": \"gemm\", \"pid\": 70000}]}",
         "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [{\"ph\": \"X\", \"cat\": \"gemm\", \"pid\": 0, \"dur\": -1}]}",
         "{\"otherData\": {\"heddle_trace\": 1}, \"traceEvents\": [{\"ph\": \"C\", \"pid\": -1}]}",
@@ -201,11 +203,13 @@ static void test_parts(void **state)
     fill_trace(&t, false);
     need(hd_trace_waiting(&t, &two_by_two, &waiting, &e), &e);
     hd_trace_parts(&t, waiting, 0, part);
-    const double first[HD_SIM_PARTS] = {[HD_SIM_GEMM] = 1, [HD_SIM_MEMORY_BOUND] = 0.2, [HD_SIM_PIPELINE] = 0.1, [HD_SIM_BUBBLE] = 1.5, [HD_SIM_DATA] = 0.9, [HD_SIM_IDLE] = 0.5};
+    const double first[HD_SIM_PARTS] = {[HD_SIM_GEMM] = 1, [HD_SIM_MEMORY_BOUND] = 0.2, [HD_SIM_PIPELINE] = 0.1, [HD_SIM_BUBBLE] = 1.5,
+                                        [HD_SIM_DATA] = 0.9, [HD_SIM_IDLE] = 0.5};
     for (int k = 0; k < HD_SIM_PARTS; k++)
         if (!(fabs(part[k] - first[k]) < 1e-12)) fail_msg("part %d of rank 0: %g, not %g", k, part[k], first[k]);
     hd_trace_parts(&t, waiting, 2, part);
-    const double second[HD_SIM_PARTS] = {[HD_SIM_GEMM] = 2.7, [HD_SIM_PIPELINE] = 0.3, [HD_SIM_BUBBLE] = 0.9, [HD_SIM_DATA] = 0.2, [HD_SIM_IDLE] = 0.1};
+    const double second[HD_SIM_PARTS] = {[HD_SIM_GEMM] = 2.7, [HD_SIM_PIPELINE] = 0.3, [HD_SIM_BUBBLE] = 0.9, [HD_SIM_DATA] = 0.2,
+                                         [HD_SIM_IDLE] = 0.1};
     for (int k = 0; k < HD_SIM_PARTS; k++)
         if (!(fabs(part[k] - second[k]) < 1e-12)) fail_msg("part %d of rank 2: %g, not %g", k, part[k], second[k]);
     hd_free(waiting);
@@ -223,7 +227,8 @@ static void open_rig(plan_rig *r, const char *parallel, int64_t micro)
     hd_error e = {0};
     hd_lm_config c;
     *r = (plan_rig){0};
-    hd_session_options o = {.plan = hd_plan_default(), .sequence = 12, .step = {.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1}};
+    hd_session_options o = {.plan = hd_plan_default(), .sequence = 12, .step = {.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95,
+                                                                                .eps = 1e-8, .clip = 1}};
     o.plan.micro_batches = micro;
     o.plan.threads = 1;
     need(hd_lm_config_parse(&c, text, sizeof text - 1, "config", &e), &e);
@@ -233,7 +238,8 @@ static void open_rig(plan_rig *r, const char *parallel, int64_t micro)
     need(g ? 0 : -1, &e);
     need(hd_programs_make(&r->programs, g, true, &o, &e), &e);
     need(hd_cluster_find("cpu:8", &r->cluster, &e), &e);
-    need(hd_simulate((const hd_program *const *)r->programs.stage, r->programs.n, &r->cluster, &(hd_sim_options){.trace = &r->trace}, &r->sim, &e), &e);
+    need(hd_simulate((const hd_program *const *)r->programs.stage, r->programs.n, &r->cluster, &(hd_sim_options){.trace = &r->trace},
+                     &r->sim, &e), &e);
 }
 
 static void close_rig(plan_rig *r)
@@ -246,7 +252,8 @@ static void close_rig(plan_rig *r)
 
 static hd_report report_of(const plan_rig *r)
 {
-    return (hd_report){.title = "A <script>alert(1)</script> & \"plan\"", .command = "heddle plan", .plan = &r->programs.plan, .programs = (const hd_program *const *)r->programs.stage,
+    return (hd_report){.title = "A <script>alert(1)</script> & \"plan\"", .command = "heddle plan", .plan = &r->programs.plan,
+                       .programs = (const hd_program *const *)r->programs.stage,
                        .n_programs = r->programs.n, .cluster = &r->cluster, .sim = &r->sim, .predicted = &r->trace, .tokens = 96};
 }
 
@@ -254,7 +261,8 @@ static hd_report report_of(const plan_rig *r)
 static void test_memory(void **state)
 {
     (void)state;
-    static const char *const plans[] = {"", "pp=2", "pp=2,schedule=zero-bubble", "pp=2,schedule=gpipe", "pp=2,v=2", "pp=2,slices=3", "dp=2,zero=3", "dp=2,pp=2,zero=2", "tp=2,pp=2,recompute=full"};
+    static const char *const plans[] = {"", "pp=2", "pp=2,schedule=zero-bubble", "pp=2,schedule=gpipe", "pp=2,v=2", "pp=2,slices=3",
+                                        "dp=2,zero=3", "dp=2,pp=2,zero=2", "tp=2,pp=2,recompute=full"};
     for (int i = 0; i < COUNT(plans); i++) {
         plan_rig r;
         open_rig(&r, plans[i], 4);
@@ -271,7 +279,8 @@ static void test_memory(void **state)
                 last = r.trace.memory[k].bytes;
             }
             if (most > m.store + p->arena_bound || most < (m.store + p->arena_bound) * 3 / 4 || last > most || last < m.store)
-                fail_msg("%s, stage %d: %lld at most and %lld at the end, of %lld + %lld", plans[i], s, (long long)most, (long long)last, (long long)m.store, (long long)p->arena_bound);
+                fail_msg("%s, stage %d: %lld at most and %lld at the end, of %lld + %lld", plans[i], s, (long long)most, (long long)last,
+                         (long long)m.store, (long long)p->arena_bound);
         }
         close_rig(&r);
     }
@@ -331,7 +340,8 @@ static void test_html_size(void **state)
         for (int i = 0; i < CALLS; i++)
             for (int k = 0; k < 3; k++) {
                 double start = i * 0.097 + s * 1e-3 + k * 0.03;
-                hd_trace_event x = {s, 0, (hd_event_kind)(k * 2), "contract", "a", i % 2 ? "backward" : "forward", 0, i / 2, 0, k, start, start + 0.02, 0};
+                hd_trace_event x = {s, 0, (hd_event_kind)(k * 2), "contract", "a", i % 2 ? "backward" : "forward", 0, i / 2, 0, k, start,
+                                    start + 0.02, 0};
                 need(hd_trace_add(&big, &x, &e), &e);
             }
     hd_report report = report_of(&r);
@@ -389,8 +399,10 @@ static int remove_dir(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calls),  cmocka_unit_test(test_chrome), cmocka_unit_test(test_chrome_nests), cmocka_unit_test(test_one_per_stage),
-                                       cmocka_unit_test(test_chrome_refuses), cmocka_unit_test(test_parts), cmocka_unit_test(test_memory), cmocka_unit_test(test_html),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_calls),  cmocka_unit_test(test_chrome), cmocka_unit_test(test_chrome_nests),
+                                       cmocka_unit_test(test_one_per_stage),
+                                       cmocka_unit_test(test_chrome_refuses), cmocka_unit_test(test_parts), cmocka_unit_test(test_memory),
+                                           cmocka_unit_test(test_html),
                                        cmocka_unit_test(test_html_size), cmocka_unit_test(test_out_of_memory)};
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

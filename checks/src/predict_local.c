@@ -274,7 +274,7 @@ static int take_steps(const check *k, child *c, series *same, series *all, hd_er
         before = after;
         rc = tell(c, got, err);
         after = bandwidth(k);
-        bool usual = fabs(before / normal - 1) <= SAME_BANDWIDTH && fabs(after / normal - 1) <= SAME_BANDWIDTH;
+        bool usual = k->brief || (fabs(before / normal - 1) <= SAME_BANDWIDTH && fabs(after / normal - 1) <= SAME_BANDWIDTH);
         for (int which = !usual; which < 2 && !rc; which++) {
             series *s = which ? all : same;
             s->a[s->n] = got[0], s->b[s->n] = got[1], s->bandwidth[s->n++] = (before + after) / 2;

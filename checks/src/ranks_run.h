@@ -17,6 +17,7 @@
 #include "kernels/attrs.h"
 #include "models/lm.h"
 #include "models/network.h"
+#include "passes/passes.h"
 #include "plan/parallel.h"
 #include "train/session.h"
 
@@ -126,13 +127,16 @@ static inline hd_session_options run_options(const run_job *j)
 /* The plan of a job, from its --parallel text. */
 static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
 {
-    hd_parallel p;
+    hd_parallel p = {.slices = 1};
     hd_graph *g = run_graph(j, err);
     hd_session_options o = run_options(j);
-    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision);
-    int rc = g ? hd_step_append(g, &o.step) : err->code;
     *plan = o.plan;
+    int rc = g ? 0 : err->code;
     if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
+    if (!rc && p.slices > 1) rc = hd_parallel_slices(&p, j->sequence, plan, err);
+    if (!rc) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision), hd_pass_slices(g, plan->slices, plan->n_slices);
+    if (!rc) rc = hd_step_append(g, &o.step);
+    if (!rc) rc = hd_pass_slices_backward(g, plan->slices, plan->n_slices);
     if (!rc && j->parallel[0]) rc = hd_parallel_expand(&p, g, j->sequence, plan, err);
     hd_graph_free(g);
     return rc;
@@ -354,22 +358,24 @@ static inline int run_tokens_of(const hd_graph *g, const hd_dim_layout *d, int64
     return n;
 }
 
-/* Where tokens of one sequence are cut over ranks: the pairs of a query and a key that it sees, of those that the rank has in this node. Negative: they aren't. */
-static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int rank, int64_t sequence)
+/* Where tokens of one sequence are cut over ranks: the pairs of a query and a key that it sees, of those that the rank has in this node. Negative: they aren't.
+ * Queries are the last of the tokens that there are keys of: a slice of the sequence, or all of it. */
+static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int rank, int64_t batch)
 {
     int64_t q_at[512], k_at[512], seen = 0;
     int q = strcmp(n->op->name, "attention") ? 1 : 0, cp = hd_mesh_find(&g->mesh, "cp");
     const hd_layout *lq = g->values[n->in[q]].layout, *lk = g->values[n->in[q + 1]].layout;
+    int64_t own = g->values[n->in[q]].whole.dim[0] / batch, sequence = g->values[n->in[q + 1]].whole.dim[0] / batch, before = sequence - own;
     if (cp < 0 || sequence > 512) return -1;
     if (!lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp) { /* some heads of all tokens */
         hd_shape rows = hd_layout_shape(&g->mesh, lq, &g->values[n->in[q]].whole, rank);
-        return (double)(rows.dim[0] / sequence) * (double)(sequence * (sequence + 1) / 2);
+        return (double)(rows.dim[0] / own) * (double)(before * own + own * (own + 1) / 2);
     }
     bool all = !lk->dim[0].n || lk->dim[0].axis[lk->dim[0].n - 1] != cp;
-    int nq = run_tokens_of(g, &lq->dim[0], sequence, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
+    int nq = run_tokens_of(g, &lq->dim[0], own, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
     for (int64_t j = 0; all && j < sequence; j++) k_at[nk++] = j;
     for (int i = 0; i < nq; i++)
-        for (int j = 0; j < nk; j++) seen += k_at[j] <= q_at[i];
+        for (int j = 0; j < nk; j++) seen += k_at[j] <= before + q_at[i];
     return (double)seen;
 }
 
@@ -384,7 +390,7 @@ static inline double run_attention_flops(const hd_sig *s, double seen)
     return (forward ? 4.0 : 10.0) * (double)(q[1] * q[2]) * (seen >= 0 ? seen : (double)(q[0] * keys));
 }
 
-static inline double run_product_flops(const hd_graph *g, int rank, int64_t sequence)
+static inline double run_product_flops(const hd_graph *g, int rank, int64_t batch)
 {
     double flops = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
@@ -401,7 +407,7 @@ static inline double run_product_flops(const hd_graph *g, int rank, int64_t sequ
         hd_sig s = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
         hd_cost cost = {0};
         if (product) n->op->cost(&s, &cost);
-        flops += product ? cost.flops : run_attention_flops(&s, run_pairs_seen(g, n, rank, sequence));
+        flops += product ? cost.flops : run_attention_flops(&s, run_pairs_seen(g, n, rank, batch));
     }
     return flops;
 }
@@ -411,7 +417,7 @@ static inline void run_note_rank(run_thread *t)
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
-    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank), t->shared->job->sequence);
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank), t->shared->job->batch);
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;

@@ -1,8 +1,9 @@
 /* same_events.c: whether the simulator's trace of a job and the executor's agree event by event.
  *
  *   check_same_events TABLE [PATTERN]
- * For each job of the table (ranks_run.h; those whose --parallel holds PATTERN) the same ranks are run, as threads, and simulated, each rank by itself. Of each rank
- * and stream the events must be the same in the same order: kind, op, node, segment, chunk, micro-batch, slice, number of the instruction, bytes. */
+ * For each job of the table (ranks_run.h; those whose --parallel holds PATTERN) the same ranks are run, as threads, and simulated, each
+ * rank by itself. Of each rank and stream the events must be the same in the same order: kind, op, node, segment, chunk, micro-batch,
+ * slice, number of the instruction, bytes. */
 #include "base/term.h"
 #include "ranks_run.h"
 #include "sim/sim.h"
@@ -11,7 +12,8 @@ static int failed;
 
 static bool same_event(const hd_trace_event *a, const hd_trace_event *b)
 {
-    return a->kind == b->kind && a->chunk == b->chunk && a->micro == b->micro && a->slice == b->slice && a->instr == b->instr && a->bytes == b->bytes &&
+    return a->kind == b->kind && a->chunk == b->chunk && a->micro == b->micro && a->slice == b->slice && a->instr == b->instr &&
+        a->bytes == b->bytes &&
            !strcmp(a->name, b->name) && !strcmp(a->path, b->path) && !strcmp(a->segment, b->segment);
 }
 
@@ -28,7 +30,8 @@ static const hd_trace_event *next_event(const hd_trace *t, int rank, int stream,
 static void describe(const char *who, const hd_trace_event *e)
 {
     if (!e) printf("    %s: no more events\n", who);
-    else printf("    %s: %s %s of %s, %s chunk %d micro %d slice %d instruction %d, %lld bytes\n", who, hd_event_kind_name(e->kind), e->name, e->path, e->segment,
+    else printf("    %s: %s %s of %s, %s chunk %d micro %d slice %d instruction %d, %lld bytes\n", who, hd_event_kind_name(e->kind),
+                e->name, e->path, e->segment,
                 e->chunk, e->micro, e->slice, e->instr, (long long)e->bytes);
 }
 
@@ -65,7 +68,8 @@ static int simulate(const run_job *j, const hd_plan *plan, hd_trace *said, hd_pr
     int rc = g ? hd_programs_make(programs, g, true, &o, err) : err->code;
     snprintf(name, sizeof name, "cpu:%d", hd_mesh_size(&plan->mesh));
     if (!rc) rc = hd_cluster_find(name, &cluster, err);
-    if (!rc) rc = hd_simulate((const hd_program *const *)programs->stage, programs->n, &cluster, &(hd_sim_options){.no_merge = true, .trace = said}, &result, err);
+    if (!rc) rc = hd_simulate((const hd_program *const *)programs->stage, programs->n, &cluster,
+                              &(hd_sim_options){.no_merge = true, .trace = said}, &result, err);
     hd_sim_result_free(&result);
     hd_cluster_free(&cluster);
     return rc;
@@ -87,7 +91,8 @@ static void check_job(const run_job *j)
     }
     ok &= !rc && events > 0;
     if (rc) printf("  %s\n", err.message);
-    printf("  %-12s %-46s %lld micro  %2d ranks  %6lld events, %5lld beside  %s\n", j->model, j->parallel[0] ? j->parallel : "one rank", (long long)j->micro, result.ranks,
+    printf("  %-12s %-46s %lld micro  %2d ranks  %6lld events, %5lld beside  %s\n", j->model, j->parallel[0] ? j->parallel : "one rank",
+           (long long)j->micro, result.ranks,
            (long long)events, (long long)beside, ok ? "PASS" : "FAIL");
     fflush(stdout);
     failed += !ok;

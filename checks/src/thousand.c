@@ -53,7 +53,8 @@ static hd_store *empty_store(const hd_program *p, hd_error *err)
 static int run_stage(thousand *t, int stage, hd_error *err)
 {
     const hd_program *p = t->programs.stage[stage];
-    int first = hd_plan_first_rank(&t->programs.plan, stage), each = hd_plan_first_rank(&t->programs.plan, stage + 1) - first, rc = 0;
+    const hd_plan *plan = &t->programs.plan;
+    int first = hd_plan_first_rank(plan, stage), each = hd_plan_first_rank(plan, stage + 1) - first, rc = 0;
     hd_backend backend;
     hd_team *team = hd_team_new(1, false, err);
     hd_store *store = empty_store(p, err);

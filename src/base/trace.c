@@ -3,7 +3,8 @@
 #include <string.h>
 
 static const char *const kind_names[HD_EVENT_KINDS] = {
-    [HD_EVENT_PRODUCT] = "gemm", [HD_EVENT_MEMORY_BOUND] = "memory-bound", [HD_EVENT_COPY] = "copy", [HD_EVENT_TENSOR_COMM] = "tensor-parallel",
+    [HD_EVENT_PRODUCT] = "gemm", [HD_EVENT_MEMORY_BOUND] = "memory-bound", [HD_EVENT_COPY] = "copy",
+        [HD_EVENT_TENSOR_COMM] = "tensor-parallel",
     [HD_EVENT_DATA_COMM] = "data-parallel", [HD_EVENT_PIPELINE_COMM] = "pipeline-transfer", [HD_EVENT_WAIT] = "wait",
 };
 
@@ -61,7 +62,8 @@ static int add_to_call(hd_trace *t, const hd_trace_event *e, hd_error *err)
     if (rc || e->stream) return rc;
     int64_t at = t->latest[e->rank];
     if (at < 0 || !is_of_call(&t->calls[at], e)) {
-        hd_trace_call c = {.rank = e->rank, .segment = e->segment, .chunk = e->chunk, .micro = e->micro, .slice = e->slice, .start = e->start};
+        hd_trace_call c = {.rank = e->rank, .segment = e->segment, .chunk = e->chunk, .micro = e->micro, .slice = e->slice,
+                           .start = e->start};
         for (int i = 0; i < HD_TRACE_SYMBOLS; i++) c.binding[i] = -1;
         rc = hd_trace_add_call(t, &c, err);
         if (rc) return rc;

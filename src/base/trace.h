@@ -1,14 +1,17 @@
-/* trace.h: what happened, or would: events by rank and stream. The executor fills it while it runs, the simulator while it predicts; the report draws it.
+/* trace.h: what happened, or would: events by rank and stream. The executor fills it while it runs, the simulator while it predicts; the
+ * report draws it.
  *
  * Which events there are is settled by the Program, so that both give the same in the same order:
- *  - Each instruction that runs is one event, except VIEWs: of stream 0 in the order of the Program. A transfer of stream 1 is one of stream 1, from when it is
- *    started to when it has ended, as far as is known: at the latest when somebody has waited for it.
- *  - An instruction that waits for tokens of transfers under way (started, and not waited for yet) has an event WAIT before it, of its own number and path; of
- *    an instruction that is nothing but a wait there is only that.
- *  - A send takes as long as handing over takes; a recv, and a collective of stream 0, from when this rank comes to it to when the data is there.
+ *  - Each instruction that runs is one event, except VIEWs: of stream 0 in the order of the Program. A transfer of stream 1 is one of
+ *    stream 1, from when it is started to when it has ended, as far as is known: at the latest when somebody has waited for it.
+ *  - An instruction that waits for tokens of transfers under way (started, and not waited for yet) has an event WAIT before it, of its
+ *    own number and path; of an instruction that is nothing but a wait there is only that.
+ *  - A send takes as long as handing over takes; a recv, and a collective of stream 0, from when this rank comes to it to when the data
+ *    is there.
  *
- * Calls are made out of events as they are added: one lasts from its first event to its last of stream 0. Names are borrowed (paths and op names of the Program,
- * which must live as long) or live in `names`. Times are seconds from the beginning of the first step that the trace holds. A zeroed struct is an empty trace. */
+ * Calls are made out of events as they are added: one lasts from its first event to its last of stream 0. Names are borrowed (paths and
+ * op names of the Program, which must live as long) or live in `names`. Times are seconds from the beginning of the first step that the
+ * trace holds. A zeroed struct is an empty trace. */
 #ifndef HD_BASE_TRACE_H
 #define HD_BASE_TRACE_H
 
@@ -61,7 +64,8 @@ typedef struct hd_trace {
     int ranks;
     double seconds;          /* of the step(s) */
     int steps;               /* how many; 0: one */
-    bool by_call;            /* set before the first event: only calls are kept (of a plan with millions of events), and of transfers beside computing nothing */
+    /* Set before the first event: only calls are kept (of a plan with millions of events), and of transfers beside computing nothing. */
+    bool by_call;
     int64_t *latest; int64_t latest_room; /* [rank] its latest call */
     hd_arena names;          /* of names that nobody else keeps */
 } hd_trace;

@@ -33,7 +33,8 @@ int hd_inspect_trace(const char *path, json_t **out, hd_error *err)
     for (int64_t i = 0; i < t.n_memory; i++) most = t.memory[i].bytes > most ? t.memory[i].bytes : most;
     for (int64_t i = 0; i < t.n_calls; i++) most = t.calls[i].bytes > most ? t.calls[i].bytes : most;
     int steps = t.steps ? t.steps : 1;
-    *out = json_pack("{s:s, s:s, s:i, s:i, s:f, s:I, s:I, s:o, s:I}", "kind", "trace", "path", path, "ranks", t.ranks, "steps", steps, "step_seconds", t.seconds / steps, "calls",
+    *out = json_pack("{s:s, s:s, s:i, s:i, s:f, s:I, s:I, s:o, s:I}", "kind", "trace", "path", path, "ranks", t.ranks, "steps", steps,
+                     "step_seconds", t.seconds / steps, "calls",
                      (json_int_t)t.n_calls, "events", (json_int_t)t.n_events, "seconds", sum_kinds(&t), "memory_bytes", (json_int_t)most);
     hd_trace_free(&t);
     return *out ? 0 : hd_fail_memory(err, 1024, "a description");

@@ -113,7 +113,7 @@ static int simulate(planned *p, hd_error *err)
     int64_t events = 0;
     for (int i = 0; i < p->programs.n; i++) events += hd_program_events(p->programs.stage[i]);
     p->trace.by_call = events > MOST_EVENTS;
-    hd_sim_options o = {.trace = traced ? &p->trace : NULL, .no_merge = traced && hd_mesh_size(&p->programs.plan.mesh) <= FEW_RANKS};
+    hd_sim_options o = {.trace = traced ? &p->trace : NULL, .no_merge = traced && hd_plan_ranks(&p->programs.plan) <= FEW_RANKS};
     return hd_simulate((const hd_program *const *)p->programs.stage, p->programs.n, &p->cluster, &o, &p->sim, err);
 }
 

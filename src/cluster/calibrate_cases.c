@@ -68,11 +68,11 @@ static const family families[] = {
 enum { FAMILIES = sizeof families / sizeof families[0], LETTERS = 26 };
 
 /* Forms of a product: of activations by weights, of gradients by weights, of activations by gradients (into f32), and what serves: by packed weights. */
-typedef struct product { const char *attrs, *operands; bool packed; int64_t m[6], n[6], k[6]; } product;
+typedef struct product { const char *attrs, *operands; bool packed; int64_t m[8], n[8], k[8]; } product;
 static const product products[] = {
-    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", false, {1, 16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
-    {"spec=mk,kn->mn dtype=@", "@[M,K] @[K,N]", false, {16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
-    {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", false, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}, {32, 256, 1024}},
+    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", false, {1, 16, 128, 1024}, {64, 128, 256, 512, 1024, 4096}, {64, 256, 1024, 4096}},
+    {"spec=mk,kn->mn dtype=@", "@[M,K] @[K,N]", false, {16, 128, 1024}, {64, 128, 256, 512, 1024, 4096}, {64, 256, 1024, 4096}},
+    {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", false, {64, 256, 1024, 4096}, {64, 128, 256, 512, 1024, 4096}, {32, 256, 1024}},
     {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", true, {1, 8, 64, 512}, {64, 256, 1024, 4096, 16384}, {64, 256, 1024, 4096}},
 };
 enum { PRODUCTS = sizeof products / sizeof products[0] };

@@ -95,7 +95,8 @@ static hd_trace_event make_event(const hd_exec *e, const hd_note *n, double zero
     const hd_instr *x = &s->instrs[n->instr];
     bool beside = x->stream == 1 && !n->wait;
     return (hd_trace_event){.rank = e->rank.rank, .stream = beside, .kind = n->wait ? HD_EVENT_WAIT : hd_instr_event_kind(e->program, x),
-                            .name = n->wait ? "wait" : hd_instr_name(x), .path = x->path, .segment = hd_segment_name(s->kind), .chunk = s->chunk,
+                            .name = n->wait ? "wait" : hd_instr_name(x), .path = x->path, .segment = hd_segment_name(s->kind),
+                                .chunk = s->chunk,
                             .micro = c->micro, .slice = c->slice, .instr = n->instr, .start = n->start - zero, .end = n->end - zero,
                             .bytes = n->wait ? 0 : moved_bytes(e, x, c->binding)};
 }

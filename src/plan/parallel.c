@@ -384,7 +384,9 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 static int check_network(const hd_parallel *p, const hd_outline *o, const hd_plan *plan, hd_error *err)
 {
     if (p->slices > 1 && !o->language) return hd_fail(err, HD_EINVAL, "--parallel: slices cuts the tokens of a language model: leave it out for this network");
-    if (p->slices > 1 && (p->cp > 1 || p->sp)) return hd_fail(err, HD_EINVAL, "--parallel: slices with %s is not there: leave one of them out", p->sp ? "sp" : "cp");
+    bool asked = (p->has_attention && !p->gather) || (p->has_order && !p->plain);
+    if (p->slices > 1 && p->cp > 1 && asked)
+        return hd_fail(err, HD_EINVAL, "--parallel: slices with cp takes attention=gather and order=plain: keys and values of earlier slices are whole on every rank");
     if (!o->language && p->tp > 1 && !p->tables)
         return hd_fail(err, HD_EINVAL, "--parallel: tp goes by the names of a language model's layers; for this network's tables give tables=columns or tables=rows with it");
     if (!o->language && (p->sp || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
@@ -476,7 +478,7 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
 static bool goes_round(const hd_parallel *p, const hd_outline *o)
 {
     int64_t heads = p->tp <= o->kv_heads && o->kv_heads % p->tp == 0 ? o->kv_heads / p->tp : 1;
-    if (p->has_attention) return !p->gather;
+    if (p->has_attention || p->slices > 1) return p->has_attention && !p->gather;
     return p->cp == 2 || heads % p->cp != 0;
 }
 
@@ -545,13 +547,16 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->sparse = p->sparse;
     bool cuts_tokens = p->cp > 1 && !p->n_parts;
     snprintf(plan->ring, sizeof plan->ring, "%s", cuts_tokens && goes_round(p, o) ? "cp" : "");
-    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain && p->slices == 1 ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     plan->regather = p->regather;
     plan->half_wire = p->half_wire;
     plan->scatter = p->scatter;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
+    for (int k = 0; k < plan->n_slices && !rc; k++)
+        if (plan->slices[k] < p->cp)
+            rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], p->cp);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);

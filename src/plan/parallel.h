@@ -24,7 +24,7 @@
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
  *   slices=N    each sequence in N slices of tokens, one after the other through the pipeline (TeraPipe, Li et al. 2021); slices=512:256:256 of these
- *               lengths. Not with cp or sp
+ *               lengths. With cp each slice's tokens are over its ranks, and attention=gather, order=plain
  *
  * Stages of different meshes stand one behind the other, parted by "|": "dp=2|tp=2|dp=3" is a stage on 2 data-parallel ranks, one on 2 tensor-parallel
  * ones, one on 3: 7 ranks, numbered stage after stage. dp, tp, cp, sp and zero are those of the part that they stand in; there pp=N says that N stages
@@ -58,7 +58,8 @@ typedef struct hd_parallel {
     hd_recompute recompute;
     int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
-    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero say nothing */
+    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero
+                                                                  * say nothing */
 } hd_parallel;
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */

@@ -11,7 +11,7 @@
 #define HD_PLAN_VERSION 1
 #define HD_PLAN_BUCKET ((int64_t)25 << 20) /* PyTorch DDP's default: Li et al. 2020, section 4.2 */
 
-enum { HD_MAX_PINS = 288, HD_MESH_PINS = 96 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
+enum { HD_MAX_PINS = 512, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */

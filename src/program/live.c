@@ -1,4 +1,5 @@
-/* live.c: what is live in memory while a step goes on: the lives of single copies, where placement (hd_program_lives) keeps room for all of them. */
+/* live.c: what is live in memory while a step goes on: the lives of single copies, where placement (hd_program_lives) keeps room for all
+ * of them. */
 #include <string.h>
 
 #include "program/program.h"

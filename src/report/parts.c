@@ -6,7 +6,8 @@
 
 /* ---- who waits for whom ---- */
 
-/* One end of a transfer between stages, or one stage's part in what all do together. Those of equal keys belong together, in order of their begin. */
+/* One end of a transfer between stages, or one stage's part in what all do together. Those of equal keys belong together, in order of
+ * their begin. */
 typedef struct end {
     const char *base; int length; /* path of what is sent: ends' paths without ".to7" (send) and ".copy" (recv) */
     int micro, slice;
@@ -71,7 +72,8 @@ static bool is_send(const hd_trace_event *e) { return !strcmp(e->name, "send"); 
 
 static end end_of(const places *p, const hd_trace_event *e, int64_t i)
 {
-    end x = {.base = e->path, .length = (int)strlen(e->path), .micro = e->micro, .slice = e->slice, .stage = stage_of(p, e->rank), .place = place_of(p, e->rank),
+    end x = {.base = e->path, .length = (int)strlen(e->path), .micro = e->micro, .slice = e->slice, .stage = stage_of(p, e->rank),
+             .place = place_of(p, e->rank),
              .rank = e->rank, .start = e->start, .event = i};
     const char *to = is_send(e) ? strstr(e->path, ".to") : NULL;
     for (const char *next = to; next && (next = strstr(next + 1, ".to"));) to = next;
@@ -173,7 +175,8 @@ static hd_sim_part part_of_wait(const hd_trace *t, const hd_trace_event *wait)
 
 void hd_trace_parts(const hd_trace *t, const double *waiting, int rank, double part[HD_SIM_PARTS])
 {
-    static const hd_sim_part of[HD_EVENT_KINDS] = {[HD_EVENT_PRODUCT] = HD_SIM_GEMM, [HD_EVENT_MEMORY_BOUND] = HD_SIM_MEMORY_BOUND, [HD_EVENT_COPY] = HD_SIM_MEMORY_BOUND,
+    static const hd_sim_part of[HD_EVENT_KINDS] = {[HD_EVENT_PRODUCT] = HD_SIM_GEMM, [HD_EVENT_MEMORY_BOUND] = HD_SIM_MEMORY_BOUND,
+                                                   [HD_EVENT_COPY] = HD_SIM_MEMORY_BOUND,
                                                    [HD_EVENT_TENSOR_COMM] = HD_SIM_TENSOR, [HD_EVENT_DATA_COMM] = HD_SIM_DATA,
                                                    [HD_EVENT_PIPELINE_COMM] = HD_SIM_PIPELINE, [HD_EVENT_WAIT] = HD_SIM_DATA};
     int steps = t->steps ? t->steps : 1;

@@ -1,5 +1,6 @@
-/* plan_html.c: what plan.html draws, as one compact JSON object. Times are integers of a unit that cuts the drawing's span into four million, each counted from the
- * end of what stands before it; memory is in KiB. So a call of a plan with a hundred thousand of them takes about twenty bytes. */
+/* plan_html.c: what plan.html draws, as one compact JSON object. Times are integers of a unit that cuts the drawing's span into four
+ * million, each counted from the end of what stands before it; memory is in KiB. So a call of a plan with a hundred thousand of them
+ * takes about twenty bytes. */
 #include "report/plan_html.h"
 
 #include <math.h>
@@ -84,7 +85,8 @@ static void put_mesh(const page *p)
     static const char *const roles[] = {[HD_AXIS_DATA] = "data", [HD_AXIS_MODEL] = "model", [HD_AXIS_PIPELINE] = "pipeline"};
     hd_str_puts(p->s, "\"mesh\":[");
     for (int a = 0; a < p->mesh->n; a++)
-        hd_str_printf(p->s, "%s[\"%s\",%d,\"%s\"]", a ? "," : "", p->mesh->axis[a].name, p->mesh->axis[a].size, roles[p->mesh->axis[a].role]);
+        hd_str_printf(p->s, "%s[\"%s\",%d,\"%s\"]", a ? "," : "", p->mesh->axis[a].name, p->mesh->axis[a].size,
+                      roles[p->mesh->axis[a].role]);
     hd_str_puts(p->s, "],");
 }
 
@@ -213,7 +215,8 @@ static void note_split(hd_str *s, splits *all, const hd_program *p, const hd_buf
     snprintf(x.layout, sizeof x.layout, "%s", layout.data);
     end_text(s, &layout);
     int at = 0;
-    while (at < all->n && (strcmp(all->list[at].pattern, x.pattern) || strcmp(all->list[at].layout, x.layout) || strcmp(all->list[at].shape, x.shape))) at++;
+    while (at < all->n && (strcmp(all->list[at].pattern, x.pattern) || strcmp(all->list[at].layout, x.layout) ||
+                           strcmp(all->list[at].shape, x.shape))) at++;
     if (at == (int)(sizeof all->list / sizeof *all->list)) return;
     if (at == all->n) all->list[all->n++] = x;
     all->list[at].count++;
@@ -239,7 +242,8 @@ static void put_splits(const page *p)
         const split *x = &all->list[i];
         hd_str_puts(p->s, i ? ",{\"path\":" : "{\"path\":");
         put_string(p->s, x->pattern);
-        hd_str_printf(p->s, ",\"role\":\"%s\",\"count\":%d,\"bytes\":%lld,\"shape\":\"%s\",\"layout\":", hd_role_name(x->role), x->count, (long long)x->bytes, x->shape);
+        hd_str_printf(p->s, ",\"role\":\"%s\",\"count\":%d,\"bytes\":%lld,\"shape\":\"%s\",\"layout\":", hd_role_name(x->role), x->count,
+                      (long long)x->bytes, x->shape);
         put_string(p->s, x->layout);
         hd_str_putc(p->s, '}');
     }
@@ -338,7 +342,8 @@ static int64_t units(const timeline *l, double seconds)
 
 static double exposed(const hd_trace_call *c)
 {
-    return c->seconds[HD_EVENT_TENSOR_COMM] + c->seconds[HD_EVENT_DATA_COMM] + c->seconds[HD_EVENT_PIPELINE_COMM] + c->seconds[HD_EVENT_WAIT];
+    return c->seconds[HD_EVENT_TENSOR_COMM] + c->seconds[HD_EVENT_DATA_COMM] + c->seconds[HD_EVENT_PIPELINE_COMM] +
+           c->seconds[HD_EVENT_WAIT];
 }
 
 /* segment, chunk and micro-batch, from the end of the call before to its begin, how long, how much of that it waits and communicates */
@@ -396,12 +401,14 @@ typedef struct event_writer { hd_str *s; int64_t at; const char *comma; } event_
 
 static void put_event(event_writer *w, int name, hd_event_kind kind, const hd_trace_event *e, int64_t begin, int64_t end)
 {
-    hd_str_printf(w->s, "%s%d,%d,%d,%d,%lld,%lld", w->comma, name, (int)kind, e->stream, e->micro, (long long)(begin - w->at), (long long)(end - begin));
+    hd_str_printf(w->s, "%s%d,%d,%d,%d,%lld,%lld", w->comma, name, (int)kind, e->stream, e->micro, (long long)(begin - w->at),
+                  (long long)(end - begin));
     w->at = begin;
     w->comma = ",";
 }
 
-/* name, kind, stream, micro-batch, from the begin of the event before, how long. A transfer that waits for another stage is two: the waiting and the rest. */
+/* name, kind, stream, micro-batch, from the begin of the event before, how long. A transfer that waits for another stage is two: the
+ * waiting and the rest. */
 static void put_events(const timeline *l, int rank, names *n)
 {
     event_writer w = {.s = l->p->s, .comma = ""};
@@ -477,7 +484,8 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
         hd_free(l.row);
         return rc;
     }
-    hd_str_printf(p->s, ",\"%s\":{\"seconds\":%.9g,\"steps\":%d,\"unit\":%.12g,\"rows\":[", key, t->seconds, t->steps ? t->steps : 1, l.unit);
+    hd_str_printf(p->s, ",\"%s\":{\"seconds\":%.9g,\"steps\":%d,\"unit\":%.12g,\"rows\":[", key, t->seconds, t->steps ? t->steps : 1,
+                  l.unit);
     const char *comma = "";
     for (int r = 0; r < t->ranks; r++) {
         double part[HD_SIM_PARTS];
@@ -566,14 +574,16 @@ static void put_speed_facts(const page *p)
     const hd_sim_result *s = p->r->sim;
     const hd_cluster *c = p->r->cluster;
     bool nodes = c && c->device.cores; /* of a CPU the rates are the node's */
-    double devices = nodes ? hd_cluster_nodes(c) : s->ranks, rate = s->flops / devices / s->step, peak = c ? c->device.flops[p->r->plan->precision] : 0;
+    double devices = nodes ? hd_cluster_nodes(c) : s->ranks, rate = s->flops / devices / s->step,
+        peak = c ? c->device.flops[p->r->plan->precision] : 0;
     if (c && peak <= 0) peak = c->device.flops[HD_F32];
     format_count(a, sizeof a, rate);
     hd_str value;
     hd_str_init(&value);
     hd_str_printf(&value, "%s%sFLOP/s", a, strchr(a, ' ') ? "" : " ");
     double hardware = s->hardware_flops / devices / s->step;
-    if (peak > 0) snprintf(note, sizeof note, hardware > 1.005 * rate ? "%.1f %% of its peak; %.1f %% with what is computed twice" : "%.1f %% of its peak", 100 * rate / peak, 100 * hardware / peak);
+    const char *form = hardware > 1.005 * rate ? "%.1f %% of its peak; %.1f %% with what is computed twice" : "%.1f %% of its peak";
+    if (peak > 0) snprintf(note, sizeof note, form, 100 * rate / peak, 100 * hardware / peak);
     put_fact(p->s, nodes ? "Model's work per node" : "Model's work per device", value.data, note);
     end_text(p->s, &value);
     snprintf(a, sizeof a, "%.1f %%", 100 * s->bubble);
@@ -589,7 +599,8 @@ static void put_memory_fact(const page *p)
         if (!most || s->rank[i].peak > most->peak) most = &s->rank[i];
     if (!most) return;
     if (most->capacity > 0)
-        snprintf(note, sizeof note, "%.2g %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity, hd_format_bytes(b, (double)most->capacity), most->rank);
+        snprintf(note, sizeof note, "%.2g %% of %s, on rank %d", 100.0 * (double)most->peak / (double)most->capacity,
+                 hd_format_bytes(b, (double)most->capacity), most->rank);
     put_fact(p->s, "Memory at the peak", hd_format_bytes(a, (double)most->peak), note);
 }
 
@@ -607,7 +618,8 @@ static void put_facts(const page *p)
 
 static void put_sim_rank(const page *p, const hd_sim_rank *k, bool first)
 {
-    hd_str_printf(p->s, "%s{\"rank\":%d,\"stage\":%d,\"alike\":%d,\"parts\":", first ? "" : ",", k->rank, stage_of(p->mesh, k->rank), k->alike);
+    hd_str_printf(p->s, "%s{\"rank\":%d,\"stage\":%d,\"alike\":%d,\"parts\":", first ? "" : ",", k->rank, stage_of(p->mesh, k->rank),
+                  k->alike);
     put_numbers(p->s, k->part, HD_SIM_PARTS);
     hd_str_puts(p->s, ",\"hidden\":");
     put_number(p->s, k->hidden);
@@ -659,9 +671,11 @@ static void put_cluster(const page *p)
     put_string(p->s, c->note);
     hd_str_puts(p->s, ",\"device\":");
     put_string(p->s, c->device.name);
-    hd_str_printf(p->s, ",\"memory\":%lld,\"reserved\":%lld,\"node\":%d,\"levels\":[", (long long)c->device.memory, (long long)c->device.reserved,
+    hd_str_printf(p->s, ",\"memory\":%lld,\"reserved\":%lld,\"node\":%d,\"levels\":[", (long long)c->device.memory,
+                  (long long)c->device.reserved,
                   hd_cluster_group(c, c->node_level));
-    for (int i = 0; i < c->n_levels; i++) hd_str_printf(p->s, "%s[\"%s\",%d,%.6g,%.6g]", i ? "," : "", c->level[i].name, c->level[i].fanout, c->level[i].bandwidth, c->level[i].latency);
+    for (int i = 0; i < c->n_levels; i++) hd_str_printf(p->s, "%s[\"%s\",%d,%.6g,%.6g]", i ? "," : "", c->level[i].name,
+                                                        c->level[i].fanout, c->level[i].bandwidth, c->level[i].latency);
     hd_str_puts(p->s, "]},");
 }
 
@@ -698,7 +712,8 @@ static int put_data(const page *p)
     put_string(p->s, p->r->title);
     hd_str_puts(p->s, ",\"command\":");
     put_string(p->s, p->r->command);
-    hd_str_printf(p->s, ",\"schedule\":\"%s\",\"chunks\":%d,\"micro_batches\":%lld,\"precision\":\"%s\",\"world\":%d,\"slices\":%d,", hd_schedule_name(plan->schedule), plan->chunks,
+    hd_str_printf(p->s, ",\"schedule\":\"%s\",\"chunks\":%d,\"micro_batches\":%lld,\"precision\":\"%s\",\"world\":%d,\"slices\":%d,",
+                  hd_schedule_name(plan->schedule), plan->chunks,
                   (long long)plan->micro_batches, hd_dtype_name(plan->precision), hd_mesh_size(p->mesh), plan->n_slices);
     put_lists(p->s, p->r->sim != NULL);
     put_mesh(p);

@@ -1,8 +1,9 @@
-/* plan_html.h: a plan and what is predicted of it, as one HTML file for somebody who was not there: no request goes to any network, everything is in the file.
+/* plan_html.h: a plan and what is predicted of it, as one HTML file for somebody who was not there: no request goes to any network,
+ * everything is in the file.
  *
- * It draws the plan (stages on devices, what is split how), each stage's timeline, memory over time against the device's limit, where the time goes, and, where
- * a trace of a real run is given, what was measured beside what was predicted. The page itself is plan.html; what it draws stands in it as one JSON object.
- * Ranks that do the same are drawn once: beyond 64 ranks, the first of each stage. */
+ * It draws the plan (stages on devices, what is split how), each stage's timeline, memory over time against the device's limit, where
+ * the time goes, and, where a trace of a real run is given, what was measured beside what was predicted. The page itself is plan.html;
+ * what it draws stands in it as one JSON object. Ranks that do the same are drawn once: beyond 64 ranks, the first of each stage. */
 #ifndef HD_REPORT_PLAN_HTML_H
 #define HD_REPORT_PLAN_HTML_H
 

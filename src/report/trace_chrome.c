@@ -66,7 +66,8 @@ int hd_chrome_end(hd_chrome *c, hd_error *err)
     char name[4200];
     const hd_trace *w = &c->whole;
     hd_str_printf(&c->text, "{\"name\":\"end\",\"ph\":\"i\",\"s\":\"g\",\"pid\":0,\"tid\":0,\"ts\":%.3f}\n],\n", w->seconds * MICRO);
-    hd_str_printf(&c->text, "\"otherData\":{\"heddle_trace\":%d,\"ranks\":%d,\"steps\":%d,\"seconds\":%.9f,\"by_call\":%s}}\n", VERSION, w->ranks,
+    hd_str_printf(&c->text, "\"otherData\":{\"heddle_trace\":%d,\"ranks\":%d,\"steps\":%d,\"seconds\":%.9f,\"by_call\":%s}}\n", VERSION,
+                  w->ranks,
                   w->steps ? w->steps : 1, w->seconds, w->by_call ? "true" : "false");
     flush(c);
     int rc = check_written(c, err);
@@ -125,7 +126,8 @@ static void put_thread(hd_chrome *c, int rank, int tid)
 
 static void put_names(hd_chrome *c, int rank)
 {
-    hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"stage %d, rank %d\"}},\n", rank, stage_of(c->mesh, rank), rank);
+    hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"stage %d, rank %d\"}},\n", rank,
+                  stage_of(c->mesh, rank), rank);
     hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}},\n", rank, rank);
     put_thread(c, rank, 0);
 }
@@ -139,7 +141,8 @@ static void put_call(hd_str *s, const hd_trace_call *k)
 {
     hd_str_printf(s, "{\"name\":\"%s %d\",\"cat\":\"call\",", k->segment, k->micro);
     put_times(s, k->rank, 0, k->start, k->end);
-    hd_str_printf(s, "\"args\":{\"segment\":\"%s\",\"chunk\":%d,\"micro\":%d,\"slice\":%d,\"events\":%lld", k->segment, k->chunk, k->micro, k->slice,
+    hd_str_printf(s, "\"args\":{\"segment\":\"%s\",\"chunk\":%d,\"micro\":%d,\"slice\":%d,\"events\":%lld", k->segment, k->chunk, k->micro,
+                  k->slice,
                   (long long)k->events);
     if (k->bytes) hd_str_printf(s, ",\"bytes\":%lld", (long long)k->bytes);
     for (int i = 0; i < HD_TRACE_SYMBOLS; i++)
@@ -155,7 +158,8 @@ static void put_event(hd_str *s, const hd_trace_event *e, int tid)
     put_times(s, e->rank, tid, e->start, e->end);
     hd_str_puts(s, "\"args\":{\"path\":\"");
     put_escaped(s, e->path ? e->path : "");
-    hd_str_printf(s, "\",\"segment\":\"%s\",\"chunk\":%d,\"micro\":%d,\"slice\":%d,\"instr\":%d", e->segment, e->chunk, e->micro, e->slice, e->instr);
+    hd_str_printf(s, "\",\"segment\":\"%s\",\"chunk\":%d,\"micro\":%d,\"slice\":%d,\"instr\":%d", e->segment, e->chunk, e->micro, e->slice,
+                  e->instr);
     if (e->bytes) hd_str_printf(s, ",\"bytes\":%lld", (long long)e->bytes);
     hd_str_puts(s, "}},\n");
 }
@@ -184,7 +188,8 @@ static void put_transfers(hd_chrome *c, const hd_trace *t, int rank)
 
 static void put_memory(hd_str *s, const hd_memory_sample *m)
 {
-    hd_str_printf(s, "{\"name\":\"memory\",\"ph\":\"C\",\"pid\":%d,\"ts\":%.3f,\"args\":{\"bytes\":%lld}},\n", m->rank, m->time * MICRO, (long long)m->bytes);
+    hd_str_printf(s, "{\"name\":\"memory\",\"ph\":\"C\",\"pid\":%d,\"ts\":%.3f,\"args\":{\"bytes\":%lld}},\n", m->rank, m->time * MICRO,
+                  (long long)m->bytes);
 }
 
 static void note_whole(hd_trace *w, const hd_trace *t)
@@ -365,14 +370,16 @@ static int read_whole(reader *r, const json_t *j)
     const json_t *other = json_object_get(j, "otherData");
     int rc = hd_json_int(other, "heddle_trace", 1, INT32_MAX, &version, r->path, r->err);
     if (!rc && !version) return hd_fail(r->err, HD_EFORMAT, "%s is no trace that heddle wrote", r->path);
-    if (!rc && version > VERSION) return hd_fail(r->err, HD_EFORMAT, "%s is a trace of version %lld, newer than %d", r->path, (long long)version, VERSION);
+    if (!rc && version > VERSION) return hd_fail(r->err, HD_EFORMAT, "%s is a trace of version %lld, newer than %d", r->path,
+                                                 (long long)version, VERSION);
     if (!rc) rc = hd_json_int(other, "ranks", 0, HD_MAX_RANKS, &ranks, r->path, r->err);
     if (!rc) rc = hd_json_int(other, "steps", 1, INT32_MAX, &steps, r->path, r->err);
     if (!rc) rc = hd_json_number(other, "seconds", 0, 1e12, &r->t->seconds, r->path, r->err);
     if (!rc) rc = hd_json_bool(other, "by_call", &r->t->by_call, r->path, r->err);
     r->t->ranks = (int)ranks;
     r->t->steps = (int)steps;
-    if (!rc && !json_is_array(json_object_get(j, "traceEvents"))) rc = hd_fail(r->err, HD_EFORMAT, "%s: \"traceEvents\" must be a list", r->path);
+    if (!rc && !json_is_array(json_object_get(j, "traceEvents"))) rc = hd_fail(r->err, HD_EFORMAT, "%s: \"traceEvents\" must be a list",
+                                                                               r->path);
     return rc;
 }
 

@@ -1,9 +1,9 @@
 /* trace_chrome.h: traces as Chrome trace JSON, which Perfetto (ui.perfetto.dev) and chrome://tracing open, and back.
  *
- * A process is a rank, with its stage in its name; thread 0 holds what it computes and waits for, inside the calls; threads from 1
- * on transfers beside computing. An event
- * has the category of its kind (hd_event_kind_name; "call") and in args its node's path, segment, chunk, micro-batch, slice, number and bytes. Live memory is a
- * counter. "otherData" has heddle_trace (the version, 1), ranks, steps, seconds and by_call. Times are microseconds, to the nanosecond. */
+ * A process is a rank, with its stage in its name; thread 0 holds what it computes and waits for, inside the calls; threads from 1 on
+ * transfers beside computing. An event has the category of its kind (hd_event_kind_name; "call") and in args its node's path, segment,
+ * chunk, micro-batch, slice, number and bytes. Live memory is a counter. "otherData" has heddle_trace (the version, 1), ranks, steps,
+ * seconds and by_call. Times are microseconds, to the nanosecond. */
 #ifndef HD_REPORT_TRACE_CHROME_H
 #define HD_REPORT_TRACE_CHROME_H
 
@@ -26,7 +26,8 @@ typedef struct hd_chrome {
 int hd_chrome_begin(hd_chrome *c, const char *path, hd_error *err);
 int hd_chrome_add(hd_chrome *c, const hd_trace *t, hd_error *err);
 int hd_chrome_put(hd_chrome *c, const void *text, size_t n, hd_error *err);
-/* Closes the file and gives it its name; after a failure (of this or of anything before) nothing is left of it. Frees c's memory whatever comes back. */
+/* Closes the file and gives it its name; after a failure (of this or of anything before) nothing is left of it. Frees c's memory
+ * whatever comes back. */
 int hd_chrome_end(hd_chrome *c, hd_error *err);
 void hd_chrome_drop(hd_chrome *c); /* the same without a file in the end */
 

@@ -131,8 +131,8 @@ static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_pla
     return rc;
 }
 
-/* Cuts all stages into part[plan->n_stages], and lists what they keep. */
-static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, hd_graph **part, hd_error *err)
+/* All stages of g, which has its chunks, into part[plan->n_stages]; only: as hd_graph_stages. Lists what they keep. */
+static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int only, hd_graph **part, hd_error *err)
 {
     hd_arena memory = {0};
     hd_stages stages;
@@ -140,7 +140,7 @@ static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, hd_
     hd_stage_pins *all = hd_calloc((size_t)plan->n_stages + 1, sizeof *all);
     int rc = !all || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
     if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
-    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, part, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, only, part, err);
     for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
     for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
     hd_free(all);
@@ -148,10 +148,11 @@ static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, hd_
     return rc;
 }
 
+/* *g becomes the stage that the rank is in. */
 static int cut_for_mesh(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
     hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
-    int mine = hd_plan_stage_of(plan, rank->rank), rc = part ? cut_stages(s, *g, plan, part, err) : hd_fail_memory(err, 0, "the stages of a pipeline");
+    int mine = hd_plan_stage_of(plan, rank->rank), rc = part ? cut_stages(s, *g, plan, mine, part, err) : hd_fail_memory(err, 0, "the stages of a pipeline");
     if (!rc) {
         hd_graph_free(*g);
         *g = part[mine];
@@ -289,7 +290,8 @@ static int lower_stages(hd_programs *p, hd_session *s, const hd_session_options 
 {
     hd_graph **part = hd_calloc((size_t)p->n + 1, sizeof *part);
     int rc = part ? 0 : hd_fail_memory(err, (size_t)p->n * sizeof *part, "the stages of a pipeline"), next = 0;
-    if (!rc && p->plan.n_meshes) rc = cut_stages(s, p->graph, &p->plan, part, err);
+    if (!rc && hd_plan_is_meshed(&p->plan)) rc = partition_whole(s, p->graph, &p->plan, err);
+    if (!rc && p->plan.n_meshes) rc = cut_stages(s, p->graph, &p->plan, -1, part, err);
     else if (!rc && p->n == 1 && hd_pass_deal(p->graph)) rc = pass_error(p->graph, err);
     for (; next < p->n && !rc; next++) rc = lower_stage(p, o, &s->backend.target, next, part[next], err);
     for (; part && next < p->n; next++) hd_graph_free(part[next]);
@@ -324,7 +326,6 @@ int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_o
     if (!rc) make_whole(g, train, o), rc = pass_error(g, err);
     if (!rc) rc = plan_of(o, train, g, &p->plan, err);
     if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
-    if (!rc && p->plan.mesh.n) rc = partition_whole(&s, g, &p->plan, err);
     p->n = rc ? 0 : hd_plan_stages(&p->plan);
     p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
     if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");

@@ -12,7 +12,8 @@ int hd_tracing_begin(hd_tracing *t, const char *path, const hd_rank *rank, hd_ex
     *t = (hd_tracing){0};
     if (!path || remaining < 1) return 0;
     int64_t skip = remaining > SKIP ? SKIP : remaining - 1;
-    *t = (hd_tracing){.path = path, .rank = rank, .exec = exec, .skip = skip, .steps = remaining - skip < STEPS ? (int)(remaining - skip) : STEPS};
+    *t = (hd_tracing){.path = path, .rank = rank, .exec = exec, .skip = skip,
+                      .steps = remaining - skip < STEPS ? (int)(remaining - skip) : STEPS};
     int rc = hd_chrome_begin(&t->file, hd_rank_is_first(rank) ? path : NULL, err);
     t->file.mesh = &hd_exec_program(exec)->mesh;
     return rc;
@@ -31,7 +32,8 @@ int hd_tracing_before(hd_tracing *t, hd_error *err)
 
 /* ---- one clock ---- */
 
-/* Rank r's clock less rank 0's, by the quickest of several questions and answers (Mills 1991: the answer was given in the middle). Both call it. */
+/* Rank r's clock less rank 0's, by the quickest of several questions and answers (Mills 1991: the answer was given in the middle). Both
+ * call it. */
 static int compare_clocks(const hd_rank *rank, int r, double *skew, hd_error *err)
 {
     double shortest = INFINITY;
