@@ -4,7 +4,8 @@
  *
  * F: FLOPs of one call, all its batches together; k: the summed extent; s: the shorter side of one result. (hd_efficiency.) Why:
  *   product       Of very large products: tensor cores are fed through shared memory and registers, and clocks fall under full load. cuBLAS by
- *                 itself ends at 75 to 90 % of the data sheet's rate; whole steps of training on A100 show 65 % (fitted).
+ *                 itself ends at 75 to 90 % of the data sheet's rate; whole steps of training on A100 show 65 % (fitted; about 70 % where
+ *                 nothing is recomputed: docs/predictions.md).
  *   product_half  A grid of tiles runs in waves over the chip's multiprocessors: the last wave is partly empty, and every call fills and
  *                 drains the memory pipeline once. Lost time is about constant per call, so the share is F / (F + what could have been done
  *                 in that time): fitted 4e9 FLOPs, 20 us on A100.
