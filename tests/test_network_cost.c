@@ -74,8 +74,8 @@ static void test_between(void **state)
     assert_close(cost(&wide, HD_MOVE_ALL_GATHER, 1, 4, 8, 32, 800).seconds, 35 + 35);
 }
 
-/* 3 ranks in each of 2 nodes. Ring: its 6 edges take 4 * 1 + 2 * 5 s, of which a piece goes over 5; 6000 bytes over 3 ports of 10 B/s. By level: 2 * 1 s and 2/3 of
- * 6000 bytes at 100 B/s inside, 5 s and 1/2 of a rank's 2000 bytes at 10 B/s between. */
+/* 3 ranks in each of 2 nodes. Ring: its 6 edges take 4 * 1 + 2 * 5 s, of which a piece goes over 5; 6000 bytes over 3 ports of 10 B/s. By
+ * level: 2 * 1 s and 2/3 of 6000 bytes at 100 B/s inside, 5 s and 1/2 of a rank's 2000 bytes at 10 B/s between. */
 static void test_two_levels(void **state)
 {
     (void)state;
@@ -142,7 +142,8 @@ static void test_racks(void **state)
 static void test_bytes_add_up(void **state)
 {
     (void)state;
-    static const struct { hd_move kind; double factor; } kinds[] = {{HD_MOVE_ALL_REDUCE, 2}, {HD_MOVE_ALL_GATHER, 1}, {HD_MOVE_ALL_TO_ALL, 1}};
+    static const struct { hd_move kind; double factor; } kinds[] = {{HD_MOVE_ALL_REDUCE, 2}, {HD_MOVE_ALL_GATHER, 1}, {HD_MOVE_ALL_TO_ALL,
+                                                                                                                       1}};
     hd_cluster c = small(8, 4);
     for (int k = 0; k < 3; k++)
         for (int n = 2; n <= 16; n *= 2) {

@@ -13,7 +13,7 @@ static const char whole_plan[] =
     "{\"micro_batches\": 4, \"mesh\": [{\"name\": \"pp\", \"size\": 2, \"role\": \"pipeline\"}, {\"name\": \"dp\", \"size\": 3, \"role\": \"data\"},"
     " {\"name\": \"tp\", \"size\": 2, \"role\": \"model\"}], \"pins\": [{\"values\": \"layers.*.attn.q\", \"layout\": \"-,tp*2,dp\"},"
     " {\"values\": \"x\", \"layout\": \"dp*6.tp,- +tp\"}], \"schedule\": \"interleaved\", \"chunks\": 2, \"cuts\": [\"layers.1\", \"layers.2\", \"layers.3\"],"
-    " \"keep_gathered\": true, \"recompute\": [\"layers.*.mlp.*\"], \"ring\": \"dp.tp\", \"zigzag\": \"dp\"}";
+    " \"keep_gathered\": true, \"scatter\": true, \"half_wire\": true, \"regather\": true, \"recompute\": [\"layers.*.mlp.*\"], \"ring\": \"dp.tp\", \"zigzag\": \"dp\"}";
 
 static void test_json_both_ways(void **state)
 {
@@ -36,12 +36,13 @@ static void test_json_both_ways(void **state)
     assert_int_equal(hd_plan_print(&q, &again), 0);
     assert_string_equal(text.data, again.data);
     assert_non_null(strstr(text.data, "layers.*.mlp.*"));
+    assert_true(q.scatter && q.half_wire && q.regather);
     assert_true(!strcmp(q.ring, "dp.tp") && !strcmp(q.zigzag, "dp"));
     hd_str_clear(&text);
     p = hd_plan_default();
     assert_int_equal(hd_plan_print(&p, &text), 0);
-    static const char *const keys[] = {"mesh", "pins", "schedule", "chunks", "cuts", "recompute", "ring", "zigzag"};
-    for (int i = 0; i < 8; i++) assert_null(strstr(text.data, keys[i]));
+    static const char *const keys[] = {"mesh", "pins", "schedule", "chunks", "cuts", "recompute", "ring", "zigzag", "scatter", "half_wire", "regather"};
+    for (int i = 0; i < 11; i++) assert_null(strstr(text.data, keys[i]));
     hd_str_free(&text);
     hd_str_free(&again);
 }
@@ -121,6 +122,8 @@ static void test_form_errors(void **state)
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
         {"attention=ring", "cp=2 or more"}, {"order=plain", "cp=2 or more"}, {"cp=2,attention=tree", "ring or gather"}, {"cp=2,order=zig", "zigzag or plain"},
         {"cp=2,order", "needs a value"},
+        {"tp=2,scatter", "give tp=2 and pp=2"}, {"pp=2,scatter", "give tp=2 and pp=2"}, {"dp=2,regather", "give zero=3"}, {"dp=2,half_wire|tp=2", "of one mesh"},
+        {"half_wire=2", "from 0 to 1"},
     };
     (void)state;
     hd_parallel p;

@@ -28,7 +28,8 @@ static hd_lm_config gpt2(int64_t layers, int64_t width, int64_t heads)
     return c;
 }
 
-/* GPT-3 (Brown et al. 2020, table D.1: 174.6 B, 300 B tokens, 3.14e23 FLOPs) and its 16 bytes of states a parameter; Chinchilla from Gopher's 5.76e23 FLOPs. */
+/* GPT-3 (Brown et al. 2020, table D.1: 174.6 B, 300 B tokens, 3.14e23 FLOPs) and its 16 bytes of states a parameter; Chinchilla from
+ * Gopher's 5.76e23 FLOPs. */
 static void test_published(void **state)
 {
     (void)state;
@@ -126,7 +127,8 @@ static void check_model(hd_architecture arch, int64_t kv_heads, hd_attention_for
     assert_within("parameters", sum_parameters(g), (double)hd_lm_config_parameters(&c), 1e-12);
     hd_step_options so = {.optimizer = HD_SGD};
     if (hd_step_append(g, &so)) fail_msg("%s", g->err.message);
-    if (form == HD_ATTENTION_MATERIALISED) assert_within("training FLOPs", sum_products(g), hd_lm_train_flops(&c, 96, 32, form, false), 1e-9);
+    if (form == HD_ATTENTION_MATERIALISED) assert_within("training FLOPs", sum_products(g), hd_lm_train_flops(&c, 96, 32, form, false),
+                                                         1e-9);
     hd_graph_free(g);
 }
 

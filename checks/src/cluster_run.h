@@ -1,5 +1,5 @@
-/* cluster_run.h: a published training set-up brought to a prediction: GPT of a given shape, a plan given by hand, every stage lowered, simulated on a cluster.
- * Shared by the checks of the simulator against published measurements. */
+/* cluster_run.h: a published training set-up brought to a prediction: GPT of a given shape, a plan given by hand, every stage lowered,
+ * simulated on a cluster. Shared by the checks of the simulator against published measurements. */
 #ifndef CHECK_CLUSTER_RUN_H
 #define CHECK_CLUSTER_RUN_H
 
@@ -17,7 +17,8 @@
 
 enum { CLUSTER_SEQUENCE = 2048, CLUSTER_VOCAB = 51200 };
 
-/* Megatron-LM as of 2021: attention written out with dropout of its weights, 16-bit residual stream, everything of a layer recomputed, reductions at the end. */
+/* Megatron-LM as of 2021: attention written out with dropout of its weights, 16-bit residual stream, everything of a layer recomputed,
+ * reductions at the end. */
 typedef struct cluster_job {
     int64_t layers, width, heads;
     int64_t tp, pp, dp, chunks, zero;
@@ -39,7 +40,8 @@ static inline hd_graph *cluster_graph(const cluster_job *j, hd_error *err)
 {
     hd_lm_config c;
     cluster_model(j, &c);
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = HD_BF16, .param = HD_F32, .tokens = j->dp * j->micro_batch * CLUSTER_SEQUENCE, .sequence = CLUSTER_SEQUENCE,
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = HD_BF16, .param = HD_F32, .tokens = j->dp * j->micro_batch * CLUSTER_SEQUENCE,
+                       .sequence = CLUSTER_SEQUENCE,
                        .attention = j->fused ? HD_ATTENTION_FUSED : HD_ATTENTION_MATERIALISED, .half_stream = true};
     return hd_lm_graph(&c, &o, err);
 }
@@ -50,7 +52,7 @@ static inline void cluster_parallel(const cluster_job *j, hd_str *out)
     hd_str_printf(out, "dp=%d,tp=%d,pp=%d,v=%d,overlap=%d", (int)j->dp, (int)j->tp, (int)j->pp, (int)j->chunks, 0);
     if (j->zero == 3) hd_str_puts(out, ",regather");
     if (j->zero) hd_str_printf(out, ",zero=%d", (int)j->zero);
-    if (!j->whole) hd_str_puts(out, ",scatter");
+    if (!j->whole && j->tp > 1 && j->pp > 1) hd_str_puts(out, ",scatter");
     hd_str_puts(out, ",half_wire");
     if (!j->keep) hd_str_puts(out, ",recompute=full");
     for (int64_t i = 0, n = j->pp * j->chunks; i < n && n > 1; i++)
@@ -86,7 +88,8 @@ static inline double cluster_rate(const cluster_job *j, double step)
 {
     hd_lm_config c;
     cluster_model(j, &c);
-    return hd_lm_train_flops(&c, j->batch * CLUSTER_SEQUENCE, CLUSTER_SEQUENCE, HD_ATTENTION_MATERIALISED, true) / step / (double)(j->tp * j->pp * j->dp);
+    return hd_lm_train_flops(&c, j->batch * CLUSTER_SEQUENCE, CLUSTER_SEQUENCE, HD_ATTENTION_MATERIALISED,
+                             true) / step / (double)(j->tp * j->pp * j->dp);
 }
 
 #endif

@@ -1,4 +1,5 @@
-/* fits.c: what fits into memory: the rows of Narayanan et al. 2021, table 1, with and without recomputation; ZeRO's states; sizes for budgets.
+/* fits.c: what fits into memory: the rows of Narayanan et al. 2021, table 1, with and without recomputation; ZeRO's states; sizes for
+ * budgets.
  *
  *   check_fits TABLE.tsv
  * Lines "key value" for the script. */
@@ -21,7 +22,8 @@ static void fits(const megatron_row *row, bool keep)
     for (int i = 0; i < s.n_ranks; i++)
         if (s.rank[i].peak > most) most = s.rank[i].peak;
     int rc = hd_sim_check_memory(&s, &full);
-    printf("  %7s B %s: %.1f of %.1f GB%s%s\n", r.billions, keep ? "all kept  " : "recomputed", (double)most / 1e9, (double)s.rank[0].capacity / 1e9, rc ? ": " : "", full.message);
+    printf("  %7s B %s: %.1f of %.1f GB%s%s\n", r.billions, keep ? "all kept  " : "recomputed", (double)most / 1e9,
+           (double)s.rank[0].capacity / 1e9, rc ? ": " : "", full.message);
     printf("%s_%s %d\n", keep ? "kept" : "recomputed", r.billions, rc == 0);
     fflush(stdout);
     hd_sim_result_free(&s);
@@ -31,7 +33,8 @@ static void fits(const megatron_row *row, bool keep)
 static void zero_states(void)
 {
     for (int stage = 0; stage < 4; stage++) {
-        cluster_job j = {.layers = 36, .width = 4096, .heads = 32, .tp = 1, .pp = 1, .dp = 64, .chunks = 1, .zero = stage, .batch = 128, .micro_batch = 1};
+        cluster_job j = {.layers = 36, .width = 4096, .heads = 32, .tp = 1, .pp = 1, .dp = 64, .chunks = 1, .zero = stage, .batch = 128,
+                         .micro_batch = 1};
         hd_programs p;
         hd_error err = {0};
         hd_memory m;
@@ -43,7 +46,8 @@ static void zero_states(void)
         if (rc) printf("failed: %s\n", err.message), failed++;
         else {
             double held = (double)(m.role[HD_ROLE_PARAMETER] + m.role[HD_ROLE_GRADIENT] + m.role[HD_ROLE_OPTIMIZER]);
-            printf("  ZeRO %d: %.1f GB by formula; f32 parameters %.1f, gradients %.1f, optimizer %.1f GB in the Program\n", stage, hd_size_states(7.5e9, 2, stage, 64) / 1e9,
+            printf("  ZeRO %d: %.1f GB by formula; f32 parameters %.1f, gradients %.1f, optimizer %.1f GB in the Program\n", stage,
+                   hd_size_states(7.5e9, 2, stage, 64) / 1e9,
                    (double)m.role[HD_ROLE_PARAMETER] / 1e9, (double)m.role[HD_ROLE_GRADIENT] / 1e9, (double)m.role[HD_ROLE_OPTIMIZER] / 1e9);
             printf("zero_%d %.1f\n", stage, hd_size_states(7.5e9, 2, stage, 64) / 1e9);
             double expected = n * (4.0 / (stage >= 3 ? 64 : 1) + 4.0 / (stage >= 2 ? 64 : 1) + 8.0 / (stage >= 1 ? 64 : 1));

@@ -19,9 +19,11 @@ static inline int megatron_read(const char *path, megatron_row *rows, hd_error *
     for (char *save, *line = rc ? NULL : strtok_r(text.data, "\n", &save); line && n < MEGATRON_ROWS; line = strtok_r(NULL, "\n", &save)) {
         megatron_row *r = &rows[n];
         long heads, width, layers, tp, pp, dp, batch, micro, chunks;
-        if (*line == '#' || sscanf(line, "%15s %ld %ld %ld %ld %ld %ld %d %ld %ld %ld %lf", r->billions, &heads, &width, &layers, &tp, &pp, &dp, &r->gpus, &batch,
+        if (*line == '#' || sscanf(line, "%15s %ld %ld %ld %ld %ld %ld %d %ld %ld %ld %lf", r->billions, &heads, &width, &layers, &tp,
+                                   &pp, &dp, &r->gpus, &batch,
                                    &micro, &chunks, &r->published) != 12) continue;
-        r->job = (cluster_job){.layers = layers, .width = width, .heads = heads, .tp = tp, .pp = pp, .dp = dp, .chunks = chunks, .batch = batch, .micro_batch = micro};
+        r->job = (cluster_job){.layers = layers, .width = width, .heads = heads, .tp = tp, .pp = pp, .dp = dp, .chunks = chunks,
+                               .batch = batch, .micro_batch = micro};
         n++;
     }
     hd_str_free(&text);

@@ -24,7 +24,7 @@ static void report_close(const char *what, double value, double bound)
 
 /* ---- programs ---- */
 
-typedef struct job { const char *parallel; int64_t layers, micro; bool unfused; } job;
+typedef struct job { const char *parallel; int64_t layers, micro; bool unfused; hd_attention_form attention; } job;
 
 static hd_graph *build(const job *j, hd_error *err)
 {
@@ -33,7 +33,7 @@ static hd_graph *build(const job *j, hd_error *err)
     c.layers = j->layers, c.width = WIDTH, c.heads = c.kv_heads = HEADS, c.mlp_width = 4 * WIDTH, c.vocab = VOCAB, c.max_positions = SEQUENCE;
     c.embd_dropout = c.resid_dropout = 0.1;
     if (hd_lm_config_check(&c, "gpt2", err)) return NULL;
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = HD_F32, .param = HD_F32, .tokens = BATCH * SEQUENCE, .sequence = SEQUENCE};
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = HD_F32, .param = HD_F32, .tokens = BATCH * SEQUENCE, .sequence = SEQUENCE, .attention = j->attention};
     return hd_lm_graph(&c, &o, err);
 }
 
@@ -124,9 +124,9 @@ static bool add_kept(const job *j, double sign, terms *t)
 }
 
 /* Elements kept per layer and token, in units of the width. */
-static bool measure_layer(const char *parallel, bool unfused, terms *t)
+static bool measure_layer(const char *parallel, bool unfused, hd_attention_form attention, terms *t)
 {
-    job j = {.parallel = parallel, .layers = 8, .micro = 1, .unfused = unfused};
+    job j = {.parallel = parallel, .layers = 8, .micro = 1, .unfused = unfused, .attention = attention};
     *t = (terms){0};
     if (!add_kept(&j, 1, t)) return false;
     j.layers = 4;
@@ -144,7 +144,7 @@ static void check_activations(const char *parallel, double theirs)
 {
     terms plain, fused;
     char what[128];
-    if (!measure_layer(parallel, true, &plain) || !measure_layer(parallel, false, &fused)) return;
+    if (!measure_layer(parallel, true, HD_ATTENTION_FUSED, &plain) || !measure_layer(parallel, false, HD_ATTENTION_FUSED, &fused)) return;
     printf("  %s: kept per layer, elements over (tokens x width)\n", parallel[0] ? parallel : "one rank");
     for (int i = 0; i < plain.n; i++)
         if (fabs(plain.list[i].elements) > 1e-9) printf("      %-40s %8.4f\n", plain.list[i].path, plain.list[i].elements);
@@ -152,6 +152,17 @@ static void check_activations(const char *parallel, double theirs)
     if (!strstr(parallel, "recompute")) report_close(what, plain.all, theirs);
     snprintf(what, sizeof what, "%s: with fusion", parallel[0] ? parallel : "one rank");
     report(what, fused.all, "<=", theirs, fused.all <= theirs * 1.0001);
+}
+
+/* With attention written out: 34 + 5 a s / h, 10 + (24 + 5 a s / h) / t, all over t with sequence parallelism, 34 / t with selective recomputation. Less the masks,
+ * of the two dropouts of the stream (2) and of the weights (a s / h), drawn again. */
+static void check_written_out(const char *parallel, double theirs)
+{
+    terms t;
+    char what[128];
+    if (!measure_layer(parallel, true, HD_ATTENTION_MATERIALISED, &t)) return;
+    snprintf(what, sizeof what, "%s: attention written out, without fusion", parallel[0] ? parallel : "one rank");
+    report_close(what, t.all, theirs);
 }
 
 /* ---- gathered parameters ---- */
@@ -218,5 +229,10 @@ int main(void)
     check_activations("tp=2,sp", 16.0 / 2);
     check_activations("tp=4,sp", 16.0 / 4);
     check_activations("tp=2,sp,recompute=selective", 16.0 / 2);
+    double scores = 2.0 * HEADS * SEQUENCE / WIDTH; /* 4 a s / h bytes */
+    check_written_out("", 16 + scores);
+    check_written_out("tp=2", 4 + (12 + scores) / 2);
+    check_written_out("tp=4", 4 + (12 + scores) / 4);
+    check_written_out("tp=2,sp", (16 + scores) / 2);
     return failed > 0;
 }

@@ -1,13 +1,15 @@
 /* predict_megatron.c: achieved FLOP/s of Narayanan et al. 2021, table 1, published beside predicted; parameter counts.
  *
  *   check_predict_megatron TABLE.tsv [first last]
- * Lines "row BILLIONS PRINTED PUBLISHED PREDICTED" for the script; PRINTED: the parameters of the Graph in billions, to the digits of the table. */
+ * Lines "row BILLIONS PRINTED PUBLISHED PREDICTED" for the script; PRINTED: the parameters of the Graph in billions, to the digits of the
+ * table. */
 #include "megatron_rows.h"
 
 static void print_row(const megatron_row *r, const hd_sim_result *s)
 {
     double rate = cluster_rate(&r->job, s->step) / 1e12;
-    printf("  %7s B %5d GPUs   published %4.0f   predicted %6.1f   %+5.1f %%   step %6.2f s:", r->billions, r->gpus, r->published, rate, 100 * (rate / r->published - 1),
+    printf("  %7s B %5d GPUs   published %4.0f   predicted %6.1f   %+5.1f %%   step %6.2f s:", r->billions, r->gpus, r->published, rate,
+           100 * (rate / r->published - 1),
            s->step);
     for (int k = 0; k < HD_SIM_PARTS; k++)
         if (s->part[k] > 0.0005 * s->step) printf(" %s %.1f%%", hd_sim_part_name((hd_sim_part)k), 100 * s->part[k] / s->step);

@@ -199,8 +199,9 @@ static inline void theory_work(const theory_job *t, theory *out)
     const run_model *m = t->m;
     int64_t d = t->head_dim;
     double matrices = (double)(m->width * (d * 2 * (t->heads + t->keys) + (m->arch == HD_ARCH_GPT2 ? 2 : 3) * t->mlp));
-    double pair = 4 * (double)(t->heads * d), attention = pair * theory_pairs(t), tokens = (double)t->tokens; /* scores and values */
-    double layer = 6 * matrices * tokens + 3.5 * attention, again = 2 * matrices * tokens + attention; /* backward makes the scores again: 5 products to 2 */
+    bool written = strstr(m->name, "-materialised"); /* scores of all pairs, once */
+    double pair = 4 * (double)(t->heads * d), tokens = (double)t->tokens, attention = pair * (written ? tokens * (double)t->j->sequence : theory_pairs(t));
+    double layer = 6 * matrices * tokens + (written ? 3 : 3.5) * attention, again = 2 * matrices * tokens + attention; /* fused: backward makes the scores again */
     double head = t->ends ? 6.0 * (double)(t->vocab * m->width) * tokens : 0;
     out->flops = (double)t->j->micro * (t->layers * layer + t->again * again + head);
     bool uneven = t->p.cp > 1 && t->j->sequence % (2 * t->p.cp); /* one token more than others have, which sees half of the sequence */

@@ -1,4 +1,5 @@
-/* plan_size.c: heddle plan --budget: how large a model and how many tokens a budget is best spent on, what that takes on a cluster, and what to rent. */
+/* plan_size.c: heddle plan --budget: how large a model and how many tokens a budget is best spent on, what that takes on a cluster, and
+ * what to rent. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +39,8 @@ static int read_budget(const plan_config *c, budget *out, hd_error *err)
     double v = strtod(text + dollars, &end);
     for (unit = end; *unit == ' '; unit++) {}
     dollars |= !strcasecmp(unit, "usd");
-    if (end == text || !(v > 0) || !isfinite(v) || (*unit && strcasecmp(unit, "usd") && strcasecmp(unit, "flops") && strcasecmp(unit, "flop")))
+    if (end == text || !(v > 0) || !isfinite(v) || (*unit && strcasecmp(unit, "usd") && strcasecmp(unit, "flops") && strcasecmp(unit,
+                                                                                                                                "flop")))
         return hd_fail(err, HD_EINVAL, "--budget must be a number of FLOPs (3.14e23) or of dollars (20000usd), not \"%.60s\"", text);
     *out = (budget){.flops = dollars ? 0 : v, .usd = dollars ? v : 0};
     return 0;
@@ -94,7 +96,8 @@ static int add_offers(sizing *s, hd_error *err)
     char names[1024], *save, *name;
     if (!s->c->clusters) return add_offer(s, s->c->cluster, err);
     if (!strcmp(s->c->clusters, "all")) return add_all(s, err);
-    if (strlen(s->c->clusters) >= sizeof names) return hd_fail(err, HD_EINVAL, "--clusters is longer than %zu characters", sizeof names - 1);
+    if (strlen(s->c->clusters) >= sizeof names) return hd_fail(err, HD_EINVAL, "--clusters is longer than %zu characters",
+                                                               sizeof names - 1);
     strcpy(names, s->c->clusters);
     int rc = 0;
     for (name = strtok_r(names, ",", &save); name && !rc; name = strtok_r(NULL, ",", &save)) rc = add_offer(s, name, err);
@@ -104,7 +107,8 @@ static int add_offers(sizing *s, hd_error *err)
 static int read_model(sizing *s, const char *path, hd_error *err)
 {
     int rc = hd_model_open(&s->model, path, err);
-    if (rc || s->model.is_network) return rc ? rc : hd_fail(err, HD_EINVAL, "--budget sizes language models, and %s is a network file", path);
+    if (rc || s->model.is_network) return rc ? rc : hd_fail(err, HD_EINVAL, "--budget sizes language models, and %s is a network file",
+                                                            path);
     const hd_lm_config *m = &s->model.config;
     s->parameters = (double)hd_lm_config_parameters(m);
     s->per_token = hd_lm_train_flops(m, s->c->sequence, s->c->sequence, HD_ATTENTION_FUSED, false) / (double)s->c->sequence;
@@ -152,13 +156,15 @@ static void print_model(const sizing *s, double flops, hd_str *out)
     double tokens = flops / s->per_token;
     number(out, "the model: ", s->parameters);
     number(out, " parameters; the budget trains it on ", tokens);
-    hd_str_printf(out, " tokens (%.1f a parameter), loss %.3f; states %.3g TB\n", tokens / s->parameters, hd_size_loss(s->parameters, tokens),
+    hd_str_printf(out, " tokens (%.1f a parameter), loss %.3f; states %.3g TB\n", tokens / s->parameters, hd_size_loss(s->parameters,
+                                                                                                                       tokens),
                   hd_size_states(s->parameters, 2, 0, 1) / 1e12);
 }
 
 static void print_offers(const sizing *s, hd_str *out)
 {
-    hd_str_printf(out, "%-16s %8s %8s %12s %10s %12s %11s %10s %8s\n", "cluster", "devices", "USD/hour", "FLOPs/USD", "days", "USD", "parameters", "tokens", "loss");
+    hd_str_printf(out, "%-16s %8s %8s %12s %10s %12s %11s %10s %8s\n", "cluster", "devices", "USD/hour", "FLOPs/USD", "days", "USD",
+                  "parameters", "tokens", "loss");
     for (int i = 0; i < s->n; i++) {
         const offer *o = &s->offers[i];
         const hd_rental *r = &o->rental;
@@ -168,7 +174,8 @@ static void print_offers(const sizing *s, hd_str *out)
             snprintf(worth, sizeof worth, "%.3g", r->flops_per_usd);
             snprintf(usd, sizeof usd, "%.0f", r->usd);
         }
-        hd_str_printf(out, "%-16s %8d %8s %12s %10.2f %12s %10.3gB %9.3gB %8.3f\n", o->cluster.name, hd_cluster_devices(&o->cluster), price, worth, r->seconds / DAY, usd,
+        hd_str_printf(out, "%-16s %8d %8s %12s %10.2f %12s %10.3gB %9.3gB %8.3f\n", o->cluster.name, hd_cluster_devices(&o->cluster),
+                      price, worth, r->seconds / DAY, usd,
                       r->size.parameters / 1e9, r->size.tokens / 1e9, r->size.loss);
     }
 }
@@ -188,13 +195,15 @@ static json_t *describe_size(const hd_size *z)
 {
     int64_t layers, width;
     hd_size_shape(z->parameters, &layers, &width);
-    return json_pack("{s:f, s:f, s:f, s:f, s:I, s:I, s:f}", "flops", z->flops, "parameters", z->parameters, "tokens", z->tokens, "loss", z->loss, "layers",
+    return json_pack("{s:f, s:f, s:f, s:f, s:I, s:I, s:f}", "flops", z->flops, "parameters", z->parameters, "tokens", z->tokens, "loss",
+                     z->loss, "layers",
                      (json_int_t)layers, "width", (json_int_t)width, "state_bytes", hd_size_states(z->parameters, 2, 0, 1));
 }
 
 static json_t *describe(const sizing *s)
 {
-    json_t *j = json_pack("{s:s, s:f, s:f, s:s, s:f, s:{}, s:[]}", "kind", "sizing", "budget_flops", s->budget.flops, "budget_usd", s->budget.usd, "law",
+    json_t *j = json_pack("{s:s, s:f, s:f, s:s, s:f, s:{}, s:[]}", "kind", "sizing", "budget_flops", s->budget.flops, "budget_usd",
+                          s->budget.usd, "law",
                           hd_size_law_name(s->law), "utilisation", s->c->utilisation, "laws", "clusters");
     json_t *laws = json_object_get(j, "laws"), *list = json_object_get(j, "clusters");
     double flops = s->offers[0].rental.size.flops;
@@ -204,11 +213,15 @@ static json_t *describe(const sizing *s)
         json_object_set_new(laws, hd_size_law_name((hd_size_law)l), describe_size(&z));
     }
     if (s->parameters > 0)
-        json_object_set_new(j, "model", json_pack("{s:f, s:f, s:f, s:f}", "parameters", s->parameters, "tokens", flops / s->per_token, "loss",
-                                                  hd_size_loss(s->parameters, flops / s->per_token), "state_bytes", hd_size_states(s->parameters, 2, 0, 1)));
+        json_object_set_new(j, "model", json_pack("{s:f, s:f, s:f, s:f}", "parameters", s->parameters, "tokens", flops / s->per_token,
+                                                  "loss",
+                                                  hd_size_loss(s->parameters,
+                                                               flops / s->per_token), "state_bytes", hd_size_states(s->parameters, 2, 0,
+                                                                                                                    1)));
     for (int i = 0; i < s->n; i++) {
         const offer *o = &s->offers[i];
-        json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o}", "name", o->cluster.name, "devices", hd_cluster_devices(&o->cluster), "nodes",
+        json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o}", "name", o->cluster.name, "devices",
+                                              hd_cluster_devices(&o->cluster), "nodes",
                                               hd_cluster_nodes(&o->cluster), "price", o->rental.price, "flops_per_usd", o->rental.flops_per_usd, "days",
                                               o->rental.seconds / DAY, "node_hours", o->node_hours, "usd", o->rental.usd, "size", describe_size(&o->rental.size)));
     }

@@ -35,8 +35,8 @@ static bool contract_shape(const hd_sig *sig, hd_product_shape *out)
     return true;
 }
 
-/* One product for each head and sequence: a block of queries against what keys each of them can see. The two (gradient: five) products of a pair are alike
- * but for which side the head's features stand on: the summed one, or the shorter of the result. */
+/* One product for each head and sequence: a block of queries against what keys each of them can see. The two (gradient: five) products of
+ * a pair are alike but for which side the head's features stand on: the summed one, or the shorter of the result. */
 static bool attention_shape(const hd_sig *sig, int q, hd_product_shape *out)
 {
     const hd_attention_attrs *p = sig->attrs;

@@ -3,13 +3,15 @@
  *   share = product * F / (F + product_half) * k / (k + depth_half) * s / (s + depth_half)
  *
  * F: FLOPs of one call, all its batches together; k: the summed extent; s: the shorter side of one result. (hd_efficiency.) Why:
- *   product       Of very large products: the tensor cores are fed through shared memory and registers and clocks fall under full load, so cuBLAS and CUTLASS
- *                 end at 75 to 90 % of the data sheet's rate (A100, 312 TFLOP/s).
- *   product_half  A grid of tiles runs in waves over the chip's multiprocessors: the last wave is partly empty and every call fills and drains the memory
- *                 pipeline once. Lost time is about constant per call, so the share is F / (F + what could have been done in that time).
- *   depth_half    A tile (128 x 256 of the result) loads k steps of operands: prologue (first loads) and epilogue (results written, converted) cost as much as
- *                 some tens of steps. The same along a short side: a tile that sticks out computes zeros.
- *   memory        Streaming kernels reach 75 to 90 % of DRAM's rate: refresh, row misses, turning between reads and writes. */
+ *   product       Of very large products: tensor cores are fed through shared memory and registers, and clocks fall under full load. cuBLAS by
+ *                 itself ends at 75 to 90 % of the data sheet's rate; whole steps of training on A100 show 65 % (fitted; about 70 % where
+ *                 nothing is recomputed: docs/predictions.md).
+ *   product_half  A grid of tiles runs in waves over the chip's multiprocessors: the last wave is partly empty, and every call fills and
+ *                 drains the memory pipeline once. Lost time is about constant per call, so the share is F / (F + what could have been done
+ *                 in that time): fitted 4e9 FLOPs, 20 us on A100.
+ *   depth_half    A tile (128 x 256 of the result) loads k steps of operands: prologue (first loads) and epilogue (results written, converted)
+ *                 cost as much as some tens of steps (fitted: 64). The same along a short side: a tile that sticks out computes zeros.
+ *   memory        Streaming kernels reach 75 to 90 % of DRAM's rate: refresh, row misses, turning between reads and writes (fitted: 77 %). */
 #ifndef HD_CLUSTER_CURVE_H
 #define HD_CLUSTER_CURVE_H
 

@@ -1,21 +1,25 @@
 /* network.c: how long transfers take: latency-bandwidth by algorithm and level.
  *
- * Units: bytes, seconds, bytes a second. A group of n ranks; k[l]: how many of them lie in one unit of level l, a unit being what a group of that level is made
- * of (level 0: a device, so k[0] = 1), and k[levels] = n. At level l the group's members go together in fan[l] = k[l+1] / k[l] units.
+ * Units: bytes, seconds, bytes a second. A group of n ranks; k[l]: how many of them lie in one unit of level l, a unit being what a group
+ * of that level is made of (level 0: a device, so k[0] = 1), and k[levels] = n. At level l the group's members go together in fan[l] =
+ * k[l+1] / k[l] units.
  *
- * Bandwidth. A unit leaves over its ports, which its devices share evenly. With u devices in a unit, of which `active` take part in transfers of this kind
- * (all of them, in alike groups, or as many as the job has), and p ports, each device has
+ * Bandwidth. A unit leaves over its ports, which its devices share evenly. With u devices in a unit, of which `active` take part in
+ * transfers of this kind (all of them, in alike groups, or as many as the job has), and p ports, each device has
  *     rate[l] = bandwidth * efficiency * min(max(1, p / u), p / active),
- * and a group of k[l] members in the unit k[l] times that: NCCL lays as many rings as there are NICs. Networks between nodes lie on top of each other: what leaves
- * a rack has left the node before, so a level above the nodes is at most as fast as those between; links inside a node are others than its ports.
+ * and a group of k[l] members in the unit k[l] times that: NCCL lays as many rings as there are NICs. Networks between nodes lie on top of
+ * each other: what leaves a rack has left the node before, so a level above the nodes is at most as fast as those between; links inside a
+ * node are others than its ports.
  *
- * Time for B bytes (of the larger side), a[l] being the latency; sums go over levels with fan > 1 (Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan 2009):
+ * Time for B bytes (of the larger side), a[l] being the latency; sums go over levels with fan > 1 (Thakur, Rabenseifner and Gropp 2005;
+ * Patarasuk and Yuan 2009):
  *     ring          (n-1)/n (sum of a over its n edges + B max 1 / (k rate))   all-gather, reduce-scatter; all-reduce is one of each
- *     hierarchical  sum (fan-1) a + (fan-1)/fan (B / k) / rate          a ring at each level, the outer ones over what the inner ones have cut
+ *     hierarchical  sum (fan-1) a + (fan-1)/fan (B / k) / rate          a ring at each level, the outer ones over the inner ones' cuts
  *     halving       sum log2(fan) a + (fan-1)/fan (B / k) / rate        recursive halving and doubling, where fan is a power of two
- *     tree          sum 2 log2(fan) a + 2 B max 1 / (k rate)            all-reduce only: NCCL's double binary trees, pipelined, each link carries B each way
- * The quickest counts. NCCL gathers and scatters by rings alone, so on GPUs (cores = 0) there is no choice but for all-reduce, ring or tree. Broadcast: a pipelined chain or tree,
- * sum log2(fan) a + B max 1 / (k rate). All-to-all: each pair's piece by itself; levels work side by side, each with what leaves over it. */
+ *     tree          sum 2 log2(fan) a + 2 B max 1 / (k rate)            all-reduce only: NCCL's double binary trees, pipelined
+ * The quickest counts. NCCL gathers and scatters by rings alone, so on GPUs (cores = 0) there is no choice but for all-reduce, ring or
+ * tree. Broadcast: a pipelined chain or tree, sum log2(fan) a + B max 1 / (k rate). All-to-all: each pair's piece by itself; levels work
+ * side by side, each with what leaves over it. */
 #include <math.h>
 #include <string.h>
 
@@ -98,7 +102,8 @@ static double slowest(const group_shape *g)
     return most;
 }
 
-/* How many of a ring's n edges go between units of level l within one group of it. The outermost level that is crossed has the closing ones. */
+/* How many of a ring's n edges go between units of level l within one group of it. The outermost level that is crossed has the closing
+ * ones. */
 static double ring_edges(const group_shape *g, int l)
 {
     double above = g->units[l + 1] > 1 ? g->units[l + 1] : 0;
@@ -204,8 +209,8 @@ static void broadcast(const hd_cluster *c, const group_shape *g, double bytes, h
 
 static int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
 
-/* A send is between stages of a pipeline, whose ranks are neighbours, at equal places in both: all of a stage send at once. The stage has as many ranks as
- * divide both the job and the way. Counted are those that leave the sender's unit. */
+/* A send is between stages of a pipeline, whose ranks are neighbours, at equal places in both: all of a stage send at once. The stage has
+ * as many ranks as divide both the job and the way. Counted are those that leave the sender's unit. */
 static double senders(int from, int to, int unit, int world)
 {
     int stage = (int)gcd(world, to > from ? to - from : from - to), count = 0;
@@ -236,8 +241,8 @@ static const move moves[HD_MOVE_KINDS] = { /* without a function: of two ranks *
     [HD_MOVE_BROADCAST] = {"broadcast", broadcast}, [HD_MOVE_SEND] = {"send", NULL},
 };
 
-/* Entries of collectives: threads are ranks, x[0] bytes of the larger side. The nearest below and above; between them in log-log, below the least its time, above
- * the greatest in proportion. 0: not measured. */
+/* Entries of collectives: threads are ranks, x[0] bytes of the larger side. The nearest below and above; between them in log-log, below
+ * the least its time, above the greatest in proportion. 0: not measured. */
 static double measured(const hd_cluster *c, const char *name, hd_dtype dtype, int n, double bytes)
 {
     const hd_profile_entry *below = NULL, *above = NULL;

@@ -1,4 +1,5 @@
-/* size.h: how large a model and how many tokens a budget is best spent on, by published laws, and what clusters give for money. Plain functions.
+/* size.h: how large a model and how many tokens a budget is best spent on, by published laws, and what clusters give for money. Plain
+ * functions.
  *
  * N: parameters (Kaplan: without embeddings); D: tokens; C: FLOPs of training. All laws count C = 6 N D. */
 #ifndef HD_CLUSTER_SIZE_H
@@ -26,11 +27,13 @@ double hd_size_loss(double parameters, double tokens);
 void hd_size_for_flops(hd_size_law law, double flops, hd_size *out);
 void hd_size_for_tokens(hd_size_law law, double tokens, hd_size *out); /* the size that so many tokens are best for */
 
-/* Layers and width that make about so many parameters (12 layers width^2), 128 times as wide as deep as GPT-3's are, width a multiple of 128. */
+/* Layers and width that make about so many parameters (12 layers width^2), 128 times as wide as deep as GPT-3's are, width a multiple of
+ * 128. */
 void hd_size_shape(double parameters, int64_t *layers, int64_t *width);
 
-/* Bytes of model states on a rank (Rajbhandari et al. 2020, section 5): 2 for the parameter in 16 bits, `gradient` for its gradient (2 there; 4 where micro-batches are
- * added up in f32), 12 for Adam with f32 masters; from stage 1, 2, 3 on optimizer, gradients, parameters divided by the ranks. */
+/* Bytes of model states on a rank (Rajbhandari et al. 2020, section 5): 2 for the parameter in 16 bits, `gradient` for its gradient (2
+ * there; 4 where micro-batches are added up in f32), 12 for Adam with f32 masters; from stage 1, 2, 3 on optimizer, gradients, parameters
+ * divided by the ranks. */
 double hd_size_states(double parameters, double gradient, int zero, double ranks);
 
 /* What a budget buys on a cluster whose devices reach `utilisation` of their 16-bit peak. */

@@ -172,7 +172,8 @@ typedef struct hd_masked_softmax_attrs {
     int64_t window; /* 0: none */
     hd_dtype dtype;
 } hd_masked_softmax_attrs;
-/* ---- weights_dropout: (x[B, H, Tq, Tk], key[2] i64, sample[B Tq] i64, position[B Tq] i32) -> y, as dropout; feature: (first + head) * Tk + key. */
+/* ---- weights_dropout: (x[B, H, Tq, Tk], key[2] i64, sample[B Tq] i64, qpos[B Tq] i32, kpos[B Tk] i32) -> y, as dropout with qpos for
+ *      the position; feature: (first + head) * Tk + kpos. */
 typedef struct hd_weights_dropout_attrs {
     double p;
     int64_t site;

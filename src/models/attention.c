@@ -54,7 +54,7 @@ static hd_value drop_weights(hd_lm *m, hd_value weights)
     if (m->o->mode != HD_LM_TRAIN || !(m->c->attn_dropout > 0) || g->err.code) return weights;
     snprintf(path, sizeof path, "%s.weights_dropped", g->scope);
     hd_weights_dropout_attrs at = { .p = m->c->attn_dropout, .site = (int64_t)hd_hash_string(path), .dtype = m->o->compute };
-    return hd_graph_node(g, "weights_dropout", "weights_dropped", &at, (hd_value[]){ weights, m->key, m->samples, m->positions }, 4);
+    return hd_graph_node(g, "weights_dropout", "weights_dropped", &at, (hd_value[]){ weights, m->key, m->samples, m->positions, m->positions }, 5);
 }
 
 static hd_value score(hd_lm *m, hd_value q, hd_value k, const heads *h)

@@ -1,11 +1,11 @@
-/* attention_parts.c: what stands between the two products of attention where its scores are written out, as before Dao et al. 2022: scale, mask and softmax in one
- * pass (Megatron-LM's fused softmax), and dropout of the weights. Scores are [B, H, Tq, Tk]: B sequences, H heads.
+/* attention_parts.c: what stands between the two products of attention where its scores are written out, as before Dao et al. 2022: scale,
+ * mask and softmax in one pass (Megatron-LM's fused softmax), and dropout of the weights. Scores are [B, H, Tq, Tk]: B sequences, H heads.
  *
  * A query sees the keys that attention.c says: the same segment, causal, window. One that sees none gives zeros. */
 #include "ops/facets.h"
 
 enum { SOFT_X, SOFT_QPOS, SOFT_KPOS, SOFT_QSEG, SOFT_KSEG, SOFT_N };
-enum { DROP_X, DROP_KEY, DROP_SAMPLE, DROP_POSITION, DROP_N };
+enum { DROP_X, DROP_KEY, DROP_SAMPLE, DROP_QPOS, DROP_KPOS, DROP_N };
 
 static const hd_attr soft_attrs[] = {
     {"scale", HD_ATTR_DOUBLE, offsetof(hd_masked_softmax_attrs, scale), NAN},
@@ -27,7 +27,8 @@ static int check_ids(const hd_sig *s, int i, const char *name, hd_dtype dtype, i
 {
     const hd_shape *x = &s->in[0].shape, *t = &s->in[i].shape;
     if (s->in[i].dtype == dtype && t->rank == 1 && t->dim[0] == x->dim[0] * x->dim[dim] && t->sym == x->sym) return 0;
-    return hd_op_fail(s, err, "%s must be %s[%lld], is %s", name, hd_dtype_name(dtype), (long long)(x->dim[0] * x->dim[dim]), HD_TYPE_TEXT(&s->in[i]));
+    return hd_op_fail(s, err, "%s must be %s[%lld], is %s", name, hd_dtype_name(dtype), (long long)(x->dim[0] * x->dim[dim]),
+                      HD_TYPE_TEXT(&s->in[i]));
 }
 
 static int check_scores(const hd_sig *s, hd_dtype dtype, hd_error *err)
@@ -163,7 +164,8 @@ const hd_op hd_op_masked_softmax_grad = {
     .infer = soft_grad_infer, .loops = soft_grad_loops, .cost = soft_grad_cost, .may_alias = hd_alias_same_type, .reference = soft_grad_reference,
 };
 
-/* ---- weights_dropout: draws by (sample, position of the query, head and key), so that sequences, heads and queries split ---- */
+/* ---- weights_dropout: draws by (sample, positions of query and key, head), so that sequences, heads and queries split and tokens may lie
+ * in any order ---- */
 
 static int drop_infer(const hd_sig *s, hd_type *out, hd_error *err)
 {
@@ -174,7 +176,8 @@ static int drop_infer(const hd_sig *s, hd_type *out, hd_error *err)
     const hd_type *key = &s->in[DROP_KEY];
     if (key->dtype != HD_I64 || key->shape.rank != 1 || key->shape.dim[0] != 2)
         return hd_op_fail(s, err, "key must be i64[2], is %s", HD_TYPE_TEXT(key));
-    if (check_ids(s, DROP_SAMPLE, "sample", HD_I64, 2, err) || check_ids(s, DROP_POSITION, "position", HD_I32, 2, err)) return HD_EINVAL;
+    if (check_ids(s, DROP_SAMPLE, "sample", HD_I64, 2, err)) return HD_EINVAL;
+    if (check_ids(s, DROP_QPOS, "qpos", HD_I32, 2, err) || check_ids(s, DROP_KPOS, "kpos", HD_I32, 3, err)) return HD_EINVAL;
     out[0] = hd_type_shaped(p->dtype, &s->in[0].shape);
     return 1;
 }
@@ -182,8 +185,9 @@ static int drop_infer(const hd_sig *s, hd_type *out, hd_error *err)
 static void drop_loops(const hd_sig *s, hd_loops *l)
 {
     hd_loop_through(s, l, DROP_X, 1, 1); /* heads: loop 0, which localise knows it by */
-    int batch = hd_loop_through(s, l, DROP_X, 0, 0), query = hd_loop_through(s, l, DROP_X, 2, 2);
-    for (int i = DROP_SAMPLE; i <= DROP_POSITION; i++) hd_loop_in(l, i, 0, batch), hd_loop_in(l, i, 0, query);
+    int batch = hd_loop_through(s, l, DROP_X, 0, 0), query = hd_loop_through(s, l, DROP_X, 2, 2), key = hd_loop_through(s, l, DROP_X, 3, 3);
+    l->whole |= 1u << key; /* the extent of a head's draws */
+    for (int i = DROP_SAMPLE; i <= DROP_KPOS; i++) hd_loop_in(l, i, 0, batch), hd_loop_in(l, i, 0, i == DROP_KPOS ? key : query);
 }
 
 static void drop_localise(const hd_sig *s, const hd_loops *loops, int loop, int64_t begin, int64_t end, void *attrs)
@@ -197,18 +201,20 @@ static hd_value drop_grad(hd_graph *g, const hd_node *n, const hd_value *dy, int
     if (operand || dy[0] == HD_NONE) return HD_NONE;
     hd_weights_dropout_attrs p = *(const hd_weights_dropout_attrs *)n->attrs;
     p.dtype = hd_grad_dtype(g, n->in[DROP_X]);
-    return hd_graph_node(g, "weights_dropout", "dx", &p, (hd_value[]){dy[0], n->in[DROP_KEY], n->in[DROP_SAMPLE], n->in[DROP_POSITION]}, 4);
+    return hd_graph_node(g, "weights_dropout", "dx", &p, (hd_value[]){dy[0], n->in[DROP_KEY], n->in[DROP_SAMPLE], n->in[DROP_QPOS],
+                                                                      n->in[DROP_KPOS]}, 5);
 }
 
 static uint32_t drop_alias(const hd_sig *s, int result) { return hd_alias_same_type(s, result) & 1u << DROP_X; }
 
-static void drop_row(const hd_kernel_args *a, int64_t row, int64_t head, int64_t query, uint64_t key)
+/* Row of scores, of query `query` of all, with the keys that begin at first. */
+static void drop_row(const hd_kernel_args *a, int64_t row, int64_t head, int64_t query, int64_t first, uint64_t key)
 {
     const hd_weights_dropout_attrs *p = a->attrs;
     int64_t keys = a->in[DROP_X].dim[3];
-    uint64_t position = (uint64_t)(uint32_t)id_at(a, DROP_POSITION, query) << 32;
+    uint64_t position = (uint64_t)(uint32_t)id_at(a, DROP_QPOS, query) << 32;
     for (int64_t k = 0; k < keys; k++) {
-        int64_t feature = head * keys + k;
+        int64_t feature = head * keys + id_at(a, DROP_KPOS, first + k);
         hd_philox block = hd_philox_block(key, (uint64_t)id_at(a, DROP_SAMPLE, query), position | (uint64_t)(feature / 4));
         bool keep = (double)hd_uniform24(block.word[feature % 4]) >= p->p;
         hd_put(a, 0, row * keys + k, keep ? hd_get(a, DROP_X, row * keys + k) / (1 - p->p) : 0);
@@ -222,7 +228,7 @@ static void drop_reference(const hd_kernel_args *a)
     if (a->tid || !hd_wants(a, 0)) return;
     uint64_t key = hd_hash_mix(hd_hash_mix((uint64_t)id_at(a, DROP_KEY, 0), (uint64_t)id_at(a, DROP_KEY, 1)), (uint64_t)p->site);
     for (int64_t r = 0; r < d[0] * d[1] * d[2]; r++)
-        drop_row(a, r, p->first + r / d[2] % d[1], r / (d[1] * d[2]) * d[2] + r % d[2], key);
+        drop_row(a, r, p->first + r / d[2] % d[1], r / (d[1] * d[2]) * d[2] + r % d[2], r / (d[1] * d[2]) * d[3], key);
 }
 
 static void drop_sample(hd_rng *r, hd_sample *s)
@@ -233,12 +239,13 @@ static void drop_sample(hd_rng *r, hd_sample *s)
     *(hd_weights_dropout_attrs *)s->attrs = (hd_weights_dropout_attrs){.p = shares[hd_pick(r, 0, 2)], .site = hd_pick(r, 0, 1 << 30), .dtype = HD_F64};
     hd_sample_set(s, DROP_KEY, HD_I64, 1, (int64_t[]){2}, HD_FILL_INDEX, 1000);
     hd_sample_set(s, DROP_SAMPLE, HD_I64, 1, (int64_t[]){d[0] * d[2]}, HD_FILL_INDEX, 1000);
-    hd_sample_set(s, DROP_POSITION, HD_I32, 1, (int64_t[]){d[0] * d[2]}, HD_FILL_RAMP, 0);
+    hd_sample_set(s, DROP_QPOS, HD_I32, 1, (int64_t[]){d[0] * d[2]}, HD_FILL_RAMP, 0);
+    hd_sample_set(s, DROP_KPOS, HD_I32, 1, (int64_t[]){d[0] * d[3]}, HD_FILL_RAMP, 0);
 }
 
 const hd_op hd_op_weights_dropout = {
     .name = "weights_dropout",
-    .summary = "(x[B, H, Tq, Tk], key[2], sample[B Tq], position[B Tq]) -> y: a random share p of the attention weights zero, the rest times 1/(1-p)",
+    .summary = "(x[B, H, Tq, Tk], key[2], sample[B Tq], qpos[B Tq], kpos[B Tk]) -> y: a random share p of the attention weights zero, the rest times 1/(1-p)",
     .min_in = DROP_N, .max_in = DROP_N,
     .attrs_size = sizeof(hd_weights_dropout_attrs), .attrs = drop_attrs,
     .linear = {1},

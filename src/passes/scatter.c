@@ -1,4 +1,5 @@
-/* scatter.c: what tensor-parallel ranks would all send whole goes in pieces, one from each, and is gathered where it is read (Narayanan et al. 2021, section 4.1).
+/* scatter.c: what tensor-parallel ranks would all send whole goes in pieces, one from each, and is gathered where it is read (Narayanan et
+ * al. 2021, section 4.1).
  *
  * Between nodes each rank then has a piece on its own port instead of the whole; the gather stays inside the node.
  *     v, whole on all ranks of the axes       chunk c:  v.scattered = shard(v)    -> send

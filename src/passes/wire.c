@@ -1,5 +1,5 @@
-/* wire.c: sums over ranks sent in a narrower dtype than f32, as Megatron-LM and DeepSpeed do in mixed precision: half the bytes, each addend rounded once and the
- * sum once.
+/* wire.c: sums over ranks sent in a narrower dtype than f32, as Megatron-LM and DeepSpeed do in mixed precision: half the bytes, each
+ * addend rounded once and the sum once.
  *
  *   gradients, over DATA axes           all_reduce(g)         becomes   f32(all_reduce(bf16(g)))
  *   activations, over MODEL axes        bf16(all_reduce(x))   becomes   all_reduce(bf16(x)); a product that only this reads gives bf16 itself

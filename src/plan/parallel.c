@@ -215,6 +215,10 @@ static int check_form(const hd_parallel *p, hd_error *err)
         return hd_fail(err, HD_EINVAL, "--parallel: %s is about the tokens that cp splits: give cp=2 or more with it", p->has_attention ? "attention" : "order");
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
+    if (p->n_parts && (p->scatter || p->half_wire))
+        return hd_fail(err, HD_EINVAL, "--parallel: scatter and half_wire are for stages of one mesh: leave them out, or the |");
+    if (p->scatter && (p->tp == 1 || p->pp == 1))
+        return hd_fail(err, HD_EINVAL, "--parallel: scatter is about what tp ranks send between stages: give tp=2 and pp=2 or more with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
@@ -565,7 +569,7 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->keep_gathered = p->keep;
     plan->regather = p->regather;
     plan->half_wire = p->half_wire;
-    plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
+    plan->scatter = p->scatter;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
     for (int k = 0; k < plan->n_slices && !rc; k++)
         if (plan->slices[k] < cp) rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], cp);
