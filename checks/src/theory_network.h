@@ -44,11 +44,22 @@ static inline bool network_is_here(const network_facts *f, hd_value v) { return 
 
 /* ---- parameters ---- */
 
+/* The dimension of a table that tp cuts; -1: v is no table that a lookup reads, or has no columns to cut. */
+static inline int network_table_cut(const network_facts *f, hd_value v)
+{
+    int rank = f->g->values[v].type.shape.rank;
+    for (size_t i = 0; i < f->g->n_nodes && f->t.p.tables; i++)
+        if (!strcmp(f->g->nodes[i]->op->name, "gather") && f->g->nodes[i]->in[0] == v) return f->t.p.tables == HD_TABLES_ROWS ? 0 : rank > 1 ? rank - 1 : -1;
+    return -1;
+}
+
 static inline void network_parameter(const network_facts *f, hd_value v, theory *out)
 {
     const hd_shape *s = &f->g->values[v].type.shape;
     theory_tensor x = {.dim = {1, 1, 1, 1}, .rank = s->rank, .cut = -1};
     for (int d = 0; d < s->rank; d++) x.dim[d] = s->dim[d];
+    x.cut = network_table_cut(f, v);
+    if (x.cut >= 0) x.dim[x.cut] = theory_piece(x.dim[x.cut], f->t.p.tp);
     out->parameter_bytes += 4 * (f->t.p.zero == 3 ? theory_spread(&f->t, &x) : theory_count(&x));
     out->sent += theory_gradient_sent(&f->t, &x);
     out->scalars += 8;
@@ -118,6 +129,7 @@ static inline void network_sum(network_facts *f, theory *out)
     }
     out->flops = (double)f->t.j->micro * flops;
     out->sent += (double)f->t.j->micro * sent;
+    if (f->t.p.tables) out->sent = INFINITY; /* dense layers may be summed or gathered over tp, whichever is fewer bytes */
     out->scalars += 512; /* loss, norms, and what the ranks tell each other at the start */
 }
 
@@ -131,7 +143,7 @@ static inline theory theory_of_network(const run_job *j, const hd_plan *plan, in
     f->t.j = j;
     if (g && g->n_values <= NETWORK_VALUES && !hd_parallel_parse(j->parallel, &f->t.p, &err)) {
         f->t.ranks = f->t.p.dp;
-        f->share = (double)theory_piece(j->batch, f->t.p.dp) / (double)j->batch;
+        f->share = (double)theory_piece(j->batch, f->t.p.dp * (f->t.p.tables ? f->t.p.tp : 1)) / (double)j->batch;
         f->stage = (int)(rank / (hd_mesh_size(&plan->mesh) / f->t.p.pp));
         network_place(f, plan);
         network_sum(f, &out);
