@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/thread.h"
 #include "models/lm.h"
 #include "models/network.h"
 #include "passes/partition.h"
@@ -241,6 +242,43 @@ static int count_nodes(const hd_graph *g, const char *op, hd_phase phase)
     return n;
 }
 
+/* What the steps of a ring say of their cost adds up to the pairs that a causal mask, and a window, leave. */
+static void expect_all_pairs(const char *axis, int ranks, int64_t tokens, int64_t window)
+{
+    hd_graph *g = hd_graph_new();
+    hd_value in[7], y;
+    double pairs = 0, seen = 0;
+    hd_attention_attrs at = {.scale = 1, .causal = true, .window = window, .dtype = HD_F32};
+    layout_case c = {"pairs", {1, {{"", ranks, HD_AXIS_DATA}}}, {{"x*", ""}}};
+    snprintf(c.mesh.axis[0].name, sizeof c.mesh.axis[0].name, "%s", axis);
+    snprintf(c.pins[0].layout, sizeof c.pins[0].layout, "%s,-,-", axis);
+    snprintf(c.pins[1].pattern, sizeof c.pins[1].pattern, "id*");
+    snprintf(c.pins[1].layout, sizeof c.pins[1].layout, "%s", axis);
+    for (int i = 0; i < 7; i++) {
+        hd_type t = i < 3 ? hd_type_of(HD_F32, 3, (int64_t[]){tokens, 1, 2}) : hd_type_of(HD_I32, 1, &tokens);
+        char name[8];
+        snprintf(name, sizeof name, "%s%d", i < 3 ? "x" : "id", i);
+        in[i] = hd_graph_input(g, name, t, HD_TIME_SPLIT);
+    }
+    y = hd_graph_node(g, "attention", "y", &at, in, 7);
+    hd_graph_output(g, "y", hd_reduce(g, "reduce_sum", "sum", y, 7, false, HD_F32));
+    partition(g, &c);
+    for (size_t i = 0, step = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        if (strcmp(n->op->name, "attention")) continue;
+        for (int64_t r = 0; r < ranks; r++) {
+            int64_t a, b, u, v;
+            hd_split(tokens, 1, (int)r, ranks, &a, &b);
+            hd_split(tokens, 1, (int)((r + (int64_t)step) % ranks), ranks, &u, &v);
+            pairs += ((const hd_attention_attrs *)n->attrs)->share * (double)((b - a) * (v - u));
+        }
+        step++;
+    }
+    for (int64_t i = 0; i < tokens; i++) seen += (double)(window && window < i + 1 ? window : i + 1);
+    if (!(fabs(pairs - seen) <= 1e-6 * seen + 1e-4)) fail_msg("%s over %d, %d tokens, window %d: %g pairs, not %g", axis, ranks, (int)tokens, (int)window, pairs, seen);
+    hd_graph_free(g);
+}
+
 /* Keys and values go round instead of being gathered: uneven pieces, groups of heads on several ranks, bf16, tokens dealt. */
 static void test_ring(void **state)
 {
@@ -262,6 +300,9 @@ static void test_ring(void **state)
     expect_same_model(&g1, &dealt);
     expect_same_model(&wide, &both);
     expect_same_model(&e1, &heads);
+    for (int ranks = 2; ranks < 6; ranks++)
+        for (int64_t tokens = 11; tokens < 45; tokens += 11)
+            for (int64_t window = 0; window < 30; window += 7) expect_all_pairs("ring", ranks, tokens, window), expect_all_pairs("dealt", ranks, tokens, window);
     hd_graph *g = build_model(&l1, 2);
     partition(g, &four);
     assert_int_equal(count_nodes(g, "attention", HD_FORWARD), 2 * 4);

@@ -13,7 +13,7 @@ enum { BF16_SEEDS = 6 };
 #define BF16_FACTOR 1.2 /* of the one-rank bf16 run's own distance from f32 */
 
 typedef struct reference { run_job job; run_result result; bool ok; } reference;
-enum { MAX_REFERENCES = 384 };
+enum { MAX_REFERENCES = 512 };
 typedef struct references { reference list[MAX_REFERENCES]; int n; } references;
 
 /* ---- one rank's run of the same job ---- */

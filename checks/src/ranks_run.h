@@ -17,6 +17,7 @@
 #include "kernels/attrs.h"
 #include "models/lm.h"
 #include "models/network.h"
+#include "passes/passes.h"
 #include "plan/parallel.h"
 #include "train/session.h"
 
@@ -74,6 +75,8 @@ static const run_model run_models[] = {
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+    {"gpt2-materialised", HD_ARCH_GPT2, 4, 48, 4, 4, 96, 96, true},
+    {"llama-materialised", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
     {"gpt2-50m", HD_ARCH_GPT2, 14, 512, 8, 8, 2048, 8192, true}, /* to measure with, not to compare */
 };
 
@@ -91,9 +94,11 @@ static inline hd_graph *run_lm_graph(const run_job *j, const run_model *m, hd_er
     c.layers = m->layers, c.width = m->width, c.heads = m->heads, c.kv_heads = m->kv_heads, c.mlp_width = m->mlp, c.vocab = m->vocab;
     c.max_positions = 64, c.tie_embeddings = m->tied;
     c.init_std = 0.08; /* small models learn faster from it: losses then tell runs apart */
-    c.embd_dropout = c.resid_dropout = j->dropout;
+    c.embd_dropout = c.resid_dropout = c.attn_dropout = j->dropout;
     if (hd_lm_config_check(&c, m->name, err)) return NULL;
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence};
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence,
+                       .attention = strstr(m->name, "-materialised") ? HD_ATTENTION_MATERIALISED : HD_ATTENTION_FUSED};
+    o.half_stream = o.attention && m->arch == HD_ARCH_GPT2;
     return hd_lm_graph(&c, &o, err);
 }
 
@@ -122,13 +127,16 @@ static inline hd_session_options run_options(const run_job *j)
 /* The plan of a job, from its --parallel text. */
 static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
 {
-    hd_parallel p;
+    hd_parallel p = {.slices = 1};
     hd_graph *g = run_graph(j, err);
     hd_session_options o = run_options(j);
-    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision);
-    int rc = g ? hd_step_append(g, &o.step) : err->code;
     *plan = o.plan;
+    int rc = g ? 0 : err->code;
     if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
+    if (!rc && p.slices > 1) rc = hd_parallel_slices(&p, j->sequence, plan, err);
+    if (!rc) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision), hd_pass_slices(g, plan->slices, plan->n_slices);
+    if (!rc) rc = hd_step_append(g, &o.step);
+    if (!rc) rc = hd_pass_slices_backward(g, plan->slices, plan->n_slices);
     if (!rc && j->parallel[0]) rc = hd_parallel_expand(&p, g, j->sequence, plan, err);
     hd_graph_free(g);
     return rc;
@@ -141,6 +149,8 @@ typedef struct run_shared {
     const hd_plan *plan;
     run_result *result;
     hd_comm *comm[RUN_MAX_RANKS];
+    hd_trace *events; /* [ranks]: each takes that of the last step; NULL: nobody does */
+    int steps;        /* 0: RUN_STEPS */
     FILE **trace; /* [ranks]: each writes its losses and a checksum of every tensor that it holds, to the bit; NULL: nobody does */
     pthread_mutex_t lock;
     hd_error err; /* the first */
@@ -348,22 +358,24 @@ static inline int run_tokens_of(const hd_graph *g, const hd_dim_layout *d, int64
     return n;
 }
 
-/* Where tokens of one sequence are cut over ranks: the pairs of a query and a key that it sees, of those that the rank has in this node. Negative: they aren't. */
-static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int rank, int64_t sequence)
+/* Where tokens of one sequence are cut over ranks: the pairs of a query and a key that it sees, of those that the rank has in this node. Negative: they aren't.
+ * Queries are the last of the tokens that there are keys of: a slice of the sequence, or all of it. */
+static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int rank, int64_t batch)
 {
     int64_t q_at[512], k_at[512], seen = 0;
     int q = strcmp(n->op->name, "attention") ? 1 : 0, cp = hd_mesh_find(&g->mesh, "cp");
     const hd_layout *lq = g->values[n->in[q]].layout, *lk = g->values[n->in[q + 1]].layout;
+    int64_t own = g->values[n->in[q]].whole.dim[0] / batch, sequence = g->values[n->in[q + 1]].whole.dim[0] / batch, before = sequence - own;
     if (cp < 0 || sequence > 512) return -1;
     if (!lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp) { /* some heads of all tokens */
         hd_shape rows = hd_layout_shape(&g->mesh, lq, &g->values[n->in[q]].whole, rank);
-        return (double)(rows.dim[0] / sequence) * (double)(sequence * (sequence + 1) / 2);
+        return (double)(rows.dim[0] / own) * (double)(before * own + own * (own + 1) / 2);
     }
     bool all = !lk->dim[0].n || lk->dim[0].axis[lk->dim[0].n - 1] != cp;
-    int nq = run_tokens_of(g, &lq->dim[0], sequence, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
+    int nq = run_tokens_of(g, &lq->dim[0], own, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
     for (int64_t j = 0; all && j < sequence; j++) k_at[nk++] = j;
     for (int i = 0; i < nq; i++)
-        for (int j = 0; j < nk; j++) seen += k_at[j] <= q_at[i];
+        for (int j = 0; j < nk; j++) seen += k_at[j] <= before + q_at[i];
     return (double)seen;
 }
 
@@ -378,7 +390,7 @@ static inline double run_attention_flops(const hd_sig *s, double seen)
     return (forward ? 4.0 : 10.0) * (double)(q[1] * q[2]) * (seen >= 0 ? seen : (double)(q[0] * keys));
 }
 
-static inline double run_product_flops(const hd_graph *g, int rank, int64_t sequence)
+static inline double run_product_flops(const hd_graph *g, int rank, int64_t batch)
 {
     double flops = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
@@ -395,7 +407,7 @@ static inline double run_product_flops(const hd_graph *g, int rank, int64_t sequ
         hd_sig s = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
         hd_cost cost = {0};
         if (product) n->op->cost(&s, &cost);
-        flops += product ? cost.flops : run_attention_flops(&s, run_pairs_seen(g, n, rank, sequence));
+        flops += product ? cost.flops : run_attention_flops(&s, run_pairs_seen(g, n, rank, batch));
     }
     return flops;
 }
@@ -405,7 +417,7 @@ static inline void run_note_rank(run_thread *t)
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
-    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank), t->shared->job->sequence);
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank), t->shared->job->batch);
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;
@@ -430,6 +442,18 @@ static inline void run_trace_step(const run_thread *t, double loss)
     if (t->step == 0 || t->step == RUN_STEPS - 1) run_trace_tensors(t);
 }
 
+static inline int run_count_steps(const run_shared *s) { return s->steps ? s->steps : RUN_STEPS; }
+
+/* The rank's events, with paths that outlive its program. */
+static inline int run_take_events(run_thread *t, hd_error *err)
+{
+    hd_exec *e = t->session.exec[HD_TRAIN_PROGRAM];
+    hd_trace *to = &t->shared->events[t->rank];
+    int rc = hd_exec_trace_take(e, hd_exec_trace_begin(e), to, err);
+    for (int64_t i = 0; i < to->n_events; i++) to->events[i].path = hd_arena_strdup(&to->names, to->events[i].path);
+    return rc;
+}
+
 static inline int run_rank_body(run_thread *t, hd_error *err)
 {
     const run_job *j = t->shared->job;
@@ -441,9 +465,12 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
     int rc = g ? hd_session_init(&t->session, g, NULL, &o, err) : err->code;
     if (!rc && t->rank == 0) rc = hd_program_verify(t->session.program[HD_TRAIN_PROGRAM], err);
     if (!rc) rc = hd_session_start(&t->session, &o, err);
-    for (t->step = 0; t->step < RUN_STEPS && !rc; t->step++) {
+    for (t->step = 0; t->step < run_count_steps(t->shared) && !rc; t->step++) {
         double loss = NAN;
-        rc = run_step(t, &loss, err);
+        bool last = t->shared->events && t->step == run_count_steps(t->shared) - 1;
+        if (last) rc = hd_exec_trace(t->session.exec[HD_TRAIN_PROGRAM], 1, err);
+        if (!rc) rc = run_step(t, &loss, err);
+        if (!rc && last) rc = run_take_events(t, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
         if (!rc && t->step == 0) run_collect(t, false);
         if (!rc && t->step == RUN_STEPS - 1) run_collect(t, true);
@@ -470,10 +497,10 @@ static inline void *run_rank_main(void *arg)
 
 /* ---- all ranks ---- */
 
-static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE **trace, hd_error *err)
+static inline int run_all_ranks_shared(const run_job *j, run_result *out, run_shared s, hd_error *err)
 {
     hd_plan *plan = malloc(sizeof *plan);
-    run_shared s = {.job = j, .plan = plan, .result = out, .trace = trace};
+    s.job = j, s.plan = plan, s.result = out;
     run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
     *out = (run_result){0};
     int rc = run_plan(j, plan, err), n = rc ? 0 : hd_plan_ranks(plan);
@@ -494,6 +521,17 @@ static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE *
     free(threads);
     out->plan = plan;
     return rc;
+}
+
+static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE **trace, hd_error *err)
+{
+    return run_all_ranks_shared(j, out, (run_shared){.trace = trace}, err);
+}
+
+/* The same for so many steps; events[RUN_MAX_RANKS] are each rank's of the last, to be freed with hd_trace_free. */
+static inline int run_all_ranks_events(const run_job *j, int steps, hd_trace *events, run_result *out, hd_error *err)
+{
+    return run_all_ranks_shared(j, out, (run_shared){.events = events, .steps = steps}, err);
 }
 
 /* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */

@@ -9,12 +9,14 @@
 typedef struct theory { double flops, uneven /* FLOPs */, parameter_bytes, sent, scalars; } theory;
 
 /* A parameter as a rank of tensor parallelism has it: the dimension that is cut is cut already. */
-typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */; } theory_tensor;
+typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */,
+    wide /* read as it is, in f32 */; } theory_tensor;
 enum { THEORY_TENSORS = 24 };
 
 typedef struct theory_job {
     const run_job *j;
     const run_model *m;
+    const hd_plan *plan;
     hd_parallel p;
     int64_t ranks, tokens;              /* that share parameters: dp x cp; of a rank's micro-batch */
     int64_t heads, keys, mlp, vocab, head_dim; /* of a rank */
@@ -56,6 +58,14 @@ static inline int64_t theory_tensor_parts(const theory_job *t, int64_t n)
     return theory_piece(theory_piece(n, a), t->p.tp / a);
 }
 
+/* Of one sequence, the most that a rank has: a piece of each slice. */
+static inline int64_t theory_tokens(const theory_job *t)
+{
+    int64_t n = t->plan->n_slices ? 0 : theory_piece(t->j->sequence, t->p.cp);
+    for (int k = 0; k < t->plan->n_slices; k++) n += theory_piece(t->plan->slices[k], t->p.cp);
+    return n;
+}
+
 static inline void theory_pieces(theory_job *t)
 {
     const run_model *m = t->m;
@@ -66,14 +76,14 @@ static inline void theory_pieces(theory_job *t)
     t->mlp = theory_tensor_parts(t, m->mlp);
     t->vocab = theory_tensor_parts(t, m->vocab);
     t->ranks = t->p.dp * t->p.cp;
-    t->tokens = theory_piece(t->j->batch, t->p.dp) * theory_piece(t->j->sequence, t->p.cp);
+    t->tokens = theory_piece(t->j->batch, t->p.dp) * theory_tokens(t);
 }
 
 /* ---- parameters ---- */
 
 static inline void theory_add(theory_tensor *list, int *n, int cut, bool rows, bool keys, int rank, int64_t a, int64_t b, int64_t c)
 {
-    list[(*n)++] = (theory_tensor){{a, b, c, 1}, rank, cut, rows, keys};
+    list[(*n)++] = (theory_tensor){.dim = {a, b, c, 1}, .rank = rank, .cut = cut, .rows = rows, .keys = keys};
 }
 
 static inline int theory_layer(const theory_job *t, theory_tensor *list)
@@ -123,7 +133,7 @@ static inline double theory_spread(const theory_job *t, const theory_tensor *x)
 static inline double theory_gradient_sent(const theory_job *t, const theory_tensor *x)
 {
     double bytes = 4 * theory_count(x), n = (double)t->ranks, share = (n - 1) / n, micro = (double)t->j->micro, gather = bytes, sent;
-    if (t->j->precision == HD_BF16 && x->rank > 1) gather /= 2; /* what products read is rounded first */
+    if (t->j->precision == HD_BF16 && x->rank > 1 && !x->wide) gather /= 2; /* what products read is rounded first */
     if (t->p.zero <= 1) sent = 2 * bytes; /* all-reduce, or reduce-scatter of the gradient and all-gather of the new parameter */
     else if (t->p.zero == 2) sent = micro * bytes + bytes;
     else sent = micro * bytes + (t->p.keep ? 1 : 2 * micro) * gather;
@@ -169,12 +179,18 @@ static inline void theory_parameters(const theory_job *t, theory *out)
 /* ---- work ---- */
 
 /* Pairs of a query and a key of one rank's micro-batch. Of whole sequences all are counted; where the tokens of one are split, those that a causal mask
- * leaves: an equal share of them when they are dealt, what the last rank has when they are not. */
+ * leaves: an equal share of them when they are dealt, what the last rank has when they are not, as in slices. */
 static inline double theory_pairs(const theory_job *t)
 {
-    double s = (double)t->j->sequence, last = (double)theory_piece(t->j->sequence, t->p.cp);
+    double s = (double)t->j->sequence, pairs = 0, end = 0;
     if (t->p.cp == 1) return (double)t->tokens * s;
-    if (t->p.plain) return last * (s - last) + last * (last + 1) / 2;
+    for (int k = 0; k < (t->plan->n_slices ? t->plan->n_slices : 1); k++) {
+        int64_t length = t->plan->n_slices ? t->plan->slices[k] : t->j->sequence;
+        double last = (double)theory_piece(length, t->p.cp);
+        end += (double)length;
+        pairs += last * (end - last) + last * (last + 1) / 2;
+    }
+    if (!t->plan->zigzag[0]) return pairs;
     return s * (s + 1) / 2 / (double)t->p.cp;
 }
 
@@ -249,7 +265,7 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
 {
     theory out = {0};
     hd_error err = {0};
-    theory_job t = {.j = j, .m = run_find_model(j->model)};
+    theory_job t = {.j = j, .m = run_find_model(j->model), .plan = plan};
     if (hd_parallel_parse(j->parallel, &t.p, &err) || !t.m) return out;
     t.ring = plan->ring[0] != 0;
     int stage = hd_plan_stage_of(plan, rank);

@@ -53,10 +53,19 @@ static inline int network_table_cut(const network_facts *f, hd_value v)
     return -1;
 }
 
+/* Only contractions have their operands rounded for bf16; convolutions compute in f32. */
+static inline bool network_is_wide(const network_facts *f, hd_value v)
+{
+    for (size_t i = 0; i < f->g->n_nodes; i++)
+        for (int k = 0; k < f->g->nodes[i]->n_in; k++)
+            if (f->g->nodes[i]->in[k] == v && !strcmp(f->g->nodes[i]->op->name, "contract")) return false;
+    return true;
+}
+
 static inline void network_parameter(const network_facts *f, hd_value v, theory *out)
 {
     const hd_shape *s = &f->g->values[v].type.shape;
-    theory_tensor x = {.dim = {1, 1, 1, 1}, .rank = s->rank, .cut = -1};
+    theory_tensor x = {.dim = {1, 1, 1, 1}, .rank = s->rank, .cut = -1, .wide = network_is_wide(f, v)};
     for (int d = 0; d < s->rank; d++) x.dim[d] = s->dim[d];
     x.cut = network_table_cut(f, v);
     if (x.cut >= 0) x.dim[x.cut] = theory_piece(x.dim[x.cut], f->t.p.tp);
@@ -137,6 +146,7 @@ static inline theory theory_of_network(const run_job *j, const hd_plan *plan, in
 {
     theory out = {0};
     hd_error err = {0};
+    if (strchr(j->parallel, '|')) return (theory){.flops = INFINITY, .parameter_bytes = INFINITY, .sent = INFINITY}; /* stages of different meshes: no formulas here */
     hd_graph *g = run_graph(j, &err);
     network_facts *f = calloc(1, sizeof *f);
     f->g = g;

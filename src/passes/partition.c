@@ -272,19 +272,24 @@ void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
     for (int r = 0; r < n->n_out && !p->g->err.code; r++) hd_part_hold_result(p, n->out[r], n->out[r], &out[r], n);
 }
 
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s)
+{
+    hd_value in[HD_MAX_OPERANDS];
+    for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s->in[k], n);
+    if (p->g->err.code) return;
+    widen_addends(p, n, s);
+    memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
+    set_splits(p, n, s);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s->out);
+}
+
 static void partition_node(hd_part *p, hd_node *n)
 {
     hd_strategy s;
-    hd_value in[HD_MAX_OPERANDS];
     bring_home(p, n);
     if (p->g->err.code || hd_part_cross(p, n) || hd_part_expand(p, n)) return;
     hd_part_choose(p, n, &s);
-    for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s.in[k], n);
-    if (p->g->err.code) return;
-    widen_addends(p, n, &s);
-    memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
-    set_splits(p, n, &s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s.out);
+    hd_part_apply(p, n, &s);
 }
 
 /* ---- the end ---- */
@@ -373,6 +378,21 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
     lay_leaves(p);
     if (!p->g->err.code) walk(p);
     lay_unused(p);
+}
+
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins)
+{
+    if (g->err.code || check_mesh(g, mesh)) return g->err.code;
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .value = hd_calloc(g->n_values + 1, sizeof *p.value)};
+    if (!p.value) return hd_fail_memory(&g->err, g->n_values, "partitioning");
+    g->mesh = *mesh;
+    learn_values(&p);
+    if (!set_pins(&p, pins, n_pins)) {
+        follow_parameters(&p);
+        lay_leaves(&p);
+    }
+    hd_free(p.value);
+    return g->err.code;
 }
 
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)

@@ -124,6 +124,8 @@ typedef struct hd_strategy {
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best);
 /* All ways to divide n by its loops alone, of a graph of which nothing is held yet; fills list[most], returns how many there are. At most 3 axes. */
 int hd_part_list(const hd_part *p, const hd_node *n, hd_strategy *list, int most);
+/* Appends n by a strategy, behind the conversions that it asks for (partition.c). */
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s);
 /* Types of the whole operands and results. */
 void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out);
 
@@ -146,6 +148,8 @@ bool hd_part_ring(hd_part *p, hd_node *n);
 
 /* hd_pass_partition; like: as in hd_part. */
 int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like);
+/* Gives g its mesh, and layouts to parameters, states, inputs and constants; no more. */
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
 /* The new value's layouts, and the one it is pinned to. */

@@ -10,7 +10,6 @@
  * The axes other than the ring's are cut as they would be without it. */
 #include <math.h>
 
-#include "base/thread.h"
 #include "passes/partition_int.h"
 
 enum { Q, K, V, QPOS, KPOS, QSEG, KSEG, FORWARD_IN };                                  /* of attention */
@@ -73,10 +72,9 @@ static void cut_rows(const ring *r, hd_layout *l, int rank)
     l->dim[0].axis[l->dim[0].n++] = (int8_t)r->axis;
 }
 
-/* As it would be on a mesh whose axis of the ring had one rank: what goes round costs the same however the rest is cut. */
-static void find_layouts(ring *r)
+/* As it would be on a mesh whose axis had one rank: what is sent over it costs the same however the rest is cut. */
+static void choose_others(const ring *r, hd_strategy *s)
 {
-    hd_strategy s;
     hd_mesh mesh = *r->p->mesh;
     hd_part others = *r->p;
     others.mesh = &mesh;
@@ -84,7 +82,13 @@ static void find_layouts(ring *r)
     mesh.axis[r->axis].size = 1;
     for (int i = 0; i < r->p->n_axes; i++)
         if (r->p->axis[i] != r->axis) others.axis[others.n_axes++] = r->p->axis[i];
-    hd_part_choose(&others, r->n, &s);
+    hd_part_choose(&others, r->n, s);
+}
+
+static void find_layouts(ring *r)
+{
+    hd_strategy s;
+    choose_others(r, &s);
     for (int k = 0; k < r->n->n_in; k++) cut_rows(r, &s.in[k], r->p->value[r->n->in[k]].whole.rank), r->in[k] = s.in[k];
     for (int k = 0; k < r->n->n_out; k++) cut_rows(r, &s.out[k], r->p->value[r->n->out[k]].whole.rank), r->out[k] = s.out[k];
 }
@@ -170,22 +174,16 @@ static double pairs_between(double a, double b, double c, double d, double windo
     return sum;
 }
 
-/* Where rank c's tokens lie in the sequence: [begin, end) twice. As the deal op (src/exec/transfer.c) has it. */
-static void tokens_of(const ring *r, int64_t sequence, int c, double at[2][2])
+/* Where rank c's tokens lie in the sequence: [begin, end) twice. As hd_split cuts, and the deal op (src/exec/transfer.c) deals. */
+static void tokens_of(const ring *r, int64_t sequence, int64_t c, double at[2][2])
 {
-    int64_t begin, end, early = 0, late = sequence, n = 0, first = 0;
-    for (int j = 0; j <= c; j++) {
-        hd_split(sequence, 1, j, r->size, &begin, &end);
-        early += first;
-        n = end - begin;
-        first = (n + 1) / 2;
-        late -= n - first;
-    }
+    int64_t few = sequence / r->size, more = sequence % r->size, longer = c < more ? c : more, n = few + (c < more); /* of the ranks before c, `longer` have few + 1 */
+    int64_t begin = c * few + longer, early = longer * ((few + 2) / 2) + (c - longer) * ((few + 1) / 2), late = sequence - (begin - early) - n / 2;
     bool zigzag = r->p->g->zigzag >> r->axis & 1;
     at[0][0] = (double)(zigzag ? early : begin);
-    at[0][1] = (double)(zigzag ? early + first : end);
+    at[0][1] = (double)(zigzag ? early + (n + 1) / 2 : begin + n);
     at[1][0] = (double)late;
-    at[1][1] = (double)(zigzag ? late + n - first : late);
+    at[1][1] = (double)(zigzag ? late + n / 2 : late);
 }
 
 /* Of the pairs of a step, how many see each other: the mean over the ranks, for sequences whose positions run from 0. */
@@ -344,9 +342,43 @@ static void go_backward(const ring *r)
     for (int k = 0; k < 2; k++) give_result(r, k + 1, add(r, own_names[k], r->size, own[k], pass_on(r, travelling[k], name_of(r, names[k], r->size), r->size)));
 }
 
+/* ---- a slice's queries, all keys up to their end ---- */
+
+/* The axis over which the queries of a slice are cut, where keys are of more tokens than those; -1: none. */
+static int find_sliced_axis(const hd_part *p, const hd_node *n)
+{
+    bool grad = !strcmp(n->op->name, "attention_grad");
+    if (!grad && strcmp(n->op->name, "attention")) return -1;
+    int q = grad ? G_Q : Q;
+    if (p->value[n->in[q]].whole.dim[0] >= p->value[n->in[q + 1]].whole.dim[0]) return -1;
+    for (int i = 0; i < p->n_axes; i++)
+        if (p->mesh->axis[p->axis[i]].role == HD_AXIS_DATA && is_cut(p, n, q, p->axis[i]) && !is_cut(p, n, q + 1, p->axis[i])) return p->axis[i];
+    return -1;
+}
+
+/* Queries stay where they are, so that each rank has its share of the work, however long the keys of the slices before are that are to be sent for it. */
+static void attend_in_slice(const ring *r)
+{
+    static const int queries[] = {Q, QPOS, QSEG}, grad_queries[] = {G_DOUT, G_Q, G_OUT, G_LSE, G_QPOS, G_QSEG};
+    bool grad = !strcmp(r->n->op->name, "attention_grad");
+    hd_strategy s;
+    choose_others(r, &s);
+    for (int k = 0; k < (grad ? 6 : 3); k++) {
+        int i = grad ? grad_queries[k] : queries[k];
+        cut_rows(r, &s.in[i], r->p->value[r->n->in[i]].whole.rank);
+    }
+    for (int k = 0; k < r->n->n_out; k++) {
+        if (grad && k) s.out[k].partial |= 1u << r->axis;
+        else cut_rows(r, &s.out[k], r->p->value[r->n->out[k]].whole.rank);
+    }
+    if (!r->p->g->err.code) hd_part_apply(r->p, r->n, &s);
+}
+
 bool hd_part_ring(hd_part *p, hd_node *n)
 {
-    ring r = {.p = p, .n = n, .axis = find_axis(p, n)};
+    ring r = {.p = p, .n = n, .axis = find_sliced_axis(p, n)};
+    if (r.axis >= 0) return attend_in_slice(&r), true;
+    r.axis = find_axis(p, n);
     if (r.axis < 0) return false;
     r.size = p->mesh->axis[r.axis].size;
     find_layouts(&r);

@@ -43,6 +43,27 @@ static void split_rows(const pinner *s, hd_dim_layout *d, int64_t unit)
     for (int i = 0; i < s->n_tp && !s->o->language; i++) append(d, s->tp[i], 1);
 }
 
+/* Of one sequence, in a value of so many rows: all of them, or those of the slice that the path names. 0: the rows are something else. */
+static int64_t tokens_of(const pinner *s, const char *path, int64_t rows)
+{
+    const char *mark = strchr(path, '@');
+    int64_t batch = s->o->rows / s->o->sequence;
+    int slice = mark ? atoi(mark + 1) : 0;
+    if (!mark) return rows == s->o->rows ? s->o->sequence : 0;
+    return slice < s->plan->n_slices && rows == batch * s->plan->slices[slice] ? s->plan->slices[slice] : 0;
+}
+
+/* With slices it is the tokens of each that are over cp. */
+static void pin_slices(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values && s->plan->n_slices && s->cp >= 0; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        const char *mark = strchr(i->path, '@'); /* "slice.tokens@2" */
+        int64_t tokens = mark && !strncmp(i->path, "slice.", 6) && i->type.shape.rank ? tokens_of(s, i->path, i->type.shape.dim[0]) : 0;
+        if (i->kind == HD_RESULT && tokens && !mark[1 + strspn(mark + 1, "0123456789")]) split_rows(s, &pin(s, (hd_value)v)->dim[0], tokens);
+    }
+}
+
 static void pin_inputs(pinner *s)
 {
     for (size_t v = 0; v < s->g->n_values; v++) {
@@ -50,7 +71,9 @@ static void pin_inputs(pinner *s)
         if (i->kind != HD_INPUT || i->micro != HD_TIME_SPLIT || !i->type.shape.rank) continue;
         int64_t batch = s->o->rows / s->o->sequence, n = i->type.shape.dim[0];
         if (n % batch || (s->o->language && n != s->o->rows)) continue;
-        split_rows(s, &pin(s, (hd_value)v)->dim[0], n / batch);
+        hd_dim_layout *d = &pin(s, (hd_value)v)->dim[0];
+        if (s->plan->n_slices) append(d, s->dp, n / batch); /* whole sequences, for slices to be taken of them */
+        else split_rows(s, d, n / batch);
     }
 }
 
@@ -197,22 +220,32 @@ static void spread_parameters(pinner *s)
 static bool in_stream(const hd_node *n)
 {
     static const char *const paths[] = {"layers.*.norm1", "layers.*.norm2", "norm", "layers.*.attn.out", "layers.*.mlp.out", "layers.*.out_biased",
-                                        "layers.*.dropout", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
+                                        "layers.*.dropout", "layers.*.attn.sum", "layers.*.mlp_sum", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         if (hd_path_match(paths[i], n->path)) return true;
     return false;
 }
 
 /* [tokens, width], or a number for each token. */
-static void pin_stream_value(pinner *s, hd_value v)
+static void pin_stream_value(pinner *s, hd_value v, bool sp)
 {
     const hd_value_info *i = &s->g->values[v];
     const hd_shape *shape = &i->type.shape;
-    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || shape->dim[0] != s->o->rows) return;
+    int64_t tokens = i->type.shape.rank ? tokens_of(s, i->path, shape->dim[0]) : 0;
+    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || !tokens) return;
     if (shape->rank == 2 && shape->dim[1] != s->o->width) return;
     hd_layout *l = pin(s, v);
-    split_rows(s, &l->dim[0], s->o->sequence);
-    for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
+    split_rows(s, &l->dim[0], tokens);
+    for (int a = 0; a < s->n_tp && sp; a++) append(&l->dim[0], s->tp[a], 1);
+}
+
+/* Without sequence parallelism the sums of a stream in 16 bits are whole on each tensor-parallel rank; left alone, they would be summed in pieces. */
+static void pin_rounded_sums(pinner *s)
+{
+    for (size_t i = 0; i < s->g->n_nodes; i++) {
+        const hd_node *n = s->g->nodes[i];
+        if (n->phase == HD_FORWARD && (hd_path_match("layers.*.attn.sum", n->path) || hd_path_match("layers.*.mlp_sum", n->path))) pin_stream_value(s, n->out[0], false);
+    }
 }
 
 /* Whether row i of result r of n, a node of backward, belongs to row i of its first operand, by the op's own loops: so it is with gradients of the
@@ -236,8 +269,8 @@ static void pin_stream(pinner *s)
         if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
         if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
         for (int k = 0; k < n->n_out; k++)
-            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k]);
-        if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0]);
+            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k], true);
+        if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0], true);
     }
 }
 
@@ -301,7 +334,7 @@ static bool same_text(const pinner *s, hd_value a, hd_value b)
 /* Whether everything the pattern matches is to have the layout of v, or is left over and of its rank. */
 static bool is_safe(const pinner *s, const char *pattern, hd_value v)
 {
-    size_t fixed = strcspn(pattern, "*");
+    size_t fixed = strcspn(pattern, s->plan->n_slices ? "*." : "*"); /* a slice's mark may stand before any dot */
     for (size_t i = 0; i < s->g->n_values; i++) {
         const hd_value_info *x = &s->g->values[i];
         if (strncmp(x->path, pattern, fixed) || !hd_path_match(pattern, x->path)) continue;
@@ -321,8 +354,15 @@ static bool is_covered(const pinner *s, hd_value v)
 /* A pattern for v: the widest that is safe; brief: also those that tell less of the path. */
 static int choose_pattern(const pinner *s, hd_value v, bool brief, char *out)
 {
-    const char *path = s->g->values[v].path;
-    char wide[1024];
+    const char *path = s->g->values[v].path, *mark = strchr(path, '@');
+    char wide[1024], all[1024];
+    if (mark) { /* what all slices have in common */
+        snprintf(all, sizeof all, "%.*s%s", (int)(mark - path), path, mark + 1 + strspn(mark + 1, "0123456789"));
+        path = all;
+    }
+    generalise(path, wide, sizeof wide);
+    if (mark && strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
+    path = s->g->values[v].path;
     for (int parts = brief ? 1 : 3; parts < 3; parts++) {
         shorten(path, parts, wide, sizeof wide);
         if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
@@ -366,13 +406,15 @@ static int pin_all(pinner *s)
 {
     bool full;
     pin_inputs(s);
+    pin_slices(s);
     pin_parameters(s);
     pin_states(s);
     if (s->p->zero >= 2) pin_gradients(s);
     if (s->p->zero >= 3) spread_parameters(s);
     if (s->p->sp) pin_stream(s);
-    else if (s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
-    else if (!s->o->language && s->p->tables) pin_features(s);
+    else if (s->n_tp) pin_rounded_sums(s);
+    if (!s->p->sp && s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
+    if (!s->o->language && s->p->tables) pin_features(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
     if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);
