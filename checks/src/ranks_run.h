@@ -463,6 +463,7 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
     o.rank = t->at;
     hd_graph *g = run_graph(j, err);
     int rc = g ? hd_session_init(&t->session, g, NULL, &o, err) : err->code;
+    if (!rc && t->rank == 0) rc = hd_program_verify(t->session.program[HD_TRAIN_PROGRAM], err);
     if (!rc) rc = hd_session_start(&t->session, &o, err);
     for (t->step = 0; t->step < run_count_steps(t->shared) && !rc; t->step++) {
         double loss = NAN;

@@ -44,6 +44,15 @@ static inline bool network_is_here(const network_facts *f, hd_value v) { return 
 
 /* ---- parameters ---- */
 
+/* The dimension of a table that tp cuts; -1: v is no table that a lookup reads, or has no columns to cut. */
+static inline int network_table_cut(const network_facts *f, hd_value v)
+{
+    int rank = f->g->values[v].type.shape.rank;
+    for (size_t i = 0; i < f->g->n_nodes && f->t.p.tables; i++)
+        if (!strcmp(f->g->nodes[i]->op->name, "gather") && f->g->nodes[i]->in[0] == v) return f->t.p.tables == HD_TABLES_ROWS ? 0 : rank > 1 ? rank - 1 : -1;
+    return -1;
+}
+
 /* Only contractions have their operands rounded for bf16; convolutions compute in f32. */
 static inline bool network_is_wide(const network_facts *f, hd_value v)
 {
@@ -58,6 +67,8 @@ static inline void network_parameter(const network_facts *f, hd_value v, theory 
     const hd_shape *s = &f->g->values[v].type.shape;
     theory_tensor x = {.dim = {1, 1, 1, 1}, .rank = s->rank, .cut = -1, .wide = network_is_wide(f, v)};
     for (int d = 0; d < s->rank; d++) x.dim[d] = s->dim[d];
+    x.cut = network_table_cut(f, v);
+    if (x.cut >= 0) x.dim[x.cut] = theory_piece(x.dim[x.cut], f->t.p.tp);
     out->parameter_bytes += 4 * (f->t.p.zero == 3 ? theory_spread(&f->t, &x) : theory_count(&x));
     out->sent += theory_gradient_sent(&f->t, &x);
     out->scalars += 8;
@@ -127,6 +138,7 @@ static inline void network_sum(network_facts *f, theory *out)
     }
     out->flops = (double)f->t.j->micro * flops;
     out->sent += (double)f->t.j->micro * sent;
+    if (f->t.p.tables) out->sent = INFINITY; /* dense layers may be summed or gathered over tp, whichever is fewer bytes */
     out->scalars += 512; /* loss, norms, and what the ranks tell each other at the start */
 }
 
@@ -134,6 +146,7 @@ static inline theory theory_of_network(const run_job *j, const hd_plan *plan, in
 {
     theory out = {0};
     hd_error err = {0};
+    if (strchr(j->parallel, '|')) return (theory){.flops = INFINITY, .parameter_bytes = INFINITY, .sent = INFINITY}; /* stages of different meshes: no formulas here */
     hd_graph *g = run_graph(j, &err);
     network_facts *f = calloc(1, sizeof *f);
     f->g = g;
@@ -142,7 +155,7 @@ static inline theory theory_of_network(const run_job *j, const hd_plan *plan, in
         f->stage = hd_plan_stage_of(plan, rank);
         f->t.p = hd_parallel_of_part(&f->t.p, hd_parallel_part_of_stage(&f->t.p, f->stage));
         f->t.ranks = f->t.p.dp;
-        f->share = (double)theory_piece(j->batch, f->t.p.dp) / (double)j->batch;
+        f->share = (double)theory_piece(j->batch, f->t.p.dp * (f->t.p.tables ? f->t.p.tp : 1)) / (double)j->batch;
         network_place(f, plan);
         network_sum(f, &out);
     }

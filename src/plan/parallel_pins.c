@@ -278,7 +278,18 @@ static void pin_stream(pinner *s)
 static void pin_lookups(pinner *s)
 {
     hd_value x = hd_graph_find(s->g, "embed.lookup");
-    if (x != HD_NONE) split_rows(s, &pin(s, x)->dim[0], s->o->sequence);
+    if (x != HD_NONE && s->o->language) split_rows(s, &pin(s, x)->dim[0], s->o->sequence);
+}
+
+/* Of a network: each sample's features at its own rank. */
+static void pin_features(pinner *s)
+{
+    for (size_t i = 0; i < s->g->n_nodes; i++) {
+        const hd_node *n = s->g->nodes[i];
+        if (n->phase != HD_FORWARD || strcmp(n->op->name, "gather") || s->g->values[n->in[0]].kind != HD_PARAM) continue;
+        const hd_value_info *x = &s->g->values[n->out[0]];
+        if (x->micro == HD_TIME_SPLIT && x->type.shape.rank && x->type.shape.dim[0] == s->o->rows) split_rows(s, &pin(s, n->out[0])->dim[0], 1);
+    }
 }
 
 /* ---- as few pins as say so ---- */
@@ -403,6 +414,7 @@ static int pin_all(pinner *s)
     if (s->p->sp) pin_stream(s);
     else if (s->n_tp) pin_rounded_sums(s);
     if (!s->p->sp && s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
+    if (!s->o->language && s->p->tables) pin_features(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
     if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);

@@ -18,7 +18,6 @@
 /* Operands of gradients' reduce-scatters that are under way at most: more would undo what cutting gradients saves. With buckets, two of them: one that
  * is being reduced and one that waits, so that the network is never idle. */
 #define MOST_SCATTERED ((int64_t)64 << 20)
-enum { WAITS_AT_ONCE = 16 /* of one instruction, as parse.c reads */ };
 
 typedef struct async {
     hd_lowering *l;
@@ -426,7 +425,7 @@ static int bound_scattered(async *a, size_t i, size_t *oldest)
     for (size_t k = *oldest; k < first; k++) {
         const hd_draft *d = &l->drafts[k];
         if (d->instr.signal < 0 || d->instr.op != &hd_op_reduce_scatter || d->segment != l->drafts[i].segment) continue;
-        if (x->n_waits == WAITS_AT_ONCE) break;
+        if (x->n_waits == HD_MAX_WAITS) break;
         int rc = add_wait(l, x, d->instr.signal);
         if (rc) return rc;
         *oldest = k + 1;
@@ -442,7 +441,7 @@ static int start_early(async *a, size_t i, size_t *oldest, bool *open)
     size_t at = first_touch(a, i);
     bool over = d->instr.last || (d->segment == 0 && l->chunks == 1); /* may reach into later segments */
     *open = at == l->n_drafts || (l->drafts[at].segment != d->segment && !over);
-    *open |= at < l->n_drafts && l->drafts[at].instr.n_waits == WAITS_AT_ONCE;
+    if (at < l->n_drafts && l->drafts[at].instr.n_waits == HD_MAX_WAITS && !d->instr.last) return *open = false, 0; /* done where it stands */
     if (!d->instr.last && is_next(l, i, *open ? segment_end(l, i) : at)) return *open = false, 0;
     d->instr.stream = 1;
     d->instr.signal = l->n_tokens++;
@@ -455,7 +454,7 @@ static int start_early(async *a, size_t i, size_t *oldest, bool *open)
 static int add_end(hd_lowering *l, int segment, int token)
 {
     hd_draft *end = &l->drafts[l->n_drafts - 1];
-    bool room = end->instr.opcode == HD_WAIT && end->segment == segment && end->instr.n_waits < WAITS_AT_ONCE;
+    bool room = end->instr.opcode == HD_WAIT && end->segment == segment && end->instr.n_waits < HD_MAX_WAITS;
     if (room) return add_wait(l, &end->instr, token);
     if (hd_grow(&l->drafts, &l->cap_drafts, l->n_drafts + 1, sizeof *l->drafts)) return no_memory(l);
     int *none = hd_arena_alloc(&l->p->memory, sizeof *none);

@@ -110,11 +110,26 @@ static bucket *find_bucket(bucketing *b, size_t i)
     return free;
 }
 
+/* Whether x works on memory that a member works on: a gradient may also be a statistic that is wanted by itself, under another name. */
+static bool shares_memory(const bucketing *b, const bucket *k, const hd_instr *x)
+{
+    int in = b->storage[x->in[0]], out = b->storage[x->out[0]];
+    for (int m = 0; m < k->n; m++) {
+        const hd_instr *y = &b->l->drafts[k->member[m]].instr;
+        if (is_storage(b, y->in, 1, in) || is_storage(b, y->in, 1, out) || is_storage(b, y->out, 1, in) || is_storage(b, y->out, 1, out)) return true;
+    }
+    return false;
+}
+
 static int join(bucketing *b, size_t i)
 {
     const hd_instr *x = &b->l->drafts[i].instr;
     bucket *k = find_bucket(b, i);
     if (!k) return 0;
+    if (k->n && shares_memory(b, k, x)) {
+        int rc = close_bucket(b, k);
+        if (rc) return rc;
+    }
     if (!k->n) k->bytes = 0, k->before = SIZE_MAX;
     size_t before = first_behind(b, i);
     k->member[k->n++] = (int)i;

@@ -454,7 +454,7 @@ static int parse_split(parser *s, hd_instr *x)
 
 static int parse_note(parser *s, hd_instr *x)
 {
-    int waits[16];
+    int waits[HD_MAX_WAITS];
     if (accept(s, "later")) {
         if (!x->accumulate) return bad(s, "+= with @later");
         x->accumulate = HD_ACCUMULATE_LATER;
@@ -468,7 +468,7 @@ static int parse_note(parser *s, hd_instr *x)
     if (accept(s, "last")) return x->last = true, 0;
     if (accept(s, "stream=")) return parse_int(s, 0, 1 << 20, &x->stream);
     if (accept(s, "signal=")) return parse_int(s, 0, 1 << 20, &x->signal);
-    if (!accept(s, "wait=") || x->n_waits == 16) return bad(s, "later, last, workspace, split, stream, wait or signal");
+    if (!accept(s, "wait=") || x->n_waits == HD_MAX_WAITS) return bad(s, "later, last, workspace, split, stream, wait or signal");
     if (x->n_waits) memcpy(waits, x->waits, (size_t)x->n_waits * sizeof *waits);
     int rc = parse_int(s, 0, 1 << 20, &waits[x->n_waits++]);
     x->waits = keep_list(s, waits, x->n_waits);

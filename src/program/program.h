@@ -21,6 +21,7 @@
 #define HD_MAX_SYMBOLS 8   /* as hd_graph.symbols */
 #define HD_MAX_ATTRS 1024  /* bytes of any op's parameter struct */
 #define HD_MAX_LIST 256    /* transfers of one COMM */
+#define HD_MAX_WAITS (HD_MAX_LIST + 16) /* of one instruction */
 
 /* ---- the data ---- */
 

@@ -107,6 +107,14 @@ static bool is_taken(const sharing *s, const hd_instr *x, int result, uint32_t m
     return false;
 }
 
+/* The same of a list's transfer k, among all the others'. */
+static bool is_listed(const sharing *s, const hd_instr *list, int k, int root)
+{
+    for (int i = 0; list && i < list->n_in; i++)
+        if (i != k && (s->root[list->in[i]] == root || (list->out[i] >= 0 && s->root[list->out[i]] == root))) return true;
+    return false;
+}
+
 static bool can_take(const sharing *s, const hd_instr *x, int result, uint32_t mask, int operand, int at)
 {
     int out = x->out[result], root = s->root[x->in[operand]];
@@ -121,14 +129,16 @@ static void place_result(sharing *s, const hd_instr *x, int result, int b, int a
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_comm_attrs own;
+    const hd_instr *list = hd_instr_is_list(x) ? x : NULL;
     hd_instr member;
-    if (hd_instr_is_list(x)) member = hd_instr_member(s->p, x, result, &own), x = &member, result = 0;
+    int number = result;
+    if (list) member = hd_instr_member(s->p, x, result, &own), x = &member, result = 0;
     bool kernel = (x->opcode == HD_KERNEL || x->opcode == HD_COMM) && x->accumulate == HD_ACCUMULATE_NEVER && x->op->may_alias;
     hd_sig sig = {0};
     if (kernel) sig = sig_of(s, x, in, out);
     uint32_t mask = kernel ? x->op->may_alias(&sig, result) : 0;
     for (int k = 0; k < x->n_in && mask; k++) {
-        if (!(mask >> k & 1) || x->in[k] < 0 || !can_take(s, x, result, mask, k, at)) continue;
+        if (!(mask >> k & 1) || x->in[k] < 0 || !can_take(s, x, result, mask, k, at) || is_listed(s, list, number, s->root[x->in[k]])) continue;
         join(s, b, s->root[x->in[k]]);
         return;
     }
