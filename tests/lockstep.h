@@ -140,7 +140,10 @@ static inline void run_gathering(const world *w, const hd_node *n, int rank, con
         hd_layout_put(&g->mesh, g->values[x].layout, &whole, rank, size, sum, all);
         free(sum);
     }
-    for (int k = 0; k < count && !reduces; k++) hd_layout_put(&g->mesh, g->values[x].layout, &whole, group[k], size, *place(w, x, group[k]), all);
+    bool alone = !strcmp(n->op->name, "place");
+    if (alone) memset(all, 0, (size_t)hd_shape_count(&whole) * size);
+    for (int k = 0; k < count && !reduces; k++)
+        if (!alone || group[k] == rank) hd_layout_put(&g->mesh, g->values[x].layout, &whole, group[k], size, *place(w, x, group[k]), all);
     hd_layout_take(&g->mesh, g->values[y].layout, &whole, rank, size, all, new_piece(w, y, rank));
     free(all);
 }

@@ -945,12 +945,14 @@ static void check_batch_norm(int64_t n, int64_t c, int64_t h, int64_t w, hd_dtyp
     trial_check(&t);
     hd_tensor forward[4];
     run_reference(&t, forward);
-    trial g = {.op = "batch_norm_grad_x", .attrs = &at, .n_in = 5, .n_out = 1, .tolerance = 1e-5, .floor = 1};
+    trial g = {.op = "batch_norm_grad_x", .attrs = &at, .n_in = 7, .n_out = 1, .tolerance = 1e-5, .floor = 1};
     g.in[0] = tensor_normal(in, 0.2, 1, DIMS(n, c, h, w));
     g.in[1] = t.in[0];
     g.in[2] = t.in[1];
     g.in[3] = forward[1];
     g.in[4] = forward[2];
+    g.in[5] = tensor_normal(HD_F32, 3, 9, DIMS(c));
+    g.in[6] = tensor_normal(HD_F32, 1, 9, DIMS(c));
     g.out[0] = like(&t.in[0], in);
     trial_check(&g);
     trial gamma = {.op = "batch_norm_grad_gamma", .attrs = &at, .n_in = 4, .n_out = 1, .tolerance = 1e-5};
@@ -962,8 +964,35 @@ static void check_batch_norm(int64_t n, int64_t c, int64_t h, int64_t w, hd_dtyp
     gamma.out[0] = shape(HD_F32, DIMS(c));
     trial_check(&gamma);
     hd_free(g.in[0].data);
+    hd_free(g.in[5].data);
+    hd_free(g.in[6].data);
     trial_free(&t);
     results_free(&t, forward);
+}
+
+/* A piece of a batch of which `count` elements a channel are elsewhere as well; it may be empty. */
+static void check_batch_norm_piece(int64_t n, int64_t c, int64_t h, int64_t w, int64_t count, hd_dtype in)
+{
+    hd_norm_attrs at;
+    memset(&at, 0, sizeof at);
+    at.eps = 1e-5;
+    at.dtype = in;
+    at.count = count;
+    trial squares = {.op = "batch_norm_squares", .attrs = &at, .n_in = 2, .n_out = 1, .tolerance = 2e-6};
+    squares.in[0] = tensor_normal(in, 1, 2, DIMS(n, c, h, w));
+    squares.in[1] = tensor_normal(HD_F32, (double)count, 3, DIMS(c));
+    squares.out[0] = shape(HD_F32, DIMS(c));
+    trial_check(&squares);
+    trial finish = {.op = "batch_norm_finish", .attrs = &at, .n_in = 5, .n_out = 4, .tolerance = 4e-6, .floor = 2};
+    finish.in[0] = squares.in[0];
+    finish.in[1] = tensor_normal(HD_F32, 1, 0.3, DIMS(c));
+    finish.in[2] = tensor_normal(HD_F32, 0, 1, DIMS(c));
+    finish.in[3] = squares.in[1];
+    finish.in[4] = tensor_normal(HD_F32, 4 * (double)count, 1, DIMS(c));
+    finish.out[0] = like(&squares.in[0], in);
+    finish.out[1] = finish.out[2] = finish.out[3] = shape(HD_F32, DIMS(c));
+    trial_check(&finish);
+    trial_free(&finish);
 }
 
 static void check_pool(hd_conv_attrs at, hd_dtype dtype)
@@ -1000,6 +1029,10 @@ static void test_images(void **state)
     check_batch_norm(3, 5, 7, 11, HD_F32);
     check_batch_norm(2, 3, 1, 1, HD_BF16);
     check_batch_norm(2, 2, 40, 40, HD_BF16);
+    check_batch_norm_piece(3, 5, 7, 11, 1000, HD_F32);
+    check_batch_norm_piece(2, 3, 40, 40, 3300, HD_BF16);
+    check_batch_norm_piece(1, 3, 1, 1, 7, HD_F16);
+    check_batch_norm_piece(0, 5, 7, 11, 400, HD_F32);
     check_pool((hd_conv_attrs){.kernel = {2, 2}, .stride = {2, 2}, .dilation = {1, 1}}, HD_F32);
     check_pool((hd_conv_attrs){.kernel = {3, 2}, .stride = {1, 2}, .dilation = {2, 1}, .pad = {1, 1}}, HD_BF16);
 }

@@ -1,6 +1,7 @@
 /* exact.c: what the planners say is best, beside brute force over random small problems.
  *
- *   check_exact [SEED [TABLES [GRAPHS]]]     200 tables of stages and of slices, 50 profiled graphs each for one and two levels of machines
+ *   check_exact [SEED [TABLES [GRAPHS]]]     200 tables of stages and of slices, 50 profiled graphs each for one and two levels of machines, 200 networks
+ *                                            of costs without and with a limit; wider networks against CBC where the build has it
  * Brute force follows the definitions in the headers, by recursion over every choice. */
 #include <math.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include "base/rng.h"
 #include "base/str.h"
 #include "base/term.h"
+#include "planners/factor.h"
 #include "planners/pipedream.h"
 #include "planners/slices.h"
 #include "planners/stages.h"
@@ -34,7 +36,7 @@ static void count(tally *t, double mine, double best, double ours_at, double bru
 static void report(const char *what, const tally *t)
 {
     bool ok = t->equal == t->all && t->all > 0;
-    printf("  %-40s %4d of %-4d equal brute force (%d infeasible); seconds: %.4f, brute force %.4f  %s\n", what, t->equal, t->all, t->infeasible, t->ours,
+    printf("  %-40s %4d of %-4d equal (%d infeasible); seconds: %.4f, the other way %.4f  %s\n", what, t->equal, t->all, t->infeasible, t->ours,
            t->brute, ok ? "PASS" : "FAIL");
     failed += !ok;
 }
@@ -227,6 +229,106 @@ static void check_pipedream(int graphs, int levels)
     report(levels > 1 ? "PipeDream's optimizer, two levels" : "PipeDream's optimizer, one level", &t);
 }
 
+/* ---- networks of costs ---- */
+
+enum { MOST_VARS = 64, MOST_LINKS = 160 };
+
+typedef struct random_network {
+    int states[MOST_VARS];
+    int64_t *cost[MOST_VARS], *bytes[MOST_VARS];
+    hd_factor_link links[MOST_LINKS];
+    hd_factor_problem p;
+} random_network;
+
+static int64_t *random_costs(hd_rng *r, int n, int most, int never)
+{
+    int64_t *x = malloc((size_t)n * sizeof *x);
+    for (int i = 0; i < n; i++) x[i] = never && !pick(r, never) ? HD_NEVER : pick(r, most);
+    return x;
+}
+
+/* A chain with links back to earlier variables here and there. */
+static void open_network(random_network *n, hd_rng *r, int vars, int most_states, bool limited)
+{
+    int64_t least = 0, greatest = 0;
+    *n = (random_network){.p = {.n = vars, .limit = -1}};
+    n->p.states = n->states, n->p.cost = (const int64_t *const *)n->cost, n->p.bytes = (const int64_t *const *)n->bytes, n->p.links = n->links;
+    for (int v = 0; v < vars; v++) {
+        n->states[v] = 1 + pick(r, most_states);
+        n->cost[v] = random_costs(r, n->states[v], 100, 15);
+        n->bytes[v] = random_costs(r, n->states[v], 50, 0);
+        int64_t low = n->bytes[v][0], high = low;
+        for (int s = 1; s < n->states[v]; s++) {
+            if (n->bytes[v][s] < low) low = n->bytes[v][s];
+            if (n->bytes[v][s] > high) high = n->bytes[v][s];
+        }
+        least += low, greatest += high;
+        for (int k = 0; v && k < 2; k++) {
+            if (k && pick(r, 3)) continue;
+            int u = k ? pick(r, v) : v - 1;
+            n->links[n->p.n_links++] = (hd_factor_link){u, v, random_costs(r, n->states[u] * n->states[v], 60, 8)};
+        }
+    }
+    if (limited) n->p.limit = least + pick(r, (int)(greatest - least) / 2 + 1);
+}
+
+static void close_network(random_network *n)
+{
+    for (int v = 0; v < n->p.n; v++) free(n->cost[v]), free(n->bytes[v]);
+    for (int i = 0; i < n->p.n_links; i++) free((void *)n->links[i].cost);
+}
+
+static double brute_network(const hd_factor_problem *p)
+{
+    int choice[MOST_VARS] = {0}, d;
+    double best = INFINITY;
+    do {
+        int64_t bytes, cost = hd_factor_total(p, choice, &bytes);
+        if (cost < HD_NEVER && (p->limit < 0 || bytes <= p->limit) && (double)cost < best) best = (double)cost;
+        for (d = p->n - 1; d >= 0 && ++choice[d] == p->states[d]; d--) choice[d] = 0;
+    } while (d >= 0);
+    return best;
+}
+
+static double cbc_network(const hd_factor_problem *p)
+{
+    hd_factor_answer a;
+    hd_error err = {0};
+    if (hd_factor_solve_ilp(p, 0, &a, &err)) return NAN;
+    double cost = a.feasible ? (double)a.cost : INFINITY;
+    hd_factor_answer_free(&a);
+    return cost;
+}
+
+static bool has_cbc(void)
+{
+    int states = 1;
+    int64_t zero = 0;
+    const int64_t *cost = &zero;
+    return !isnan(cbc_network(&(hd_factor_problem){.n = 1, .states = &states, .cost = &cost, .limit = -1}));
+}
+
+static void check_networks(const char *what, int count_of, int vars, int states, bool limited, int64_t table, double (*other)(const hd_factor_problem *))
+{
+    tally t = {0};
+    for (int k = 0; k < count_of; k++) {
+        hd_rng r = hd_rng_new(hd_hash_mix(seed + (uint64_t)k, 7));
+        random_network n;
+        hd_factor_answer a;
+        hd_error err = {0};
+        open_network(&n, &r, 2 + pick(&r, vars - 1), states, limited);
+        double start = hd_time();
+        int rc = hd_factor_solve(&n.p, &(hd_factor_options){.table = table}, &a, &err);
+        double middle = hd_time(), best = other(&n.p);
+        int64_t bytes, cost = a.feasible ? hd_factor_total(&n.p, a.choice, &bytes) : 0;
+        bool honest = !rc && (!a.feasible || (cost == a.cost && (n.p.limit < 0 || bytes <= n.p.limit))) && a.bound >= (a.feasible ? a.cost : HD_NEVER);
+        count(&t, honest ? a.feasible ? (double)a.cost : INFINITY : -1, best, start, middle, hd_time());
+        hd_factor_answer_free(&a);
+        close_network(&n);
+    }
+    report(what, &t);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1) seed = strtoull(argv[1], NULL, 10);
@@ -235,5 +337,12 @@ int main(int argc, char **argv)
     check_slices(tables);
     check_pipedream(graphs, 1);
     check_pipedream(graphs, 2);
+    check_networks("networks of costs", tables, 7, 4, false, 0, brute_network);
+    check_networks("the same, tables of 8 entries at most", tables, 7, 4, false, 8, brute_network);
+    check_networks("the same within a limit of bytes", tables, 7, 4, true, 0, brute_network);
+    if (has_cbc()) {
+        check_networks("wider networks, against CBC", graphs / 2, 40, 8, false, 0, cbc_network);
+        check_networks("the same within a limit of bytes", graphs / 2, 40, 8, true, 0, cbc_network);
+    }
     return failed != 0;
 }

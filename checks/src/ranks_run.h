@@ -32,12 +32,13 @@ typedef struct run_job {
     const char *root; /* of the source tree: examples */
 } run_job;
 
-/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient. */
-typedef struct run_tensor { char path[128]; int64_t count; float *data; } run_tensor;
+/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient; or, of other states (running
+ * averages), what the last step left. */
+typedef struct run_tensor { char path[128]; int64_t count; float *data; bool state; } run_tensor;
 
 typedef struct run_rank {
     double flops;                           /* of one step, by the graph's own counts */
-    double product_flops;                   /* of matrix products and attention only, of this rank's real pieces */
+    double product_flops;                   /* of matrix products, convolutions and attention only, of this rank's real pieces */
     int64_t parameter_bytes, store_bytes, arena_bytes;
     int64_t sent[HD_TRANSFER_KINDS];        /* of all steps */
 } run_rank;
@@ -226,6 +227,33 @@ static inline int run_put_images(const run_job *j, hd_exec *e, uint64_t first, h
     return rc;
 }
 
+/* Who likes what: by the parity of user and item, mostly. */
+static inline int run_put_clicks(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    enum { USERS = 500, ITEMS = 300 };
+    int32_t *id = malloc(2 * (size_t)j->batch * sizeof *id);
+    float *click = malloc((size_t)j->batch * sizeof *click);
+    for (int64_t b = 0; b < j->batch; b++) {
+        uint64_t sample = first + (uint64_t)b;
+        id[b] = (int32_t)(run_word(sample, 4) % USERS / (run_word(sample, 5) % 3 ? 40 : 1)); /* some come often */
+        id[j->batch + b] = (int32_t)(run_word(sample, 6) % ITEMS);
+        click[b] = run_word(sample, 7) % 8 ? (float)((id[b] + id[j->batch + b]) % 2) : 0;
+    }
+    int rc = hd_exec_put(e, "user", id, err);
+    if (!rc) rc = hd_exec_put(e, "item", id + j->batch, err);
+    if (!rc) rc = hd_exec_put(e, "click", click, err);
+    free(id);
+    free(click);
+    return rc;
+}
+
+/* A network's inputs: hd_exec_put passes over those that it has not got. */
+static inline int run_put_network(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    int rc = run_put_images(j, e, first, err);
+    return rc ? rc : run_put_clicks(j, e, first, err);
+}
+
 static inline uint64_t run_first_sample(const run_job *j, int step)
 {
     return (uint64_t)(j->seed * 100000 + step * j->micro * j->batch);
@@ -238,7 +266,7 @@ static inline int run_before(void *arg, hd_exec *e, hd_segment_kind kind, hd_cal
     const run_model *m = run_find_model(j->model);
     if (kind != HD_SEGMENT_FORWARD) return 0;
     uint64_t first = run_first_sample(j, t->step) + (uint64_t)(call->micro * j->batch);
-    return m ? run_put_lm(j, m, e, first, err) : run_put_images(j, e, first, err);
+    return m ? run_put_lm(j, m, e, first, err) : run_put_network(j, e, first, err);
 }
 
 static inline double run_divisor(const run_job *j, int step)
@@ -287,16 +315,19 @@ static inline run_tensor *run_find_tensor(run_result *r, const char *path, int64
     return t;
 }
 
-static inline void run_collect(run_thread *t)
+/* The gradients, or the states that are not the optimizer's. */
+static inline void run_collect(run_thread *t, bool states)
 {
     const hd_store *s = t->session.store;
     const char *prefix = run_gradient_prefix(t->shared->job);
     pthread_mutex_lock(&t->shared->lock);
     for (size_t i = 0; i < s->n_tensors; i++) {
         const hd_store_tensor *x = s->tensors[i];
-        if (strncmp(x->path, prefix, strlen(prefix))) continue;
+        bool of_optimizer = !strncmp(x->path, "exp_avg", 7) || !strncmp(x->path, "momentum.", 9);
+        if (states ? x->kind != HD_STATE || of_optimizer : strncmp(x->path, prefix, strlen(prefix)) != 0) continue;
         const hd_shape *whole = x->layout ? &x->whole : &x->type.shape;
-        run_tensor *to = run_find_tensor(t->shared->result, x->path + strlen(prefix), hd_shape_count(whole));
+        run_tensor *to = run_find_tensor(t->shared->result, states ? x->path : x->path + strlen(prefix), hd_shape_count(whole));
+        if (to) to->state = states;
         if (to) hd_layout_put(&s->mesh, x->layout, whole, s->rank, sizeof(float), x->data, to->data);
     }
     pthread_mutex_unlock(&t->shared->lock);
@@ -358,7 +389,7 @@ static inline double run_product_flops(const hd_graph *g, int rank, int64_t batc
     double flops = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
         const hd_node *n = g->nodes[i];
-        bool product = !strcmp(n->op->name, "contract");
+        bool product = !strcmp(n->op->name, "contract") || !strncmp(n->op->name, "conv2d", 6);
         if (!product && strcmp(n->op->name, "attention") && strcmp(n->op->name, "attention_grad")) continue;
         hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
         for (int k = 0; k < n->n_in + n->n_out; k++) {
@@ -380,7 +411,7 @@ static inline void run_note_rank(run_thread *t)
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
-    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], t->rank, t->shared->job->batch);
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank), t->shared->job->batch);
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;
@@ -419,7 +450,8 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
         double loss = NAN;
         rc = run_step(t, &loss, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
-        if (!rc && t->step == 0) run_collect(t);
+        if (!rc && t->step == 0) run_collect(t, false);
+        if (!rc && t->step == RUN_STEPS - 1) run_collect(t, true);
         if (!rc) run_trace_step(t, loss);
     }
     if (!rc) run_note_rank(t);
@@ -449,9 +481,9 @@ static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE *
     run_shared s = {.job = j, .plan = plan, .result = out, .trace = trace};
     run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
     *out = (run_result){0};
-    int rc = run_plan(j, plan, err), n = rc ? 0 : hd_mesh_size(&plan->mesh);
+    int rc = run_plan(j, plan, err), n = rc ? 0 : hd_plan_ranks(plan);
     if (n > RUN_MAX_RANKS) rc = hd_fail(err, HD_EINVAL, "%d ranks: at most %d here", n, RUN_MAX_RANKS);
-    if (!rc && plan->mesh.n) rc = hd_comm_local(n, 60, s.comm, err);
+    if (!rc && hd_plan_is_meshed(plan)) rc = hd_comm_local(n, 60, s.comm, err);
     out->ranks = n;
     pthread_mutex_init(&s.lock, NULL);
     double begin = hd_time();
@@ -461,7 +493,7 @@ static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE *
     }
     for (int r = 0; r < n && !rc; r++) pthread_join(threads[r].thread, NULL);
     out->seconds = hd_time() - begin;
-    for (int r = 0; r < n && plan->mesh.n; r++) hd_comm_free(s.comm[r]);
+    for (int r = 0; r < n && hd_plan_is_meshed(plan); r++) hd_comm_free(s.comm[r]);
     if (!rc && s.err.code) rc = hd_fail(err, s.err.code, "%s", s.err.message);
     pthread_mutex_destroy(&s.lock);
     free(threads);
@@ -484,8 +516,8 @@ static inline int run_process_rank(const run_job *j, hd_comm *c, FILE *trace, hd
     run_shared s = {.job = j, .plan = plan, .result = result, .trace = traces, .lock = PTHREAD_MUTEX_INITIALIZER};
     run_thread t = {.shared = &s, .rank = hd_comm_rank(c)};
     int rc = run_plan(j, plan, err);
-    if (!rc && hd_mesh_size(&plan->mesh) != hd_comm_size(c))
-        rc = hd_fail(err, HD_EINVAL, "%s needs %d ranks, and there are %d", j->parallel, hd_mesh_size(&plan->mesh), hd_comm_size(c));
+    if (!rc && hd_plan_ranks(plan) != hd_comm_size(c))
+        rc = hd_fail(err, HD_EINVAL, "%s needs %d ranks, and there are %d", j->parallel, hd_plan_ranks(plan), hd_comm_size(c));
     if (!rc) {
         s.comm[t.rank] = c;
         traces[t.rank] = trace;
@@ -531,7 +563,7 @@ static inline double run_global_norm(const run_result *r)
 {
     double sum = 0;
     for (int i = 0; i < r->n_tensors; i++) {
-        double n = run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
+        double n = r->tensor[i].state ? 0 : run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
         sum += n * n;
     }
     return sqrt(sum);

@@ -47,13 +47,13 @@ static int make_plan(thousand *t, const char *parallel, int64_t micro, hd_error 
     if (!rc) rc = hd_parallel_expand(&p, g, 2048, &t->o.plan, err);
     hd_graph_free(g);
     t->stages = hd_plan_stages(&t->o.plan);
-    t->ranks = hd_mesh_size(&t->o.plan.mesh);
+    t->ranks = hd_plan_ranks(&t->o.plan);
     return rc;
 }
 
 static int lower_stage(thousand *t, int stage, hd_error *err)
 {
-    hd_rank rank = {.rank = stage * (t->ranks / t->stages)};
+    hd_rank rank = {.rank = hd_plan_first_rank(&t->o.plan, stage)};
     t->o.rank = rank;
     hd_graph *g = build(t, 8, err);
     int rc = g ? hd_session_init(&t->session[stage], g, NULL, &t->o, err) : err->code;
@@ -77,14 +77,14 @@ static hd_store *empty_store(const hd_program *p, hd_error *err)
 static int run_stage(thousand *t, int stage, hd_error *err)
 {
     const hd_program *p = t->program[stage];
-    int each = t->ranks / t->stages, rc = 0;
+    int first = hd_plan_first_rank(&t->o.plan, stage), each = hd_plan_first_rank(&t->o.plan, stage + 1) - first, rc = 0;
     hd_backend backend;
     hd_team *team = hd_team_new(1, false, err);
     hd_store *store = empty_store(p, err);
     rc = hd_backend_open(&backend, "null", err);
     if (!team || !store) rc = err->code;
     for (int r = 0; r < each && !rc; r++) {
-        hd_rank rank = {.rank = stage * each + r};
+        hd_rank rank = {.rank = first + r};
         hd_exec *e = hd_exec_new_rank(p, store, &backend, team, NULL, &rank, err);
         rc = e ? hd_exec_step(e, NULL, err) : err->code;
         hd_exec_free(e);

@@ -6,7 +6,7 @@
 #include "base/settings.h"
 
 typedef struct hd_command {
-    const char *name;
+    const char *name;           /* one word, or two: "plan stages" goes before "plan" */
     const char *usage;          /* what follows "heddle name": "[flags] DIR" */
     const char *summary;        /* one line */
     const char *details;        /* paragraphs for --help; may be NULL */
@@ -24,5 +24,6 @@ typedef struct hd_command {
 void hd_cli_man(const hd_command *const *commands, size_t n, hd_str *out);
 
 extern const hd_command hd_cmd_train, hd_cmd_generate, hd_cmd_data, hd_cmd_convert, hd_cmd_inspect, hd_cmd_bench;
+extern const hd_command hd_cmd_plan_stages, hd_cmd_plan_slices, hd_cmd_plan_pipedream;
 
 #endif

@@ -1,6 +1,5 @@
 /* main.c: picks the subcommand, fills its settings, and turns errors into one line and an exit status. */
 #include <signal.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include "base/mem.h"
@@ -8,7 +7,8 @@
 #include "cli/cli.h"
 #include "kernels/kernel.h"
 
-static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect, &hd_cmd_bench};
+static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect, &hd_cmd_bench,
+                                           &hd_cmd_plan_stages, &hd_cmd_plan_slices, &hd_cmd_plan_pipedream};
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 #define MAX_WORDS 64
 
@@ -27,7 +27,7 @@ enum { EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130 };
 static void print_usage(FILE *out)
 {
     fprintf(out, "heddle %s: trains, plans and serves neural networks\n\nUsage: heddle COMMAND [flags]\n\nCommands:\n", HEDDLE_VERSION);
-    for (size_t i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
+    for (size_t i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-14s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(out, "\nheddle COMMAND --help tells all about one; heddle --version says what this build can do.\n");
 }
 
@@ -109,9 +109,20 @@ static int report(const hd_command *c, int rc, const hd_error *err)
     return rc == HD_EINVAL || rc == HD_EFORMAT || rc == HD_EUNSUPPORTED ? EXIT_BAD_INPUT : 1;
 }
 
+/* The command that argv[1] names, or argv[1] and argv[2] together; *used: how many words those are. */
+static const hd_command *find_command(int argc, char **argv, int *used)
+{
+    for (*used = argc > 2 ? 2 : 1; *used > 0; --*used)
+        for (size_t i = 0; i < N_COMMANDS; i++) {
+            char name[64];
+            snprintf(name, sizeof name, *used == 2 ? "%s %s" : "%s", argv[1], argv[2]);
+            if (!strcmp(name, commands[i]->name)) return commands[i];
+        }
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
-    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an error like a full disk */
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of the write, as on a full disk */
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_usage(argc < 2 ? stderr : stdout);
@@ -125,17 +136,17 @@ int main(int argc, char **argv)
         print_man();
         return 0;
     }
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        const hd_command *c = commands[i];
-        if (strcmp(argv[1], c->name)) continue;
-        if (wants_help(argc - 1, argv + 1)) {
-            print_help(c);
-            return 0;
-        }
-        hd_error err = {0};
-        int rc = close_output(run_command(c, argc - 1, argv + 1, &err), &err);
-        return report(c, rc, &err);
+    int used;
+    const hd_command *c = find_command(argc, argv, &used);
+    if (!c) {
+        fprintf(stderr, "heddle: there is no command \"%s\" (see heddle --help)\n", argv[1]);
+        return EXIT_BAD_INPUT;
     }
-    fprintf(stderr, "heddle: there is no command \"%s\" (see heddle --help)\n", argv[1]);
-    return EXIT_BAD_INPUT;
+    if (wants_help(argc - used, argv + used)) {
+        print_help(c);
+        return 0;
+    }
+    hd_error err = {0};
+    int rc = close_output(run_command(c, argc - used, argv + used, &err), &err);
+    return report(c, rc, &err);
 }

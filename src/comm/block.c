@@ -56,6 +56,35 @@ static hd_block simplify(hd_block b)
 
 hd_block hd_block_of(const hd_transfer *t, int n, int i, int j) { return simplify(raw_block(t, n, i, j)); }
 
+hd_block_list hd_blocks_of(const hd_transfer *t, int n, int i, int j)
+{
+    hd_block_list l = {.t = t, .n = n, .i = i, .j = j};
+    int64_t total = 0;
+    for (int p = 0; p < hd_transfer_parts(t) && t->kind == HD_ALL_REDUCE; p++) total += hd_transfer_part(t, p)->count;
+    if (t->kind == HD_ALL_REDUCE) hd_split(total, REDUCE_UNIT, j, n, &l.begin, &l.end);
+    return l;
+}
+
+/* What of this part is in the piece of all parts. */
+static hd_block reduced_block(hd_block_list *l, const hd_transfer *part)
+{
+    int64_t begin = l->begin - l->before, end = l->end - l->before;
+    l->before += part->count;
+    if (begin < 0) begin = 0;
+    if (end > part->count) end = part->count;
+    return end > begin ? (hd_block){1, 1, end - begin, begin, 0, 0, begin, 0, 0} : (hd_block){0};
+}
+
+bool hd_blocks_next(hd_block_list *l, const hd_transfer **part, hd_block *b)
+{
+    while (l->next < hd_transfer_parts(l->t)) {
+        *part = hd_transfer_part(l->t, l->next++);
+        *b = l->t->kind == HD_ALL_REDUCE ? reduced_block(l, *part) : hd_block_of(*part, l->n, l->i, l->j);
+        if (hd_block_count(b)) return true;
+    }
+    return false;
+}
+
 int64_t hd_block_count(const hd_block *b) { return b->outer * b->rows * b->run; }
 
 static bool contiguous(const hd_block *b, int64_t row, int64_t outer)

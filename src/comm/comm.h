@@ -77,11 +77,14 @@ typedef struct hd_transfer {
     int64_t middle;
     bool a_first;
     int peer, tag;
+    /* ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER: a list of transfers of this kind, dtype and max that are done as one, with one message to each member; in, out
+     * and the extents are then each part's own. Nothing is packed where parts lie side by side in memory. 0: no list. */
+    const struct hd_transfer *part; int n_parts;
 } hd_transfer;
 
 typedef struct hd_ticket { int64_t number; } hd_ticket;
 
-/* Starts a transfer. *t may go after the call, but in, out, offset and to_offset must stay as they are until the wait. `local` does the work in the wait;
+/* Starts a transfer. *t may go after the call, but in, out, offset, to_offset and part must stay as they are until the wait. `local` does the work in the wait;
  * `mpi` has a thread that does it meanwhile. A send may wait for room. */
 int hd_comm_start(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_ticket *out, hd_error *err);
 int hd_comm_wait(hd_comm *c, hd_ticket ticket, hd_error *err);

@@ -6,6 +6,15 @@
 
 #include "exec/exec.h"
 
+/* One rank's message of a send or recv: `count` elements from `offset` on of its operand or result. */
+typedef struct hd_message {
+    hd_transfer transfer;
+    hd_comm_group *group;
+    int64_t offset; /* bytes */
+    hd_ticket ticket;
+    bool pending;   /* has been started */
+} hd_message;
+
 /* One instruction, resolved. VIEWs have none. */
 typedef struct hd_step {
     const hd_instr *instr;
@@ -21,9 +30,9 @@ typedef struct hd_step {
     /* COMM only */
     bool local;           /* nothing is sent: the team does it */
     int member, members;  /* this rank's index in its group, and how many there are */
-    hd_transfer transfer; /* in and out are set for each run */
+    hd_transfer transfer; /* in and out are set for each run; so are those of its parts, where it is a list */
     hd_comm_group *group; /* NULL: nobody to talk to */
-    hd_ticket ticket; bool pending; /* a send that has been started */
+    hd_message *messages; int n_messages; /* send, recv: with each rank of the other stage that has or wants a part */
     /* while profiling; by member 0 */
     double seconds, flops, bytes;
     int64_t runs;
@@ -57,6 +66,7 @@ struct hd_exec {
     void *own_arena;    /* the same, or NULL when it is another executor's */
     void **data;        /* [n_buffers] where each buffer's memory is: its first copy */
     hd_rank rank;
+    int place;          /* of the rank in the program's mesh */
     bool ranked;        /* one of many */
     hd_steps *segments; /* [n_segments] */
     hd_token *tokens; int n_tokens;
@@ -82,7 +92,7 @@ void *hd_exec_copy(const hd_exec *e, int b, int micro); /* where b is in that mi
 /* transfer.c */
 int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err);   /* its tensors are there */
 void hd_exec_transfer(hd_exec *e, hd_step *s);                         /* member 0 */
-void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* shard, keep_first, deal: the team, or member 0 alone */
+void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* what sends nothing (shard, ...): the team, or member 0 alone */
 void hd_exec_wait_tokens(hd_exec *e, const hd_instr *x);               /* member 0: those that x waits for */
 int hd_exec_finish_tokens(hd_exec *e, hd_error *err);                 /* all that are under way */
 int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err);

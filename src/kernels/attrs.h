@@ -85,10 +85,13 @@ typedef struct hd_norm_attrs {
     double eps;
     double offset; /* rms_norm only; 0, or 1 where the stored weight is relative to one */
     hd_dtype dtype, sum_dtype;
+    int64_t count; /* batch_norm's parts: elements of a channel in all pieces; 0: there are no others */
 } hd_norm_attrs;
 
 /* ---- batch_norm: (x[N, C, H, W], gamma[C], beta[C]) -> (y, mean[C]? f32, rstd[C]? f32, var[C]? f32, biased) over N, H, W.
- *      batch_norm_grad_x: (dy, x, gamma, mean, rstd) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32. Uses hd_norm_attrs. */
+ *      batch_norm_grad_x: (dy, x, gamma, mean, rstd, dgamma, dbeta) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32.
+ *      batch_norm_squares: (x, sum[C]) -> squares[C] f32 about sum / count; batch_norm_finish: (x, gamma, beta, sum, squares) -> as batch_norm: of
+ *      images in pieces, sums and count being those of all. Uses hd_norm_attrs. */
 
 /* ---- conv2d: (x[N, C, H, W], w[O, C/groups, kh, kw]) -> y[N, O, H', W'].
  *      conv2d_grad_x: (dy, w) -> dx[N, C, in_h, in_w].  conv2d_grad_w: (dy, x) -> dw[O, C/groups, kernel], f32. can_accumulate (grad_w). */
@@ -186,7 +189,7 @@ typedef struct hd_optimizer_attrs {
 /* ---- collectives: between the ranks that differ in the named mesh axes only (src/ops/collective.c). Which piece is whose follows from the layouts
  *      of operand and result. */
 typedef struct hd_comm_attrs {
-    char axes[64];     /* mesh axes in order, the outermost first: "dp.tp" */
+    char axes[64];     /* mesh axes in order, the outermost first: "dp.tp"; "pp" where stages are of different meshes: all ranks of all stages */
     int32_t dim;       /* the dimension that is gathered or cut (all_to_all: gathered) */
     int32_t to;        /* all_to_all: the one that is cut */
     int64_t extent;    /* of dimension dim of the result, at coordinate 0 */
@@ -194,12 +197,14 @@ typedef struct hd_comm_attrs {
     bool max;          /* reductions: the greatest instead of the sum */
 } hd_comm_attrs;
 
-/* Between chunks of the pipeline, at equal coordinates in all other axes. */
+/* Between chunks of the pipeline: where the stages are of one mesh, at equal coordinates in all other axes; where they are of different meshes, runs of rows
+ * between those that hold and want them (graph/layout.h, hd_crossing_rows). */
 typedef struct hd_pipe_attrs {
     int32_t from, to;  /* chunks */
     int32_t number;    /* tells apart what one chunk sends to another in one call, in order */
     hd_dtype dtype;    /* recv: of the result */
     hd_dims_attrs shape; /* recv: of the result at coordinate 0 */
+    char there[64];      /* different meshes: how the value lies at the other end, as text over the other stage's mesh */
 } hd_pipe_attrs;
 
 #endif

@@ -70,6 +70,7 @@ static void learn_values(hd_part *p)
             p->value[n->in[k]].readers++;
             weight &= p->value[n->in[k]].weight;
         }
+        if (!n->n_in) weight = hd_part_receives_weight(p, n);
         for (int k = 0; k < n->n_out; k++) p->value[n->out[k]].weight = weight;
     }
     for (size_t i = 0; i < g->n_outputs; i++) p->value[g->outputs[i].value].used = true;
@@ -84,6 +85,8 @@ static bool passes_gradient(const hd_node *n)
         if (!strcmp(n->op->name, ops[i])) return true;
     return false;
 }
+
+static bool passes_gradient_on(const hd_node *n) { return passes_gradient(n) || !strcmp(n->op->name, "micro_sum"); }
 
 static int learn_gradients(hd_part *p)
 {
@@ -105,6 +108,22 @@ static int learn_gradients(hd_part *p)
     }
     hd_free(other);
     return 0;
+}
+
+/* Which gradients are one of several addends of their parameter's, and which are reduced before their sum over micro-batches. */
+static void learn_sums(hd_part *p)
+{
+    for (size_t i = p->g->n_nodes; i-- > 0;) {
+        const hd_node *n = p->g->nodes[i];
+        bool sum = !strcmp(n->op->name, "micro_sum"), add = !strcmp(n->op->name, "add");
+        if (!n->n_out || !passes_gradient_on(n)) continue;
+        const hd_part_value *out = &p->value[n->out[0]];
+        for (int k = 0; k < n->n_in; k++) {
+            if (n->in[k] == HD_NONE) continue;
+            p->value[n->in[k]].shared |= add || out->shared;
+            p->value[n->in[k]].each |= out->each || (sum && out->pinned && !out->target.partial);
+        }
+    }
 }
 
 /* Parameter, states and gradient of an optimizer's node; -1: none. */
@@ -248,7 +267,7 @@ void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *la
     hd_part_hold(p, v, x, &i->target, -1, -1);
 }
 
-static void hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
 {
     for (int r = 0; r < n->n_out && !p->g->err.code; r++) hd_part_hold_result(p, n->out[r], n->out[r], &out[r], n);
 }
@@ -261,14 +280,14 @@ void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s)
     widen_addends(p, n, s);
     memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
     set_splits(p, n, s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hold_results(p, n, s->out);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s->out);
 }
 
 static void partition_node(hd_part *p, hd_node *n)
 {
     hd_strategy s;
     bring_home(p, n);
-    if (p->g->err.code || hd_part_expand(p, n)) return;
+    if (p->g->err.code || hd_part_cross(p, n) || hd_part_expand(p, n)) return;
     hd_part_choose(p, n, &s);
     hd_part_apply(p, n, &s);
 }
@@ -353,6 +372,7 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
 {
     learn_values(p);
     if (set_pins(p, pins, n_pins) || learn_gradients(p)) return;
+    learn_sums(p);
     follow_parameters(p);
     pass_homes_back(p);
     lay_leaves(p);
@@ -362,8 +382,13 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
 
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
 {
+    return hd_part_run(g, mesh, pins, n_pins, keep_gathered, NULL);
+}
+
+int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like)
+{
     if (g->err.code || check_mesh(g, mesh)) return g->err.code;
-    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered};
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered, .like = like};
     const char *scope = g->scope;
     const hd_node *origin = g->origin;
     hd_phase phase = g->phase;

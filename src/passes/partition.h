@@ -14,7 +14,9 @@ typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
  * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:
  * over DATA axes parameters and gradients are moved rather than activations, over MODEL axes activations rather than parameters. A state keeps the
  * layout of the value it becomes, by conversion of that. What is gathered of a parameter over DATA axes for forward or backward is gathered in each call,
- * and lives around its use only; keep_gathered: once per step, for all calls. Over the axes of g->ring attention is a ring (ring.c). Error (in g->err too): an unknown axis, a pin that matches nothing or has
+ * and lives around its use only; keep_gathered: once per step, for all calls. Over the axes of g->ring attention is a ring (ring.c). With g->rows_micro a
+ * table's gradient is, where that is fewer bytes over DATA axes, made by every rank of all ranks' indices and rows, instead of being summed: in one order,
+ * that of one rank. Error (in g->err too): an unknown axis, a pin that matches nothing or has
  * another rank. */
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered);
 /* Whether v, a value of a partitioned graph, is gathered of a parameter (or of what is computed from it once a step) in each call. */
@@ -36,6 +38,14 @@ hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err
 /* In place, last, on a partitioned graph or that of one stage: inputs of tokens that are cut over an axis of g->zigzag are held whole over it, and
  * each rank takes an early and a late part of every sequence (the op deal) instead of a piece in a row. */
 int hd_pass_deal(hd_graph *g);
+/* The layouts of one stage; stages with the same list and equal meshes are worked out together. */
+typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
+
+/* All stages of g, which has its chunks but is not partitioned, each on a mesh of its own: out[s] is cut as hd_graph_stage does, then partitioned over s->mesh[s]
+ * with pins[s] (those that match nothing in it are passed over; in g each must match something). A value that crosses arrives in pieces of rows, each from one of its holders, and is then
+ * gathered to how the whole graph would hold it on that mesh; attributes of send and recv say how it lies at the other end. A sum over stages is one
+ * all_reduce "pp" over all ranks, each stage's part counted once. The caller frees out[0 .. n-1], NULL after an error. */
+int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, hd_graph **out, hd_error *err);
 
 /* ---- slices of tokens ---- */
 

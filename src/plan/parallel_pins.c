@@ -34,12 +34,13 @@ static hd_layout *pin(pinner *s, hd_value v)
     return &s->layout[v];
 }
 
-/* ---- inputs: sequences over dp, tokens of one over cp ---- */
+/* ---- inputs: sequences over dp, tokens of one over cp; samples of other networks over dp and tp ---- */
 
 static void split_rows(const pinner *s, hd_dim_layout *d, int64_t unit)
 {
     append(d, s->dp, unit);
     append(d, s->cp, 1);
+    for (int i = 0; i < s->n_tp && !s->o->language; i++) append(d, s->tp[i], 1);
 }
 
 /* Of one sequence, in a value of so many rows: all of them, or those of the slice that the path names. 0: the rows are something else. */
@@ -95,6 +96,30 @@ static void split_model(const pinner *s, hd_dim_layout *d, part what)
     for (int i = 0; i < n; i++) append(d, s->tp[i], what == QUERY_HEADS && i < s->n_kv ? group : 1);
 }
 
+/* Whether a forward lookup reads rows of parameter v, casts seen through; of a language model's only that of words counts: others have few rows. */
+static bool is_table(const pinner *s, hd_value v)
+{
+    if (s->o->language) return !strcmp(s->g->values[v].path, "embed.tokens");
+    for (size_t i = 0; i < s->g->n_nodes; i++) {
+        const hd_node *n = s->g->nodes[i];
+        if (n->phase != HD_FORWARD || strcmp(n->op->name, "gather")) continue;
+        hd_value table = n->in[0];
+        while (s->g->values[table].kind == HD_RESULT && !strcmp(s->g->nodes[s->g->values[table].node]->op->name, "cast"))
+            table = s->g->nodes[s->g->values[table].node]->in[0];
+        if (table == v) return true;
+    }
+    return false;
+}
+
+/* A table of numbers, one a row, has no columns. */
+static void split_table(const pinner *s, hd_layout *l, int rank)
+{
+    bool columns = s->p->tables == HD_TABLES_COLUMNS;
+    if (columns && rank < 2) return;
+    *l = (hd_layout){0};
+    split_model(s, &l->dim[columns ? rank - 1 : 0], EVERY_UNIT);
+}
+
 static void pin_parameters(pinner *s)
 {
     for (size_t v = 0; v < s->g->n_values; v++) {
@@ -106,6 +131,8 @@ static void pin_parameters(pinner *s)
             int dim = rules[r].letter ? hd_outline_dim(s->g, s->o, (hd_value)v, rules[r].letter) : 0;
             if (dim >= 0) split_model(s, &l->dim[dim], rules[r].part);
         }
+        bool own = s->p->tables && (!s->o->language || s->p->tables == HD_TABLES_COLUMNS);
+        if (own && is_table(s, (hd_value)v)) split_table(s, l, i->type.shape.rank);
     }
 }
 
@@ -174,7 +201,7 @@ static void pin_gradients(pinner *s)
     for (size_t k = 0; k < s->g->n_pairs; k++) {
         hd_value param = s->g->pairs[k].in, out = s->g->pairs[k].out;
         const hd_shape *shape = &s->g->values[param].type.shape;
-        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT) continue;
+        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT || !shape->rank) continue; /* a number is in no pieces */
         const hd_node *update = s->g->nodes[s->g->values[out].node];
         hd_layout l = spread(s, &s->layout[param], shape);
         for (int j = 0; j < update->n_in; j++)
@@ -212,6 +239,19 @@ static void pin_stream_value(pinner *s, hd_value v)
     for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
 }
 
+/* Whether row i of result r of n, a node of backward, belongs to row i of its first operand, by the op's own loops: so it is with gradients of the
+ * stream, and not with those of tables and gains, however many rows these have. */
+static bool keeps_rows(const hd_graph *g, const hd_node *n, int r)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_loops loops = {0};
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
+    n->op->loops(&(hd_sig){.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs}, &loops);
+    const hd_dim_map *from = &loops.in[0][0], *to = &loops.out[r][0];
+    return from->n == 1 && to->n == 1 && from->loop[0] == to->loop[0];
+}
+
 /* Forward results, and in backward what norms and dropouts take and give: the stream's gradient. */
 static void pin_stream(pinner *s)
 {
@@ -219,9 +259,17 @@ static void pin_stream(pinner *s)
         const hd_node *n = s->g->nodes[i], *of = n->phase == HD_FORWARD ? n : n->origin;
         if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
         if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
-        for (int k = 0; k < n->n_out; k++) pin_stream_value(s, n->out[k]);
+        for (int k = 0; k < n->n_out; k++)
+            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k]);
         if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0]);
     }
+}
+
+/* Features that come from columns of tables are whole from then on: the stream is not to go on in pieces of features. */
+static void pin_lookups(pinner *s)
+{
+    hd_value x = hd_graph_find(s->g, "embed.lookup");
+    if (x != HD_NONE) split_rows(s, &pin(s, x)->dim[0], s->o->sequence);
 }
 
 /* ---- as few pins as say so ---- */
@@ -324,7 +372,7 @@ static int write_pins(pinner *s, bool brief, bool *full)
     s->plan->n_pins = 0;
     for (size_t v = 0; v < s->g->n_values; v++) {
         if (!s->pinned[v] || !hd_value_is_live(s->g, (hd_value)v) || is_covered(s, (hd_value)v)) continue;
-        if (s->plan->n_pins == HD_MAX_PINS) return *full = true, 0;
+        if (s->plan->n_pins == HD_MESH_PINS) return *full = true, 0;
         hd_pin *next = &s->plan->pins[s->plan->n_pins];
         int rc = choose_pattern(s, (hd_value)v, brief, next->pattern);
         if (!rc) rc = write_layout(s, (hd_value)v, next->layout);
@@ -344,9 +392,10 @@ static int pin_all(pinner *s)
     if (s->p->zero >= 2) pin_gradients(s);
     if (s->p->zero >= 3) spread_parameters(s);
     if (s->p->sp) pin_stream(s);
+    else if (s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
-    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MAX_PINS);
+    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);
     return rc;
 }
 

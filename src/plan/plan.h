@@ -9,8 +9,9 @@
 #include "passes/partition.h"
 
 #define HD_PLAN_VERSION 1
+#define HD_PLAN_BUCKET ((int64_t)25 << 20) /* PyTorch DDP's default: Li et al. 2020, section 4.2 */
 
-enum { HD_MAX_PINS = 256, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128 };
+enum { HD_MAX_PINS = 288, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */
@@ -29,11 +30,17 @@ typedef struct hd_plan {
     int threads;           /* of the rank's team; 0: open, one per core */
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
     bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
+    int64_t bucket;        /* with overlap, gradients are reduced together once they have so many bytes; 0: each by itself (program/buckets.c) */
+    bool sparse;           /* gradients of tables that only lookups read are exchanged as rows where that is fewer bytes */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
 
     /* Many ranks. */
     hd_mesh mesh;          /* n = 0: one rank. The pipeline's axis "pp", if there is one, comes first: its size is the number of stages */
+    /* Stages of different meshes; `mesh` is then empty. Ranks are numbered stage after stage. */
+    hd_mesh meshes[HD_MAX_MESHES]; int n_meshes; /* without the pipeline's axis; one without axes is a single rank. 0: all stages are of `mesh` */
+    uint8_t stages[HD_MAX_CUTS + 1]; int n_stages; /* the mesh of each stage */
     hd_pin pins[HD_MAX_PINS]; int n_pins;
+    uint8_t pin_mesh[HD_MAX_PINS]; /* of each pin: over which of `meshes`; 0 without */
     hd_schedule_kind schedule;
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
@@ -46,7 +53,15 @@ typedef struct hd_plan {
 
 const char *hd_schedule_name(hd_schedule_kind k);                 /* "gpipe", "1f1b", "interleaved", "zero-bubble" */
 int hd_schedule_parse(const char *name, hd_schedule_kind *out);   /* 0 or HD_EINVAL */
-int hd_plan_stages(const hd_plan *p);                             /* size of axis "pp", 1 without it */
+int hd_plan_stages(const hd_plan *p);                             /* size of axis "pp", 1 without it; or as many as are listed */
+int hd_plan_ranks(const hd_plan *p);                              /* of all stages */
+bool hd_plan_is_meshed(const hd_plan *p);                         /* for ranks of a job, if perhaps a single one */
+int hd_plan_first_rank(const hd_plan *p, int stage);              /* of a stage; stage: up to their number, which gives hd_plan_ranks */
+int hd_plan_stage_of(const hd_plan *p, int rank);
+/* The mesh of a stage's graph: `mesh`, or the stage's own with the pipeline's axis, of size 1, before it. */
+hd_mesh hd_plan_stage_mesh(const hd_plan *p, int stage);
+/* The meshes of all stages as a graph is cut for them, in `memory`; n = 0 where they are of one mesh. 0 or HD_ENOMEM. */
+int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out);
 
 hd_plan hd_plan_default(void); /* one micro-batch, f32, everything else open */
 

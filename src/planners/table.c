@@ -60,7 +60,7 @@ static int split_line(const char *at, const char *end, field *fields, int most)
     int n = 0;
     if (comment) end = comment;
     while (end > at && strchr(" \t\r", end[-1])) end--;
-    if (memchr(at, 0, (size_t)(end - at))) return -1;
+    if (end > at && memchr(at, 0, (size_t)(end - at))) return -1;
     while (at < end) {
         const char *tab = memchr(at, '\t', (size_t)(end - at));
         const char *stop = tab ? tab : end;

@@ -14,10 +14,12 @@
 #define HD_PROGRAM_PROGRAM_H
 
 #include "graph/op.h"
+#include "kernels/attrs.h"
 #include "plan/plan.h"
 
 #define HD_MAX_SYMBOLS 8   /* as hd_graph.symbols */
 #define HD_MAX_ATTRS 1024  /* bytes of any op's parameter struct */
+#define HD_MAX_LIST 256    /* transfers of one COMM */
 
 /* ---- the data ---- */
 
@@ -64,7 +66,7 @@ typedef enum hd_opcode {
     HD_VIEW,   /* out[0] names the contents of in[0] anew, same memory: nothing to do at run time */
     HD_ZERO,   /* out[0] = 0 */
     HD_COPY,   /* out[0] = in[0], as bytes */
-    HD_COMM,   /* out[0] = op(in[0]) between ranks: op->is_comm */
+    HD_COMM,   /* out[0] = op(in[0]) between ranks: op->is_comm; a list (reductions): out[k] = op(in[k]) for every k, as one transfer */
     HD_WAIT,   /* nothing but its waits */
     HD_OPCODE_COUNT
 } hd_opcode;
@@ -118,8 +120,10 @@ typedef struct hd_port { const char *name; int buffer; } hd_port; /* a named out
 typedef struct hd_program {
     hd_arena memory; /* owns everything below */
     int threads;     /* of the team that workspaces were sized for */
-    hd_mesh mesh;    /* n = 0: one rank. Peers, shapes and attributes of a rank follow from its coordinates (hd_buffer_piece, hd_instr_attrs) */
+    hd_mesh mesh;    /* n = 0: one rank. Peers, shapes and attributes of a rank follow from its coordinates (hd_buffer_piece, hd_instr_attrs): of the rank's
+                      * number in this mesh, which is hd_program_place of its number in the job */
     int stage, stages; /* which part of the pipeline this is; 0, 1 without one */
+    hd_stages meshes; /* stages of different meshes: all of them, `mesh` being that of this stage; n = 0: all are of `mesh` */
     hd_symbol symbols[HD_MAX_SYMBOLS]; int n_symbols;
     hd_buffer *buffers; int n_buffers;
     hd_segment *segments; int n_segments;
@@ -192,6 +196,11 @@ hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *b
 /* The parameters of instruction x for rank: written to attrs (op->attrs_size bytes). */
 void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attrs);
 
+static inline bool hd_instr_is_list(const hd_instr *x) { return x->opcode == HD_COMM && x->n_in > 1; }
+/* Transfer k of COMM x alone. Its parameters are x's, but for a list whose `dim` is -1: each cuts the dimension in which the layouts of operand and result
+ * differ; they are written to *own, which must last as long. */
+hd_instr hd_instr_member(const hd_program *p, const hd_instr *x, int k, hd_comm_attrs *own);
+
 /* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
 #define HD_TENSOR_PRESENT ((void *)64)
 
@@ -217,7 +226,20 @@ int hd_program_verify(const hd_program *p, hd_error *err);
 
 /* ---- many ranks (world.c) ---- */
 
-/* Whether the stages of a pipeline, all of one mesh, get to the end of a step together: each stage's calls are walked in order, a recv waits until its send has
+int hd_program_ranks(const hd_program *p);           /* of the job: of all stages */
+int hd_program_first_rank(const hd_program *p);      /* the first in the job whose program this is */
+int hd_program_place(const hd_program *p, int rank); /* number in p->mesh of a rank of the job: the same unless stages are of different meshes */
+
+/* A send or recv between stages of different meshes: both ends. */
+typedef struct hd_crossing {
+    hd_layout layout[2]; /* of the sender, of the receiver */
+    hd_end sender, receiver;
+    int from, to;        /* first rank in the job of their stages */
+    hd_shape whole;
+} hd_crossing;
+int hd_program_crossing(const hd_program *p, const hd_instr *x, hd_crossing *out, hd_error *err); /* *out must stay where it is. HD_EFORMAT */
+
+/* Whether the stages of a pipeline get to the end of a step together: each stage's calls are walked in order, a recv waits until its send has
  * been started; a send starts at once and is waited for, until its recv has taken it, before the next call of its segment, around prepare and update and at the
  * step's end, as in the executor (no buffering beyond that); a collective over the pipeline's axis waits until all stages are at the same one. One rank stands for each stage: ranks of a stage do the same in the same order.
  * HD_EFORMAT says who waits for what, or which two ends don't agree in type. */
@@ -225,11 +247,12 @@ int hd_program_verify_world(const hd_program *const *stages, int n, hd_error *er
 
 /* What a rank (the one at coordinate 0) sends in one step, by kind and axes. */
 typedef struct hd_comm_count {
-    const char *op;   /* "all_reduce", ...; what sends nothing (shard, keep_first, deal) is left out */
-    char axes[64];    /* "dp.tp"; of send and recv "pp" */
+    const char *op;   /* "all_reduce", ...; those that send nothing (shard, ...) are left out */
+    char axes[64];    /* "dp.tp"; of send and recv "pp", and of sums over stages of different meshes, which all ranks of the job are in */
     int64_t transfers;
     int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
-    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce, all of it for permute; received for recv */
+    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce, all of it for permute; of a send between
+                       * stages of different meshes its share of the rows; received for recv */
 } hd_comm_count;
 
 /* Fills out[most]; returns how many kinds there are (all are counted, at most `most` are written). */

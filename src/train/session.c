@@ -64,20 +64,22 @@ static bool matches_any(const hd_graph *g, const char *pattern)
     return false;
 }
 
-/* The plan's pins; of a second graph those that it has values for, and its parameters and states as they lie already. */
-static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, pins *out, hd_error *err)
+/* The plan's pins over one mesh; of a second graph those that it has values for, and its parameters and states as they lie already. */
+static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, int mesh, pins *out, hd_error *err)
 {
     bool second = s->names && s->names->n_all;
     size_t most = (size_t)plan->n_pins + (second ? s->names->n_all : 0);
     *out = (pins){hd_calloc(most + 1, sizeof *out->list), 0};
     if (!out->list) return hd_fail_memory(err, most * sizeof *out->list, "a plan's layouts");
     for (int i = 0; i < plan->n_pins; i++)
-        if (!second || matches_any(g, plan->pins[i].pattern)) out->list[out->n++] = plan->pins[i];
+        if (plan->pin_mesh[i] == mesh && (!second || matches_any(g, plan->pins[i].pattern))) out->list[out->n++] = plan->pins[i];
     for (size_t i = 0; second && i < s->names->n_all; i++) {
         const hd_whole *w = &s->names->all[i];
         hd_str text;
+        if (plan->n_meshes && plan->stages[w->stage] != mesh) continue;
         hd_str_init(&text);
-        hd_layout_print(&plan->mesh, w->layout, w->type.shape.rank, &text);
+        hd_mesh own = hd_plan_stage_mesh(plan, w->stage);
+        hd_layout_print(&own, w->layout, w->type.shape.rank, &text);
         if (hd_graph_find(g, w->path) != HD_NONE) add_pin(out, w->path, text.data);
         hd_str_free(&text);
     }
@@ -116,6 +118,49 @@ static void set_token_axes(hd_graph *g, const hd_plan *plan)
     g->zigzag = axes_of(&plan->mesh, plan->zigzag);
 }
 
+/* ---- stages of different meshes ---- */
+
+/* The pins of each mesh, once, and those of each stage. */
+static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, pins *of_mesh, hd_stage_pins *out, hd_error *err)
+{
+    int rc = 0;
+    for (int m = 0; m < plan->n_meshes && !rc; m++) rc = collect_pins(s, g, plan, m, &of_mesh[m], err);
+    for (int i = 0; i < plan->n_stages && !rc; i++) out[i] = (hd_stage_pins){of_mesh[plan->stages[i]].list, of_mesh[plan->stages[i]].n};
+    return rc;
+}
+
+/* Cuts all stages, lists what they keep, and gives back the one whose the rank is. */
+static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int stage, hd_graph **out, hd_error *err)
+{
+    hd_arena memory = {0};
+    hd_stages stages;
+    pins of_mesh[HD_MAX_MESHES] = {0};
+    hd_stage_pins *all = hd_calloc((size_t)plan->n_stages + 1, sizeof *all);
+    hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
+    int rc = !all || !part || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
+    if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, part, err);
+    for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
+    if (!rc) *out = part[stage];
+    for (int i = 0; part && i < plan->n_stages; i++)
+        if (part[i] != *out) hd_graph_free(part[i]);
+    for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
+    hd_free(part);
+    hd_free(all);
+    hd_arena_free(&memory);
+    return rc;
+}
+
+static int cut_for_mesh(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
+{
+    hd_graph *part = NULL;
+    int rc = cut_stages(s, *g, plan, hd_plan_stage_of(plan, rank->rank), &part, err);
+    if (rc) return rc;
+    hd_graph_free(*g);
+    *g = part;
+    return 0;
+}
+
 /* *g becomes what the rank does of it. */
 static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
@@ -123,14 +168,16 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
     int stages = hd_plan_stages(plan), pp = hd_mesh_find(&plan->mesh, "pp"), stage = pp < 0 ? 0 : hd_mesh_coordinate(&plan->mesh, rank->rank, pp);
     if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
     int rc = cut_chunks(*g, plan, err);
-    if (!rc) rc = collect_pins(s, *g, plan, &p, err);
+    if (!rc && plan->n_meshes) return cut_for_mesh(s, g, plan, rank, err);
+    if (!rc) rc = collect_pins(s, *g, plan, 0, &p, err);
     if (!rc) {
         set_token_axes(*g, plan);
+        (*g)->rows_micro = plan->sparse ? plan->micro_batches : 0;
         hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         rc = pass_error(*g, err);
     }
     hd_free(p.list);
-    if (!rc) rc = hd_store_list_graph(s->names, *g, err);
+    if (!rc) rc = hd_store_list_graph(s->names, *g, 0, err);
     if (!rc && stages <= 1) rc = hd_pass_deal(*g) ? pass_error(*g, err) : 0;
     if (rc || stages <= 1) return rc;
     hd_graph *part = hd_graph_stage(*g, stage, stages, err);
@@ -147,12 +194,12 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
 
 int hd_session_ranks(const hd_session_options *o)
 {
-    return o->parallel.dp ? (int)hd_parallel_ranks(&o->parallel) : hd_mesh_size(&o->plan.mesh);
+    return o->parallel.dp ? (int)hd_parallel_ranks(&o->parallel) : hd_plan_ranks(&o->plan);
 }
 
 bool hd_session_is_rank(const hd_session_options *o)
 {
-    return hd_session_ranks(o) > 1 || o->plan.mesh.n;
+    return hd_session_ranks(o) > 1 || hd_plan_is_meshed(&o->plan);
 }
 
 /* The plan as lowering is given it: what was open is filled in from the whole graph. */
@@ -185,7 +232,7 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     hd_plan plan;
     int rc = pass_error(*g, err);
     if (!rc) rc = plan_of(o, train, *g, &plan, err);
-    if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, &o->rank, err);
+    if (!rc && hd_plan_is_meshed(&plan)) rc = cut_for_rank(s, g, &plan, &o->rank, err);
     if (rc) return rc;
     if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
     if (train && !o->unfused) hd_pass_recompute_elementwise(*g);
@@ -264,11 +311,10 @@ static int check_memory(const hd_session *s, const hd_session_options *o, hd_err
 }
 
 /* A tensor that several stages hold is saved by the first of them. */
-static int find_guests(hd_store *s, const hd_rank *rank, hd_error *err)
+static int find_guests(hd_store *s, const hd_program *p, const hd_rank *rank, hd_error *err)
 {
-    int pp = hd_mesh_find(&s->mesh, "pp");
-    if (pp < 0 || !rank->comm) return 0;
-    int stages = s->mesh.axis[pp].size, stage = hd_mesh_coordinate(&s->mesh, rank->rank, pp);
+    if (p->stages == 1 || !rank->comm) return 0;
+    int stages = p->stages, stage = p->stage;
     int64_t *claim = hd_calloc(s->n_all + 1, sizeof *claim);
     if (!claim) return hd_fail_memory(err, s->n_all * sizeof *claim, "the list of a model's state");
     for (size_t i = 0; i < s->n_all; i++) claim[i] = hd_store_find(s, s->all[i].path) ? stages - stage : 0;
@@ -286,14 +332,15 @@ static int find_guests(hd_store *s, const hd_rank *rank, hd_error *err)
 static int make_store(hd_session *s, const hd_session_options *o, hd_error *err)
 {
     const hd_graph *first = s->graph[HD_TRAIN_PROGRAM] ? s->graph[HD_TRAIN_PROGRAM] : s->graph[HD_EVAL_PROGRAM];
-    s->store = s->names ? hd_store_new_rank(first, o->seed, o->rank.rank, err) : hd_store_new(first, o->seed, err);
+    const hd_program *p = s->program[s->graph[HD_TRAIN_PROGRAM] ? HD_TRAIN_PROGRAM : HD_EVAL_PROGRAM];
+    s->store = s->names ? hd_store_new_rank(first, o->seed, hd_program_place(p, o->rank.rank), err) : hd_store_new(first, o->seed, err);
     if (!s->store) return err->code;
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++)
         if (s->graph[i] && hd_store_add_graph(s->store, s->graph[i], o->seed, err)) return err->code;
     if (!s->names) return 0;
     s->store->all = s->names->all; /* s->names lives as long */
     s->store->n_all = s->names->n_all;
-    return find_guests(s->store, &o->rank, err);
+    return find_guests(s->store, p, &o->rank, err);
 }
 
 int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)
