@@ -237,16 +237,26 @@ static void test_trace_and_profile(void **state)
     hd_str text;
     hd_str_init(&text);
     train(&r, "cpu", 1, 2, 0, loss);
-    assert_int_equal(hd_exec_trace(r.exec, 16, NULL), 0);
+    hd_trace t = {0};
+    assert_int_equal(hd_exec_trace(r.exec, 2, NULL), 0);
     assert_int_equal(hd_exec_profile(r.exec, true, NULL), 0);
-    train_step(&r, TOKENS, 1, 1);
-    hd_exec_event last = {0}, x;
-    int n = 0;
-    for (; hd_exec_event_get(r.exec, 1, n, &x); n++) {
-        assert_true(x.end >= x.start && x.start >= last.end);
-        last = x;
+    for (int step = 1; step < 4; step++) {
+        assert_int_equal(hd_exec_trace_full(r.exec), step > 2);
+        train_step(&r, TOKENS, 1, step);
     }
-    assert_int_equal(n, 16);
+    double zero = hd_exec_trace_begin(r.exec);
+    assert_true(zero > 0);
+    assert_int_equal(hd_exec_trace_take(r.exec, zero, &t, NULL), 0);
+    assert_int_equal(t.steps, 2);
+    assert_int_equal(t.n_events, 2 * hd_program_events(hd_exec_program(r.exec)));
+    for (int64_t i = 0; i < t.n_events; i++) {
+        assert_true(t.events[i].end >= t.events[i].start && t.events[i].start >= (i ? t.events[i - 1].end : 0));
+        assert_true(t.events[i].end <= t.seconds);
+    }
+    assert_int_equal(t.n_calls, 2 * hd_exec_program(r.exec)->n_calls);
+    assert_string_equal(t.events[0].segment, t.events[t.n_events / 2].segment);
+    assert_string_equal(t.events[0].path, t.events[t.n_events / 2].path);
+    hd_trace_free(&t);
     hd_exec_profile_print(r.exec, &text);
     assert_non_null(strstr(text.data, "adamw"));
     assert_non_null(strstr(text.data, "contract"));

@@ -227,6 +227,98 @@ static void test_dropout_is_in_training_alone(void **state)
         }
 }
 
+/* ---- attention written out, and the residual stream in 16 bits ---- */
+
+typedef struct form_case { const char *model; hd_lm_options o; double attn_dropout; const char *backend; } form_case;
+
+/* Loss and the parameters after one step of SGD, which shows the gradients. Returns how many elements. */
+static int64_t one_step(const form_case *f, double *loss, float *out, int64_t most)
+{
+    char dir[1024];
+    hd_error e = { 0 };
+    hd_lm_config c;
+    model_run m;
+    snprintf(dir, sizeof dir, DATA "%s", f->model);
+    need(hd_lm_config_load(&c, dir, &e), &e);
+    c.resid_dropout = c.embd_dropout = 0, c.attn_dropout = f->attn_dropout;
+    hd_lm_options o = f->o;
+    o.tokens = ROWS * LENGTH, o.sequence = LENGTH, o.param = HD_F32;
+    hd_step_options so = { .optimizer = HD_SGD };
+    hd_graph *g = hd_lm_graph(&c, &o, &e);
+    if (!g || hd_step_append(g, &so)) fail_msg("%s", g ? g->err.message : e.message);
+    need(model_run_open(&m, g, f->backend, 2, 1, &e), &e);
+    need(hd_lm_weights_load(m.store, &c, dir, &e), &e);
+    double x[ROWS * LENGTH], y[ROWS * LENGTH], pos[ROWS * LENGTH], seg[ROWS * LENGTH], lr = 1, number = 1, inv = 1.0 / (ROWS * LENGTH), key[2] = { 1, 1 };
+    for (int i = 0; i < ROWS * LENGTH; i++) x[i] = i % 13 * 4, y[i] = (i + 1) % 13 * 4, pos[i] = i % LENGTH, seg[i] = i % LENGTH == 15 ? -1 : i / LENGTH;
+    const struct { const char *name; const double *v; int n; } inputs[] = {
+        { "tokens", x, ROWS * LENGTH }, { "targets", y, ROWS * LENGTH }, { "positions", pos, ROWS * LENGTH }, { "segments", seg, ROWS * LENGTH },
+        { "lr", &lr, 1 }, { "step", &number, 1 }, { "inv_divisor", &inv, 1 }, { "key", key, 2 }, { "samples", seg, ROWS * LENGTH } };
+    for (int i = 0; i < (f->attn_dropout > 0 && o.attention ? 9 : 7); i++)
+        if (hd_program_input(m.program, inputs[i].name) >= 0) need(model_run_set(&m, inputs[i].name, inputs[i].v, inputs[i].n, &e), &e);
+    need(hd_exec_step(m.exec, NULL, &e), &e);
+    hd_tensor t;
+    need(hd_exec_output(m.exec, "loss", &t, &e), &e);
+    *loss = hd_load_f64(t.data, t.dtype, 0);
+    int64_t n = 0;
+    for (int b = 0; b < m.program->n_buffers; b++) {
+        const hd_buffer *p = &m.program->buffers[b];
+        hd_store_tensor *s = p->role == HD_ROLE_PARAMETER && p->view_of < 0 ? hd_store_find(m.store, p->path) : NULL;
+        for (int64_t i = 0; s && i < hd_shape_count(&p->type.shape) && n < most; i++) out[n++] = ((const float *)s->data)[i];
+    }
+    model_run_close(&m);
+    return n;
+}
+
+/* Materialised equals fused, gradients too; dropout of the weights changes the loss; a stream in 16 bits is close. */
+static void test_materialised(void **state)
+{
+    enum { MOST = 1 << 19 };
+    static float fused[MOST], written[MOST];
+    static const char *const models[] = { "curve/gpt2", "curve/llama" };
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        form_case f = { .model = models[i], .o = { .compute = HD_F32 }, .backend = "reference" };
+        double a, b, worst = 0;
+        int64_t n = one_step(&f, &a, fused, MOST);
+        f.o.attention = HD_ATTENTION_MATERIALISED;
+        assert_int_equal(one_step(&f, &b, written, MOST), n);
+        assert_true(n > 1000);
+        for (int64_t k = 0; k < n; k++)
+            if (!(fabs((double)fused[k] - (double)written[k]) <= worst)) worst = fabs((double)fused[k] - (double)written[k]);
+        if (!(fabs(a - b) <= 1e-6 * fabs(a)) || !(worst <= 1e-5)) fail_msg("%s: loss %.9g fused, %.9g written out; parameters differ by %g", models[i], a, b, worst);
+        f.attn_dropout = 0.5;
+        one_step(&f, &b, written, MOST);
+        if (!(fabs(a - b) > 1e-4)) fail_msg("%s: dropout of the weights changes nothing", models[i]);
+        f = (form_case){ .model = models[i], .o = { .compute = HD_BF16, .half_stream = true, .attention = HD_ATTENTION_MATERIALISED }, .backend = "cpu" };
+        one_step(&f, &b, written, MOST);
+        if (!(fabs(a - b) <= 0.05)) fail_msg("%s: loss %g in f32, %g with all in bf16", models[i], a, b);
+    }
+}
+
+/* A forward pass of products alone: 24 b s h h + 4 b s s h FLOPs a layer (Narayanan et al. 2021, appendix), b s s h halved by none of it. */
+static void test_materialised_flops(void **state)
+{
+    (void)state;
+    hd_lm_config c;
+    hd_error e = { 0 };
+    hd_lm_config_preset(&c, HD_ARCH_GPT2);
+    c.layers = 3, c.width = 64, c.heads = c.kv_heads = 4, c.head_dim = 16, c.mlp_width = 256, c.vocab = 96, c.max_positions = 32;
+    double b = 2, s = 32, h = 64, expected = 3 * (24 * b * s * h * h + 4 * b * s * s * h) + 2 * b * s * h * 96, flops = 0;
+    hd_lm_options o = { .mode = HD_LM_EVAL, .attention = HD_ATTENTION_MATERIALISED, .compute = HD_F32, .param = HD_F32, .tokens = 64, .sequence = 32 };
+    hd_graph *g = hd_lm_graph(&c, &o, &e);
+    if (!g) fail_msg("%s", e.message);
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        hd_cost cost;
+        if (strcmp(n->op->name, "contract")) continue;
+        hd_type in[2] = { *hd_type_in(g, n->in[0]), *hd_type_in(g, n->in[1]) }, out = *hd_type_in(g, n->out[0]);
+        n->op->cost(&(hd_sig){ .op = n->op, .in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = n->attrs }, &cost);
+        flops += cost.flops;
+    }
+    if (!(fabs(flops - expected) <= 1e-9 * expected)) fail_msg("%g FLOPs instead of %g", flops, expected);
+    hd_graph_free(g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -234,6 +326,8 @@ int main(void)
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_training),
         cmocka_unit_test(test_dropout),
+        cmocka_unit_test(test_materialised),
+        cmocka_unit_test(test_materialised_flops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -404,8 +404,9 @@ static void test_what_cannot_be(void **state)
         {"dp=3", 2, "at most dp=2"}, {"dp=2|dp=3", 2, "at most dp=2"}, {"dp=2|tp=5", 2, "at most tp=4"}, {"dp=1|cp=2", 2, "--batch 1"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
         {"cp=2", 2, "--batch 1"}, {"dp=2,cp=7", 2, "cannot be split"}, {"pp=2,slices=5:5", 2, "slices adds up to 10"}, {"slices=60", 2, "60 slices"},
         {"dp=2,cp=2,slices=2,attention=ring", 2, "slices with cp"}, {"dp=2,cp=2,slices=2,order=zigzag", 2, "slices with cp"},
-        {"dp=2,cp=3,slices=4:2", 2, "a slice of 2 tokens"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "give tables=columns"}, {"cp=2", -1, "dp, tp with tables, zero and pp"},
-        {"recompute=full", -1, "zero and pp"}, {"dp=4,tp=4,tables=rows", -1, "give --batch 16"}, {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
+        {"dp=2,cp=3,slices=4:2", 2, "a slice of 2 tokens"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "give tables=columns"},
+        {"cp=2", -1, "dp, tp with tables, zero and pp"}, {"recompute=full", -1, "zero and pp"}, {"dp=4,tp=4,tables=rows", -1, "give --batch 16"},
+        {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
         {"recompute=every:1", 2, "recompute=full"},
     };
     (void)state;

@@ -75,6 +75,8 @@ static const run_model run_models[] = {
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+    {"gpt2-materialised", HD_ARCH_GPT2, 4, 48, 4, 4, 96, 96, true},
+    {"llama-materialised", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
     {"gpt2-50m", HD_ARCH_GPT2, 14, 512, 8, 8, 2048, 8192, true}, /* to measure with, not to compare */
 };
 
@@ -92,9 +94,11 @@ static inline hd_graph *run_lm_graph(const run_job *j, const run_model *m, hd_er
     c.layers = m->layers, c.width = m->width, c.heads = m->heads, c.kv_heads = m->kv_heads, c.mlp_width = m->mlp, c.vocab = m->vocab;
     c.max_positions = 64, c.tie_embeddings = m->tied;
     c.init_std = 0.08; /* small models learn faster from it: losses then tell runs apart */
-    c.embd_dropout = c.resid_dropout = j->dropout;
+    c.embd_dropout = c.resid_dropout = c.attn_dropout = j->dropout;
     if (hd_lm_config_check(&c, m->name, err)) return NULL;
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence};
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence,
+                       .attention = strstr(m->name, "-materialised") ? HD_ATTENTION_MATERIALISED : HD_ATTENTION_FUSED};
+    o.half_stream = o.attention && m->arch == HD_ARCH_GPT2;
     return hd_lm_graph(&c, &o, err);
 }
 
@@ -145,6 +149,8 @@ typedef struct run_shared {
     const hd_plan *plan;
     run_result *result;
     hd_comm *comm[RUN_MAX_RANKS];
+    hd_trace *events; /* [ranks]: each takes that of the last step; NULL: nobody does */
+    int steps;        /* 0: RUN_STEPS */
     FILE **trace; /* [ranks]: each writes its losses and a checksum of every tensor that it holds, to the bit; NULL: nobody does */
     pthread_mutex_t lock;
     hd_error err; /* the first */
@@ -436,6 +442,18 @@ static inline void run_trace_step(const run_thread *t, double loss)
     if (t->step == 0 || t->step == RUN_STEPS - 1) run_trace_tensors(t);
 }
 
+static inline int run_count_steps(const run_shared *s) { return s->steps ? s->steps : RUN_STEPS; }
+
+/* The rank's events, with paths that outlive its program. */
+static inline int run_take_events(run_thread *t, hd_error *err)
+{
+    hd_exec *e = t->session.exec[HD_TRAIN_PROGRAM];
+    hd_trace *to = &t->shared->events[t->rank];
+    int rc = hd_exec_trace_take(e, hd_exec_trace_begin(e), to, err);
+    for (int64_t i = 0; i < to->n_events; i++) to->events[i].path = hd_arena_strdup(&to->names, to->events[i].path);
+    return rc;
+}
+
 static inline int run_rank_body(run_thread *t, hd_error *err)
 {
     const run_job *j = t->shared->job;
@@ -446,9 +464,12 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
     hd_graph *g = run_graph(j, err);
     int rc = g ? hd_session_init(&t->session, g, NULL, &o, err) : err->code;
     if (!rc) rc = hd_session_start(&t->session, &o, err);
-    for (t->step = 0; t->step < RUN_STEPS && !rc; t->step++) {
+    for (t->step = 0; t->step < run_count_steps(t->shared) && !rc; t->step++) {
         double loss = NAN;
-        rc = run_step(t, &loss, err);
+        bool last = t->shared->events && t->step == run_count_steps(t->shared) - 1;
+        if (last) rc = hd_exec_trace(t->session.exec[HD_TRAIN_PROGRAM], 1, err);
+        if (!rc) rc = run_step(t, &loss, err);
+        if (!rc && last) rc = run_take_events(t, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
         if (!rc && t->step == 0) run_collect(t, false);
         if (!rc && t->step == RUN_STEPS - 1) run_collect(t, true);
@@ -475,10 +496,10 @@ static inline void *run_rank_main(void *arg)
 
 /* ---- all ranks ---- */
 
-static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE **trace, hd_error *err)
+static inline int run_all_ranks_shared(const run_job *j, run_result *out, run_shared s, hd_error *err)
 {
     hd_plan *plan = malloc(sizeof *plan);
-    run_shared s = {.job = j, .plan = plan, .result = out, .trace = trace};
+    s.job = j, s.plan = plan, s.result = out;
     run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
     *out = (run_result){0};
     int rc = run_plan(j, plan, err), n = rc ? 0 : hd_plan_ranks(plan);
@@ -499,6 +520,17 @@ static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE *
     free(threads);
     out->plan = plan;
     return rc;
+}
+
+static inline int run_all_ranks_traced(const run_job *j, run_result *out, FILE **trace, hd_error *err)
+{
+    return run_all_ranks_shared(j, out, (run_shared){.trace = trace}, err);
+}
+
+/* The same for so many steps; events[RUN_MAX_RANKS] are each rank's of the last, to be freed with hd_trace_free. */
+static inline int run_all_ranks_events(const run_job *j, int steps, hd_trace *events, run_result *out, hd_error *err)
+{
+    return run_all_ranks_shared(j, out, (run_shared){.events = events, .steps = steps}, err);
 }
 
 /* Runs a job on as many ranks as its plan has. *out is to be freed with run_result_free whatever comes back. */

@@ -9,7 +9,8 @@
 typedef struct theory { double flops, uneven /* FLOPs */, parameter_bytes, sent, scalars; } theory;
 
 /* A parameter as a rank of tensor parallelism has it: the dimension that is cut is cut already. */
-typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */; } theory_tensor;
+typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */,
+    wide /* read as it is, in f32 */; } theory_tensor;
 enum { THEORY_TENSORS = 24 };
 
 typedef struct theory_job {
@@ -82,7 +83,7 @@ static inline void theory_pieces(theory_job *t)
 
 static inline void theory_add(theory_tensor *list, int *n, int cut, bool rows, bool keys, int rank, int64_t a, int64_t b, int64_t c)
 {
-    list[(*n)++] = (theory_tensor){{a, b, c, 1}, rank, cut, rows, keys};
+    list[(*n)++] = (theory_tensor){.dim = {a, b, c, 1}, .rank = rank, .cut = cut, .rows = rows, .keys = keys};
 }
 
 static inline int theory_layer(const theory_job *t, theory_tensor *list)
@@ -132,7 +133,7 @@ static inline double theory_spread(const theory_job *t, const theory_tensor *x)
 static inline double theory_gradient_sent(const theory_job *t, const theory_tensor *x)
 {
     double bytes = 4 * theory_count(x), n = (double)t->ranks, share = (n - 1) / n, micro = (double)t->j->micro, gather = bytes, sent;
-    if (t->j->precision == HD_BF16 && x->rank > 1) gather /= 2; /* what products read is rounded first */
+    if (t->j->precision == HD_BF16 && x->rank > 1 && !x->wide) gather /= 2; /* what products read is rounded first */
     if (t->p.zero <= 1) sent = 2 * bytes; /* all-reduce, or reduce-scatter of the gradient and all-gather of the new parameter */
     else if (t->p.zero == 2) sent = micro * bytes + bytes;
     else sent = micro * bytes + (t->p.keep ? 1 : 2 * micro) * gather;
@@ -182,7 +183,7 @@ static inline void theory_parameters(const theory_job *t, theory *out)
 static inline double theory_pairs(const theory_job *t)
 {
     double s = (double)t->j->sequence, pairs = 0, end = 0;
-    if (t->p.cp == 1) return (double)t->tokens * s;
+    if (t->p.cp == 1 || strstr(t->j->model, "-materialised")) return (double)t->tokens * s;
     for (int k = 0; k < (t->plan->n_slices ? t->plan->n_slices : 1); k++) {
         int64_t length = t->plan->n_slices ? t->plan->slices[k] : t->j->sequence;
         double last = (double)theory_piece(length, t->p.cp);

@@ -44,10 +44,19 @@ static inline bool network_is_here(const network_facts *f, hd_value v) { return 
 
 /* ---- parameters ---- */
 
+/* Only contractions have their operands rounded for bf16; convolutions compute in f32. */
+static inline bool network_is_wide(const network_facts *f, hd_value v)
+{
+    for (size_t i = 0; i < f->g->n_nodes; i++)
+        for (int k = 0; k < f->g->nodes[i]->n_in; k++)
+            if (f->g->nodes[i]->in[k] == v && !strcmp(f->g->nodes[i]->op->name, "contract")) return false;
+    return true;
+}
+
 static inline void network_parameter(const network_facts *f, hd_value v, theory *out)
 {
     const hd_shape *s = &f->g->values[v].type.shape;
-    theory_tensor x = {.dim = {1, 1, 1, 1}, .rank = s->rank, .cut = -1};
+    theory_tensor x = {.dim = {1, 1, 1, 1}, .rank = s->rank, .cut = -1, .wide = network_is_wide(f, v)};
     for (int d = 0; d < s->rank; d++) x.dim[d] = s->dim[d];
     out->parameter_bytes += 4 * (f->t.p.zero == 3 ? theory_spread(&f->t, &x) : theory_count(&x));
     out->sent += theory_gradient_sent(&f->t, &x);

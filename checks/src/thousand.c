@@ -5,15 +5,10 @@
 #include "base/term.h"
 #include "ranks_run.h"
 
-enum { MAX_STAGES = 64 };
-
 typedef struct thousand {
-    hd_session_options o;
     hd_lm_config c;
-    int64_t micro_tokens;
-    hd_session session[MAX_STAGES];
-    const hd_program *program[MAX_STAGES];
-    int stages, ranks;
+    hd_programs programs;
+    int ranks;
     int64_t calls, instrs;
 } thousand;
 
@@ -25,41 +20,22 @@ static void set_model(thousand *t, int64_t layers)
     t->c.max_positions = 2048;
 }
 
-static hd_graph *build(thousand *t, int64_t batch, hd_error *err)
+static int lower(thousand *t, const char *parallel, int64_t micro, hd_error *err)
 {
-    hd_lm_options lm = {.mode = HD_LM_TRAIN, .compute = HD_BF16, .param = HD_F32, .tokens = batch * 2048, .sequence = 2048};
-    return hd_lm_graph(&t->c, &lm, err);
-}
-
-static int make_plan(thousand *t, const char *parallel, int64_t micro, hd_error *err)
-{
-    hd_parallel p;
-    t->o = (hd_session_options){.plan = hd_plan_default(), .seed = 1};
-    t->o.plan.micro_batches = micro;
-    t->o.plan.precision = HD_BF16;
-    t->o.plan.threads = 1;
-    snprintf(t->o.plan.backend, sizeof t->o.plan.backend, "null");
-    t->o.step = (hd_step_options){.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
-    hd_graph *g = build(t, 8, err);
-    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, HD_BF16);
-    int rc = g ? hd_step_append(g, &t->o.step) : err->code;
-    if (!rc) rc = hd_parallel_parse(parallel, &p, err);
-    if (!rc) rc = hd_parallel_expand(&p, g, 2048, &t->o.plan, err);
-    hd_graph_free(g);
-    t->stages = hd_plan_stages(&t->o.plan);
-    t->ranks = hd_plan_ranks(&t->o.plan);
+    enum { BATCH = 8, SEQUENCE = 2048 };
+    hd_session_options o = {.plan = hd_plan_default(), .seed = 1, .sequence = SEQUENCE};
+    o.plan.micro_batches = micro;
+    o.plan.precision = HD_BF16;
+    o.plan.threads = 1;
+    snprintf(o.plan.backend, sizeof o.plan.backend, "null");
+    o.step = (hd_step_options){.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
+    int rc = hd_parallel_parse(parallel, &o.parallel, err);
+    hd_lm_options lm = {.mode = HD_LM_TRAIN, .compute = HD_BF16, .param = HD_F32, .tokens = BATCH * SEQUENCE, .sequence = SEQUENCE};
+    hd_graph *g = rc ? NULL : hd_lm_graph(&t->c, &lm, err);
+    rc = g ? hd_programs_make(&t->programs, g, true, &o, err) : err->code;
+    for (int s = 0; s < t->programs.n && !rc; s++) rc = hd_program_verify(t->programs.stage[s], err);
+    t->ranks = hd_plan_ranks(&t->programs.plan);
     return rc;
-}
-
-static int lower_stage(thousand *t, int stage, hd_error *err)
-{
-    hd_rank rank = {.rank = hd_plan_first_rank(&t->o.plan, stage)};
-    t->o.rank = rank;
-    hd_graph *g = build(t, 8, err);
-    int rc = g ? hd_session_init(&t->session[stage], g, NULL, &t->o, err) : err->code;
-    if (rc) return rc;
-    t->program[stage] = t->session[stage].program[HD_TRAIN_PROGRAM];
-    return hd_program_verify(t->program[stage], err);
 }
 
 /* A store of the stage's tensors that nobody fills: pages never touched take no memory. */
@@ -76,8 +52,9 @@ static hd_store *empty_store(const hd_program *p, hd_error *err)
 
 static int run_stage(thousand *t, int stage, hd_error *err)
 {
-    const hd_program *p = t->program[stage];
-    int first = hd_plan_first_rank(&t->o.plan, stage), each = hd_plan_first_rank(&t->o.plan, stage + 1) - first, rc = 0;
+    const hd_program *p = t->programs.stage[stage];
+    const hd_plan *plan = &t->programs.plan;
+    int first = hd_plan_first_rank(plan, stage), each = hd_plan_first_rank(plan, stage + 1) - first, rc = 0;
     hd_backend backend;
     hd_team *team = hd_team_new(1, false, err);
     hd_store *store = empty_store(p, err);
@@ -102,16 +79,15 @@ int main(int argc, char **argv)
     hd_error err = {0};
     double begin = hd_time();
     set_model(t, argc > 3 ? atoll(argv[3]) : 96);
-    int rc = make_plan(t, argc > 1 ? argv[1] : "dp=8,tp=8,pp=16,schedule=1f1b", argc > 2 ? atoll(argv[2]) : 64, &err);
-    for (int s = 0; s < t->stages && !rc; s++) rc = lower_stage(t, s, &err);
-    printf("lowered and verified: %d stages in %.1f s\n", t->stages, hd_time() - begin);
-    if (!rc) rc = hd_program_verify_world(t->program, t->stages, &err);
+    int rc = lower(t, argc > 1 ? argv[1] : "dp=8,tp=8,pp=16,schedule=1f1b", argc > 2 ? atoll(argv[2]) : 64, &err);
+    printf("lowered and verified: %d stages in %.1f s\n", t->programs.n, hd_time() - begin);
+    if (!rc) rc = hd_program_verify_world((const hd_program *const *)t->programs.stage, t->programs.n, &err);
     printf("stages checked against each other: %.1f s\n", hd_time() - begin);
-    for (int s = 0; s < t->stages && !rc; s++) rc = run_stage(t, s, &err);
+    for (int s = 0; s < t->programs.n && !rc; s++) rc = run_stage(t, s, &err);
     if (rc) printf("failed: %s\n", err.message);
     printf("ranks %d calls %lld instructions %lld seconds %.1f peak_bytes %llu\n", t->ranks, (long long)t->calls, (long long)t->instrs, hd_time() - begin,
            (unsigned long long)hd_memory_peak());
-    for (int s = 0; s < t->stages; s++) hd_session_free(&t->session[s]);
+    hd_programs_free(&t->programs);
     free(t);
     return rc ? 1 : 0;
 }

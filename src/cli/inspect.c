@@ -83,8 +83,9 @@ static int inspect_json(const inspect_config *c, const char *path, json_t **out,
     else if (json_object_get(j, "weight_map")) rc = hd_inspect_weights(dir, out, err);
     else if (json_object_get(json_object_get(j, "model"), "vocab")) rc = hd_inspect_tokenizer(path, out, err);
     else if (json_object_get(j, "architectures") || json_object_get(j, "model_type")) rc = hd_inspect_config(path, out, err);
+    else if (json_object_get(json_object_get(j, "otherData"), "heddle_trace")) rc = hd_inspect_trace(path, out, err);
     else if (json_object_get(j, "fingerprint") && json_object_get(j, "micro_batches")) rc = inspect_plan(path, out, err);
-    else rc = hd_fail(err, HD_EINVAL, "%s is JSON, but no config.json, tokenizer.json, index of weights, network file, manifest or plan",
+    else rc = hd_fail(err, HD_EINVAL, "%s is JSON, but no config.json, tokenizer.json, index of weights, network file, manifest, plan or trace",
                       path);
     json_decref(j);
     return rc;

@@ -26,6 +26,7 @@ int hd_inspect_checkpoint(const char *dir, json_t **out, hd_error *err);
 /* ---- inspect_program.c ---- */
 
 /* A network file: what it declares, and its graph as text. */
+int hd_inspect_trace(const char *path, json_t **out, hd_error *err);
 int hd_inspect_network(const inspect_config *c, const char *path, json_t **out, hd_error *err);
 /* The text of the Program or the Graph of a model, a config.json, a network file or a program text; *out: numbers and "text". */
 int hd_inspect_program(const inspect_config *c, const char *path, json_t **out, hd_error *err);

@@ -4,11 +4,8 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "cli/inspect.h"
-#include "models/lm.h"
-#include "models/network.h"
+#include "models/model.h"
 #include "train/session.h"
-
-#define PATH_SIZE 4096
 
 static hd_dtype precision_of(const inspect_config *c)
 {
@@ -16,19 +13,6 @@ static hd_dtype precision_of(const inspect_config *c)
 }
 
 /* ---- forward graphs ---- */
-
-static hd_graph *language_model_graph(const inspect_config *c, const hd_lm_config *model, hd_error *err)
-{
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = precision_of(c), .param = HD_F32, .tokens = c->batch * c->sequence,
-                       .sequence = c->sequence};
-    if (!strcmp(c->mode, "eval")) o.mode = HD_LM_EVAL;
-    if (!strcmp(c->mode, "generate")) {
-        int64_t tokens = c->sequence < c->context ? c->sequence : c->context;
-        o = (hd_lm_options){.mode = HD_LM_GENERATE, .compute = o.compute, .param = o.compute, .tokens = tokens, .context = c->context,
-                            .rows = 1};
-    }
-    return hd_lm_graph(model, &o, err);
-}
 
 static hd_graph *network_graph(const inspect_config *c, const char *path, hd_error *err)
 {
@@ -42,35 +26,16 @@ static hd_graph *network_graph(const inspect_config *c, const char *path, hd_err
     return g;
 }
 
-static bool is_network(const char *path)
-{
-    json_t *j = json_load_file(path, 0, NULL);
-    bool yes = json_object_get(j, "heddle_network");
-    json_decref(j);
-    return yes;
-}
-
-static int load_config(hd_lm_config *model, const char *path, hd_error *err)
-{
-    hd_str text;
-    hd_str_init(&text);
-    int rc = hd_file_read(&text, path, 16 << 20, err);
-    if (!rc) rc = hd_lm_config_parse(model, text.data, text.len, path, err);
-    hd_str_free(&text);
-    return rc;
-}
-
 /* Of a model directory, a config.json or a network file. */
 static hd_graph *forward_graph(const inspect_config *c, const char *path, hd_error *err)
 {
-    hd_lm_config model;
-    char inside[PATH_SIZE];
-    bool dir = hd_is_dir(path);
-    if (!dir && is_network(path)) return network_graph(c, path, err);
-    if (dir && !hd_path_join(inside, sizeof inside, path, "network.json", err) && hd_file_exists(inside))
-        return network_graph(c, inside, err);
-    int rc = dir ? hd_lm_config_load(&model, path, err) : load_config(&model, path, err);
-    return rc ? NULL : language_model_graph(c, &model, err);
+    hd_model m;
+    hd_model_options o = {.mode = HD_LM_TRAIN, .precision = precision_of(c), .batch = c->batch, .sequence = c->sequence, .context = c->context};
+    if (!strcmp(c->mode, "eval")) o.mode = HD_LM_EVAL;
+    if (!strcmp(c->mode, "generate")) o.mode = HD_LM_GENERATE;
+    hd_graph *g = hd_model_open(&m, path, err) ? NULL : hd_model_graph(&m, &o, err);
+    hd_model_close(&m);
+    return g;
 }
 
 /* Canonical graph and program, as `heddle train` and `heddle generate` make them. Frees nothing on success: hd_session_free does. */

@@ -27,7 +27,7 @@ typedef struct hd_device {
     char name[48];
     double flops[HD_DTYPE_COUNT];   /* peak of products with operands of this dtype, FLOP/s; 0: no such units, products of it run at f32's rate */
     double bandwidth;          /* of device memory */
-    int64_t memory;            /* of one device */
+    int64_t memory;            /* of one device; of a CPU, the node's, which its ranks share (as they do flops, bandwidth and cores) */
     int64_t reserved;          /* of it, taken by the driver, the runtime and libraries before anything of ours */
     double launch;             /* seconds from one kernel's end to the next one's begin */
     int64_t host_memory;       /* of the node, shared by its devices; 0: none beside the device's own */
@@ -48,8 +48,8 @@ typedef struct hd_level {
 
 /* One measured time: of a kernel or a collective. Features are what the cost model interpolates over (cost.h says which for each op). */
 typedef struct hd_profile_entry {
-    char op[32];         /* name in the op table, or "all_reduce", ... */
-    hd_dtype dtype;      /* of operand 0 */
+    char op[32];         /* of a kernel: hd_cost_key, or "(copy)"; of a collective: its name in the op table ("all_reduce"), "broadcast" or "send" */
+    hd_dtype dtype;      /* hd_cost_dtype; of a collective: of its elements */
     int threads;         /* of the team; collectives: ranks */
     int teams;           /* how many ranks of the machine did the same at once */
     double x[HD_PROFILE_FEATURES];

@@ -20,11 +20,24 @@ typedef struct hd_kernel_cost {
 
 /* sig: a rank's own pieces. threads: of the rank's team; teams: how many ranks of one device's node compute at once (CPUs share cores' memory bandwidth). */
 void hd_cost_kernel(const hd_cluster *c, const hd_sig *sig, int threads, int teams, hd_kernel_cost *out);
+/* The same where operands lie in the back end's own form (HD_PACKED), bit i: operand i. */
+void hd_cost_kernel_packed(const hd_cluster *c, const hd_sig *sig, uint32_t packed, int threads, int teams, hd_kernel_cost *out);
 /* Zeroing or copying so many bytes. */
 double hd_cost_copy(const hd_cluster *c, int64_t bytes, int threads, int teams);
 
+/* Makes a profile what it would have been with memory of this bandwidth, which machines that others use too have more or less of: of entries that move more
+ * than caches hold the time that memory takes changes, the rest stays. Sets c->device.bandwidth. */
+void hd_cost_set_bandwidth(hd_cluster *c, double bandwidth);
+/* Seconds of an entry that was measured while all cores together read `from` bytes/s, at `to`. */
+double hd_cost_at_bandwidth(const hd_cluster *c, const hd_profile_entry *e, double from, double to);
+
 /* The features of an op's operands that entries of the profile carry: x[HD_PROFILE_FEATURES], all positive. Returns how many are used. */
 int hd_cost_features(const hd_sig *sig, double *x);
+/* The name under which such kernels stand in the profile: the op's; of contract with its form ("contract.nt"). Written to key[HD_COST_KEY]. */
+#define HD_COST_KEY 32
+void hd_cost_key(const hd_sig *sig, uint32_t packed, char *key);
+/* The dtype under which: of the first floating-point operand of the most dimensions. */
+hd_dtype hd_cost_dtype(const hd_sig *sig);
 
 typedef enum hd_move { /* what a collective does */
     HD_MOVE_ALL_REDUCE, HD_MOVE_ALL_GATHER, HD_MOVE_REDUCE_SCATTER, HD_MOVE_ALL_TO_ALL, HD_MOVE_BROADCAST, HD_MOVE_SEND, HD_MOVE_KINDS

@@ -377,8 +377,7 @@ void hd_exec_free(hd_exec *e)
     hd_exec_finish_all_sends(e, &(hd_error){0});
     hd_exec_finish_tokens(e, &(hd_error){0});
     if (e->own_arena) e->backend->free(e->backend, e->own_arena, (size_t)e->program->arena_bytes);
-    for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
-    hd_free(e->rings);
+    hd_exec_free_notes(e);
     hd_team_free(e->alone);
     hd_arena_free(&e->memory);
     hd_free(e);

@@ -6,6 +6,7 @@
 #ifndef HD_EXEC_EXEC_H
 #define HD_EXEC_EXEC_H
 
+#include "base/trace.h"
 #include "exec/backend.h"
 #include "exec/store.h"
 #include "comm/comm.h"
@@ -69,16 +70,14 @@ void hd_exec_abort(hd_exec *e);
  * infinity to `path` ("" if none does). States whose new value nothing else reads are left alone: parameters do not move. */
 int hd_exec_find_nonfinite(hd_exec *e, const hd_exec_hooks *hooks, char *path, size_t path_size, hd_error *err);
 
-typedef struct hd_exec_event {
-    int segment, instr; /* which instruction */
-    int micro;
-    double start, end;  /* hd_time */
-} hd_exec_event;
-
-/* Keeps the last `capacity` events of every thread (0 switches tracing off). */
-int hd_exec_trace(hd_exec *e, int capacity, hd_error *err);
-/* Event i (0: oldest) of thread tid; false past the last. */
-bool hd_exec_event_get(const hd_exec *e, int tid, int i, hd_exec_event *out);
+/* Keeps what happens from the next call on, of so many steps (0 switches tracing off and forgets what was kept). Memory is taken here; while steps run nothing
+ * is allocated, and each instruction costs two looks at the clock of member 0. Without tracing it costs nothing. */
+int hd_exec_trace(hd_exec *e, int steps, hd_error *err);
+bool hd_exec_trace_full(const hd_exec *e);         /* all those steps have been */
+double hd_exec_trace_begin(const hd_exec *e);      /* hd_time at the first of them; 0: none yet */
+/* Appends what was kept to t as this rank's events (base/trace.h), with `zero` (of hd_time) as time 0, and forgets it. Names are the program's. Raises t's steps
+ * and seconds to those of this rank. */
+int hd_exec_trace_take(hd_exec *e, double zero, hd_trace *t, hd_error *err);
 
 /* Sums time by op from now on (also switched on by HEDDLE_PROFILE=1, which prints the table on stderr when the executor is freed).
  * While on, every instruction ends in a barrier. */

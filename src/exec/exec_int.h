@@ -46,13 +46,19 @@ typedef struct hd_steps {
 } hd_steps;
 
 /* A transfer beside computing. By member 0. */
-typedef struct hd_token { hd_ticket ticket; hd_step *step; bool pending; } hd_token;
+typedef struct hd_token { hd_ticket ticket; hd_step *step; bool pending; int64_t note; } hd_token; /* note: of the transfer in the trace, or -1 */
 
-typedef struct hd_ring {
-    hd_exec_event *events;
-    int64_t count; /* written since the start; the last `capacity` are there */
-    char pad[48];  /* one cache line a thread */
-} hd_ring;
+/* ---- what a trace keeps, by member 0 (trace.c) ---- */
+
+typedef struct hd_note { int call, instr; bool wait; double start, end; } hd_note; /* one event. wait: for tokens */
+typedef struct hd_call_note { int segment, micro, slice; int64_t binding[HD_MAX_SYMBOLS]; } hd_call_note;
+
+typedef struct hd_notes {
+    hd_note *events; int64_t n, room;
+    hd_call_note *calls; int n_calls, calls_room;
+    int steps, most_steps; /* those that have ended; those to keep */
+    double begin, end;     /* of the first step and the last */
+} hd_notes;
 
 struct hd_exec {
     const hd_program *program;
@@ -80,8 +86,7 @@ struct hd_exec {
     int comm_rc; hd_error comm_err; /* of the first transfer that failed; by member 0 */
     bool stop[2], stopped; /* member 0 decides before a meeting, all read behind it; two, so that none is written while another still reads */
 
-    hd_ring *rings;     /* [threads] or NULL */
-    int ring_capacity;
+    hd_notes *notes;    /* NULL: no trace is kept */
     bool profiling, print_profile;
 };
 
@@ -93,10 +98,16 @@ void *hd_exec_copy(const hd_exec *e, int b, int micro); /* where b is in that mi
 int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err);   /* its tensors are there */
 void hd_exec_transfer(hd_exec *e, hd_step *s);                         /* member 0 */
 void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* what sends nothing (shard, ...): the team, or member 0 alone */
-void hd_exec_wait_tokens(hd_exec *e, const hd_instr *x);               /* member 0: those that x waits for */
+bool hd_exec_wait_tokens(hd_exec *e, const hd_instr *x);               /* member 0: those that x waits for; whether there were any */
 int hd_exec_finish_tokens(hd_exec *e, hd_error *err);                 /* all that are under way */
 int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err);
 int hd_exec_finish_all_sends(hd_exec *e, hd_error *err);
+
+/* trace.c; member 0, while e->notes is there */
+void hd_exec_note_call(hd_exec *e, const hd_call *c);
+int64_t hd_exec_note(hd_exec *e, int instr, bool wait, double start, double end); /* where it stands, or -1: no more are kept */
+void hd_exec_note_step(hd_exec *e, double begin, double end);
+void hd_exec_free_notes(hd_exec *e);
 
 void hd_exec_run_team(hd_exec *e);                                  /* the running call, by the team */
 hd_cost hd_step_cost(const hd_step *s);                             /* at the bindings that its tensors are at */

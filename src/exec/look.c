@@ -1,4 +1,4 @@
-/* look.c: looking inside: the first value that is not finite, events, time by op. */
+/* look.c: looking inside: the first value that is not finite, time by op. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,42 +77,6 @@ int hd_exec_find_nonfinite(hd_exec *e, const hd_exec_hooks *hooks, char *path, s
     return 0;
 }
 
-/* ---- events ---- */
-
-static void free_rings(hd_exec *e)
-{
-    for (int i = 0; e->rings && i < e->threads; i++) hd_free(e->rings[i].events);
-    hd_free(e->rings);
-    e->rings = NULL;
-    e->ring_capacity = 0;
-}
-
-int hd_exec_trace(hd_exec *e, int capacity, hd_error *err)
-{
-    free_rings(e);
-    if (capacity <= 0) return 0;
-    e->rings = hd_calloc((size_t)e->threads, sizeof *e->rings);
-    bool failed = !e->rings;
-    for (int i = 0; i < e->threads && !failed; i++) {
-        e->rings[i].events = hd_calloc((size_t)capacity, sizeof *e->rings[i].events);
-        failed = !e->rings[i].events;
-    }
-    e->ring_capacity = capacity;
-    if (!failed) return 0;
-    free_rings(e);
-    return hd_fail_memory(err, (size_t)capacity * sizeof(hd_exec_event), "a trace");
-}
-
-bool hd_exec_event_get(const hd_exec *e, int tid, int i, hd_exec_event *out)
-{
-    if (!e->rings || tid < 0 || tid >= e->threads || i < 0) return false;
-    const hd_ring *r = &e->rings[tid];
-    int64_t kept = r->count < e->ring_capacity ? r->count : e->ring_capacity;
-    if (i >= kept) return false;
-    *out = r->events[(r->count - kept + i) % e->ring_capacity];
-    return true;
-}
-
 /* ---- time by op ---- */
 
 static void actual_types(const hd_tensor *t, int n, hd_type *out)
@@ -166,17 +130,11 @@ typedef struct op_time {
     double seconds, flops, bytes;
 } op_time;
 
-static const char *step_name(const hd_step *s)
-{
-    if (s->instr->op) return s->instr->op->name;
-    return s->instr->opcode == HD_ZERO ? "(zero)" : s->instr->opcode == HD_WAIT ? "(wait)" : "(copy)";
-}
-
 static void add_time(op_time *list, int *n, const hd_step *s)
 {
     int k = 0;
-    while (k < *n && strcmp(list[k].name, step_name(s))) k++;
-    if (k == *n) list[(*n)++] = (op_time){.name = step_name(s)};
+    while (k < *n && strcmp(list[k].name, hd_instr_name(s->instr))) k++;
+    if (k == *n) list[(*n)++] = (op_time){.name = hd_instr_name(s->instr)};
     list[k].runs += s->runs;
     list[k].seconds += s->seconds;
     list[k].flops += s->flops;

@@ -34,12 +34,6 @@ static void run_step(hd_exec *e, hd_step *s, int tid)
     s->kernel.run(&a);
 }
 
-static void note_event(hd_exec *e, const hd_step *s, int tid, double start, double end)
-{
-    hd_ring *r = &e->rings[tid];
-    r->events[r->count++ % e->ring_capacity] = (hd_exec_event){e->segment, s->index, e->micro, start, end};
-}
-
 /* As run_step, with what is being watched: every instruction ends in a meeting when profiling. */
 static void run_watched(hd_exec *e, hd_step *s, int tid)
 {
@@ -47,8 +41,18 @@ static void run_watched(hd_exec *e, hd_step *s, int tid)
     run_step(e, s, tid);
     if (e->profiling) hd_team_barrier(e->team, tid);
     double end = hd_time();
-    if (e->rings) note_event(e, s, tid, start, end);
+    bool kept = tid == 0 && e->notes && s->instr->opcode != HD_WAIT;
+    int64_t note = kept ? hd_exec_note(e, s->index, false, start, end) : -1;
+    if (kept && s->instr->signal >= 0) e->tokens[s->instr->signal].note = note;
     if (e->profiling && tid == 0) hd_exec_count_cost(s, end - start);
+}
+
+/* Waits for what s needs of transfers beside computing. */
+static void wait_for_tokens(hd_exec *e, const hd_step *s)
+{
+    double start = e->notes ? hd_time() : 0;
+    bool waited = hd_exec_wait_tokens(e, s->instr);
+    if (e->notes && (waited || s->instr->opcode == HD_WAIT)) hd_exec_note(e, s->index, true, start, hd_time());
 }
 
 /* ---- a segment ---- */
@@ -67,13 +71,13 @@ static void run_member(void *arg, int tid)
 {
     hd_exec *e = arg;
     hd_steps *segment = &e->segments[e->segment];
-    bool watched = e->profiling || e->rings;
+    bool watched = e->profiling || (e->notes && tid == 0);
     unsigned turn = 0;
     int first = e->only >= 0 ? e->only : 0, last = e->only >= 0 ? e->only + 1 : segment->n;
     for (int i = first; i < last; i++) {
         hd_step *s = &segment->steps[i];
         bool runs = hd_instr_runs(s->instr, e->micro, e->micro_batches);
-        if (tid == 0 && s->instr->n_waits && runs) hd_exec_wait_tokens(e, s->instr);
+        if (tid == 0 && s->instr->n_waits && runs) wait_for_tokens(e, s);
         if (s->sync && meet(e, tid, turn++)) return;
         if (!runs) continue;
         if (watched) run_watched(e, s, tid);
@@ -180,6 +184,7 @@ int hd_exec_call(hd_exec *e, const hd_call *call, hd_error *err)
     if (rc) return rc;
     e->comm_rc = 0;
     e->stopped = atomic_load(&e->abort);
+    if (e->notes) hd_exec_note_call(e, call);
     if (!e->stopped) hd_exec_run_team(e);
     if (e->comm_rc) {
         atomic_store(&e->abort, false);
@@ -194,6 +199,7 @@ int hd_exec_step(hd_exec *e, const hd_exec_hooks *hooks, hd_error *err)
 {
     hd_call_iter it = hd_program_calls(e->program);
     hd_call call;
+    double begin = e->notes ? hd_time() : 0;
     while (hd_call_next(&it, &call)) {
         hd_segment_kind kind = e->program->segments[call.segment].kind;
         e->micro = call.micro;
@@ -202,7 +208,9 @@ int hd_exec_step(hd_exec *e, const hd_exec_hooks *hooks, hd_error *err)
         if (!rc && hooks && hooks->after) rc = hooks->after(hooks->arg, e, kind, &call, err);
         if (rc) return rc;
     }
-    return hd_exec_finish_all_sends(e, err);
+    int rc = hd_exec_finish_all_sends(e, err);
+    if (e->notes && !rc) hd_exec_note_step(e, begin, hd_time());
+    return rc;
 }
 
 void hd_exec_abort(hd_exec *e)

@@ -415,17 +415,21 @@ void hd_exec_transfer(hd_exec *e, hd_step *s)
     if (rc) note_failure(e, rc);
 }
 
-void hd_exec_wait_tokens(hd_exec *e, const hd_instr *x)
+bool hd_exec_wait_tokens(hd_exec *e, const hd_instr *x)
 {
+    bool waited = false;
     for (int i = 0; i < x->n_waits; i++) {
         hd_token *t = &e->tokens[x->waits[i]];
         if (!t->pending) continue;
         double start = e->profiling ? hd_time() : 0;
         int rc = hd_comm_wait(e->rank.comm, t->ticket, e->comm_rc ? &(hd_error){0} : &e->comm_err);
         t->pending = false;
+        waited = true;
         if (e->profiling) t->step->seconds += hd_time() - start;
+        if (e->notes && t->note >= 0) e->notes->events[t->note].end = hd_time();
         if (rc && !e->comm_rc) note_failure(e, rc);
     }
+    return waited;
 }
 
 int hd_exec_finish_tokens(hd_exec *e, hd_error *err)

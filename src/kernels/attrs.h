@@ -164,6 +164,22 @@ typedef struct hd_attention_attrs {
     hd_dtype dtype;
 } hd_attention_attrs;
 
+/* ---- masked_softmax: (x[B, H, Tq, Tk], qpos[B Tq], kpos[B Tk], qseg[B Tq], kseg[B Tk]; i32) -> y: softmax of scale * x over the keys that a query sees, as
+ *      attention does; 0 elsewhere.  masked_softmax_grad: (y, dy) -> dx. For attention whose scores are written out. */
+typedef struct hd_masked_softmax_attrs {
+    double scale;
+    bool causal;
+    int64_t window; /* 0: none */
+    hd_dtype dtype;
+} hd_masked_softmax_attrs;
+/* ---- weights_dropout: (x[B, H, Tq, Tk], key[2] i64, sample[B Tq] i64, position[B Tq] i32) -> y, as dropout; feature: (first + head) * Tk + key. */
+typedef struct hd_weights_dropout_attrs {
+    double p;
+    int64_t site;
+    int64_t first;  /* the head that index 0 stands for: not 0 in a shard of the heads */
+    hd_dtype dtype;
+} hd_weights_dropout_attrs;
+
 /* ---- cross_entropy: (logits[T, V], target[T] i32) -> (loss[T] f32, lse[T]? f32); target < 0 or >= V is ignored: loss 0.
  *      cross_entropy_grad: (dloss[T] f32, logits, target, lse) -> dlogits = (exp(logits - lse) - onehot) * dloss; may alias logits, so that
  *      no probability matrix exists beside it.

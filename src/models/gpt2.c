@@ -45,7 +45,7 @@ static hd_value feed_forward(hd_lm *m, hd_value x)
     return y;
 }
 
-/* Token plus position, in f32. */
+/* Token plus position. */
 static hd_value embed(hd_lm *m)
 {
     const hd_lm_config *c = m->c;
@@ -53,7 +53,7 @@ static hd_value embed(hd_lm *m)
     hd_graph_push(m->g, "embed");
     hd_type t = hd_type_of(m->o->param, 2, (int64_t[]){ c->max_positions, c->width });
     hd_value table = hd_graph_param(m->g, "positions", t, (hd_init){ HD_INIT_NORMAL, c->init_std }, true, true);
-    hd_rows_attrs at = { .rows = c->max_positions, .dtype = HD_F32 };
+    hd_rows_attrs at = { .rows = c->max_positions, .dtype = hd_lm_stream(m) };
     hd_value p = hd_graph_node(m->g, "gather", "place", &at, (hd_value[]){ table, m->positions }, 2);
     x = hd_elementwise(m->g, "sum", HD_EW_ADD, x, p, HD_NONE, 0);
     x = hd_lm_dropout(m, "dropout", x, c->embd_dropout);
@@ -67,8 +67,8 @@ hd_value hd_gpt2_build(hd_lm *m)
     hd_graph_push(m->g, "layers");
     for (int64_t i = 0; i < m->c->layers; i++) {
         hd_graph_push(m->g, "%lld", (long long)i);
-        m->delta = attend(m, i, hd_lm_norm(m, "norm1"));
-        m->delta = feed_forward(m, hd_lm_norm(m, "norm2"));
+        hd_lm_residual(m, "attn.sum", attend(m, i, hd_lm_norm(m, "norm1")));
+        hd_lm_residual(m, "mlp_sum", feed_forward(m, hd_lm_norm(m, "norm2")));
         hd_graph_pop(m->g);
     }
     hd_graph_pop(m->g);

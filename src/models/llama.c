@@ -77,8 +77,8 @@ hd_value hd_llama_build(hd_lm *m)
     hd_graph_push(m->g, "layers");
     for (int64_t i = 0; i < m->c->layers; i++) {
         hd_graph_push(m->g, "%lld", (long long)i);
-        m->delta = attend(m, &r, i, hd_lm_norm(m, "norm1"));
-        m->delta = feed_forward(m, hd_lm_norm(m, "norm2"));
+        hd_lm_residual(m, "attn.sum", attend(m, &r, i, hd_lm_norm(m, "norm1")));
+        hd_lm_residual(m, "mlp_sum", feed_forward(m, hd_lm_norm(m, "norm2")));
         hd_graph_pop(m->g);
     }
     hd_graph_pop(m->g);

@@ -22,7 +22,8 @@ static hd_value input_rows(hd_lm *m, const char *name, hd_dtype dtype, int64_t n
 
 static bool has_dropout(const hd_lm *m)
 {
-    return m->o->mode == HD_LM_TRAIN && (m->c->embd_dropout > 0 || m->c->resid_dropout > 0);
+    bool weights = m->o->attention == HD_ATTENTION_MATERIALISED && m->c->attn_dropout > 0;
+    return m->o->mode == HD_LM_TRAIN && (m->c->embd_dropout > 0 || m->c->resid_dropout > 0 || weights);
 }
 
 static void declare_generation(hd_lm *m)
@@ -84,12 +85,14 @@ hd_value hd_lm_bias(hd_lm *m, const char *name, int rank, const int64_t *dims)
 
 /* ---- pieces ---- */
 
+hd_dtype hd_lm_stream(const hd_lm *m) { return m->o->half_stream ? m->o->compute : HD_F32; }
+
 hd_value hd_lm_embed(hd_lm *m)
 {
     const hd_lm_config *c = m->c;
     hd_graph_push(m->g, "embed");
     m->embedding = declare(m, "tokens", m->o->param, 2, (int64_t[]){ c->vocab, c->width }, c->init_std, true);
-    hd_value x = hd_graph_node(m->g, "gather", "lookup", &(hd_rows_attrs){ .rows = c->vocab, .dtype = HD_F32 },
+    hd_value x = hd_graph_node(m->g, "gather", "lookup", &(hd_rows_attrs){ .rows = c->vocab, .dtype = hd_lm_stream(m) },
                                (hd_value[]){ m->embedding, m->tokens }, 2);
     hd_graph_pop(m->g);
     return x;
@@ -122,6 +125,13 @@ hd_value hd_lm_norm(hd_lm *m, const char *name)
     return y;
 }
 
+/* In f32 the next norm adds; a sum that is rounded stands by itself, so that what is normalised is what is kept. */
+void hd_lm_residual(hd_lm *m, const char *name, hd_value y)
+{
+    if (hd_lm_stream(m) == HD_F32) m->delta = y;
+    else m->stream = hd_elementwise(m->g, name, HD_EW_ADD, m->stream, y, HD_NONE, 0);
+}
+
 hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p)
 {
     hd_graph *g = m->g;
@@ -130,53 +140,6 @@ hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p)
     snprintf(path, sizeof path, "%s%s%s", g->scope, *g->scope ? "." : "", name);
     hd_dropout_attrs at = { .p = p, .site = (int64_t)hd_hash_string(path), .dtype = hd_type_in(g, x)->dtype };
     return hd_graph_node(g, "dropout", name, &at, (hd_value[]){ x, m->key, m->samples, m->positions }, 4);
-}
-
-/* ---- attention and its cache ---- */
-
-/* Writes y into the rows of this call, and gives the rows in use. */
-static hd_value cache(hd_lm *m, int64_t layer, const char *name, hd_value y)
-{
-    hd_graph *g = m->g;
-    const hd_lm_config *c = m->c;
-    char path[48], after[64], seen[64];
-    snprintf(path, sizeof path, "%lld.%s", (long long)layer, name);
-    snprintf(after, sizeof after, "%s.after", path);
-    snprintf(seen, sizeof seen, "%s.seen", path);
-    const char *scope = g->scope;
-    g->scope = "kv"; /* states are named from the root, whatever layer declares them */
-    hd_type t = hd_type_of(m->o->compute, 3, (int64_t[]){ m->o->context, c->kv_heads, c->head_dim });
-    hd_value before = hd_graph_state(g, path, t, (hd_init){ HD_INIT_CONSTANT, 0 });
-    hd_value now = hd_graph_node(g, "update_rows", after, NULL, (hd_value[]){ before, y, m->slots }, 3);
-    hd_value rows = hd_graph_node(g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
-    if (!g->err.code) hd_graph_pair(g, before, now);
-    g->scope = scope;
-    return rows;
-}
-
-static int64_t max_keys(const hd_lm *m, int64_t window)
-{
-    int64_t n = m->o->mode == HD_LM_GENERATE ? m->o->context : m->o->sequence ? m->o->sequence : m->o->tokens;
-    return window && window < n ? window : n;
-}
-
-hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v)
-{
-    const hd_lm_config *c = m->c;
-    hd_value kpos = m->positions, kseg = m->segments;
-    if (m->o->mode == HD_LM_GENERATE) {
-        k = cache(m, layer, "k", k);
-        v = cache(m, layer, "v", v);
-        kpos = m->context_positions;
-        kseg = m->context_segments;
-    }
-    int64_t window = hd_lm_config_window(c, layer);
-    double scale = c->scale_attention ? 1 / sqrt((double)c->head_dim) : 1;
-    if (c->scale_by_layer) scale /= (double)(layer + 1);
-    hd_attention_attrs at = { .scale = scale, .causal = true, .window = window, .max_keys = max_keys(m, window), .dtype = m->o->compute };
-    bool rows_of_sequences = m->o->mode != HD_LM_GENERATE && m->o->sequence > 0 && m->o->tokens % m->o->sequence == 0;
-    if (rows_of_sequences) at.block = m->o->sequence;
-    return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, kpos, m->segments, kseg }, 7);
 }
 
 /* ---- rotary frequencies ---- */
@@ -254,6 +217,8 @@ static int check_options(const hd_lm_options *o, hd_error *err)
         return hd_fail(err, HD_EUNSUPPORTED, "language models keep weights in f32 or bf16, not %s", hd_dtype_name(o->param));
     if (o->tokens < 1 || o->tokens > most)
         return hd_fail(err, HD_EINVAL, "%lld tokens in a call: must be 1 to %lld", (long long)o->tokens, (long long)most);
+    if (o->attention == HD_ATTENTION_MATERIALISED && (o->mode == HD_LM_GENERATE || (o->sequence && o->tokens % o->sequence)))
+        return hd_fail(err, HD_EINVAL, "materialised attention takes whole sequences of one length, in training and evaluation");
     if (o->mode != HD_LM_GENERATE) return HD_OK;
     if (o->context < 1 || o->context > most)
         return hd_fail(err, HD_EINVAL, "a context of %lld tokens: must be 1 to %lld", (long long)o->context, (long long)most);

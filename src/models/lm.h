@@ -28,8 +28,14 @@
 
 typedef enum hd_lm_mode { HD_LM_TRAIN, HD_LM_EVAL, HD_LM_GENERATE } hd_lm_mode;
 
+/* MATERIALISED: scores, softmax and dropout of the weights (attn_dropout) each written to memory, as before fused attention: to say what set-ups of that time
+ * take (src/models/attention.c). Needs sequences of one length. */
+typedef enum hd_attention_form { HD_ATTENTION_FUSED, HD_ATTENTION_MATERIALISED } hd_attention_form;
+
 typedef struct hd_lm_options {
     hd_lm_mode mode;
+    hd_attention_form attention;
+    bool half_stream;  /* the residual stream is in the compute dtype, as Megatron-LM's; else in f32 */
     hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream and losses are f32 */
     hd_dtype param;    /* of weights as stored: f32 (masters, for training), or bf16. Norms' weights are f32 always */
     int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (GENERATE) */
@@ -41,6 +47,11 @@ typedef struct hd_lm_options {
 
 /* Builds the graph. NULL and err when options make no sense or memory ran out. The caller frees it with hd_graph_free. */
 hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *err);
+
+/* FLOPs of all products of a forward pass over so many tokens, in sequences of that length; *layers (may be NULL): without the head. Of a training step, backward
+ * twice the forward: Narayanan et al. 2021, equation 3 and its appendix, for GPT-2 with attention written out; recompute: all layers' forward again. */
+double hd_lm_forward_flops(const hd_lm_config *c, int64_t tokens, int64_t sequence, hd_attention_form form, double *layers);
+double hd_lm_train_flops(const hd_lm_config *c, int64_t tokens, int64_t sequence, hd_attention_form form, bool recompute);
 
 /* Writes the head_dim/2 rotary frequencies (radians per position) after scaling to out. Returns the factor on the rotated features. */
 double hd_lm_rope_frequencies(const hd_lm_config *c, float *out);

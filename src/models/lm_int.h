@@ -12,7 +12,7 @@ typedef struct hd_lm {
     int sym_tokens, sym_context, sym_rows; /* -1 unless GENERATE */
     hd_value tokens, positions, segments, targets, inv_divisor, key, samples, slots, context_positions, context_segments, rows;
     hd_value embedding; /* parameter embed.tokens [V, D] */
-    hd_value stream;    /* residual stream, f32 [T, D], as it was before delta */
+    hd_value stream;    /* residual stream [T, D], as it was before delta */
     hd_value delta;     /* last sublayer's output, still to be added to it: the next norm does both in one pass. HD_NONE: nothing */
 } hd_lm;
 
@@ -21,12 +21,16 @@ typedef struct hd_lm {
 hd_value hd_lm_weight(hd_lm *m, const char *name, int rank, const int64_t *dims, double std);
 hd_value hd_lm_bias(hd_lm *m, const char *name, int rank, const int64_t *dims);
 
-/* embed.tokens, and the rows that this call's tokens name, in f32 [T, D]. */
+/* The residual stream's dtype: f32 unless options say otherwise. */
+hd_dtype hd_lm_stream(const hd_lm *m);
+/* embed.tokens, and the rows that this call's tokens name, as stream [T, D]. */
 hd_value hd_lm_embed(hd_lm *m);
 /* contraction in the compute dtype, plus bias unless that is HD_NONE. */
 hd_value hd_lm_linear(hd_lm *m, const char *name, const char *spec, hd_value x, hd_value w, hd_value bias);
 /* stream += delta, and the norm of that in the compute dtype; layer norm with beta for GPT-2, RMS norm for the Llama line. */
 hd_value hd_lm_norm(hd_lm *m, const char *name);
+/* The stream after a sublayer that gives y: `name` is that of the sum, where there is a node for it. */
+void hd_lm_residual(hd_lm *m, const char *name, hd_value y);
 /* Dropout while training, x itself otherwise. */
 hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p);
 /* Causal attention of q [T, heads, E] over k, v [T, key/value heads, E] of this call and, when generating, of the cache. */

@@ -153,7 +153,7 @@ static double step_bytes(const hd_convert_step *s, double bytes, double n)
     }
 }
 
-static double conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to, bool weighted)
+static double conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to, double over_data)
 {
     hd_convert_step steps[HD_MAX_STEPS];
     int n = hd_part_steps(p->mesh, &p->value[v].whole, from, to, steps);
@@ -161,7 +161,8 @@ static double conversion_cost(const hd_part *p, hd_value v, const hd_layout *fro
     for (int i = 0; i < n; i++) {
         double ranks = 1, weight = 1;
         for (int k = 0; k < steps[i].n_axes; k++) {
-            double w = weighted ? hd_part_weight(p, v, steps[i].axes[k]) : 1;
+            bool given = over_data > 0 && p->mesh->axis[steps[i].axes[k]].role == HD_AXIS_DATA;
+            double w = given ? over_data : hd_part_weight(p, v, steps[i].axes[k]);
             ranks *= p->mesh->axis[steps[i].axes[k]].size;
             if (w > weight) weight = w;
         }
@@ -172,12 +173,12 @@ static double conversion_cost(const hd_part *p, hd_value v, const hd_layout *fro
 
 double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
 {
-    return conversion_cost(p, v, from, to, true);
+    return conversion_cost(p, v, from, to, 0);
 }
 
-double hd_part_conversion_bytes(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+double hd_part_rows_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
 {
-    return conversion_cost(p, v, from, to, false);
+    return conversion_cost(p, v, from, to, (double)p->g->rows_micro);
 }
 
 /* ---- the forms of a value ---- */

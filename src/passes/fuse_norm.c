@@ -24,6 +24,7 @@ static const hd_node *summed_before(const hd_graph *g, size_t n)
     hd_value x = g->nodes[n]->in[0];
     const hd_value_info *info = &g->values[x];
     if (info->node < 0 || strcmp(g->nodes[info->node]->op->name, "add")) return NULL;
+    if (info->type.dtype != HD_F32 && info->type.dtype != HD_F64) return NULL; /* the fused norm would read the sum before it is rounded */
     const hd_node *add = g->nodes[info->node];
     if (!same_type(&info->type, hd_type_in(g, add->in[0])) || !same_type(&info->type, hd_type_in(g, add->in[1]))) return NULL;
     for (size_t i = (size_t)info->node + 1; i < n; i++)

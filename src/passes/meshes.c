@@ -93,6 +93,7 @@ typedef struct planner {
     const hd_stages *stages;
     const hd_stage_pins *pins;
     bool keep_gathered;
+    int only;        /* the stage that is wanted, -1: all */
     hd_graph **out;
     hd_error *err;
 } planner;
@@ -104,27 +105,59 @@ static bool matches_any(const hd_graph *g, const char *pattern)
     return false;
 }
 
-/* The whole graph must have what each pin names; a stage has a part of it. */
-static int partition(planner *c, hd_graph *g, int stage, const hd_graph *like)
+/* The pins of a stage that match something in g. */
+static hd_pin *pins_in(planner *c, const hd_graph *g, int stage, int *n)
 {
     const hd_stage_pins *pins = &c->pins[stage];
     hd_pin *list = hd_calloc((size_t)pins->n + 1, sizeof *list);
-    int n = 0;
-    if (!list) return hd_fail_memory(c->err, (size_t)pins->n * sizeof *list, "a plan's layouts");
-    for (int i = 0; i < pins->n; i++)
-        if (!like || matches_any(g, pins->pins[i].pattern)) list[n++] = pins->pins[i];
-    hd_part_run(g, &c->stages->mesh[stage], list, n, c->keep_gathered, like);
+    *n = 0;
+    if (!list) hd_fail_memory(c->err, (size_t)pins->n * sizeof *list, "a plan's layouts");
+    for (int i = 0; i < pins->n && list; i++)
+        if (matches_any(g, pins->pins[i].pattern)) list[(*n)++] = pins->pins[i];
+    return list;
+}
+
+/* g: a stage; or, like being NULL, the whole graph, which must have what each pin names. */
+static int partition(planner *c, hd_graph *g, int stage, const hd_graph *like)
+{
+    const hd_stage_pins *pins = &c->pins[stage];
+    int n = pins->n;
+    hd_pin *list = like ? pins_in(c, g, stage, &n) : NULL;
+    if (like && !list) return c->err->code;
+    hd_part_run(g, &c->stages->mesh[stage], like ? list : pins->pins, n, c->keep_gathered, like);
     hd_free(list);
     return g->err.code ? hd_fail(c->err, g->err.code, "%s", g->err.message) : 0;
 }
 
-static int make_stage(planner *c, int stage, const hd_graph *like)
+/* Of a stage that nothing more need be known of: how its parameters and states lie. */
+static int lay_leaves(planner *c, hd_graph *g, int stage)
+{
+    int n;
+    hd_pin *list = pins_in(c, g, stage, &n);
+    if (!list) return c->err->code;
+    hd_part_leaves(g, &c->stages->mesh[stage], list, n);
+    hd_free(list);
+    return g->err.code ? hd_fail(c->err, g->err.code, "%s", g->err.message) : 0;
+}
+
+static int cut_stage(planner *c, int stage)
 {
     hd_graph *g = c->out[stage] = hd_graph_stage(c->g, stage, c->stages->n, c->err);
     if (!g) return c->err->code;
     g->stage = stage;
-    if (hd_stages_copy(&g->stages, c->stages, &g->arena)) return hd_fail_memory(c->err, (size_t)c->stages->n * sizeof(hd_mesh), "the meshes of a pipeline");
-    return partition(c, g, stage, like);
+    return hd_stages_copy(&g->stages, c->stages, &g->arena) ? hd_fail_memory(c->err, (size_t)c->stages->n * sizeof(hd_mesh), "the meshes of a pipeline") : 0;
+}
+
+/* Whether all of the stage has to be known: it is wanted, or sends to one that is, or receives from it. */
+static bool is_near(const planner *c, int stage)
+{
+    const hd_graph *g = c->out[stage];
+    if (c->only < 0 || stage == c->only) return true;
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_pipe_attrs *at = g->nodes[i]->attrs;
+        if ((is_op(g->nodes[i], "send") || is_op(g->nodes[i], "recv")) && (at->from % c->stages->n == c->only || at->to % c->stages->n == c->only)) return true;
+    }
+    return false;
 }
 
 static bool same_mesh(const planner *c, int a, int b)
@@ -137,13 +170,24 @@ static bool same_mesh(const planner *c, int a, int b)
 }
 
 /* This stage and all later ones on the same mesh. */
-static int make_alike(planner *c, int stage)
+static int partition_alike(planner *c, int stage)
 {
     hd_graph *like = hd_graph_stage(c->g, 0, 1, c->err);
     int rc = like ? partition(c, like, stage, NULL) : c->err->code;
     for (int s = stage; s < c->stages->n && !rc; s++)
-        if (!c->out[s] && same_mesh(c, stage, s)) rc = make_stage(c, s, like);
+        if (!c->out[s]->mesh.n && is_near(c, s) && same_mesh(c, stage, s)) rc = partition(c, c->out[s], s, like);
     hd_graph_free(like);
+    return rc;
+}
+
+static int partition_stages(planner *c)
+{
+    int rc = 0;
+    for (int s = 0; s < c->stages->n && !rc; s++) {
+        if (c->out[s]->mesh.n) continue;
+        if (is_near(c, s)) rc = partition_alike(c, s);
+        else rc = lay_leaves(c, c->out[s], s);
+    }
     return rc;
 }
 
@@ -176,6 +220,7 @@ static int join(planner *c, int stage)
         hd_node *n = g->nodes[i];
         if (!is_op(n, "send")) continue;
         int to = ((hd_pipe_attrs *)n->attrs)->to % c->stages->n;
+        if (c->only >= 0 && c->only != stage && c->only != to) continue;
         const hd_graph *other = c->out[to];
         const hd_node *got = find_end(other, "recv", n->attrs);
         if (!got) return hd_fail(c->err, HD_EINVAL, "%s: stage %d doesn't receive it", n->path, to);
@@ -186,13 +231,13 @@ static int join(planner *c, int stage)
     return 0;
 }
 
-int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, hd_graph **out, hd_error *err)
+int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, int only, hd_graph **out, hd_error *err)
 {
-    planner c = {.g = g, .stages = s, .pins = pins, .keep_gathered = keep_gathered, .out = out, .err = err};
+    planner c = {.g = g, .stages = s, .pins = pins, .keep_gathered = keep_gathered, .only = only, .out = out, .err = err};
     int rc = 0;
     for (int i = 0; i < s->n; i++) out[i] = NULL;
-    for (int i = 0; i < s->n && !rc; i++)
-        if (!out[i]) rc = make_alike(&c, i);
+    for (int i = 0; i < s->n && !rc; i++) rc = cut_stage(&c, i);
+    if (!rc) rc = partition_stages(&c);
     for (int i = 0; i < s->n && !rc; i++) rc = join(&c, i);
     for (int i = 0; i < s->n && rc; i++) {
         hd_graph_free(out[i]);

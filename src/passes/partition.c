@@ -380,6 +380,21 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
     lay_unused(p);
 }
 
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins)
+{
+    if (g->err.code || check_mesh(g, mesh)) return g->err.code;
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .value = hd_calloc(g->n_values + 1, sizeof *p.value)};
+    if (!p.value) return hd_fail_memory(&g->err, g->n_values, "partitioning");
+    g->mesh = *mesh;
+    learn_values(&p);
+    if (!set_pins(&p, pins, n_pins)) {
+        follow_parameters(&p);
+        lay_leaves(&p);
+    }
+    hd_free(p.value);
+    return g->err.code;
+}
+
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
 {
     return hd_part_run(g, mesh, pins, n_pins, keep_gathered, NULL);

@@ -29,6 +29,12 @@ bool hd_is_regathered(const hd_graph *g, hd_value v);
  * After recomputation and before hd_pass_fuse_elementwise, which then keeps to the borders. */
 int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
 
+/* In place, on a partitioned graph with chunks: activations and their gradients that go to another stage, and are whole on the ranks of the MODEL axes, are cut over
+ * these in rows, sent so, and gathered where they are read (Narayanan et al. 2021, section 4.1). */
+int hd_pass_scatter(hd_graph *g, int stages);
+/* In place, on a partitioned graph: sums of gradients over DATA axes, and of activations that are rounded to `wire` anyway, are sent in it. f32: nothing is done. */
+int hd_pass_narrow_sums(hd_graph *g, hd_dtype wire);
+
 /* The part that stage (0 .. stages-1) does: chunks stage, stage + stages, ... with send and recv where values cross chunks: activations and their
  * gradients per call; a parameter that several chunks read is sent from its home (the chunk of its first use) once per step, and its gradient comes
  * back once. Scalars of the update that are sums over chunks (loss, squares of gradients) become all_reduce over the mesh axis "pp". Values keep
@@ -44,8 +50,9 @@ typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
 /* All stages of g, which has its chunks but is not partitioned, each on a mesh of its own: out[s] is cut as hd_graph_stage does, then partitioned over s->mesh[s]
  * with pins[s] (those that match nothing in it are passed over; in g each must match something). A value that crosses arrives in pieces of rows, each from one of its holders, and is then
  * gathered to how the whole graph would hold it on that mesh; attributes of send and recv say how it lies at the other end. A sum over stages is one
- * all_reduce "pp" over all ranks, each stage's part counted once. The caller frees out[0 .. n-1], NULL after an error. */
-int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, hd_graph **out, hd_error *err);
+ * all_reduce "pp" over all ranks, each stage's part counted once. only: the one stage that is to be run; others may then be cut only, with layouts for
+ * parameters and states (-1: all are to be run). The caller frees out[0 .. n-1], NULL after an error. */
+int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, int only, hd_graph **out, hd_error *err);
 
 /* ---- slices of tokens ---- */
 

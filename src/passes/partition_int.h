@@ -70,8 +70,8 @@ typedef struct hd_convert_step {
 int hd_part_steps(const hd_mesh *mesh, const hd_shape *whole, const hd_layout *from, const hd_layout *to, hd_convert_step *steps);
 /* Bytes that a rank sends to bring v from one layout to another, weighted by what should not be moved over which axis. */
 double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
-/* The same without weights. */
-double hd_part_conversion_bytes(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
+/* The same of a table's gradient's rows: over DATA axes the bytes of all micro-batches, for that is beside a sum once a step. */
+double hd_part_rows_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
 /* Weight of moving v over an axis: activations stay where they are over DATA axes, parameters over MODEL axes. */
 double hd_part_weight(const hd_part *p, hd_value v, int axis);
 /* Bytes of one piece of v under a layout. */
@@ -143,6 +143,8 @@ bool hd_part_ring(hd_part *p, hd_node *n);
 
 /* hd_pass_partition; like: as in hd_part. */
 int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like);
+/* Gives g its mesh, and layouts to parameters, states, inputs and constants; no more. */
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
 /* Gives n's results these layouts, and brings them to those that they are pinned to. */

@@ -241,7 +241,7 @@ static double operand_cost(const chooser *c, const hd_strategy *s, int i)
     hd_value v = c->n->in[i];
     double cost;
     const hd_held *from = hd_part_nearest(c->p, v, &s->in[i], c->n->phase, c->n->chunk, &cost);
-    if (from && may_exchange_rows(c)) return (double)c->p->g->rows_micro * hd_part_conversion_bytes(c->p, v, &from->layout, &s->in[i]);
+    if (from && may_exchange_rows(c)) return hd_part_rows_cost(c->p, v, &from->layout, &s->in[i]);
     bool stretched = from && s->in[i].partial & ~from->layout.partial;
     bool large = c->in[i].shape.rank && hd_shape_equal(&c->in[i].shape, &c->out[0].shape);
     if (stretched && large && c->p->g->values[v].micro != HD_TIME_REPLICATE) cost += hd_part_bytes(c->p, v, &s->in[i]) / 16;

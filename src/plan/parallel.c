@@ -13,7 +13,7 @@ typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } n
 static const number_key number_keys[] = {
     {"overlap", AT(overlap), 0, 1}, {"bucket", AT(bucket), 0, (int64_t)1 << 40}, {"sparse", AT(sparse), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
+    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"half_wire", AT(half_wire), 0, 1}, {"regather", AT(regather), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
 enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, ATTENTION, ORDER, TABLES, KEYS };
 static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "attention", "order", "tables"};
@@ -114,11 +114,11 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, v, schedule, layers, recompute, slices, attention, order, tables, "
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, half_wire, regather, v, schedule, layers, recompute, slices, attention, order, tables, "
                        "bucket, sparse and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
-    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep"))) value = "1";
+    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter") || !strcmp(item, "half_wire") || !strcmp(item, "regather"))) value = "1";
     if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
     if (key == RECOMPUTE) return read_recompute(r, value);
@@ -214,6 +214,7 @@ static int check_form(const hd_parallel *p, hd_error *err)
         gathers |= one.zero == 3;
     }
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
+    if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
@@ -429,10 +430,13 @@ static int make_recompute(const hd_parallel *p, const hd_graph *g, const hd_outl
     static const char *const full[] = {"layers.*.norm1", "layers.*.norm1.1", "layers.*.norm2*", "layers.*.attn.*", "layers.*.mlp.*", NULL};
     static const char *const selective[] = {"layers.*.norm1", "layers.*.norm2", "layers.*.attn.*_biased", "layers.*.attn.*_rotated", "layers.*.mlp.*_biased",
                                             "layers.*.mlp.activation", "layers.*.mlp.product", NULL};
+    static const char *const scores[] = {"layers.*.attn.scores*", "layers.*.attn.weights*", NULL}; /* where attention writes them out */
     const char *const *patterns = p->recompute == HD_RECOMPUTE_FULL ? full : p->recompute == HD_RECOMPUTE_SELECTIVE ? selective : NULL;
     int rc = 0;
     plan->n_recompute = 0;
     for (; patterns && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
+    bool materialised = p->recompute == HD_RECOMPUTE_SELECTIVE && hd_graph_find(g, "layers.0.attn.scores") != HD_NONE;
+    for (patterns = scores; materialised && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
     bool layer_norm = hd_graph_find(g, "layers.0.norm1.beta") != HD_NONE; /* y, mean, rstd, sum; else y, rstd, sum */
     if (!rc && p->recompute == HD_RECOMPUTE_FULL && layer_norm) rc = add_recompute(plan, "layers.*.norm1.2", err);
     for (int64_t i = 0; p->recompute == HD_RECOMPUTE_EVERY && i < o->layers && !rc; i += p->every) {
@@ -450,8 +454,8 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     for (int i = 0; i < p->n_lengths; i++) all += p->lengths[i];
     if (p->n_lengths && all != sequence)
         return hd_fail(err, HD_EINVAL, "--parallel: slices adds up to %" PRId64 " tokens, a sequence has %" PRId64, all, sequence);
-    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
     if (p->slices <= 1) return 0;
+    if (p->slices > sequence) return hd_fail(err, HD_EINVAL, "--parallel: %" PRId64 " slices of a sequence of %" PRId64 " tokens", p->slices, sequence);
     plan->n_slices = (int)p->slices;
     for (int i = 0; i < plan->n_slices; i++) {
         if (p->n_lengths) {
@@ -528,6 +532,14 @@ static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outlin
     return hd_parallel_pins(p, g, o, plan, err);
 }
 
+/* Whether something counts keys in the order of their rows: dropout of attention's weights that are written out. */
+static bool order_matters(const hd_graph *g)
+{
+    for (size_t i = 0; i < g->n_nodes; i++)
+        if (!strcmp(g->nodes[i]->op->name, "weights_dropout")) return true;
+    return false;
+}
+
 /* Each slice has a token for each rank of the part's cp. */
 static int check_slices(const hd_parallel *p, int part, const hd_plan *plan, hd_error *err)
 {
@@ -549,9 +561,12 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->sparse = p->sparse;
     bool cuts_tokens = p->cp > 1 && !p->n_parts;
     snprintf(plan->ring, sizeof plan->ring, "%s", cuts_tokens && goes_round(p, o) ? "cp" : "");
-    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain && p->slices == 1 ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain && p->slices == 1 && !order_matters(g) ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
+    plan->regather = p->regather;
+    plan->half_wire = p->half_wire;
+    plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
     for (int i = 0; i < (p->n_parts ? p->n_parts : 1) && !rc; i++) rc = check_slices(p, i, plan, err);
     if (rc) return rc;

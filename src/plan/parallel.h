@@ -18,6 +18,9 @@
  *   sp          sequence parallel (Korthikanti et al. 2022): norms, dropout and the residual stream over tokens by the tp ranks
  *   zero=0..3   over dp and cp: 1 optimizer states, 2 also gradients, 3 also parameters (Rajbhandari et al. 2020)
  *   keep        with zero=3: what is gathered of parameters stays for the whole step; else each call gathers it again
+ *   regather    with zero=3: what backward gathers to make a layer again is gathered once more for its gradients, as DeepSpeed's hooks do: less memory
+ *   scatter     between stages each tp rank sends a piece of what all of them have, gathered on arrival (Narayanan et al. 2021, section 4.1); with sp it is so anyway
+ *   half_wire   gradients over dp and cp, and activations in bf16 over tp, are sent for summing in bf16: half the bytes, each addend rounded
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
  *   slices=N    each sequence in N slices of tokens, one after the other through the pipeline (TeraPipe, Li et al. 2021); slices=512:256:256 of these
@@ -47,7 +50,7 @@ typedef struct hd_parallel {
     int64_t dp, tp, pp, cp;     /* >= 1 */
     bool has_attention, gather; /* with cp: attention=ring or, gather, gather; not given: as suits the heads */
     bool has_order, plain;      /* likewise order=zigzag or, plain, plain; not given: zigzag */
-    int64_t sp, keep, zero, chunks; /* 0 or 1; 0 or 1; 0..3; >= 1 */
+    int64_t sp, keep, scatter, half_wire, regather, zero, chunks; /* 0 or 1 each; 0..3; >= 1 */
     int64_t slices;             /* >= 1 */
     int64_t lengths[HD_MAX_SLICES]; int n_lengths; /* of each slice, in tokens; none: equal */
     bool has_schedule;          /* false: 1f1b, or interleaved where there are several chunks a stage */
@@ -55,7 +58,8 @@ typedef struct hd_parallel {
     hd_recompute recompute;
     int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
-    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero say nothing */
+    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero
+                                                                  * say nothing */
 } hd_parallel;
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */

@@ -220,14 +220,14 @@ static void spread_parameters(pinner *s)
 static bool in_stream(const hd_node *n)
 {
     static const char *const paths[] = {"layers.*.norm1", "layers.*.norm2", "norm", "layers.*.attn.out", "layers.*.mlp.out", "layers.*.out_biased",
-                                        "layers.*.dropout", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
+                                        "layers.*.dropout", "layers.*.attn.sum", "layers.*.mlp_sum", "embed.lookup", "embed.place", "embed.sum", "embed.dropout"};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         if (hd_path_match(paths[i], n->path)) return true;
     return false;
 }
 
 /* [tokens, width], or a number for each token. */
-static void pin_stream_value(pinner *s, hd_value v)
+static void pin_stream_value(pinner *s, hd_value v, bool sp)
 {
     const hd_value_info *i = &s->g->values[v];
     const hd_shape *shape = &i->type.shape;
@@ -236,7 +236,16 @@ static void pin_stream_value(pinner *s, hd_value v)
     if (shape->rank == 2 && shape->dim[1] != s->o->width) return;
     hd_layout *l = pin(s, v);
     split_rows(s, &l->dim[0], tokens);
-    for (int a = 0; a < s->n_tp; a++) append(&l->dim[0], s->tp[a], 1);
+    for (int a = 0; a < s->n_tp && sp; a++) append(&l->dim[0], s->tp[a], 1);
+}
+
+/* Without sequence parallelism the sums of a stream in 16 bits are whole on each tensor-parallel rank; left alone, they would be summed in pieces. */
+static void pin_rounded_sums(pinner *s)
+{
+    for (size_t i = 0; i < s->g->n_nodes; i++) {
+        const hd_node *n = s->g->nodes[i];
+        if (n->phase == HD_FORWARD && (hd_path_match("layers.*.attn.sum", n->path) || hd_path_match("layers.*.mlp_sum", n->path))) pin_stream_value(s, n->out[0], false);
+    }
 }
 
 /* Whether row i of result r of n, a node of backward, belongs to row i of its first operand, by the op's own loops: so it is with gradients of the
@@ -260,8 +269,8 @@ static void pin_stream(pinner *s)
         if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
         if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
         for (int k = 0; k < n->n_out; k++)
-            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k]);
-        if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0]);
+            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k], true);
+        if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0], true);
     }
 }
 
@@ -392,7 +401,8 @@ static int pin_all(pinner *s)
     if (s->p->zero >= 2) pin_gradients(s);
     if (s->p->zero >= 3) spread_parameters(s);
     if (s->p->sp) pin_stream(s);
-    else if (s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
+    else if (s->n_tp) pin_rounded_sums(s);
+    if (!s->p->sp && s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
     if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);

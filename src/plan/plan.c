@@ -13,7 +13,7 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap", "bucket", "sparse",
-                                         "mesh", "meshes", "stages", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "recompute", "ring", "zigzag"};
+                                         "mesh", "meshes", "stages", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire", "regather", "recompute", "ring", "zigzag"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout", "mesh"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
@@ -306,6 +306,9 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
     if (p->ring[0]) json_object_set_new(j, "ring", json_string(p->ring));
     if (p->zigzag[0]) json_object_set_new(j, "zigzag", json_string(p->zigzag));
+    if (p->regather) json_object_set_new(j, "regather", json_true());
+    if (p->half_wire) json_object_set_new(j, "half_wire", json_true());
+    if (p->scatter) json_object_set_new(j, "scatter", json_true());
     if (p->n_slices) json_object_set_new(j, "slices", numbers_to_json(p->slices, p->n_slices));
     if (p->n_recompute) json_object_set_new(j, "recompute", strings_to_json(p->recompute, p->n_recompute));
 }
@@ -535,6 +538,9 @@ static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *e
     if (!rc) rc = read_schedule(j, name, p, err);
     if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);
     if (!rc) rc = hd_json_bool(j, "keep_gathered", &p->keep_gathered, name, err);
+    if (!rc) rc = hd_json_bool(j, "regather", &p->regather, name, err);
+    if (!rc) rc = hd_json_bool(j, "half_wire", &p->half_wire, name, err);
+    if (!rc) rc = hd_json_bool(j, "scatter", &p->scatter, name, err);
     if (!rc) rc = read_slices(j, name, p, err);
     if (!rc) rc = read_text(j, "ring", p->ring, sizeof p->ring, name, err);
     if (!rc) rc = read_text(j, "zigzag", p->zigzag, sizeof p->zigzag, name, err);

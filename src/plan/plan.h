@@ -11,7 +11,7 @@
 #define HD_PLAN_VERSION 1
 #define HD_PLAN_BUCKET ((int64_t)25 << 20) /* PyTorch DDP's default: Li et al. 2020, section 4.2 */
 
-enum { HD_MAX_PINS = 288, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
+enum { HD_MAX_PINS = 512, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */
@@ -47,6 +47,9 @@ typedef struct hd_plan {
     bool keep_gathered; /* what is gathered of parameters over data axes (ZeRO-3) stays for the whole step; else each call gathers again, forward and backward */
     char ring[32];   /* axes, "cp": attention over tokens that are cut over one of them sends keys and values round; "": they are gathered */
     char zigzag[32]; /* axes: a rank's tokens are an early and a late part of each sequence that is cut over one of them; "": one part in a row */
+    bool regather; /* what backward gathers to make something again is given up, and gathered once more for backward itself: less memory, half as many gathers more */
+    bool half_wire; /* gradients, and activations in bf16, are summed over ranks in bf16 (hd_pass_narrow_sums) */
+    bool scatter; /* what tensor-parallel ranks would all send whole to another stage goes in pieces (hd_pass_scatter) */
     int64_t slices[HD_MAX_SLICES]; int n_slices; /* tokens of each slice of a sequence (hd_pass_slices); 0: not cut */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */
 } hd_plan;

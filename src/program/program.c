@@ -2,6 +2,10 @@
 #include "program/program.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#include "kernels/attrs.h"
+#include "ops/ops.h"
 
 void hd_program_free(hd_program *p)
 {
@@ -366,6 +370,52 @@ void hd_program_lives(const hd_program *p, hd_life *lives)
     }
     for (int i = 0; i < p->n_buffers; i++)
         if (!hd_buffer_in_arena(p, i)) lives[i] = (hd_life){INT32_MAX, -1};
+}
+
+/* ---- traces ---- */
+
+static bool is_product(const hd_op *op)
+{
+    static const char *const names[] = {"contract", "conv2d", "attention"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (!strncmp(op->name, names[i], strlen(names[i]))) return true;
+    return false;
+}
+
+static hd_event_kind transfer_kind(const hd_program *p, const hd_instr *x)
+{
+    int8_t axes[HD_MAX_AXES];
+    if (x->op == &hd_op_send || x->op == &hd_op_recv) return HD_EVENT_PIPELINE_COMM;
+    if (x->op == &hd_op_shard || x->op == &hd_op_keep_first) return HD_EVENT_COPY;
+    int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
+    bool model = n > 0;
+    for (int i = 0; i < n; i++) model &= p->mesh.axis[axes[i]].role == HD_AXIS_MODEL;
+    return model ? HD_EVENT_TENSOR_COMM : HD_EVENT_DATA_COMM;
+}
+
+hd_event_kind hd_instr_event_kind(const hd_program *p, const hd_instr *x)
+{
+    if (x->opcode == HD_WAIT) return HD_EVENT_WAIT;
+    if (x->opcode == HD_COMM) return transfer_kind(p, x);
+    if (x->opcode == HD_KERNEL) return is_product(x->op) ? HD_EVENT_PRODUCT : HD_EVENT_MEMORY_BOUND;
+    return HD_EVENT_COPY;
+}
+
+const char *hd_instr_name(const hd_instr *x)
+{
+    if (x->op) return x->op->name;
+    return x->opcode == HD_ZERO ? "zero" : x->opcode == HD_WAIT ? "wait" : "copy";
+}
+
+int64_t hd_program_events(const hd_program *p)
+{
+    int64_t events = 0;
+    hd_call_iter calls = hd_program_calls(p);
+    for (hd_call c; hd_call_next(&calls, &c);) {
+        hd_instr_iter it = hd_segment_instrs(p, c.segment);
+        for (const hd_instr *x; (x = hd_instr_next(&it));) events += x->opcode != HD_VIEW ? 1 + (x->n_waits > 0) : 0;
+    }
+    return events;
 }
 
 /* ---- memory ---- */

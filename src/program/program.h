@@ -13,6 +13,7 @@
 #ifndef HD_PROGRAM_PROGRAM_H
 #define HD_PROGRAM_PROGRAM_H
 
+#include "base/trace.h"
 #include "graph/op.h"
 #include "kernels/attrs.h"
 #include "plan/plan.h"
@@ -200,6 +201,15 @@ static inline bool hd_instr_is_list(const hd_instr *x) { return x->opcode == HD_
 /* Transfer k of COMM x alone. Its parameters are x's, but for a list whose `dim` is -1: each cuts the dimension in which the layouts of operand and result
  * differ; they are written to *own, which must last as long. */
 hd_instr hd_instr_member(const hd_program *p, const hd_instr *x, int k, hd_comm_attrs *own);
+/* How a trace (base/trace.h) shows instruction x: its kind and the name of its op. */
+hd_event_kind hd_instr_event_kind(const hd_program *p, const hd_instr *x);
+const char *hd_instr_name(const hd_instr *x); /* "contract", ...; "zero", "copy", "wait" */
+/* How many events the calls of one step make at most. */
+int64_t hd_program_events(const hd_program *p);
+
+/* Adds to t what is live on `rank`, whose program p is, over time: a sample where it changes, from the calls and events that t holds of it (by_call: the most of
+ * each of its calls). A micro-batch's values count from its own forward call to its own backward call, the Store and the caller's inputs and outputs always. */
+int hd_program_trace_memory(const hd_program *p, int rank, hd_trace *t, hd_error *err);
 
 /* What data is set to where an operand is there but its memory is not known yet: tells it from an absent one. Never read through. */
 #define HD_TENSOR_PRESENT ((void *)64)

@@ -222,7 +222,11 @@ static int verify_comm(const hd_program *p, const hd_instr *x, hd_error *err)
     for (int k = 0; k < x->n_in + x->n_out; k++)
         if ((k < x->n_in ? x->in[k] : x->out[k - x->n_in]) < 0) return wrong(err, x->path, "has wrong operands");
     if (x->op->max_in == 0 || x->op->has_effect) return verify_pipe(p, x, err);
-    if (hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes) < 1) return wrong(err, x->path, "is over axes that the mesh lacks");
+    int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
+    if (n < 1) return wrong(err, x->path, "is over axes that the mesh lacks");
+    bool over_stages = false;
+    for (int i = 0; i < n; i++) over_stages |= p->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE;
+    if (over_stages && p->meshes.n && (n > 1 || x->op != &hd_op_all_reduce)) return wrong(err, x->path, "is over stages of different meshes, but no all_reduce over \"pp\"");
     return 0;
 }
 

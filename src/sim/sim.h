@@ -15,39 +15,56 @@ typedef enum hd_sim_part {
     HD_SIM_GEMM, HD_SIM_MEMORY_BOUND, /* computing; launches included */
     HD_SIM_TENSOR,   /* exposed: waiting for or doing collectives over MODEL axes */
     HD_SIM_PIPELINE, /* exposed transfer of activations between stages, beyond waiting for the other stage's work */
-    HD_SIM_BUBBLE,   /* waiting for another stage's work */
+    HD_SIM_BUBBLE,   /* waiting for another stage's work, at the step's end too */
     HD_SIM_DATA,     /* exposed collectives over DATA axes and the update's */
-    HD_SIM_IDLE,     /* the rest: waiting for others at the step's end */
+    HD_SIM_IDLE,     /* the rest: waiting for others of the same stage at the step's end */
     HD_SIM_PARTS
 } hd_sim_part;
 
+/* Memory for people: roles gathered. */
+typedef enum hd_sim_kind {
+    HD_SIM_PARAMETERS, HD_SIM_GRADIENTS, HD_SIM_OPTIMIZER, HD_SIM_ACTIVATIONS,
+    HD_SIM_BUFFERS, /* the rest: scratch, inputs and outputs, holes in the arena, workspace */
+    HD_SIM_KINDS
+} hd_sim_kind;
+
+/* Allowed for what libraries take for products, on devices that are no CPUs (there lowering places it): cuBLAS takes 32 MiB on H100 and 4 on A100, and
+ * communication libraries as much for their channels. */
+#define HD_SIM_WORKSPACE ((int64_t)64 << 20)
+
 typedef struct hd_sim_options {
     bool no_merge;     /* every rank by itself */
-    int steps;         /* 0: one; the last one's time is what counts */
-    hd_trace *trace;   /* NULL: none; else every simulated rank's events */
+    int steps;         /* 0: one. All ranks begin each together; the last one is what counts */
+    const int64_t *binding; /* [HD_MAX_SYMBOLS] of calls that leave theirs open; NULL: maxima */
+    hd_trace *trace;   /* NULL: none; else every simulated rank's events, and what memory holds something (by_call may be set) */
 } hd_sim_options;
 
 typedef struct hd_sim_rank {
     int rank, alike;                 /* this one stands for so many */
     double part[HD_SIM_PARTS];       /* seconds */
     double hidden;                   /* seconds of communication beside computing */
-    double flops, hardware_flops;    /* of the model; with what is computed again */
+    double flops, hardware_flops;    /* of the model's products; with what is computed again */
     double bytes[HD_MAX_LEVELS];     /* sent in a step by link level */
     hd_memory memory;                /* predicted peak by role */
-    int64_t capacity;                /* of the device */
+    int64_t kind[HD_SIM_KINDS];      /* the same gathered, with the workspace: the sum is `peak` */
+    int64_t peak, workspace;
+    int64_t capacity;                /* of the device, without what is reserved */
 } hd_sim_rank;
 
 typedef struct hd_sim_result {
     double step;                     /* seconds */
     int ranks;
     hd_sim_rank *rank; int n_ranks;  /* those simulated; owned */
-    double flops;                    /* of the model in a step, all ranks */
+    double part[HD_SIM_PARTS], hidden; /* means over all ranks; the parts add up to the step */
+    double bytes[HD_MAX_LEVELS];     /* sent in a step by link level, all ranks */
+    double flops;                    /* of the model's products in a step, all ranks */
     double hardware_flops;
     double bubble;                   /* of all ranks' time, as a fraction */
     const char *limit;               /* what limits the step most: a part's name */
 } hd_sim_result;
 
-const char *hd_sim_part_name(hd_sim_part p);
+const char *hd_sim_part_name(hd_sim_part p); /* "gemm", "memory-bound", "tensor-parallel", "pipeline-transfer", "bubble", "data-parallel", "idle" */
+const char *hd_sim_kind_name(hd_sim_kind k); /* "parameters", ... */
 
 /* programs[n]: one of each stage, rank numbering as the executor's. HD_EINVAL where the cluster has fewer devices than ranks. A rank that needs more memory
  * than its device has is no error here (hd_sim_check_memory). Free the result with hd_sim_result_free. */

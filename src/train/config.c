@@ -16,13 +16,12 @@ const hd_setting hd_train_settings[] = {
     {"batch", HD_SET_INT, AT(batch), "8", 1, 1e6, "N", "sequences (samples) in one micro-batch"},
     {"micro_batches", HD_SET_INT, AT(micro_batches), "1", 1, 1e6, "N", "micro-batches summed up before each update"},
     {"sequence", HD_SET_INT, AT(sequence), "256", 1, 1e7, "N", "tokens in a sequence"},
-    {"optimizer", HD_SET_STRING, AT(optimizer), "adamw", 0, 0, "adamw|sgd", "the optimizer"},
+    {"optimizer", HD_SET_STRING, AT(optimizer), "adamw", 0, 0, "NAME", "adamw, or sgd:X with momentum X (sgd: 0.9; sgd:0 keeps no momentum)"},
     {"learning_rate", HD_SET_NUMBER, AT(learning_rate), "0.0003", 0, 1e6, "X", "after warm-up"},
     {"least_learning_rate", HD_SET_NUMBER, AT(least_learning_rate), "0", 0, 1e6, "X", "at the end of the schedule"},
     {"schedule", HD_SET_STRING, AT(schedule), "cosine", 0, 0, "SHAPE", "of the learning rate: constant, cosine, linear, or wsd:N, constant and then linear over the last N steps (wsd: a tenth of all)"},
     {"warmup", HD_SET_INT, AT(warmup), "0", 0, 1e12, "N", "steps of linear rise at the start"},
     {"adam", HD_SET_STRING, AT(adam), "0.9,0.95,1e-8", 0, 0, "B1,B2,EPS", "adamw: decay of the mean of gradients and of their squares, and what is added to the root of that"},
-    {"momentum", HD_SET_NUMBER, AT(momentum), "0.9", 0, 0.999999, "X", "sgd"},
     {"weight_decay", HD_SET_NUMBER, AT(weight_decay), "0.1", 0, 1e3, "X", "decoupled; not applied to norms and biases"},
     {"clip", HD_SET_NUMBER, AT(clip), "1", 0, 1e9, "X", "largest global norm of the gradient; 0: no clipping"},
     {"precision", HD_SET_STRING, AT(precision), "f32", 0, 0, "f32|bf16", "of products and activations; master weights are f32"},
@@ -38,8 +37,9 @@ const hd_setting hd_train_settings[] = {
     {"keep", HD_SET_INT, AT(keep), "3", 0, 1e6, "N", "checkpoints to keep; 0: all"},
     {"resume", HD_SET_BOOL, AT(resume), "true", 0, 0, NULL, "go on from the newest checkpoint under --out, if there is one"},
     {"metrics", HD_SET_STRING, AT(metrics), NULL, 0, 0, "FILE", "JSON lines; without it, OUT/metrics.jsonl"},
+    {"trace", HD_SET_STRING, AT(trace), NULL, 0, 0, "FILE", "write what every rank did in steps 3 to 5 as Chrome trace JSON, for ui.perfetto.dev and heddle plan --measured"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "replay a plan (JSON)"},
-    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute, slices, attention, order; stages of different meshes parted by |: \"dp=2|tp=2\""},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute, slices, scatter, attention, order; stages of different meshes parted by |: \"dp=2|tp=2\""},
     {"ranks", HD_SET_INT, AT(ranks), "0", 0, HD_MAX_RANKS, "N", "how many there must be; 0: as many as --parallel or the plan says"},
     {"transport", HD_SET_STRING, AT(transport), "local", 0, 0, "local|mpi", "between ranks: threads of one process, or MPI processes"},
     {"restarts", HD_SET_INT, AT(restarts), "0", 0, 1e6, "N", "times to go on from the last checkpoint under --out after a failure"},
@@ -102,6 +102,18 @@ static int read_adam(const hd_train_config *c, hd_step_options *o, hd_error *err
     return 0;
 }
 
+/* "adamw", "sgd" or "sgd:0.95". */
+static int read_optimizer(const hd_train_config *c, hd_step_options *o, hd_error *err)
+{
+    const char *name = c->optimizer;
+    char *end = "";
+    o->optimizer = strcmp(name, "adamw") ? HD_SGD : HD_ADAMW;
+    o->momentum = !strncmp(name, "sgd:", 4) ? strtod(name + 4, &end) : 0.9;
+    bool named = !strcmp(name, "adamw") || !strcmp(name, "sgd") || (!strncmp(name, "sgd:", 4) && end != name + 4);
+    if (named && !*end && o->momentum >= 0 && o->momentum <= 0.999999) return 0;
+    return hd_fail(err, HD_EINVAL, "--optimizer must be adamw, sgd, or sgd:X with a momentum of at least 0 and below 1, not \"%s\"", name);
+}
+
 /* "cosine", or "wsd:200". */
 static int read_schedule(const hd_train_config *c, hd_lr_schedule *lr, hd_error *err)
 {
@@ -125,8 +137,8 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
     *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup};
     if (read_schedule(c, lr, err)) return HD_EINVAL;
     *session = (hd_session_options){.seed = (uint64_t)c->seed, .memory = (int64_t)(c->memory * 0x1p30)};
-    session->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .momentum = c->momentum, .weight_decay = c->weight_decay, .clip = c->clip};
-    if (read_adam(c, &session->step, err)) return HD_EINVAL;
+    session->step = (hd_step_options){.weight_decay = c->weight_decay, .clip = c->clip};
+    if (read_optimizer(c, &session->step, err) || read_adam(c, &session->step, err)) return HD_EINVAL;
     if (c->lora_rank) {
         *lora = (hd_lora_options){.pattern = default_targets, .n_patterns = sizeof default_targets / sizeof default_targets[0], .rank = c->lora_rank, .alpha = c->lora_alpha};
         if (c->lora_targets.n) lora->pattern = c->lora_targets.item, lora->n_patterns = c->lora_targets.n;

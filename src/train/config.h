@@ -12,9 +12,9 @@ typedef struct hd_train_config {
     /* how long, how much at once */
     int64_t steps, batch, micro_batches, sequence;
     /* optimizer */
-    const char *optimizer, *schedule; /* schedule: "cosine", "wsd:200" */
+    const char *optimizer, *schedule; /* "adamw", "sgd:0.9"; "cosine", "wsd:200" */
     const char *adam; /* "0.9,0.95,1e-8" */
-    double learning_rate, least_learning_rate, momentum, weight_decay, clip;
+    double learning_rate, least_learning_rate, weight_decay, clip;
     int64_t warmup;
     /* model */
     const char *precision;
@@ -26,7 +26,7 @@ typedef struct hd_train_config {
     double validation;
     int64_t eval_every, eval_batches, save_every, keep;
     bool eval_only, resume, quiet;
-    const char *metrics, *plan;
+    const char *metrics, *trace, *plan;
     /* machine */
     int64_t seed, threads;
     double memory; /* GiB; 0: what is available */

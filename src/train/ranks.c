@@ -63,6 +63,13 @@ int hd_ranks_tell(const hd_rank *rank, int from, void *data, int64_t bytes, hd_e
     return with_everyone(rank, &t, err);
 }
 
+int hd_ranks_give(const hd_rank *rank, int from, int to, void *data, int64_t bytes, hd_error *err)
+{
+    bool sends = rank && rank->rank == from;
+    hd_transfer t = {.kind = sends ? HD_SEND : HD_RECV, .dtype = HD_U8, .in = data, .out = data, .count = bytes, .peer = sends ? to : from};
+    return with_everyone(rank, &t, err);
+}
+
 /* ---- outputs ---- */
 
 /* Whether this rank's piece of buffer b counts: of equal pieces, the one at coordinate 0. */

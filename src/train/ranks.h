@@ -13,6 +13,7 @@ int hd_ranks_on_host(int n);
 int hd_ranks_barrier(const hd_rank *rank, hd_error *err);
 int hd_ranks_sum(const hd_rank *rank, int64_t *v, int64_t n, hd_error *err); /* v[n] becomes the sum over all ranks */
 int hd_ranks_max(const hd_rank *rank, int64_t *v, int64_t n, hd_error *err);
+int hd_ranks_give(const hd_rank *rank, int from, int to, void *data, int64_t bytes, hd_error *err); /* to's data becomes what `from` has there; only those two call it */
 int hd_ranks_tell(const hd_rank *rank, int from, void *data, int64_t bytes, hd_error *err); /* data becomes what rank `from` has there */
 
 /* Output `name` of e's last call, whole, on every rank: f32, row-major. *out is malloced (hd_free) and *count its elements; NULL and 0 where no rank has one. */

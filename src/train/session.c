@@ -3,22 +3,24 @@
 #include <stdio.h>
 #include "base/term.h"
 #include "exec/pieces.h"
+#include "ops/ops.h"
 #include "train/ranks.h"
+
+static hd_cost node_cost(const hd_graph *g, const hd_node *n)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
+    hd_sig sig = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
+    hd_cost cost = {0};
+    if (n->op->cost) n->op->cost(&sig, &cost);
+    return cost;
+}
 
 double hd_graph_flops(const hd_graph *g)
 {
     double flops = 0;
-    for (size_t i = 0; i < g->n_nodes; i++) {
-        const hd_node *n = g->nodes[i];
-        hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
-        for (int k = 0; k < n->n_in; k++)
-            in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
-        for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
-        hd_sig sig = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
-        hd_cost cost = {0};
-        if (n->op->cost) n->op->cost(&sig, &cost);
-        flops += cost.flops;
-    }
+    for (size_t i = 0; i < g->n_nodes; i++) flops += node_cost(g, g->nodes[i]).flops;
     return flops;
 }
 
@@ -129,65 +131,86 @@ static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_pla
     return rc;
 }
 
-/* Cuts all stages, lists what they keep, and gives back the one whose the rank is. */
-static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int stage, hd_graph **out, hd_error *err)
+/* All stages of g, which has its chunks, into part[plan->n_stages]; only: as hd_graph_stages. Lists what they keep. */
+static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int only, hd_graph **part, hd_error *err)
 {
     hd_arena memory = {0};
     hd_stages stages;
     pins of_mesh[HD_MAX_MESHES] = {0};
     hd_stage_pins *all = hd_calloc((size_t)plan->n_stages + 1, sizeof *all);
-    hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
-    int rc = !all || !part || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
+    int rc = !all || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
     if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
-    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, part, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, only, part, err);
     for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
-    if (!rc) *out = part[stage];
-    for (int i = 0; part && i < plan->n_stages; i++)
-        if (part[i] != *out) hd_graph_free(part[i]);
     for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
-    hd_free(part);
     hd_free(all);
     hd_arena_free(&memory);
     return rc;
 }
 
+/* *g becomes the stage that the rank is in. */
 static int cut_for_mesh(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
-    hd_graph *part = NULL;
-    int rc = cut_stages(s, *g, plan, hd_plan_stage_of(plan, rank->rank), &part, err);
-    if (rc) return rc;
-    hd_graph_free(*g);
-    *g = part;
-    return 0;
+    hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
+    int mine = hd_plan_stage_of(plan, rank->rank), rc = part ? cut_stages(s, *g, plan, mine, part, err) : hd_fail_memory(err, 0, "the stages of a pipeline");
+    if (!rc) {
+        hd_graph_free(*g);
+        *g = part[mine];
+    }
+    for (int i = 0; part && i < plan->n_stages; i++)
+        if (rc || i != mine) hd_graph_free(part[i]);
+    hd_free(part);
+    return rc;
+}
+
+/* ---- all ranks' part of it ---- */
+
+/* Chunks and, where all stages are of one mesh, layouts: of the whole graph, whichever stage is taken out of it afterwards. */
+static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_error *err)
+{
+    pins p = {0};
+    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
+    int rc = cut_chunks(g, plan, err);
+    if (rc || plan->n_meshes) return rc;
+    rc = collect_pins(s, g, plan, 0, &p, err);
+    if (!rc) {
+        set_token_axes(g, plan);
+        g->rows_micro = plan->sparse ? plan->micro_batches : 0;
+        hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
+        if (plan->half_wire) hd_pass_narrow_sums(g, HD_BF16);
+        if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
+        rc = pass_error(g, err);
+    }
+    hd_free(p.list);
+    return rc ? rc : hd_store_list_graph(s->names, g, 0, err);
+}
+
+/* One stage of a partitioned graph. */
+static hd_graph *take_stage(const hd_graph *g, const hd_plan *plan, int stage, hd_error *err)
+{
+    hd_graph *part = hd_graph_stage(g, stage, hd_plan_stages(plan), err);
+    if (!part) return NULL;
+    part->stage = stage;
+    set_token_axes(part, plan);
+    hd_pass_deal(part);
+    if (!pass_error(part, err)) return part;
+    hd_graph_free(part);
+    return NULL;
 }
 
 /* *g becomes what the rank does of it. */
 static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
-    pins p = {0};
     int stages = hd_plan_stages(plan), pp = hd_mesh_find(&plan->mesh, "pp"), stage = pp < 0 ? 0 : hd_mesh_coordinate(&plan->mesh, rank->rank, pp);
-    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
-    int rc = cut_chunks(*g, plan, err);
+    int rc = partition_whole(s, *g, plan, err);
     if (!rc && plan->n_meshes) return cut_for_mesh(s, g, plan, rank, err);
-    if (!rc) rc = collect_pins(s, *g, plan, 0, &p, err);
-    if (!rc) {
-        set_token_axes(*g, plan);
-        (*g)->rows_micro = plan->sparse ? plan->micro_batches : 0;
-        hd_pass_partition(*g, &plan->mesh, p.list, p.n, plan->keep_gathered);
-        rc = pass_error(*g, err);
-    }
-    hd_free(p.list);
-    if (!rc) rc = hd_store_list_graph(s->names, *g, 0, err);
     if (!rc && stages <= 1) rc = hd_pass_deal(*g) ? pass_error(*g, err) : 0;
     if (rc || stages <= 1) return rc;
-    hd_graph *part = hd_graph_stage(*g, stage, stages, err);
+    hd_graph *part = take_stage(*g, plan, stage, err);
     if (!part) return err->code;
-    part->stage = stage;
-    set_token_axes(part, plan);
     hd_graph_free(*g);
     *g = part;
-    hd_pass_deal(part);
-    return pass_error(part, err);
+    return 0;
 }
 
 /* ---- programs ---- */
@@ -223,6 +246,17 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     return rc;
 }
 
+/* Of a rank's graph, which is changed. */
+static int lower_graph(hd_graph *g, bool train, const hd_session_options *o, const hd_plan *plan, const hd_target *target, hd_program **out, hd_error *err)
+{
+    if (train && plan->n_recompute) hd_pass_recompute(g, plan->recompute, plan->n_recompute);
+    if (train && !o->unfused) hd_pass_recompute_elementwise(g);
+    if (train && !plan->regather) hd_pass_share_gathers(g);
+    if (!o->unfused) hd_pass_fuse_elementwise(g);
+    int rc = hd_graph_verify(g, err);
+    return rc ? rc : hd_lower(g, plan, target, out, err);
+}
+
 static int make_program(hd_session *s, int which, const hd_session_options *o, hd_error *err)
 {
     hd_graph **g = &s->graph[which];
@@ -233,16 +267,83 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     int rc = pass_error(*g, err);
     if (!rc) rc = plan_of(o, train, *g, &plan, err);
     if (!rc && hd_plan_is_meshed(&plan)) rc = cut_for_rank(s, g, &plan, &o->rank, err);
-    if (rc) return rc;
-    if (train && plan.n_recompute) hd_pass_recompute(*g, plan.recompute, plan.n_recompute);
-    if (train && !o->unfused) hd_pass_recompute_elementwise(*g);
-    if (!o->unfused) hd_pass_fuse_elementwise(*g);
-    rc = hd_graph_verify(*g, err);
-    if (!rc) rc = hd_lower(*g, &plan, &s->backend.target, &s->program[which], err);
+    if (!rc) rc = lower_graph(*g, train, o, &plan, &s->backend.target, &s->program[which], err);
     double calls = train ? (double)plan.micro_batches : 1;
-    s->flops[which] = calls * hd_graph_flops(*g); /* the update is counted with each micro-batch: a few operations per parameter */
+    if (!rc) s->flops[which] = calls * hd_graph_flops(*g); /* the update is counted with each micro-batch: a few operations per parameter */
     return rc;
 }
+
+/* ---- programs of all stages ---- */
+
+/* given: the stage's graph, where it has been cut already; it is freed. */
+static int lower_stage(hd_programs *p, const hd_session_options *o, const hd_target *target, int stage, hd_graph *given, hd_error *err)
+{
+    hd_graph *part = given ? given : p->n == 1 ? p->graph : take_stage(p->graph, &p->plan, stage, err);
+    if (!part) return err->code;
+    int rc = lower_graph(part, p->train, o, &p->plan, target, &p->stage[stage], err);
+    if (part != p->graph) hd_graph_free(part);
+    return rc;
+}
+
+/* Stages of different meshes are cut together, others one by one. */
+static int lower_stages(hd_programs *p, hd_session *s, const hd_session_options *o, hd_error *err)
+{
+    hd_graph **part = hd_calloc((size_t)p->n + 1, sizeof *part);
+    int rc = part ? 0 : hd_fail_memory(err, (size_t)p->n * sizeof *part, "the stages of a pipeline"), next = 0;
+    if (!rc && hd_plan_is_meshed(&p->plan)) rc = partition_whole(s, p->graph, &p->plan, err);
+    if (!rc && p->plan.n_meshes) rc = cut_stages(s, p->graph, &p->plan, -1, part, err);
+    else if (!rc && p->n == 1 && hd_pass_deal(p->graph)) rc = pass_error(p->graph, err);
+    for (; next < p->n && !rc; next++) rc = lower_stage(p, o, &s->backend.target, next, part[next], err);
+    for (; part && next < p->n; next++) hd_graph_free(part[next]);
+    hd_free(part);
+    return rc;
+}
+
+/* What of a node's operations the model asks for: products alone, as is the custom (Narayanan et al. 2021, section 5.1). attention_grad makes the scores
+ * again, one of its five products. */
+static double model_flops(const hd_graph *g, const hd_node *n)
+{
+    static const hd_op *const products[] = {&hd_op_contract, &hd_op_conv2d, &hd_op_conv2d_grad_x, &hd_op_conv2d_grad_w, &hd_op_attention};
+    if (n->op == &hd_op_attention_grad) return node_cost(g, n).flops * 4 / 5;
+    for (size_t i = 0; i < sizeof products / sizeof *products; i++)
+        if (n->op == products[i]) return node_cost(g, n).flops;
+    return 0;
+}
+
+static void count_whole(hd_programs *p)
+{
+    const hd_graph *g = p->graph;
+    for (size_t v = 0; v < g->n_values; v++)
+        if (g->values[v].kind == HD_PARAM) p->parameters += hd_shape_count(&g->values[v].type.shape);
+    for (size_t i = 0; i < g->n_nodes; i++) p->flops += model_flops(g, g->nodes[i]) * (double)(p->train ? p->plan.micro_batches : 1);
+}
+
+int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_options *o, hd_error *err)
+{
+    hd_session s = {0};
+    *p = (hd_programs){.graph = g, .train = train};
+    int rc = hd_backend_open(&s.backend, o->plan.backend[0] ? o->plan.backend : "cpu", err);
+    if (!rc) make_whole(g, train, o), rc = pass_error(g, err);
+    if (!rc) rc = plan_of(o, train, g, &p->plan, err);
+    if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
+    p->n = rc ? 0 : hd_plan_stages(&p->plan);
+    p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
+    if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");
+    if (!rc) rc = lower_stages(p, &s, o, err);
+    hd_session_free(&s);
+    if (rc) hd_programs_free(p);
+    return rc;
+}
+
+void hd_programs_free(hd_programs *p)
+{
+    for (int i = 0; p->stage && i < p->n; i++) hd_program_free(p->stage[i]);
+    hd_free(p->stage);
+    hd_graph_free(p->graph);
+    *p = (hd_programs){0};
+}
+
+/* ---- memory ---- */
 
 static bool shares_process(const hd_rank *rank)
 {

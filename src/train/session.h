@@ -55,6 +55,22 @@ int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err);
 /* Merges adapters into the parameters they adapt, in the store. */
 int hd_session_merge_lora(hd_session *s, const hd_session_options *o, hd_error *err);
 
+/* ---- the programs of all stages, without weights, data or executors: for inspecting and simulating ---- */
+
+typedef struct hd_programs {
+    hd_program **stage; int n; /* [n] one of each stage; owned */
+    hd_graph *graph;           /* cut into chunks and over the mesh, not into stages; of one stage, as it was lowered; owned */
+    bool train;
+    hd_plan plan;              /* with all that was open filled in */
+    uint64_t fingerprint;      /* of the graph before it was cut */
+    int64_t parameters;
+    double flops;              /* of products, convolutions and attention in a step (a call), all ranks, nothing computed again */
+} hd_programs;
+
+/* Takes over the forward graph g, makes it whole and lowers each stage of it. On failure *p is empty, and g is freed. */
+int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_options *o, hd_error *err);
+void hd_programs_free(hd_programs *p);
+
 /* Floating-point operations of every node of a graph. */
 double hd_graph_flops(const hd_graph *g);
 

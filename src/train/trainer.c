@@ -13,6 +13,7 @@
 #include "train/checkpoint.h"
 #include "train/stop.h"
 #include "train/task.h"
+#include "train/tracing.h"
 
 #define PATH_SIZE 4096
 
@@ -40,6 +41,7 @@ typedef struct run {
     series train_loss, eval_loss;
     hd_evaluation evaluation;
     hd_progress bar;
+    hd_tracing tracing;
 } run;
 
 /* ---- starting ---- */
@@ -344,7 +346,9 @@ static int loop(run *r, hd_error *err)
     hd_progress_begin(&r->bar, "training", (double)r->c->steps, r->c->quiet);
     r->bar.first = (double)r->at.step;
     while (!rc && r->at.step < r->c->steps && !stop) {
-        rc = one_step(r, err);
+        rc = hd_tracing_before(&r->tracing, err);
+        if (!rc) rc = one_step(r, err);
+        if (!rc) rc = hd_tracing_after(&r->tracing, err);
         bool last = r->at.step == r->c->steps;
         if (!rc && !last && due(r->c->eval_every, r->at.step)) rc = evaluate(r, err);
         if (!rc && (last || due(r->c->save_every, r->at.step))) rc = save(r, err);
@@ -407,6 +411,7 @@ static int run_all(run *r, hd_error *err)
     if (!rc) rc = load_weights(r, err);
     if (!rc && r->c->eval_only) return evaluate(r, err);
     if (!rc) rc = open_metrics(r, err);
+    if (!rc) rc = hd_tracing_begin(&r->tracing, r->c->trace, r->rank, r->session.exec[HD_TRAIN_PROGRAM], r->c->steps - r->at.step, err);
     if (rc) return rc;
     r->peak = hd_measure(r->options.plan.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32, r->session.team, hd_isa_detect(), 5, NULL);
     r->start = r->last_report = hd_time();
@@ -431,6 +436,7 @@ int hd_train_rank(const hd_train_config *config, const hd_rank *rank, hd_error *
     if (rank) r.options.rank = *rank;
     if (!rc) rc = run_all(&r, err);
     if (r.metrics) fclose(r.metrics);
+    hd_tracing_free(&r.tracing);
     hd_session_free(&r.session);
     if (r.task) r.task->free(r.task);
     hd_free(r.train_loss.x);

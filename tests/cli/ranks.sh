@@ -111,15 +111,40 @@ refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere
 refuses 'needs [0-9]+ bytes' steps --steps 1 --parallel dp=2 --memory 0.001
 refuses 'step [0-9]+: the loss is .*the first value that is not a number is [a-z].*after step 0$' \
     train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel dp=2 --out unstable
+refuses 'step [0-9]+: the loss is ' train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel 'dp=2|tp=2' --out unstable-meshes
+HEDDLE_FAULT=2:3:crash:$work/fault-meshes refuses 'rank 2: ' steps --steps 4 --parallel 'dp=2|tp=2' --out broken-meshes
+
+# Traces: of every rank; the same weights with them; beside a prediction in a report.
+events() { "$heddle" inspect "$1" | sed -n 's/^events: //p'; }
+ok steps --steps 7 --parallel pp=2 --micro-batches 2 --out plain-7
+ok steps --steps 7 --parallel pp=2 --micro-batches 2 --out traced-7 --trace run.json
+cmp -s plain-7/step-7/model.safetensors traced-7/step-7/model.safetensors || fail "a trace changes the result"
+ok "$heddle" inspect run.json
+has '^ranks: 2' && has '^steps: 3'
+ok steps --steps 2 --trace one.json
+ok "$heddle" inspect one.json
+has '^ranks: 1' && has '^steps: 1'
+ok "$heddle" plan model.json --cluster cpu:2 --batch 4 --sequence 16 --parallel pp=2 --micro-batches 2 --report report.html --measured run.json --trace said.json
+grep -q '"measured":{' report.html || fail "no measured run in the report"
+same "events of a step, predicted and of three measured ones" "$(($(events said.json) * 3))" "$(events run.json)"
+refuses 'nowhere/x.json' steps --steps 1 --trace nowhere/x.json
+refuses 'no trace that heddle wrote' "$heddle" plan model.json --cluster cpu:2 --batch 2 --sequence 16 --report report.html --measured model.json
+refuses '--optimizer must be' steps --steps 1 --optimizer sgd:1
+refuses '--optimizer must be' steps --steps 1 --optimizer sgd:0.9x
 
 # The same over MPI, where there is one.
 if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport mpi > /dev/null 2>&1; then
     ok steps --steps 4 --parallel dp=2,tp=2 --out local-4
     ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-4
     cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
+<<<<<<< HEAD
     ok steps --steps 4 --parallel 'dp=2|tp=2' --out local-meshes
     ok steps --steps 4 --parallel 'dp=2|tp=2' --transport mpi --out mpi-meshes
     cmp -s local-meshes/step-4/model.safetensors mpi-meshes/step-4/model.safetensors || fail "MPI's result is not that of threads with stages of different meshes"
+=======
+    ok steps --steps 7 --parallel pp=2 --micro-batches 2 --transport mpi --trace mpi.json
+    same "events of MPI processes and of threads" "$(events mpi.json)" "$(events run.json)"
+>>>>>>> report
     for kind in crash kill; do
         HEDDLE_FAULT=1:3:$kind:$work/mpi-$kind refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --transport mpi --out "mpi-broken-$kind"
     done
