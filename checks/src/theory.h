@@ -183,7 +183,7 @@ static inline void theory_parameters(const theory_job *t, theory *out)
 static inline double theory_pairs(const theory_job *t)
 {
     double s = (double)t->j->sequence, pairs = 0, end = 0;
-    if (t->p.cp == 1) return (double)t->tokens * s;
+    if (t->p.cp == 1 || strstr(t->j->model, "-materialised")) return (double)t->tokens * s;
     for (int k = 0; k < (t->plan->n_slices ? t->plan->n_slices : 1); k++) {
         int64_t length = t->plan->n_slices ? t->plan->slices[k] : t->j->sequence;
         double last = (double)theory_piece(length, t->p.cp);
@@ -256,6 +256,7 @@ static inline void theory_activations(const theory_job *t, theory *out)
         theory_crossings(t, out);
         return;
     }
+    if (t->p.cp > 1 && t->plan->n_slices) out->sent = INFINITY; /* slices of tokens in pieces are in no paper: what they send is reported, not judged */
     double boundary = 4 * (double)(theory_piece(t->tokens, t->p.sp ? t->p.tp : 1) * t->m->width);
     out->sent += micro * boundary * (t->chunks_in + t->chunks_out);
 }

@@ -99,8 +99,6 @@ int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, in
 
 /* ---- partition.c ---- */
 
-/* Appends n to the new graph as it is. */
-int hd_part_append(hd_part *p, hd_node *n);
 /* v, a result of maker's, is there as x in that layout; if it is pinned to another, it is brought there. Errors in g->err. */
 void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker);
 
@@ -135,10 +133,7 @@ void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type 
 bool hd_part_expand(hd_part *p, hd_node *n);
 /* The same for batch norm of samples that are cut (expand_norm.c). */
 bool hd_part_expand_batch_norm(hd_part *p, hd_node *n);
-/* Appends n to the new graph as it is. */
-int hd_part_append(hd_part *p, hd_node *n);
-/* Gives n's results these layouts, and brings them to those that they are pinned to. */
-void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
+
 /* ---- ring.c ---- */
 
 /* As hd_part_expand, for attention whose tokens are cut over an axis that is a ring. */
@@ -152,7 +147,7 @@ int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins
 int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
-/* The new value's layouts, and the one it is pinned to. */
+/* Gives n's results these layouts, and brings them to those that they are pinned to. */
 void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
 
 /* ---- meshes.c ---- */

@@ -536,8 +536,16 @@ static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outlin
     return hd_parallel_pins(p, g, o, plan, err);
 }
 
+/* Whether something counts keys in the order of their rows: dropout of attention's weights that are written out. */
+static bool order_matters(const hd_graph *g)
+{
+    for (size_t i = 0; i < g->n_nodes; i++)
+        if (!strcmp(g->nodes[i]->op->name, "weights_dropout")) return true;
+    return false;
+}
+
 /* A ring in all stages whose tokens are cut, or in none; tokens are dealt only where all stages have the same ones. */
-static int choose_token_axes(const hd_parallel *p, const hd_outline *o, hd_plan *plan, hd_error *err)
+static int choose_token_axes(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     bool ring = false, cuts = false, alike = true;
     for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
@@ -549,7 +557,17 @@ static int choose_token_axes(const hd_parallel *p, const hd_outline *o, hd_plan 
     if (cuts && !alike && p->has_order && !p->plain)
         return hd_fail(err, HD_EINVAL, "--parallel: order=zigzag wants the same dp and cp in all stages: their ranks would have different tokens");
     snprintf(plan->ring, sizeof plan->ring, "%s", ring ? "cp" : "");
-    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts && alike && !p->plain && p->slices == 1 ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts && alike && !p->plain && p->slices == 1 && !order_matters(g) ? "cp" : "");
+    return 0;
+}
+
+/* Each slice has a token for each rank of the part's cp. */
+static int check_slices(const hd_parallel *p, int part, const hd_plan *plan, hd_error *err)
+{
+    int64_t cp = hd_parallel_of_part(p, part).cp;
+    for (int k = 0; k < plan->n_slices; k++)
+        if (plan->slices[k] < cp)
+            return hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], cp);
     return 0;
 }
 
@@ -564,15 +582,14 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
     plan->overlap = p->overlap;
     plan->bucket = p->bucket;
     plan->sparse = p->sparse;
-    if (choose_token_axes(p, o, plan, err)) return HD_EINVAL;
+    if (choose_token_axes(p, g, o, plan, err)) return HD_EINVAL;
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     plan->regather = p->regather;
     plan->half_wire = p->half_wire;
     plan->scatter = p->scatter;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
-    for (int k = 0; k < plan->n_slices && !rc; k++)
-        if (plan->slices[k] < cp) rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], cp);
+    for (int i = 0; i < (p->n_parts ? p->n_parts : 1) && !rc; i++) rc = check_slices(p, i, plan, err);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);

@@ -433,6 +433,19 @@ static int bound_scattered(async *a, size_t i, size_t *oldest)
     return 0;
 }
 
+/* Who waits for what draft i starts and draft `at` is the first to touch: that, or where it waits for as many as it may, the last before it that can do
+ * with one more; i: nobody can. */
+static size_t waiter_of(const async *a, size_t i, size_t at)
+{
+    const hd_lowering *l = a->l;
+    for (size_t k = at; k > i; k--) {
+        const hd_instr *y = &l->drafts[k].instr;
+        bool runs = k == at || (y->opcode != HD_VIEW && (!y->last || l->drafts[i].instr.last));
+        if (runs && y->n_waits < WAITS_AT_ONCE) return k;
+    }
+    return i;
+}
+
 /* Gives draft i a token if there is something to do until it is wanted; *open: nobody behind it waits. */
 static int start_early(async *a, size_t i, size_t *oldest, bool *open)
 {
@@ -441,11 +454,13 @@ static int start_early(async *a, size_t i, size_t *oldest, bool *open)
     size_t at = first_touch(a, i);
     bool over = d->instr.last || (d->segment == 0 && l->chunks == 1); /* may reach into later segments */
     *open = at == l->n_drafts || (l->drafts[at].segment != d->segment && !over);
-    if (at < l->n_drafts && l->drafts[at].instr.n_waits == HD_MAX_WAITS && !d->instr.last) return *open = false, 0; /* done where it stands */
-    if (!d->instr.last && is_next(l, i, *open ? segment_end(l, i) : at)) return *open = false, 0;
+    size_t waiter = *open ? i : waiter_of(a, i, at);
+    bool crowded = !*open && waiter == i;
+    if (!d->instr.last && (crowded || is_next(l, i, *open ? segment_end(l, i) : waiter))) return *open = false, 0;
+    *open |= crowded;
     d->instr.stream = 1;
     d->instr.signal = l->n_tokens++;
-    int rc = *open ? 0 : add_wait(l, &l->drafts[at].instr, d->instr.signal);
+    int rc = *open ? 0 : add_wait(l, &l->drafts[waiter].instr, d->instr.signal);
     if (!rc && d->instr.op == &hd_op_reduce_scatter) rc = bound_scattered(a, i, oldest);
     return rc;
 }
