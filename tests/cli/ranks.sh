@@ -137,14 +137,11 @@ if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport 
     ok steps --steps 4 --parallel dp=2,tp=2 --out local-4
     ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-4
     cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
-<<<<<<< HEAD
     ok steps --steps 4 --parallel 'dp=2|tp=2' --out local-meshes
     ok steps --steps 4 --parallel 'dp=2|tp=2' --transport mpi --out mpi-meshes
     cmp -s local-meshes/step-4/model.safetensors mpi-meshes/step-4/model.safetensors || fail "MPI's result is not that of threads with stages of different meshes"
-=======
     ok steps --steps 7 --parallel pp=2 --micro-batches 2 --transport mpi --trace mpi.json
     same "events of MPI processes and of threads" "$(events mpi.json)" "$(events run.json)"
->>>>>>> report
     for kind in crash kill; do
         HEDDLE_FAULT=1:3:$kind:$work/mpi-$kind refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --transport mpi --out "mpi-broken-$kind"
     done
