@@ -27,27 +27,30 @@ static run_job job_how(const form *f, how h)
 
 static run_job job_of(const form *f, bool overlap) { return job_how(f, overlap ? EACH : BLOCKING); }
 
-/* Even runs: each gradient by itself; odd: in buckets. */
+static void assert_same(const run_result *a, run_result *b)
+{
+    assert_memory_equal(a->loss, b->loss, sizeof a->loss);
+    assert_true(isfinite(a->loss[RUN_STEPS - 1]));
+    assert_int_equal(a->n_tensors, b->n_tensors);
+    for (int t = 0; t < a->n_tensors; t++) {
+        const run_tensor *x = &a->tensor[t], *y = run_find_tensor(b, x->path, x->count);
+        assert_memory_equal(x->data, y->data, (size_t)x->count * sizeof *x->data);
+    }
+    assert_memory_equal(a->rank[0].sent, b->rank[0].sent, sizeof a->rank[0].sent);
+}
+
 static void test_same_bits(void **state)
 {
     (void)state;
-    for (int run = 0; run < 2 * FORMS; run++) {
-        static run_result with, without;
+    for (int i = 0; i < FORMS; i++) {
+        static run_result r[BLOCKING + 1];
         hd_error err = {0};
-        int i = run / 2;
-        run_job on = job_how(&forms[i], run % 2 ? BUCKETS : EACH), off = job_how(&forms[i], BLOCKING);
-        assert_int_equal(run_all_ranks(&on, &with, &err), 0);
-        assert_int_equal(run_all_ranks(&off, &without, &err), 0);
-        assert_memory_equal(with.loss, without.loss, sizeof with.loss);
-        assert_true(isfinite(with.loss[RUN_STEPS - 1]));
-        assert_int_equal(with.n_tensors, without.n_tensors);
-        for (int t = 0; t < with.n_tensors; t++) {
-            const run_tensor *a = &with.tensor[t], *b = run_find_tensor(&without, a->path, a->count);
-            assert_memory_equal(a->data, b->data, (size_t)a->count * sizeof *a->data);
+        for (int h = 0; h <= BLOCKING; h++) {
+            run_job j = job_how(&forms[i], (how)h);
+            assert_int_equal(run_all_ranks(&j, &r[h], &err), 0);
         }
-        assert_memory_equal(with.rank[0].sent, without.rank[0].sent, sizeof with.rank[0].sent);
-        run_result_free(&with);
-        run_result_free(&without);
+        for (int h = 0; h < BLOCKING; h++) assert_same(&r[h], &r[BLOCKING]);
+        for (int h = 0; h <= BLOCKING; h++) run_result_free(&r[h]);
     }
 }
 

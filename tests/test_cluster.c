@@ -201,6 +201,23 @@ static void test_measured_bytes(void **state)
     for (double bytes = 9e4; bytes < 1e8; bytes *= 1.7) near(hd_cost_copy(&c, (int64_t)(bytes / 2), 1, 1), 1e-10 * bytes * pow(bytes, 0.1), 0.02);
 }
 
+/* With memory half as fast, what streams takes longer by what it moves, products and small operands take the same. */
+static void test_other_bandwidth(void **state)
+{
+    (void)state;
+    hd_profile_entry entries[] = {
+        {"add", HD_F32, 2, 1, {1e8, 0.1, 1, 1}, 0.012},          {"add", HD_F32, 1, 1, {1e8, 0.1, 1, 1}, 0.012},
+        {"add", HD_F32, 2, 1, {1e6, 0.1, 1, 1}, 0.0001},         {"contract.nt", HD_F32, 2, 1, {1, 4096, 4096, 1}, 0.007},
+        {"contract.nt", HD_F32, 2, 1, {64, 64, 64, 1}, 0.0001},  {"all_reduce", HD_F32, 2, 1, {1e6, 1, 1, 1}, 0.0002},
+        {"all_reduce", HD_F32, 2, 1, {64, 1, 1, 1}, 0.000003},   {"add", HD_F32, 1, 2, {1e8, 0.1, 1, 1}, 0.021},
+    };
+    static const double expected[] = {0.022, 0.012, 0.0001, 0.007 + 4 * (4096.0 * 4096 + 8192) / 1e10, 0.0001, 0.0004, 0.000003, 0.041};
+    hd_cluster c = {.device = {.flops[HD_F32] = 1e11, .bandwidth = 1e10, .memory = 1 << 30, .cores = 2}, .n_levels = 1, .profile = entries, .n_profile = 8};
+    hd_cost_set_bandwidth(&c, 5e9);
+    assert_true(c.device.bandwidth == 5e9);
+    for (int i = 0; i < 8; i++) near(entries[i].seconds, expected[i], 1e-9);
+}
+
 /* Every case of calibration names an op, and none is there twice. */
 static void test_cases(void **state)
 {
@@ -212,8 +229,8 @@ static void test_cases(void **state)
     for (int i = 0; i < n; i++) {
         if (!hd_op_find(list[i].op)) fail_msg("there is no op %s", list[i].op);
         for (int k = 0; k < i; k++)
-            if (list[i].op == list[k].op && list[i].attrs == list[k].attrs && list[i].operands == list[k].operands && list[i].dtype == list[k].dtype && list[i].packed == list[k].packed &&
-                !memcmp(&list[i].size, &list[k].size, sizeof list[i].size))
+            if (list[i].op == list[k].op && list[i].attrs == list[k].attrs && list[i].operands == list[k].operands && list[i].dtype == list[k].dtype &&
+                list[i].packed == list[k].packed && !memcmp(&list[i].size, &list[k].size, sizeof list[i].size))
                 fail_msg("%s is there twice", list[i].op);
     }
     hd_free(list);
@@ -228,6 +245,7 @@ int main(void)
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_measured_products),
         cmocka_unit_test(test_measured_bytes),
+        cmocka_unit_test(test_other_bandwidth),
         cmocka_unit_test(test_cases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

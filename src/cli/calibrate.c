@@ -21,7 +21,7 @@ static const hd_setting settings[] = {
     {"out", HD_SET_STRING, AT(out), "cluster.json", 0, 0, "FILE", "the cluster file to write"},
     {"name", HD_SET_STRING, AT(name), "", 0, 0, "NAME", "what the cluster is called; empty: the machine's name"},
     {"seconds", HD_SET_NUMBER, AT(seconds), "90", 1, 3600, "X", "to measure for, about"},
-    {"ranks", HD_SET_INT, AT(ranks), "0", 0, 64, "N", "that the machine is to have room for; 0: one for each core. With more than there are cores, they share them"},
+    {"ranks", HD_SET_INT, AT(ranks), "0", 0, 64, "N", "that the machine is to have room for; 0: one for each core. More than that share the cores"},
     {"disk", HD_SET_STRING, AT(disk), ".", 0, 0, "DIR", "where a file of 128 MiB is written and read; empty: disk is left out"},
     {"json", HD_SET_BOOL, AT(json), NULL, 0, 0, NULL, "print the cluster file on standard output too, instead of a summary"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no progress bar"},
@@ -100,8 +100,8 @@ const hd_command hd_cmd_calibrate = {
     .usage = "[flags]",
     .summary = "measure this machine, or the MPI job it runs in, into a cluster file",
     .details = "Times single operations by shape and element type, memory, every collective by size and group, and the disk; never a model. heddle plan\n"
-               "predicts from the file what a run will take. Started by mpirun it measures the job's links, with as many ranks on each machine as the job has.\n"
-               "Measure while the machine does nothing else.",
+               "predicts from the file (docs/cluster-files.md) what a run will take. Started by mpirun it measures the job's links, with as many ranks on each\n"
+               "machine as the job has. Measure while the machine does nothing else.",
     .settings = settings,
     .config_size = sizeof(config),
     .run = run,

@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "cli/inspect.h"
 #include "models/model.h"
+#include "models/network.h"
 #include "train/session.h"
 
 static hd_dtype precision_of(const inspect_config *c)
@@ -26,14 +27,23 @@ static hd_graph *network_graph(const inspect_config *c, const char *path, hd_err
     return g;
 }
 
+/* What the person said, else a preset, or fewer where the model knows fewer positions. */
+static int64_t positions_of(const hd_model *m, int64_t said, int64_t preset)
+{
+    int64_t most = m->is_network ? preset : m->config.max_positions;
+    return said ? said : most && most < preset ? most : preset;
+}
+
 /* Of a model directory, a config.json or a network file. */
-static hd_graph *forward_graph(const inspect_config *c, const char *path, hd_error *err)
+static hd_graph *forward_graph(const inspect_config *c, const char *path, int64_t *sequence, hd_error *err)
 {
     hd_model m;
-    hd_model_options o = {.mode = HD_LM_TRAIN, .precision = precision_of(c), .batch = c->batch, .sequence = c->sequence, .context = c->context};
+    if (hd_model_open(&m, path, err)) return NULL;
+    *sequence = positions_of(&m, c->sequence, 64);
+    hd_model_options o = {.mode = HD_LM_TRAIN, .precision = precision_of(c), .batch = c->batch, .sequence = *sequence, .context = positions_of(&m, c->context, 256)};
     if (!strcmp(c->mode, "eval")) o.mode = HD_LM_EVAL;
     if (!strcmp(c->mode, "generate")) o.mode = HD_LM_GENERATE;
-    hd_graph *g = hd_model_open(&m, path, err) ? NULL : hd_model_graph(&m, &o, err);
+    hd_graph *g = hd_model_graph(&m, &o, err);
     hd_model_close(&m);
     return g;
 }
@@ -48,12 +58,11 @@ static int make_session(const inspect_config *c, const char *path, hd_session *s
     o.plan.precision = precision_of(c);
     o.plan.threads = (int)c->threads;
     o.plan.pack = !strcmp(c->mode, "generate");
-    o.sequence = c->sequence;
     o.rank.rank = (int)c->rank;
     int rc = c->parallel ? hd_parallel_parse(c->parallel, &o.parallel, err) : 0;
     if (!rc && c->parallel && o.plan.pack) rc = hd_fail(err, HD_EUNSUPPORTED, "--parallel: generating runs on one rank");
     if (!rc && c->rank >= hd_session_ranks(&o)) rc = hd_fail(err, HD_EINVAL, "--rank %lld: there are %d ranks, from 0", (long long)c->rank, hd_session_ranks(&o));
-    hd_graph *g = rc ? NULL : forward_graph(c, path, err);
+    hd_graph *g = rc ? NULL : forward_graph(c, path, &o.sequence, err);
     return g ? hd_session_init(s, train ? g : NULL, train ? NULL : g, &o, err) : err->code;
 }
 

@@ -28,8 +28,8 @@ static const hd_setting settings[] = {
     {"clip", HD_SET_NUMBER, AT(clip), "1", 0, 1e9, "X", "gradients are clipped to this norm; 0: not"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "of a rank on CPUs; 0: a node's cores over its ranks"},
     {"tokens", HD_SET_NUMBER, AT(tokens), NULL, 0, 1e18, "N", "say the days and the money that training on so many tokens takes"},
-    {"budget", HD_SET_STRING, AT(budget), NULL, 0, 0, "FLOPS|USD", "the best size and number of tokens for 3.14e23 (FLOPs) or 20000usd; MODEL may be left out"},
-    {"clusters", HD_SET_STRING, AT(clusters), NULL, 0, 0, "all|NAMES", "with --budget: rank these clusters by what they give for money"},
+    {"budget", HD_SET_STRING, AT(budget), NULL, 0, 0, "AMOUNT", "the best size and number of tokens for 3.14e23 (FLOPs) or 20000usd; MODEL may be left out"},
+    {"clusters", HD_SET_STRING, AT(clusters), NULL, 0, 0, "NAMES", "with --budget: rank these clusters (all, or names with commas) by what they give for money"},
     {"law", HD_SET_STRING, AT(law), "chinchilla", 0, 0, "LAW", "of sizes: kaplan, chinchilla (20 tokens a parameter) or chinchilla-loss"},
     {"utilisation", HD_SET_NUMBER, AT(utilisation), "0.4", 0.001, 1, "X", "with --budget: share of the peak that training reaches"},
     {"days", HD_SET_NUMBER, AT(days), "30", 0.01, 10000, "N", "with --budget: clusters named without a size get as many nodes as are done in so many days"},
@@ -235,7 +235,7 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 
 const hd_command hd_cmd_plan = {
     .name = "plan",
-    .usage = "MODEL --cluster CLUSTER [flags] | [MODEL] --budget FLOPS|USD [flags]",
+    .usage = "MODEL --cluster CLUSTER [flags] | [MODEL] --budget AMOUNT [flags]",
     .summary = "what training or generating will take in time, memory and money, without running it",
     .details = "MODEL is a directory, a config.json or a network file; only its shape is read. The plan is lowered into the Programs that\n"
                "`heddle train` would run, for every stage, and a simulator goes through them on the cluster's figures. A plan that needs more\n"

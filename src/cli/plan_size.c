@@ -152,7 +152,8 @@ static void print_model(const sizing *s, double flops, hd_str *out)
     double tokens = flops / s->per_token;
     number(out, "the model: ", s->parameters);
     number(out, " parameters; the budget trains it on ", tokens);
-    hd_str_printf(out, " tokens (%.1f a parameter), loss %.3f\n", tokens / s->parameters, hd_size_loss(s->parameters, tokens));
+    hd_str_printf(out, " tokens (%.1f a parameter), loss %.3f; states %.3g TB\n", tokens / s->parameters, hd_size_loss(s->parameters, tokens),
+                  hd_size_states(s->parameters, 2, 0, 1) / 1e12);
 }
 
 static void print_offers(const sizing *s, hd_str *out)
@@ -203,8 +204,8 @@ static json_t *describe(const sizing *s)
         json_object_set_new(laws, hd_size_law_name((hd_size_law)l), describe_size(&z));
     }
     if (s->parameters > 0)
-        json_object_set_new(j, "model", json_pack("{s:f, s:f, s:f}", "parameters", s->parameters, "tokens", flops / s->per_token, "loss",
-                                                  hd_size_loss(s->parameters, flops / s->per_token)));
+        json_object_set_new(j, "model", json_pack("{s:f, s:f, s:f, s:f}", "parameters", s->parameters, "tokens", flops / s->per_token, "loss",
+                                                  hd_size_loss(s->parameters, flops / s->per_token), "state_bytes", hd_size_states(s->parameters, 2, 0, 1)));
     for (int i = 0; i < s->n; i++) {
         const offer *o = &s->offers[i];
         json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o}", "name", o->cluster.name, "devices", hd_cluster_devices(&o->cluster), "nodes",

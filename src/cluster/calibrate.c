@@ -132,7 +132,8 @@ static void describe_levels(hd_calibration *c, int ranks)
     hd_cluster *k = c->out;
     int world = c->all ? hd_comm_size(c->options->comm) : ranks, on_host = c->all ? c->options->on_host : ranks;
     k->n_levels = 0;
-    k->level[k->n_levels++] = (hd_level){.name = "memory", .fanout = on_host, .latency = 2e-6, .bandwidth = k->device.bandwidth / 2, .efficiency = 1, .ports = 1};
+    k->level[k->n_levels++] =
+        (hd_level){.name = "memory", .fanout = on_host, .latency = 2e-6, .bandwidth = k->device.bandwidth / 2, .efficiency = 1, .ports = 1};
     if (world > on_host)
         k->level[k->n_levels++] = (hd_level){.name = "network", .fanout = world / on_host, .latency = 2e-5, .bandwidth = 1e9, .efficiency = 1, .ports = 1};
     k->node_level = 0;

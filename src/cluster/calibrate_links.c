@@ -133,7 +133,8 @@ int hd_calibrate_collectives(hd_calibration *c, int ranks, double seconds)
     if (ranks < 2 || ranks > MOST_RANKS) return hd_free(m), 0;
     int rc = m ? hd_comm_local(ranks, 60, comm, &c->err) : hd_fail_memory(&c->err, MOST_RANKS * sizeof *m, "ranks");
     for (int i = 0; i < ranks && !rc; i++) {
-        m[i] = (member){.calibration = c, .comm = comm[i], .rank = i, .ranks = ranks, .seconds = seconds / (N_KINDS * N_SIZES), .pinned = ranks <= hd_core_count()};
+        m[i] = (member){.calibration = c, .comm = comm[i], .rank = i, .ranks = ranks, .seconds = seconds / (N_KINDS * N_SIZES),
+                        .pinned = ranks <= hd_core_count()};
         m[i].started = !pthread_create(&m[i].thread, NULL, member_main, &m[i]);
         if (m[i].started) continue;
         rc = hd_fail(&c->err, HD_ENOMEM, "a thread for rank %d could not be started", i);

@@ -60,7 +60,9 @@ static const char *const no_keys[] = {NULL};
 
 /* ---- reading ---- */
 
-static const char *const range_texts[] = {[POSITIVE] = "greater than 0", [NOT_NEGATIVE] = "of at least 0", [SHARE] = "greater than 0 and at most 1", [ANY] = ""};
+static const char *const range_texts[] = {
+    [POSITIVE] = "greater than 0", [NOT_NEGATIVE] = "of at least 0", [SHARE] = "greater than 0 and at most 1", [ANY] = "",
+};
 
 static bool in_range(field_range r, double v)
 {
@@ -180,7 +182,8 @@ static int read_levels(const json_t *j, hd_cluster *c, const char *name, hd_erro
     int64_t devices = 1;
     int rc = read_part(j, "levels", true, &list, name, err);
     if (rc) return rc;
-    if (json_array_size(list) > HD_MAX_LEVELS) return hd_fail(err, HD_EFORMAT, "%s: \"levels\" has %zu entries, there can be %d", name, json_array_size(list), HD_MAX_LEVELS);
+    if (json_array_size(list) > HD_MAX_LEVELS)
+        return hd_fail(err, HD_EFORMAT, "%s: \"levels\" has %zu entries, there can be %d", name, json_array_size(list), HD_MAX_LEVELS);
     for (size_t i = 0; i < json_array_size(list); i++) {
         char where[320];
         snprintf(where, sizeof where, "%.256s: levels[%zu]", name, i);
@@ -209,7 +212,8 @@ static int read_entry(const json_t *j, hd_profile_entry *e, const char *where, h
     for (size_t i = 0; i < HD_PROFILE_FEATURES; i++) {
         const json_t *v = json_array_get(x, i);
         e->x[i] = v ? json_number_value(v) : 1;
-        if (v && !(json_is_number(v) && in_range(POSITIVE, e->x[i]))) return hd_fail(err, HD_EFORMAT, "%s: \"x\" must be a list of numbers greater than 0", where);
+        if (v && !(json_is_number(v) && in_range(POSITIVE, e->x[i])))
+            return hd_fail(err, HD_EFORMAT, "%s: \"x\" must be a list of numbers greater than 0", where);
     }
     return 0;
 }

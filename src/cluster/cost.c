@@ -124,9 +124,13 @@ int hd_cost_features(const hd_sig *sig, double *x)
 
 void hd_cost_key(const hd_sig *sig, uint32_t packed, char *key)
 {
-    bool inner[2] = {false}, product = is_named(sig, "contract");
-    if (product) read_form(sig, inner);
-    snprintf(key, HD_COST_KEY, "%s%s%s%s", sig->op->name, product ? "." : "", !product ? "" : inner[0] ? "n" : "t", !product ? "" : packed & 2 ? "p" : inner[1] ? "t" : "n");
+    bool inner[2];
+    if (!is_named(sig, "contract")) {
+        snprintf(key, HD_COST_KEY, "%s", sig->op->name);
+        return;
+    }
+    read_form(sig, inner);
+    snprintf(key, HD_COST_KEY, "%s.%c%c", sig->op->name, inner[0] ? 'n' : 't', packed & 2 ? 'p' : inner[1] ? 't' : 'n');
 }
 
 /* ---- interpolation ---- */

@@ -32,6 +32,7 @@ int hd_job_shrink(hd_job *job, int ranks, hd_error *err)
     hd_parallel p;
     char smaller[TEXT];
     if (!text && plan) return hd_fail(err, HD_EUNSUPPORTED, "the plan %s is for %d ranks: only dp of --parallel can be made smaller", plan, job->ranks);
+    if (text && strchr(text, '|')) return hd_fail(err, HD_EUNSUPPORTED, "--parallel %s has no smaller form: its stages are of different meshes", text);
     int rc = text ? hd_parallel_parse(text, &p, err) : hd_fail(err, HD_EUNSUPPORTED, "there is only one rank");
     if (rc) return rc;
     int64_t others = hd_parallel_ranks(&p) / p.dp;

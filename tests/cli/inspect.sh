@@ -4,6 +4,7 @@
 make_corpus
 llama > model.json
 ok train --steps 1 --out run
+ok train --steps 7 --out traced --trace run.json
 ok "$heddle" convert run/step-1 sharded --shard-size 20000
 echo '{"version": 1, "fingerprint": "0", "micro_batches": 2, "precision": "f32"}' > plan.json
 ok "$heddle" inspect program sharded --sequence 8
@@ -37,6 +38,7 @@ describes graph "graph $root/examples/convnet.json" "graph model.json"
 describes program program.txt "program model.json --mode generate"
 describes checkpoint run/step-1 run/step-1/manifest.json
 describes plan plan.json
+describes trace run.json
 same "kinds in docs/inspect.md, but \"all\"" "$(grep -c '^| `' "$root/docs/inspect.md")" "$kinds"
 
 # Numbers that are known: 300 rows of 32, a layer, the last norm.
