@@ -77,6 +77,16 @@ static void test_json_errors(void **state)
         {"{\"cuts\": [\"layers.1\"]}", "need 0 cuts"},
         {"{\"mesh\": [" AXIS("pp", "3", "pipeline") "], \"cuts\": [\"a\", \"a\"]}", "named twice"},
         {"{\"mesh\": [" AXIS("pp", "300", "pipeline") "]}", "257 chunks"},
+        {"{\"meshes\": [[" AXIS("dp", "2", "data") "]]}", "at least two stages"},
+        {"{\"meshes\": [[" AXIS("dp", "2", "data") "], []], \"stages\": [0, 2]}", "stage 1 is of mesh 2"},
+        {"{\"meshes\": [[" AXIS("dp", "2", "data") "], []], \"stages\": [0, -1]}", "numbers of \"meshes\""},
+        {"{\"meshes\": [[" AXIS("pp", "2", "pipeline") "], []], \"stages\": [0, 1]}", "has no axis \"pp\""},
+        {"{\"meshes\": [" AXIS("dp", "2", "data") "], \"stages\": [0, 0]}", "lists of axes"},
+        {"{\"mesh\": [" AXIS("dp", "2", "data") "], \"meshes\": [[]], \"stages\": [0, 0]}", "mesh and meshes"},
+        {"{\"stages\": [0, 0]}", "no list \"meshes\""},
+        {"{\"meshes\": [[], [" AXIS("dp", "2", "data") "]], \"stages\": [0, 1], \"pins\": [{\"values\": \"x\", \"layout\": \"dp\"}]}", "no axis \"dp\""},
+        {"{\"meshes\": [[], []], \"stages\": [0, 1], \"pins\": [{\"values\": \"x\", \"layout\": \"-\", \"mesh\": 2}]}", "over mesh 2"},
+        {"{\"meshes\": [[], []], \"stages\": [0, 1], \"cuts\": [\"a\", \"b\"]}", "need 1 cuts"},
         {"{\"recompute\": [3]}", "list of strings"},
         {"{\"recompute\": [\"\"]}", "empty"},
         {"{\"recompute\": [\"0123456789012345678901234567890123456789012345678901234567890123\"]}", "longer than 63"},
@@ -99,6 +109,9 @@ static void test_form_errors(void **state)
         {"zero=4,dp=2", "from 0 to 3"}, {"zero=1", "give dp=2"}, {"sp", "give tp=2"}, {"v=2", "give pp=2"}, {"pp=2,v=2,schedule=1f1b", "interleaved"},
         {"schedule=2f", "schedule must be"}, {"recompute=every:0", "every:K"}, {"recompute=every:", "every:K"}, {"recompute=some", "recompute must be"},
         {"pp=2,layers=3", "layers names 1"}, {"pp=2,layers=3:", "layers must be"}, {"pp=2,layers=3;4", "layers must be"}, {"dp=2,", "last comma"}, {",", "no \"\""},
+        {"dp=2|", "a stage of one rank is dp=1"}, {"|dp=2", "a stage of one rank is dp=1"}, {"dp=2|sp", "give tp=2"}, {"dp=2|zero=1,tp=2", "give dp=2"},
+        {"dp=2,keep|tp=2", "give zero=3"}, {"dp=2,schedule=gpipe|tp=2,schedule=1f1b", "twice"}, {"dp=2|tp=2,tp=2", "twice"}, {"dp=2|tp=2,layers=1:2:3", "layers names 3"},
+        {"dp=65535|tp=2", "more than 65536 ranks"}, {"dp=1|dp=2|dp=3|dp=4|dp=5|dp=6|dp=7|dp=8|dp=9|tp=2|tp=3|tp=4|tp=5|tp=6|tp=7|tp=8|tp=9", "more than 16 meshes"},
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
     };
     (void)state;
@@ -175,7 +188,8 @@ static void expand(const char *text, const hd_graph *g, int64_t sequence, hd_pla
             hd_layout l;
             if (!hd_glob_match(plan->pins[k].pattern, g->values[v].path)) continue;
             matched += is_live(g, v);
-            if (hd_layout_parse(&plan->mesh, plan->pins[k].layout, g->values[v].type.shape.rank, &l, &err))
+            const hd_mesh *mesh = plan->n_meshes ? &plan->meshes[plan->pin_mesh[k]] : &plan->mesh;
+            if (hd_layout_parse(mesh, plan->pins[k].layout, g->values[v].type.shape.rank, &l, &err))
                 fail_msg("%s: %s and pin %s: %s", text, g->values[v].path, plan->pins[k].pattern, err.message);
         }
         if (!matched) fail_msg("%s: pin %s matches nothing", text, plan->pins[k].pattern);
@@ -242,6 +256,48 @@ static void test_gpt2(void **state)
     assert_string_equal(plan.recompute[2], "layers.4.*");
     expand("", g, SEQ, &plan);
     assert_true(plan.mesh.n == 0 && plan.n_pins == 0);
+    hd_graph_free(g);
+}
+
+/* Stages of different meshes: whose pins are whose, ranks one stage after another, work by ranks. */
+static void test_meshes(void **state)
+{
+    (void)state;
+    hd_graph *g = language_model(0, HD_F32, true);
+    hd_plan plan, back, one;
+    hd_error err = {0};
+    hd_str text, again;
+    hd_str_init(&text);
+    hd_str_init(&again);
+    expand("dp=2,zero=1|tp=2,sp,dp=1|dp=2,zero=1,schedule=gpipe", g, SEQ, &plan);
+    assert_true(plan.mesh.n == 0 && plan.n_meshes == 2 && plan.n_stages == 3 && plan.schedule == HD_SCHEDULE_GPIPE);
+    assert_true(plan.stages[0] == 0 && plan.stages[1] == 1 && plan.stages[2] == 0);
+    assert_true(hd_plan_stages(&plan) == 3 && hd_plan_ranks(&plan) == 6 && hd_plan_first_rank(&plan, 2) == 4);
+    assert_true(hd_plan_stage_of(&plan, 1) == 0 && hd_plan_stage_of(&plan, 2) == 1 && hd_plan_stage_of(&plan, 5) == 2);
+    bool tp = false, dp = false;
+    for (int i = 0; i < plan.n_pins; i++) {
+        tp |= plan.pin_mesh[i] == 1 && strstr(plan.pins[i].layout, "tp");
+        dp |= plan.pin_mesh[i] == 0 && strstr(plan.pins[i].layout, "dp");
+        assert_null(strstr(plan.pins[i].layout, plan.pin_mesh[i] ? "dp" : "tp"));
+    }
+    assert_true(tp && dp);
+    assert_int_equal(hd_plan_print(&plan, &text), 0);
+    if (hd_plan_parse(text.data, text.len, "plan", &back, &err)) fail_msg("%s", err.message);
+    assert_int_equal(hd_plan_print(&back, &again), 0);
+    assert_string_equal(text.data, again.data);
+    hd_str_clear(&text);
+    hd_str_clear(&again);
+    expand("dp=2|dp=2|dp=2,zero=0", g, SEQ, &plan); /* all alike: one mesh */
+    expand("pp=3,dp=2", g, SEQ, &one);
+    assert_int_equal(hd_plan_print(&plan, &text), 0);
+    assert_int_equal(hd_plan_print(&one, &again), 0);
+    assert_string_equal(text.data, again.data);
+    expand("dp=1|dp=2,tp=2", g, SEQ, &plan); /* a fifth of the ranks has a fifth of the layers */
+    assert_string_equal(plan.cuts[0], "layers.1");
+    expand("pp=2,dp=2|tp=3", g, SEQ, &plan);
+    assert_true(plan.n_stages == 3 && plan.stages[1] == 0 && plan.stages[2] == 1 && hd_plan_ranks(&plan) == 7);
+    hd_str_free(&text);
+    hd_str_free(&again);
     hd_graph_free(g);
 }
 
@@ -318,7 +374,7 @@ static void test_networks(void **state)
 static void test_what_cannot_be(void **state)
 {
     static const struct { const char *text; int model; const char *message; } cases[] = {
-        {"dp=3", 2, "at most dp=2"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
+        {"dp=3", 2, "at most dp=2"}, {"dp=2|dp=3", 2, "at most dp=2"}, {"dp=2|tp=5", 2, "at most tp=4"}, {"dp=1|cp=2", 2, "--batch 1"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
         {"cp=2", 2, "--batch 1"}, {"dp=2,cp=7", 2, "cannot be split"}, {"pp=2,slices=5:5", 2, "slices adds up to 10"}, {"slices=60", 2, "60 slices"},
         {"tp=2,sp,slices=2", 2, "slices with sp"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "dp, zero and pp"}, {"cp=2", -1, "dp, zero and pp"},
         {"recompute=full", -1, "dp, zero and pp"}, {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
@@ -340,6 +396,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_json_both_ways), cmocka_unit_test(test_json_errors), cmocka_unit_test(test_form_errors), cmocka_unit_test(test_gpt2),
         cmocka_unit_test(test_cuts_by_work), cmocka_unit_test(test_llama), cmocka_unit_test(test_networks), cmocka_unit_test(test_what_cannot_be),
+        cmocka_unit_test(test_meshes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

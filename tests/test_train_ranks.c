@@ -105,7 +105,7 @@ static hd_store *rank_store(const model *m, const hd_mesh *mesh, int rank, bool 
     s->mesh = *mesh;
     s->rank = rank;
     int stage = hd_mesh_find(mesh, "pp") < 0 ? 0 : hd_mesh_coordinate(mesh, rank, 0);
-    need(hd_store_list_graph(s, m->graph, &e), &e);
+    need(hd_store_list_graph(s, m->graph, 0, &e), &e);
     for (size_t i = 0; i < m->whole->n_tensors; i++)
         if (stage_of(mesh, m->whole->tensors[i]->path) == stage) add_piece(s, m->whole->tensors[i], fill);
     return s;

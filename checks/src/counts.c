@@ -139,8 +139,7 @@ static int stage_facts(const run_job *j, int stage, text_facts *f, int64_t *para
     hd_str text;
     hd_str_init(&text);
     int rc = run_plan(j, &o.plan, &err);
-    int stages = hd_plan_stages(&o.plan), ranks = hd_mesh_size(&o.plan.mesh);
-    hd_rank rank = {.rank = stage * (ranks / stages)};
+    hd_rank rank = {.rank = hd_plan_first_rank(&o.plan, stage)};
     o.rank = rank;
     hd_graph *g = rc ? NULL : run_graph(j, &err);
     if (!rc) rc = g ? hd_session_init(&s, g, NULL, &o, &err) : err.code;

@@ -34,7 +34,7 @@ static int print_ranks(FILE *table, const char *root)
     hd_plan *plan = malloc(sizeof *plan);
     for (run_job j; next_job(table, root, line, sizeof line, &j);) {
         if (run_plan(&j, plan, &err)) return fprintf(stderr, "%s", err.message), 1;
-        printf("%d\t%s", hd_mesh_size(&plan->mesh), line);
+        printf("%d\t%s", hd_plan_ranks(plan), line);
     }
     free(plan);
     return 0;

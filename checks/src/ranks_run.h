@@ -324,7 +324,7 @@ static inline void run_note_rank(run_thread *t)
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
-    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], t->rank);
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank));
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;
@@ -408,9 +408,9 @@ static inline int run_all_ranks_shared(const run_job *j, run_result *out, run_sh
     s.job = j, s.plan = plan, s.result = out;
     run_thread *threads = calloc(RUN_MAX_RANKS, sizeof *threads);
     *out = (run_result){0};
-    int rc = run_plan(j, plan, err), n = rc ? 0 : hd_mesh_size(&plan->mesh);
+    int rc = run_plan(j, plan, err), n = rc ? 0 : hd_plan_ranks(plan);
     if (n > RUN_MAX_RANKS) rc = hd_fail(err, HD_EINVAL, "%d ranks: at most %d here", n, RUN_MAX_RANKS);
-    if (!rc && plan->mesh.n) rc = hd_comm_local(n, 60, s.comm, err);
+    if (!rc && hd_plan_is_meshed(plan)) rc = hd_comm_local(n, 60, s.comm, err);
     out->ranks = n;
     pthread_mutex_init(&s.lock, NULL);
     double begin = hd_time();
@@ -420,7 +420,7 @@ static inline int run_all_ranks_shared(const run_job *j, run_result *out, run_sh
     }
     for (int r = 0; r < n && !rc; r++) pthread_join(threads[r].thread, NULL);
     out->seconds = hd_time() - begin;
-    for (int r = 0; r < n && plan->mesh.n; r++) hd_comm_free(s.comm[r]);
+    for (int r = 0; r < n && hd_plan_is_meshed(plan); r++) hd_comm_free(s.comm[r]);
     if (!rc && s.err.code) rc = hd_fail(err, s.err.code, "%s", s.err.message);
     pthread_mutex_destroy(&s.lock);
     free(threads);
@@ -454,8 +454,8 @@ static inline int run_process_rank(const run_job *j, hd_comm *c, FILE *trace, hd
     run_shared s = {.job = j, .plan = plan, .result = result, .trace = traces, .lock = PTHREAD_MUTEX_INITIALIZER};
     run_thread t = {.shared = &s, .rank = hd_comm_rank(c)};
     int rc = run_plan(j, plan, err);
-    if (!rc && hd_mesh_size(&plan->mesh) != hd_comm_size(c))
-        rc = hd_fail(err, HD_EINVAL, "%s needs %d ranks, and there are %d", j->parallel, hd_mesh_size(&plan->mesh), hd_comm_size(c));
+    if (!rc && hd_plan_ranks(plan) != hd_comm_size(c))
+        rc = hd_fail(err, HD_EINVAL, "%s needs %d ranks, and there are %d", j->parallel, hd_plan_ranks(plan), hd_comm_size(c));
     if (!rc) {
         s.comm[t.rank] = c;
         traces[t.rank] = trace;

@@ -22,6 +22,7 @@ typedef struct theory_job {
     double layers, again;               /* of this stage; of these whole layers made again in backward */
     bool begins, ends;                  /* has the embedding, the head */
     int chunks_in, chunks_out;          /* of this stage with a chunk before, behind */
+    int64_t stage_ranks;                /* stages of different meshes: of this one; 0: all are of one mesh */
 } theory_job;
 
 static inline int64_t theory_piece(int64_t n, int64_t over) { return (n + over - 1) / over; }
@@ -130,6 +131,16 @@ static inline double theory_gradient_sent(const theory_job *t, const theory_tens
     return share * sent + owed * (t->p.zero >= 2 ? micro : 1);
 }
 
+/* The embedding to the last stage and its gradient back: each byte once from stage to stage, then gathered from pieces of rows; before that the gradient is
+ * scattered. */
+static inline void theory_tied_meshes(const theory_job *t, theory *out)
+{
+    double whole = 4.0 * (double)(t->m->vocab * t->m->width), piece = 4.0 * (double)(t->vocab * t->m->width), n = (double)t->ranks, share = (n - 1) / n;
+    double calls = t->p.zero == 3 ? 2 * (double)t->j->micro : 1, sums = t->p.zero >= 2 ? (double)t->j->micro : 1;
+    out->sent += 4.0 * (double)theory_piece(t->m->vocab, t->stage_ranks) * (double)t->m->width + share * piece * (t->ends ? calls + sums : 1);
+    if (t->p.tp > 1 && t->ranks > 1) out->sent += whole / (double)t->stage_ranks; /* from cuts of the width to cuts of rows, or back */
+}
+
 static inline void theory_parameters(const theory_job *t, theory *out)
 {
     theory_tensor list[THEORY_TENSORS];
@@ -145,7 +156,9 @@ static inline void theory_parameters(const theory_job *t, theory *out)
         n = theory_ends(t, list);
     }
     out->parameter_bytes = 4 * elements;
-    if (t->m->tied && !(t->begins && t->ends) && (t->begins || t->ends)) { /* the embedding to the last stage, its gradient back */
+    bool split = t->m->tied && !(t->begins && t->ends) && (t->begins || t->ends);
+    if (split && t->stage_ranks) theory_tied_meshes(t, out);
+    else if (split) { /* the embedding to the last stage, its gradient back */
         double embedding = 4.0 * (double)(t->vocab * t->m->width), n_ranks = (double)t->ranks;
         out->sent += t->p.zero == 3 ? embedding / n_ranks : embedding;
         if (t->ends) out->sent += (t->p.zero == 3 ? 3 * (double)t->j->micro : t->p.zero == 2 ? (double)t->j->micro : 2) * embedding * (n_ranks - 1) / n_ranks;
@@ -192,13 +205,25 @@ static inline double theory_context_sent(const theory_job *t, double narrow)
     return t->layers * elements * (2 * narrow + 4) + 4 * 2 * others;
 }
 
+/* Between stages of different meshes each row is sent by one rank, and gathered where ranks hold the same rows (Zhuang et al. 2022, section 3). */
+static inline void theory_crossings(const theory_job *t, theory *out)
+{
+    int64_t held = theory_piece(t->tokens, t->p.sp ? t->p.tp : 1), alike = t->p.sp ? 1 : t->p.tp;
+    double row = 4 * (double)t->m->width, sent = row * (double)theory_piece(t->tokens, t->p.tp);
+    double gathered = row * (double)held * (double)(alike - 1) / (double)alike;
+    out->sent += (double)(t->j->micro * (t->chunks_in + t->chunks_out)) * (sent + gathered);
+}
+
 static inline void theory_activations(const theory_job *t, theory *out)
 {
     double narrow = t->j->precision == HD_BF16 ? 2 : 4, micro = (double)t->j->micro;
     out->sent += micro * (theory_tensor_sent(t, narrow) + theory_context_sent(t, narrow) + theory_shared_keys_sent(t));
+    if (t->stage_ranks) {
+        theory_crossings(t, out);
+        return;
+    }
     double boundary = 4 * (double)(theory_piece(t->tokens, t->p.sp ? t->p.tp : 1) * t->m->width);
     out->sent += micro * boundary * (t->chunks_in + t->chunks_out);
-    out->scalars += 512; /* loss, norms, and what the ranks tell each other at the start */
 }
 
 /* ---- the whole ---- */
@@ -209,12 +234,15 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
     hd_error err = {0};
     theory_job t = {.j = j, .m = run_find_model(j->model)};
     if (hd_parallel_parse(j->parallel, &t.p, &err) || !t.m) return out;
+    int stage = hd_plan_stage_of(plan, rank);
+    if (t.p.n_parts) t.stage_ranks = hd_plan_first_rank(plan, stage + 1) - hd_plan_first_rank(plan, stage);
+    t.p = hd_parallel_of_part(&t.p, hd_parallel_part_of_stage(&t.p, stage));
     theory_pieces(&t);
-    theory_stage(&t, plan, (int)(rank / (hd_mesh_size(&plan->mesh) / t.p.pp)));
+    theory_stage(&t, plan, stage);
     theory_parameters(&t, &out);
     theory_work(&t, &out);
     theory_activations(&t, &out);
-    out.scalars = out.scalars > 0 ? out.scalars : 0;
+    out.scalars += 512; /* loss, norms, and what the ranks tell each other at the start */
     return out;
 }
 

@@ -34,7 +34,7 @@ static int lower(thousand *t, const char *parallel, int64_t micro, hd_error *err
     hd_graph *g = rc ? NULL : hd_lm_graph(&t->c, &lm, err);
     rc = g ? hd_programs_make(&t->programs, g, true, &o, err) : err->code;
     for (int s = 0; s < t->programs.n && !rc; s++) rc = hd_program_verify(t->programs.stage[s], err);
-    t->ranks = hd_mesh_size(&t->programs.plan.mesh);
+    t->ranks = hd_plan_ranks(&t->programs.plan);
     return rc;
 }
 
@@ -53,14 +53,15 @@ static hd_store *empty_store(const hd_program *p, hd_error *err)
 static int run_stage(thousand *t, int stage, hd_error *err)
 {
     const hd_program *p = t->programs.stage[stage];
-    int each = t->ranks / t->programs.n, rc = 0;
+    const hd_plan *plan = &t->programs.plan;
+    int first = hd_plan_first_rank(plan, stage), each = hd_plan_first_rank(plan, stage + 1) - first, rc = 0;
     hd_backend backend;
     hd_team *team = hd_team_new(1, false, err);
     hd_store *store = empty_store(p, err);
     rc = hd_backend_open(&backend, "null", err);
     if (!team || !store) rc = err->code;
     for (int r = 0; r < each && !rc; r++) {
-        hd_rank rank = {.rank = stage * each + r};
+        hd_rank rank = {.rank = first + r};
         hd_exec *e = hd_exec_new_rank(p, store, &backend, team, NULL, &rank, err);
         rc = e ? hd_exec_step(e, NULL, err) : err->code;
         hd_exec_free(e);

@@ -108,7 +108,7 @@ static int simulate(planned *p, hd_error *err)
     int64_t events = 0;
     for (int i = 0; i < p->programs.n; i++) events += hd_program_events(p->programs.stage[i]);
     p->trace.by_call = events > MOST_EVENTS;
-    hd_sim_options o = {.trace = traced ? &p->trace : NULL, .no_merge = traced && hd_mesh_size(&p->programs.plan.mesh) <= FEW_RANKS};
+    hd_sim_options o = {.trace = traced ? &p->trace : NULL, .no_merge = traced && hd_plan_ranks(&p->programs.plan) <= FEW_RANKS};
     return hd_simulate((const hd_program *const *)p->programs.stage, p->programs.n, &p->cluster, &o, &p->sim, err);
 }
 
@@ -190,7 +190,7 @@ static int write_files(const planned *p, hd_error *err)
 {
     const plan_config *c = p->config;
     int rc = c->out ? save_plan(p, err) : 0;
-    if (!rc && c->trace) rc = hd_chrome_write(c->trace, &p->trace, &p->programs.plan.mesh, p->sim.ranks > MOST_SHOWN, err);
+    if (!rc && c->trace) rc = hd_chrome_write(c->trace, &p->trace, p->programs.stage[0], p->sim.ranks > MOST_SHOWN, err);
     return rc || !c->report ? rc : write_report(p, err);
 }
 

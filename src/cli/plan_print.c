@@ -73,11 +73,10 @@ static json_t *describe_memory(const hd_sim_rank *r)
 static json_t *describe_ranks(const planned *p)
 {
     json_t *out = json_array();
-    const hd_program *const *programs = (const hd_program *const *)p->programs.stage;
     for (int i = 0; i < p->sim.n_ranks; i++) {
         const hd_sim_rank *r = &p->sim.rank[i];
-        int stage = r->rank * p->programs.n / p->sim.ranks;
-        json_array_append_new(out, json_pack("{s:i, s:i, s:i, s:o, s:f, s:f, s:f, s:o, s:o}", "rank", r->rank, "alike", r->alike, "stage", programs[stage]->stage, "parts",
+        int stage = hd_plan_stage_of(&p->programs.plan, r->rank);
+        json_array_append_new(out, json_pack("{s:i, s:i, s:i, s:o, s:f, s:f, s:f, s:o, s:o}", "rank", r->rank, "alike", r->alike, "stage", stage, "parts",
                                              describe_parts(r->part, p->sim.step), "hidden", r->hidden, "flops", r->flops, "hardware_flops", r->hardware_flops, "bytes",
                                              describe_bytes(p, r->bytes), "memory", describe_memory(r)));
     }

@@ -65,7 +65,7 @@ static int locate_stored(hd_exec *e, int b, hd_error *err)
         if (rc) return rc;
     }
     hd_type type = x->type;
-    if (x->layout) type.shape = hd_layout_shape(&e->program->mesh, x->layout, &x->whole, e->rank.rank);
+    if (x->layout) type.shape = hd_layout_shape(&e->program->mesh, x->layout, &x->whole, e->place);
     type.shape.sym = x->type.shape.sym;
     hd_store_tensor *t = hd_store_bind(e->store, x->path, &type, x->format, err);
     if (!t) return err->code;
@@ -97,7 +97,7 @@ void *hd_exec_copy(const hd_exec *e, int b, int micro)
 
 hd_tensor hd_exec_tensor(const hd_exec *e, int b, const int64_t *binding)
 {
-    hd_tensor t = hd_buffer_piece(e->program, b, e->rank.rank, binding);
+    hd_tensor t = hd_buffer_piece(e->program, b, e->place, binding);
     t.data = hd_exec_copy(e, b, e->micro);
     return t;
 }
@@ -144,7 +144,7 @@ static int resolve_step(hd_exec *e, hd_step *s, hd_error *err)
     if (x->n_splits) {
         void *attrs = hd_arena_alloc(&e->memory, x->op->attrs_size + 1);
         if (!attrs) return no_memory(err);
-        hd_instr_attrs(p, x, e->rank.rank, attrs);
+        hd_instr_attrs(p, x, e->place, attrs);
         s->args.attrs = attrs;
     }
     s->args.in = resolve_tensors(e, x->in, x->n_in, s);
@@ -325,11 +325,9 @@ hd_exec *hd_exec_new_sharing(const hd_program *program, hd_store *store, const h
 /* Whether the rank is one of the program's mesh and stage, and the world is as large. */
 static int check_rank(const hd_program *p, const hd_rank *r, hd_error *err)
 {
-    int size = hd_mesh_size(&p->mesh);
+    int size = hd_program_ranks(p), first = hd_program_first_rank(p), own = p->meshes.n ? hd_mesh_size(&p->mesh) : size / p->stages;
     if (r->rank < 0 || r->rank >= size) return hd_fail(err, HD_EINVAL, "there is no rank %d in the program's mesh of %d", r->rank, size);
-    for (int a = 0; a < p->mesh.n; a++)
-        if (p->mesh.axis[a].role == HD_AXIS_PIPELINE && hd_mesh_coordinate(&p->mesh, r->rank, a) != p->stage)
-            return hd_fail(err, HD_EINVAL, "rank %d isn't of stage %d, which the program is for", r->rank, p->stage);
+    if (r->rank < first || r->rank >= first + own) return hd_fail(err, HD_EINVAL, "rank %d isn't of stage %d, which the program is for", r->rank, p->stage);
     if (!r->comm) return 0;
     if (hd_comm_size(r->comm) != size || hd_comm_rank(r->comm) != r->rank)
         return hd_fail(err, HD_EINVAL, "rank %d of %d was given the endpoint of rank %d of %d", r->rank, size, hd_comm_rank(r->comm), hd_comm_size(r->comm));
@@ -351,7 +349,7 @@ hd_exec *hd_exec_new_rank(const hd_program *program, hd_store *store, const hd_b
         return NULL;
     }
     *e = (hd_exec){.program = program, .store = store, .backend = backend, .team = team, .threads = hd_team_size(team), .only = -1};
-    if (rank) e->rank = *rank, e->ranked = true;
+    if (rank) e->rank = *rank, e->place = hd_program_place(program, rank->rank), e->ranked = true;
     e->alone = hd_team_new(1, false, err);
     if (host && program->arena_bytes <= host->program->arena_bytes) e->arena = host->arena;
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) e->binding[i] = -1;
@@ -415,7 +413,7 @@ int hd_exec_put(hd_exec *e, const char *name, const void *whole, hd_error *err)
     (void)err;
     if (b < 0) return 0;
     const hd_buffer *x = &e->program->buffers[b];
-    hd_layout_take(&e->program->mesh, x->layout, x->layout ? &x->whole : &x->type.shape, e->rank.rank, hd_dtype_size(x->type.dtype), whole,
+    hd_layout_take(&e->program->mesh, x->layout, x->layout ? &x->whole : &x->type.shape, e->place, hd_dtype_size(x->type.dtype), whole,
                    hd_exec_copy(e, b, e->micro));
     return 0;
 }

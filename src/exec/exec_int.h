@@ -6,6 +6,15 @@
 
 #include "exec/exec.h"
 
+/* One rank's message of a send or recv: `count` elements from `offset` on of its operand or result. */
+typedef struct hd_message {
+    hd_transfer transfer;
+    hd_comm_group *group;
+    int64_t offset; /* bytes */
+    hd_ticket ticket;
+    bool pending;   /* has been started */
+} hd_message;
+
 /* One instruction, resolved. VIEWs have none. */
 typedef struct hd_step {
     const hd_instr *instr;
@@ -23,7 +32,7 @@ typedef struct hd_step {
     int member;           /* this rank's index in its group */
     hd_transfer transfer; /* in and out are set for each run */
     hd_comm_group *group; /* NULL: nobody to talk to */
-    hd_ticket ticket; bool pending; /* a send that has been started */
+    hd_message *messages; int n_messages; /* send, recv: with each rank of the other stage that has or wants a part */
     /* while profiling; by member 0 */
     double seconds, flops, bytes;
     int64_t runs;
@@ -63,6 +72,7 @@ struct hd_exec {
     void *own_arena;    /* the same, or NULL when it is another executor's */
     void **data;        /* [n_buffers] where each buffer's memory is: its first copy */
     hd_rank rank;
+    int place;          /* of the rank in the program's mesh */
     bool ranked;        /* one of many */
     hd_steps *segments; /* [n_segments] */
     hd_token *tokens; int n_tokens;

@@ -15,7 +15,7 @@ static bool is_listed(const hd_store *s, const char *path)
     return false;
 }
 
-int hd_store_list_graph(hd_store *s, const hd_graph *g, hd_error *err)
+int hd_store_list_graph(hd_store *s, const hd_graph *g, int stage, hd_error *err)
 {
     hd_whole *all = hd_arena_alloc(&s->memory, (s->n_all + g->n_values) * sizeof *all);
     if (!all) return hd_fail_memory(err, g->n_values * sizeof *all, "the list of a model's state");
@@ -25,7 +25,7 @@ int hd_store_list_graph(hd_store *s, const hd_graph *g, hd_error *err)
     for (size_t i = 0; i < g->n_values; i++) {
         const hd_value_info *v = &g->values[i];
         if ((v->kind != HD_PARAM && v->kind != HD_STATE) || (!first && is_listed(s, v->path))) continue;
-        all[n] = (hd_whole){.path = hd_arena_strdup(&s->memory, v->path), .type = v->type, .kind = v->kind};
+        all[n] = (hd_whole){.path = hd_arena_strdup(&s->memory, v->path), .type = v->type, .kind = v->kind, .stage = stage};
         if (v->layout) {
             all[n].type.shape = v->whole;
             all[n].layout = hd_arena_copy(&s->memory, v->layout, sizeof *v->layout);
@@ -48,7 +48,7 @@ int hd_store_wholes(const hd_store *s, hd_whole **out, size_t *n, hd_error *err)
     }
     for (size_t i = 0; i < *n; i++) {
         const hd_store_tensor *t = s->tensors[i];
-        (*out)[i] = (hd_whole){t->path, t->type, t->kind, t->layout};
+        (*out)[i] = (hd_whole){t->path, t->type, t->kind, t->layout, 0};
         (*out)[i].type.shape = hd_store_tensor_whole(t);
     }
     return 0;

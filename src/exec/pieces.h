@@ -16,10 +16,12 @@ typedef struct hd_whole {
     hd_type type; /* of the whole */
     hd_kind kind; /* HD_PARAM or HD_STATE */
     const hd_layout *layout; /* NULL: whole on every rank that has it */
+    int stage; /* stages of different meshes: the first that has it, over whose mesh the layout is; else 0 */
 } hd_whole;
 
-/* What a graph (partitioned, but not cut into stages) keeps, as s's list of everything; what the list has already is passed over. */
-int hd_store_list_graph(hd_store *s, const hd_graph *g, hd_error *err);
+/* What a graph (partitioned, but not cut into stages; or one stage of those of different meshes) keeps, added to s's list of everything; what the list has
+ * already is passed over. */
+int hd_store_list_graph(hd_store *s, const hd_graph *g, int stage, hd_error *err);
 /* All tensors: that list, or without one what s holds. The caller frees *out (hd_free); paths are the store's. */
 int hd_store_wholes(const hd_store *s, hd_whole **out, size_t *n, hd_error *err);
 hd_shape hd_store_tensor_whole(const hd_store_tensor *t); /* shape of all ranks' pieces together */

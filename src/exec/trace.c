@@ -81,7 +81,7 @@ static int64_t moved_bytes(const hd_exec *e, const hd_instr *x, const int64_t *b
     if (x->opcode != HD_COMM || hd_instr_event_kind(e->program, x) == HD_EVENT_COPY) return 0;
     for (int i = 0; i < x->n_in + x->n_out; i++) {
         int b = i < x->n_in ? x->in[i] : x->out[i - x->n_in];
-        hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, e->rank.rank, binding);
+        hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, e->place, binding);
         int64_t bytes = b < 0 ? 0 : (int64_t)hd_tensor_bytes(&t);
         if (bytes > most) most = bytes;
     }

@@ -38,9 +38,37 @@ static int find_members(hd_exec *e, const hd_step *s, const int8_t *axes, int n_
     if (n_axes < 1) return hd_fail(err, HD_EINVAL, "%s: the program's mesh lacks its axes", s->instr->path);
     out->ranks = hd_arena_alloc(&e->memory, (size_t)hd_mesh_size(m) * sizeof *out->ranks);
     if (!out->ranks) return hd_fail_memory(err, sizeof *out, "an executor");
-    out->n = hd_mesh_group(m, e->rank.rank, axes, n_axes, out->ranks);
-    out->index = hd_mesh_index(m, e->rank.rank, axes, n_axes, NULL);
+    out->n = hd_mesh_group(m, e->place, axes, n_axes, out->ranks);
+    out->index = hd_mesh_index(m, e->place, axes, n_axes, NULL);
     return 0;
+}
+
+/* All ranks of all stages. */
+static int find_everyone(hd_exec *e, members *out, hd_error *err)
+{
+    out->n = hd_program_ranks(e->program);
+    out->index = e->rank.rank;
+    out->ranks = hd_arena_alloc(&e->memory, (size_t)out->n * sizeof *out->ranks);
+    if (!out->ranks) return hd_fail_memory(err, sizeof *out, "an executor");
+    for (int r = 0; r < out->n; r++) out->ranks[r] = r;
+    return 0;
+}
+
+/* The members' numbers in the job, of those in the program's mesh. */
+static hd_comm_group *group_of(hd_exec *e, const members *m, hd_error *err)
+{
+    int first = e->rank.rank - e->place;
+    for (int i = 0; i < m->n && first; i++) m->ranks[i] += first;
+    hd_comm_group *g = hd_comm_group_get(e->rank.comm, m->ranks, m->n, err);
+    for (int i = 0; i < m->n && first; i++) m->ranks[i] -= first;
+    return g;
+}
+
+static bool is_over_stages(const hd_program *p, const int8_t *axes, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (p->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE && p->meshes.n) return true;
+    return false;
 }
 
 static void dim_piece(const hd_exec *e, int buffer, int dim, int rank, int64_t *begin, int64_t *end)
@@ -59,7 +87,7 @@ static int64_t *find_offsets(hd_exec *e, const hd_step *s, const members *m, int
         hd_fail_memory(err, sizeof *offset, "an executor");
         return NULL;
     }
-    dim_piece(e, whole, dim, e->rank.rank, &first, &last);
+    dim_piece(e, whole, dim, e->place, &first, &last);
     for (int j = 0; j < m->n; j++) {
         int64_t begin, end;
         dim_piece(e, cut, dim, m->ranks[j], &begin, &end);
@@ -108,7 +136,9 @@ static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
     int8_t axes[HD_MAX_AXES];
     members m = {0};
     int x = s->instr->in[0], y = s->instr->out[0];
-    int rc = find_members(e, s, axes, hd_mesh_parse_axes(&e->program->mesh, a->axes, axes), &m, err);
+    int n_axes = hd_mesh_parse_axes(&e->program->mesh, a->axes, axes);
+    bool all = n_axes > 0 && is_over_stages(e->program, axes, n_axes);
+    int rc = all ? find_everyone(e, &m, err) : find_members(e, s, axes, n_axes, &m, err);
     if (rc) return rc;
     hd_transfer *t = &s->transfer;
     bool cut = s->instr->op == &hd_op_reduce_scatter || s->instr->op == &hd_op_shard;
@@ -125,38 +155,81 @@ static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
         rc = t->offset ? 0 : HD_EINVAL;
     }
     if (!rc && e->rank.comm && !s->local) {
-        s->group = hd_comm_group_get(e->rank.comm, m.ranks, m.n, err);
+        s->group = all ? hd_comm_group_get(e->rank.comm, m.ranks, m.n, err) : group_of(e, &m, err);
         rc = s->group ? 0 : HD_ECOMM;
     }
     return rc;
+}
+
+static hd_message *new_messages(hd_exec *e, hd_step *s, int most, hd_error *err)
+{
+    s->messages = hd_arena_alloc(&e->memory, ((size_t)most + 1) * sizeof *s->messages);
+    if (!s->messages) hd_fail_memory(err, (size_t)most * sizeof *s->messages, "an executor");
+    return s->messages;
+}
+
+/* Stages of one mesh: the whole piece, with the rank of the same coordinates. */
+static int resolve_message(hd_exec *e, hd_step *s, hd_error *err)
+{
+    const hd_pipe_attrs *a = s->instr->attrs;
+    const hd_program *p = e->program;
+    bool send = s->transfer.kind == HD_SEND;
+    int8_t axis = -1;
+    members m = {0};
+    for (int i = 0; i < p->mesh.n; i++)
+        if (p->mesh.axis[i].role == HD_AXIS_PIPELINE) axis = (int8_t)i;
+    if (axis < 0) return hd_fail(err, HD_EINVAL, "%s: the program's mesh has no pipeline", s->instr->path);
+    int rc = find_members(e, s, &axis, 1, &m, err);
+    if (rc) return rc;
+    hd_message *x = new_messages(e, s, 1, err);
+    if (!x) return HD_ENOMEM;
+    s->n_messages = 1;
+    x->transfer = s->transfer;
+    x->transfer.peer = (send ? a->to : a->from) % m.n;
+    if (x->transfer.peer == m.index) return hd_fail(err, HD_EINVAL, "%s: its other end is the same stage", s->instr->path);
+    if (e->rank.comm) x->group = group_of(e, &m, err);
+    return !e->rank.comm || x->group ? 0 : HD_ECOMM;
+}
+
+/* Stages of different meshes: runs of rows, with every rank of the other stage that wants or has some of ours. */
+static int resolve_messages(hd_exec *e, hd_step *s, hd_error *err)
+{
+    hd_crossing c;
+    members all = {0};
+    bool send = s->transfer.kind == HD_SEND;
+    int rc = hd_program_crossing(e->program, s->instr, &c, err);
+    if (!rc) rc = find_everyone(e, &all, err);
+    if (rc) return rc;
+    const hd_end *own = send ? &c.sender : &c.receiver, *other = send ? &c.receiver : &c.sender;
+    int ranks = hd_mesh_size(other->mesh);
+    int64_t row = hd_row_elements(&c.whole), first = 0, last;
+    if (!new_messages(e, s, ranks, err)) return HD_ENOMEM;
+    hd_comm_group *group = e->rank.comm ? hd_comm_group_get(e->rank.comm, all.ranks, all.n, err) : NULL;
+    if (e->rank.comm && !group) return HD_ECOMM;
+    if (c.whole.rank) hd_dim_piece(own->mesh, &own->layout->dim[0], c.whole.dim[0], e->place, &first, &last);
+    for (int r = 0; r < ranks; r++) {
+        int64_t begin, rows = hd_crossing_rows(&c.sender, send ? e->place : r, &c.receiver, send ? r : e->place, &c.whole, &begin);
+        if (!rows) continue;
+        hd_message *x = &s->messages[s->n_messages++];
+        *x = (hd_message){.transfer = s->transfer, .group = group};
+        x->transfer.peer = (send ? c.to : c.from) + r;
+        x->transfer.count = rows * row;
+        x->offset = (c.whole.rank ? begin - first : 0) * row * (int64_t)hd_dtype_size(s->transfer.dtype);
+    }
+    return 0;
 }
 
 static int resolve_pipe(hd_exec *e, hd_step *s, hd_error *err)
 {
     enum { CHUNKS = 512, NUMBERS = 4096 }; /* a tag's parts */
     const hd_pipe_attrs *a = s->instr->attrs;
-    const hd_program *p = e->program;
-    bool send = s->instr->op == &hd_op_send;
-    const hd_tensor *x = send ? &s->args.in[0] : &s->args.out[0];
-    int8_t axis = -1;
-    members m = {0};
-    for (int i = 0; i < p->mesh.n; i++)
-        if (p->mesh.axis[i].role == HD_AXIS_PIPELINE) axis = (int8_t)i;
-    if (axis < 0) return hd_fail(err, HD_EINVAL, "%s: the program's mesh has no pipeline", s->instr->path);
+    const hd_tensor *x = s->transfer.kind == HD_SEND ? &s->args.in[0] : &s->args.out[0];
     if (a->from < 0 || a->to < 0 || a->from >= CHUNKS || a->to >= CHUNKS || a->number < 0 || a->number >= NUMBERS)
         return hd_fail(err, HD_EUNSUPPORTED, "%s: too many chunks, or values between two of them", s->instr->path);
-    int rc = find_members(e, s, &axis, 1, &m, err);
-    if (rc) return rc;
     s->transfer.dtype = x->dtype;
     s->transfer.count = hd_tensor_count(x);
-    s->transfer.peer = (send ? a->to : a->from) % m.n;
     s->transfer.tag = (a->from * CHUNKS + a->to) * NUMBERS + a->number;
-    if (s->transfer.peer == m.index) return hd_fail(err, HD_EINVAL, "%s: its other end is the same stage", s->instr->path);
-    if (e->rank.comm) {
-        s->group = hd_comm_group_get(e->rank.comm, m.ranks, m.n, err);
-        rc = s->group ? 0 : HD_ECOMM;
-    }
-    return rc;
+    return e->program->meshes.n ? resolve_messages(e, s, err) : resolve_message(e, s, err);
 }
 
 int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err)
@@ -209,9 +282,35 @@ static void note_failure(hd_exec *e, int rc)
     atomic_store(&e->abort, true);
 }
 
+static void start_message(hd_exec *e, const hd_step *s, hd_message *m)
+{
+    if (m->transfer.kind == HD_SEND) m->transfer.in = (const char *)s->args.in[0].data + m->offset;
+    else m->transfer.out = (char *)s->args.out[0].data + m->offset;
+    int rc = hd_comm_start(e->rank.comm, m->group, &m->transfer, &m->ticket, &e->comm_err);
+    m->pending = !rc;
+    if (rc) note_failure(e, rc);
+}
+
+/* All messages are started; those that are received, waited for. */
+static void transfer_messages(hd_exec *e, hd_step *s)
+{
+    for (int i = 0; i < s->n_messages && !e->comm_rc; i++) start_message(e, s, &s->messages[i]);
+    for (int i = 0; i < s->n_messages && s->transfer.kind == HD_RECV; i++) {
+        hd_message *m = &s->messages[i];
+        if (!m->pending) continue;
+        int rc = hd_comm_wait(e->rank.comm, m->ticket, e->comm_rc ? &(hd_error){0} : &e->comm_err);
+        m->pending = false;
+        if (rc && !e->comm_rc) note_failure(e, rc);
+    }
+}
+
 void hd_exec_transfer(hd_exec *e, hd_step *s)
 {
-    if (!s->group || e->comm_rc) return;
+    if (!e->rank.comm || e->comm_rc) return;
+    if (s->transfer.kind == HD_SEND || s->transfer.kind == HD_RECV) {
+        transfer_messages(e, s);
+        return;
+    }
     s->transfer.in = s->instr->n_in ? s->args.in[0].data : NULL;
     s->transfer.out = s->instr->n_out ? s->args.out[0].data : NULL;
     int rc = 0;
@@ -222,9 +321,6 @@ void hd_exec_transfer(hd_exec *e, hd_step *s)
         if (!rc) rc = hd_comm_start(e->rank.comm, s->group, &s->transfer, &t->ticket, &e->comm_err);
         t->pending = !rc;
         t->step = s;
-    } else if (s->transfer.kind == HD_SEND) {
-        rc = hd_comm_start(e->rank.comm, s->group, &s->transfer, &s->ticket, &e->comm_err);
-        s->pending = !rc;
     } else {
         rc = hd_comm_do(e->rank.comm, s->group, &s->transfer, &e->comm_err);
     }
@@ -266,11 +362,13 @@ int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err)
     int rc = 0;
     for (int i = 0; segment >= 0 && i < e->segments[segment].n; i++) {
         hd_step *s = &e->segments[segment].steps[i];
-        if (!s->pending) continue;
-        hd_error local = {0};
-        int failed = hd_comm_wait(e->rank.comm, s->ticket, rc ? &local : err);
-        s->pending = false;
-        if (!rc) rc = failed;
+        for (int k = 0; k < s->n_messages; k++) {
+            hd_error local = {0};
+            if (!s->messages[k].pending) continue;
+            int failed = hd_comm_wait(e->rank.comm, s->messages[k].ticket, rc ? &local : err);
+            s->messages[k].pending = false;
+            if (!rc) rc = failed;
+        }
     }
     return rc;
 }

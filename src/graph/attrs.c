@@ -62,9 +62,16 @@ static void print_value(const hd_attr *a, const void *attrs, hd_str *out)
     }
 }
 
+/* A text that may be left out, and is. */
+static bool is_left_out(const hd_attr *a, const void *attrs)
+{
+    return a->type == HD_ATTR_STRING && !isnan(a->preset) && !*at(attrs, a);
+}
+
 void hd_attrs_print(const hd_op *op, const void *attrs, hd_str *out)
 {
     for (const hd_attr *a = op->attrs; a && a->name; a++) {
+        if (is_left_out(a, attrs)) continue;
         hd_str_printf(out, "%s%s=", a == op->attrs ? "" : " ", a->name);
         print_value(a, attrs, out);
     }

@@ -93,6 +93,7 @@ typedef struct hd_graph {
     const hd_node *origin; int chunk, slice; /* likewise */
     hd_mesh mesh;       /* that it was partitioned for; n = 0: not partitioned */
     int stage;          /* of the pipeline, that hd_graph_stage made it for; 0 without one */
+    hd_stages stages;   /* of different meshes: those of all stages, mesh being this one's; n = 0: all are of mesh */
     struct hd_path_set *paths; /* paths in use */
     hd_error err;
 } hd_graph;

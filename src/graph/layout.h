@@ -8,6 +8,7 @@
 #ifndef HD_GRAPH_LAYOUT_H
 #define HD_GRAPH_LAYOUT_H
 
+#include "base/mem.h"
 #include "base/str.h"
 #include "graph/shape.h"
 
@@ -36,6 +37,18 @@ int hd_mesh_group(const hd_mesh *m, int rank, const int8_t *axes, int n, int *ra
 /* "tp" or "dp.tp" to axes and back. Returns how many, or -1 for an unknown name. */
 int hd_mesh_parse_axes(const hd_mesh *m, const char *text, int8_t *axes);
 void hd_mesh_print_axes(const hd_mesh *m, const int8_t *axes, int n, char *out, size_t size);
+
+/* The stages of a pipeline where they are of different meshes. Each mesh has the pipeline's axis "pp" of size 1 first; ranks of the job are numbered stage
+ * after stage, those of one stage as its mesh numbers them. n = 0: all stages are of one mesh, in which the pipeline's axis counts them. */
+typedef struct hd_stages {
+    int n;
+    const hd_mesh *mesh; /* [n] */
+    const int *first;    /* [n + 1] first rank of each stage; first[n]: how many ranks there are */
+} hd_stages;
+
+int hd_stages_ranks(const hd_stages *s);
+int hd_stages_of_rank(const hd_stages *s, int rank); /* the stage that a rank of the job is in */
+int hd_stages_copy(hd_stages *to, const hd_stages *from, hd_arena *memory); /* 0 or HD_ENOMEM */
 
 /* ---- layouts ---- */
 
@@ -78,5 +91,19 @@ typedef struct hd_run_iter {
 } hd_run_iter;
 hd_run_iter hd_layout_runs(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank);
 bool hd_run_next(hd_run_iter *it, hd_run *out); /* false behind the last; no run is empty */
+
+/* ---- between stages of different meshes (crossing.c) ---- */
+
+/* Only the outermost dimension of what crosses is cut, at both ends: every message is then one run of rows, in the memory of either. */
+bool hd_crossing_fits(const hd_layout *l, int rank);              /* a value of that rank may be sent as it lies */
+hd_layout hd_crossing_start(const hd_layout *l, int rank);        /* the nearest layout that fits; addends are scattered */
+/* How it arrives on a mesh on which it is wanted as `wanted`: every row on one rank only, as far as HD_MAX_SPLITS axes go; a scalar on all. */
+hd_layout hd_crossing_landing(const hd_mesh *m, const hd_layout *wanted, int rank);
+
+typedef struct hd_end { const hd_mesh *mesh; const hd_layout *layout; } hd_end;
+/* Rows from *begin on, of the whole, that rank `from` of the sender's mesh sends to rank `to` of the receiver's; 0: none. Of ranks that hold the same rows
+ * each answers for an equal share. */
+int64_t hd_crossing_rows(const hd_end *sender, int from, const hd_end *receiver, int to, const hd_shape *whole, int64_t *begin);
+int64_t hd_row_elements(const hd_shape *whole); /* of one row */
 
 #endif

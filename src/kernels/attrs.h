@@ -199,7 +199,7 @@ typedef struct hd_optimizer_attrs {
 /* ---- collectives: between the ranks that differ in the named mesh axes only (src/ops/collective.c). Which piece is whose follows from the layouts
  *      of operand and result. */
 typedef struct hd_comm_attrs {
-    char axes[64];     /* mesh axes in order, the outermost first: "dp.tp" */
+    char axes[64];     /* mesh axes in order, the outermost first: "dp.tp"; "pp" where stages are of different meshes: all ranks of all stages */
     int32_t dim;       /* the dimension that is gathered or cut (all_to_all: gathered) */
     int32_t to;        /* all_to_all: the one that is cut */
     int64_t extent;    /* of dimension dim of the result, at coordinate 0 */
@@ -207,12 +207,14 @@ typedef struct hd_comm_attrs {
     bool max;          /* reductions: the greatest instead of the sum */
 } hd_comm_attrs;
 
-/* Between chunks of the pipeline, at equal coordinates in all other axes. */
+/* Between chunks of the pipeline: where the stages are of one mesh, at equal coordinates in all other axes; where they are of different meshes, runs of rows
+ * between those that hold and want them (graph/layout.h, hd_crossing_rows). */
 typedef struct hd_pipe_attrs {
     int32_t from, to;  /* chunks */
     int32_t number;    /* tells apart what one chunk sends to another in one call, in order */
     hd_dtype dtype;    /* recv: of the result */
     hd_dims_attrs shape; /* recv: of the result at coordinate 0 */
+    char there[64];      /* different meshes: how the value lies at the other end, as text over the other stage's mesh */
 } hd_pipe_attrs;
 
 #endif

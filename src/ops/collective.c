@@ -22,6 +22,7 @@ static const hd_attr pipe_attrs[] = {
     {"number", HD_ATTR_INT32, offsetof(hd_pipe_attrs, number), 0},
     {"dtype", HD_ATTR_DTYPE, offsetof(hd_pipe_attrs, dtype), HD_F32},
     {"shape", HD_ATTR_DIMS, offsetof(hd_pipe_attrs, shape), NAN},
+    {"there", HD_ATTR_STRING, offsetof(hd_pipe_attrs, there), 0},
     {0},
 };
 

@@ -70,6 +70,7 @@ static void learn_values(hd_part *p)
             p->value[n->in[k]].readers++;
             weight &= p->value[n->in[k]].weight;
         }
+        if (!n->n_in) weight = hd_part_receives_weight(p, n);
         for (int k = 0; k < n->n_out; k++) p->value[n->out[k]].weight = weight;
     }
     for (size_t i = 0; i < g->n_outputs; i++) p->value[g->outputs[i].value].used = true;
@@ -237,8 +238,7 @@ static void set_splits(hd_part *p, hd_node *n, const hd_strategy *s)
     if (!n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
 }
 
-/* The new value's layouts, and the one it is pinned to. */
-static void hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
 {
     for (int r = 0; r < n->n_out && !p->g->err.code; r++) {
         hd_value v = n->out[r];
@@ -257,14 +257,14 @@ static void partition_node(hd_part *p, hd_node *n)
     hd_strategy s;
     hd_value in[HD_MAX_OPERANDS];
     bring_home(p, n);
-    if (p->g->err.code || hd_part_expand(p, n)) return;
+    if (p->g->err.code || hd_part_cross(p, n) || hd_part_expand(p, n)) return;
     hd_part_choose(p, n, &s);
     for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s.in[k], n);
     if (p->g->err.code) return;
     widen_addends(p, n, &s);
     memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
     set_splits(p, n, &s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hold_results(p, n, s.out);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s.out);
 }
 
 /* ---- the end ---- */
@@ -354,10 +354,30 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
     lay_unused(p);
 }
 
-int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins)
 {
     if (g->err.code || check_mesh(g, mesh)) return g->err.code;
-    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered};
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .value = hd_calloc(g->n_values + 1, sizeof *p.value)};
+    if (!p.value) return hd_fail_memory(&g->err, g->n_values, "partitioning");
+    g->mesh = *mesh;
+    learn_values(&p);
+    if (!set_pins(&p, pins, n_pins)) {
+        follow_parameters(&p);
+        lay_leaves(&p);
+    }
+    hd_free(p.value);
+    return g->err.code;
+}
+
+int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered)
+{
+    return hd_part_run(g, mesh, pins, n_pins, keep_gathered, NULL);
+}
+
+int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like)
+{
+    if (g->err.code || check_mesh(g, mesh)) return g->err.code;
+    hd_part p = {.g = g, .mesh = &g->mesh, .n_values = g->n_values, .keep_gathered = keep_gathered, .like = like};
     const char *scope = g->scope;
     const hd_node *origin = g->origin;
     hd_phase phase = g->phase;

@@ -39,6 +39,16 @@ int hd_pass_narrow_gradients(hd_graph *g, hd_dtype wire);
  * their paths. The caller frees it. NULL and err on failure. */
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
 
+/* The layouts of one stage; stages with the same list and equal meshes are worked out together. */
+typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
+
+/* All stages of g, which has its chunks but is not partitioned, each on a mesh of its own: out[s] is cut as hd_graph_stage does, then partitioned over s->mesh[s]
+ * with pins[s] (those that match nothing in it are passed over; in g each must match something). A value that crosses arrives in pieces of rows, each from one of its holders, and is then
+ * gathered to how the whole graph would hold it on that mesh; attributes of send and recv say how it lies at the other end. A sum over stages is one
+ * all_reduce "pp" over all ranks, each stage's part counted once. only: the one stage that is to be run; others may then be cut only, with layouts for
+ * parameters and states (-1: all are to be run). The caller frees out[0 .. n-1], NULL after an error. */
+int hd_graph_stages(const hd_graph *g, const hd_stages *s, const hd_stage_pins *pins, bool keep_gathered, int only, hd_graph **out, hd_error *err);
+
 /* ---- slices of tokens ---- */
 
 enum { HD_MAX_SLICES = 64 };

@@ -4,6 +4,7 @@
  *   strategy.c   which loops of a node are split over which axes: what is possible, and what it costs
  *   convert.c    from one layout to another: which collectives, what they cost, and the nodes for them
  *   expand.c     nodes that only split as several nodes
+ *   meshes.c     stages of different meshes: what crosses from one to another, and all of them from one graph
  *
  * Nodes are taken in order. Each value has a list of the forms in which it is held: as its node left it, and as conversions made it. */
 #ifndef HD_PASSES_PARTITION_INT_H
@@ -44,6 +45,7 @@ typedef struct hd_part {
     hd_part_value *value; /* [n_values] */
     size_t n_values;      /* of the graph before */
     bool keep_gathered;   /* what is gathered of parameters stays for the whole step */
+    const hd_graph *like; /* g is a stage: the whole graph on this mesh, which says how what is received is wanted; NULL: g is no stage */
     int axis[HD_MAX_AXES], n_axes; /* that cut values: more than one rank, not the pipeline's */
 } hd_part;
 
@@ -109,7 +111,23 @@ void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type 
 
 /* Replaces n by several nodes where that is how it splits (cross entropy over a split vocabulary). Returns whether it did; errors in g->err. */
 bool hd_part_expand(hd_part *p, hd_node *n);
+
+/* ---- partition.c ---- */
+
+/* hd_pass_partition; like: as in hd_part. */
+int hd_part_run(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered, const hd_graph *like);
+/* Gives g its mesh, and layouts to parameters, states, inputs and constants; no more. */
+int hd_part_leaves(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins);
 /* Appends n to the new graph as it is. */
 int hd_part_append(hd_part *p, hd_node *n);
+/* The new value's layouts, and the one it is pinned to. */
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
+
+/* ---- meshes.c ---- */
+
+/* Does n, if it is a stage's send, recv or sum over stages. Returns whether it is. */
+bool hd_part_cross(hd_part *p, hd_node *n);
+/* Whether what n receives is made of parameters. */
+bool hd_part_receives_weight(const hd_part *p, const hd_node *n);
 
 #endif

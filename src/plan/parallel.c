@@ -17,6 +17,8 @@ static const number_key number_keys[] = {
 };
 enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
 static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
+/* Those that each part has for itself. */
+static const char *const part_keys[] = {"dp", "tp", "pp", "cp", "sp", "zero"};
 
 typedef struct parallel_reader { hd_parallel *out; uint32_t seen; hd_error *err; } parallel_reader;
 
@@ -110,27 +112,127 @@ static int read_item(parallel_reader *r, char *item)
     return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
 }
 
-int64_t hd_parallel_ranks(const hd_parallel *p)
+/* ---- parts ---- */
+
+int hd_parallel_part_of_stage(const hd_parallel *p, int stage)
 {
-    int64_t n = p->pp;
-    const int64_t others[] = {p->dp, p->cp, p->tp};
-    for (int i = 0; i < 3; i++) n = n > HD_MAX_RANKS ? n : n * others[i];
+    int part = 0;
+    for (int64_t end = p->part[0].pp; part + 1 < p->n_parts && stage >= end; end += p->part[part].pp) part++;
+    return part;
+}
+
+hd_parallel hd_parallel_of_part(const hd_parallel *p, int part)
+{
+    hd_parallel one = *p;
+    if (!p->n_parts) return one;
+    const hd_parallel_part *x = &p->part[part];
+    one.dp = x->dp, one.tp = x->tp, one.cp = x->cp, one.sp = x->sp, one.zero = x->zero;
+    one.n_parts = 0;
+    return one;
+}
+
+static hd_parallel_part part_of(const hd_parallel *p)
+{
+    return (hd_parallel_part){p->pp, p->dp, p->tp, p->cp, p->sp, p->zero};
+}
+
+static bool same_part(const hd_parallel_part *a, const hd_parallel_part *b)
+{
+    return a->dp == b->dp && a->tp == b->tp && a->cp == b->cp && a->sp == b->sp && a->zero == b->zero;
+}
+
+static int64_t part_ranks(const hd_parallel_part *x)
+{
+    const int64_t sizes[] = {x->pp, x->dp, x->cp, x->tp};
+    int64_t n = 1;
+    for (int i = 0; i < 4; i++) n = n > HD_MAX_RANKS ? n : n * sizes[i];
     return n;
 }
 
-/* What contradicts itself whatever the network. */
-static int check_form(const hd_parallel *p, hd_error *err)
+int64_t hd_parallel_ranks(const hd_parallel *p)
 {
-    if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
+    int64_t n = 0;
+    if (!p->n_parts) return part_ranks(&(hd_parallel_part){p->pp, p->dp, p->tp, p->cp, p->sp, p->zero});
+    for (int i = 0; i < p->n_parts; i++) n += part_ranks(&p->part[i]);
+    return n;
+}
+
+/* Parts that are all alike are the stages of one mesh. */
+static void join_parts(hd_parallel *p)
+{
+    bool alike = true;
+    int64_t stages = 0;
+    for (int i = 0; i < p->n_parts; i++) {
+        alike &= same_part(&p->part[0], &p->part[i]);
+        stages += p->part[i].pp;
+    }
+    if (p->n_parts) p->pp = stages;
+    if (alike) p->n_parts = 0;
+}
+
+/* ---- what contradicts itself whatever the network ---- */
+
+static int check_part(const hd_parallel *p, hd_error *err)
+{
     if (p->sp && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: sp splits over the tensor-parallel ranks: give tp=2 or more with it");
     if (p->zero && p->dp * p->cp == 1) return hd_fail(err, HD_EINVAL, "--parallel: zero=%d splits over the data-parallel ranks: give dp=2 or more with it", (int)p->zero);
-    if (p->keep && p->zero < 3) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
+    return 0;
+}
+
+static int check_form(const hd_parallel *p, hd_error *err)
+{
+    bool gathers = false;
+    if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
+    for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
+        hd_parallel one = hd_parallel_of_part(p, i);
+        if (check_part(&one, err)) return HD_EINVAL;
+        gathers |= one.zero == 3;
+    }
+    if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
     if (p->pp * p->chunks > HD_MAX_CUTS + 1) return hd_fail(err, HD_EINVAL, "--parallel: pp x v is more than %d chunks", HD_MAX_CUTS + 1);
     if (p->n_layers && p->n_layers != p->pp * p->chunks)
         return hd_fail(err, HD_EINVAL, "--parallel: layers names %d chunks, pp x v is %d", p->n_layers, (int)(p->pp * p->chunks));
+    return 0;
+}
+
+/* ---- the text ---- */
+
+static int read_items(parallel_reader *r, char *text)
+{
+    for (char *at = text; *at;) {
+        char *comma = strchr(at, ',');
+        if (comma) *comma = 0;
+        if (read_item(r, at)) return HD_EINVAL;
+        if (!comma) break;
+        if (!comma[1]) return hd_fail(r->err, HD_EINVAL, "--parallel: nothing follows the last comma");
+        at = comma + 1;
+    }
+    return 0;
+}
+
+static int begin_part(parallel_reader *r)
+{
+    hd_parallel *p = r->out;
+    if (p->n_parts == HD_MAX_MESHES) return hd_fail(r->err, HD_EINVAL, "--parallel: more than %d meshes of stages", HD_MAX_MESHES);
+    for (size_t i = 0; i < sizeof part_keys / sizeof *part_keys; i++) r->seen &= ~(1u << find_key(part_keys[i]));
+    p->dp = p->tp = p->pp = p->cp = 1;
+    p->sp = p->zero = 0;
+    return 0;
+}
+
+/* Stages of meshes parted by "|". */
+static int read_parts(parallel_reader *r, char *text)
+{
+    for (char *at = text, *bar; at; at = bar) {
+        bar = strchr(at, '|');
+        if (bar) *bar++ = 0;
+        if (!*at) return hd_fail(r->err, HD_EINVAL, "--parallel: nothing stands before or behind a \"|\": a stage of one rank is dp=1");
+        if (begin_part(r) || read_items(r, at)) return HD_EINVAL;
+        r->out->part[r->out->n_parts++] = part_of(r->out);
+    }
     return 0;
 }
 
@@ -141,14 +243,9 @@ int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
     *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1};
     if (strlen(text) >= sizeof copy) return hd_fail(err, HD_EINVAL, "--parallel: more than %zu characters", sizeof copy - 1);
     memcpy(copy, text, strlen(text) + 1);
-    for (char *at = copy; *at;) {
-        char *comma = strchr(at, ',');
-        if (comma) *comma = 0;
-        if (read_item(&r, at)) return HD_EINVAL;
-        if (comma && !comma[1]) return hd_fail(err, HD_EINVAL, "--parallel: nothing follows the last comma");
-        at = comma ? comma + 1 : at + strlen(at) + (at[strlen(at)] ? 1 : 0);
-        if (!comma) break;
-    }
+    int rc = strchr(copy, '|') ? read_parts(&r, copy) : read_items(&r, copy);
+    if (rc) return rc;
+    join_parts(out);
     return check_form(out, err);
 }
 
@@ -339,22 +436,77 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     return 0;
 }
 
+/* ---- stages of different meshes ---- */
+
+/* The number of the mesh that part k is of: that of an earlier one like it, or the next. */
+static int mesh_of_part(const hd_parallel *p, int k, const int *mesh, int n_meshes)
+{
+    for (int i = 0; i < k; i++)
+        if (same_part(&p->part[i], &p->part[k])) return mesh[i];
+    return n_meshes;
+}
+
+/* One mesh's pins, made as if all stages were of it, behind those that there are. */
+static int add_pins(const hd_parallel *one, const hd_graph *g, const hd_outline *o, hd_plan *plan, int mesh, hd_error *err)
+{
+    hd_plan *own = hd_malloc(sizeof *own);
+    if (!own) return hd_fail_memory(err, sizeof *own, "a plan");
+    *own = *plan;
+    own->n_meshes = own->n_stages = 0;
+    own->mesh = plan->meshes[mesh];
+    int rc = hd_parallel_pins(one, g, o, own, err);
+    if (!rc && plan->n_pins + own->n_pins > HD_MAX_PINS) rc = hd_fail(err, HD_EINVAL, "--parallel: meshes of more than %d pins in all", HD_MAX_PINS);
+    for (int i = 0; i < own->n_pins && !rc; i++) {
+        plan->pins[plan->n_pins] = own->pins[i];
+        plan->pin_mesh[plan->n_pins++] = (uint8_t)mesh;
+    }
+    hd_free(own);
+    return rc;
+}
+
+static int make_parts(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    int mesh[HD_MAX_MESHES], rc = 0;
+    plan->mesh = (hd_mesh){0};
+    plan->n_meshes = plan->n_stages = plan->n_pins = 0;
+    for (int k = 0; k < p->n_parts && !rc; k++) {
+        hd_parallel one = hd_parallel_of_part(p, k);
+        mesh[k] = mesh_of_part(p, k, mesh, plan->n_meshes);
+        for (int64_t s = 0; s < p->part[k].pp; s++) plan->stages[plan->n_stages++] = (uint8_t)mesh[k];
+        if (mesh[k] < plan->n_meshes) continue;
+        one.pp = 1;
+        make_mesh(&one, o, &plan->meshes[plan->n_meshes++]);
+        rc = add_pins(&one, g, o, plan, mesh[k], err);
+    }
+    return rc;
+}
+
+static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    if (p->n_parts) return make_parts(p, g, o, plan, err);
+    plan->n_meshes = plan->n_stages = 0;
+    memset(plan->pin_mesh, 0, sizeof plan->pin_mesh);
+    make_mesh(p, o, &plan->mesh);
+    return hd_parallel_pins(p, g, o, plan, err);
+}
+
 static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
-    int rc = check_network(p, o, plan, err);
-    if (rc) return rc;
+    for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
+        hd_parallel one = hd_parallel_of_part(p, i);
+        if (check_network(&one, o, plan, err)) return HD_EINVAL;
+    }
     plan->overlap = p->overlap;
-    make_mesh(p, o, &plan->mesh);
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
     plan->half_wire = p->half_wire;
-    plan->scatter = p->scatter && p->tp > 1 && p->pp > 1;
-    rc = hd_parallel_slices(p, o->sequence, plan, err);
+    plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
+    int rc = hd_parallel_slices(p, o->sequence, plan, err);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);
     if (!rc) rc = make_recompute(p, g, o, plan, err);
-    if (!rc) rc = hd_parallel_pins(p, g, o, plan, err);
+    if (!rc) rc = make_layouts(p, g, o, plan, err);
     return rc ? rc : hd_plan_check(plan, NULL, err);
 }
 

@@ -14,13 +14,21 @@
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
  *   slices=N    each sequence in N slices of tokens, one after the other through the pipeline (TeraPipe, Li et al. 2021); slices=512:256:256 of these
- *               lengths. Not with cp or sp */
+ *               lengths. Not with cp or sp
+ *
+ * Stages of different meshes stand one behind the other, parted by "|": "dp=2|tp=2|dp=3" is a stage on 2 data-parallel ranks, one on 2 tensor-parallel
+ * ones, one on 3: 7 ranks, numbered stage after stage. dp, tp, cp, sp and zero are those of the part that they stand in; there pp=N says that N stages
+ * in a row are of this mesh ("pp=2,dp=2|tp=4" is three stages). The other keys are the job's, and stand in any part. Without layers=..., a stage gets work in
+ * proportion to its ranks. Parts that are all alike are one mesh with pp. In a shell: --parallel "dp=2|tp=2". */
 #ifndef HD_PLAN_PARALLEL_H
 #define HD_PLAN_PARALLEL_H
 
 #include "plan/plan.h"
 
 typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_SELECTIVE, HD_RECOMPUTE_EVERY } hd_recompute;
+
+/* Stages in a row that are of one mesh. */
+typedef struct hd_parallel_part { int64_t pp, dp, tp, cp, sp, zero; } hd_parallel_part;
 
 /* Plain data. */
 typedef struct hd_parallel {
@@ -34,11 +42,15 @@ typedef struct hd_parallel {
     hd_recompute recompute;
     int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
+    hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero say nothing */
 } hd_parallel;
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */
 int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err);
 int64_t hd_parallel_ranks(const hd_parallel *p);
+/* The form as a part sees it: with its dp, tp, cp, sp and zero, and no parts. Part 0 of none is p itself. */
+hd_parallel hd_parallel_of_part(const hd_parallel *p, int part);
+int hd_parallel_part_of_stage(const hd_parallel *p, int stage);
 
 /* Fills plan's mesh, pins, schedule, chunks, cuts and recompute for g: an unpartitioned training graph with its update, or one for evaluation. `sequence` is
  * the number of tokens in a sequence (0: all of the call's; networks from files have none). plan->micro_batches is read. HD_EINVAL and one line that

@@ -50,18 +50,26 @@ static void weigh_layers(const hd_graph *g, int64_t layers, int64_t *weight)
     hd_free(layer);
 }
 
-/* Layers begin[c] .. begin[c + 1] - 1 become chunk c, so that the sum of the chunks' work to the 16th power is least: the slowest chunk sets
+/* How fast chunk c is done: the ranks of its stage, where those differ. */
+static double speed_of(const hd_parallel *p, int c)
+{
+    if (!p->n_parts) return 1;
+    hd_parallel one = hd_parallel_of_part(p, hd_parallel_part_of_stage(p, c % (int)p->pp));
+    return (double)(one.dp * one.cp * one.tp);
+}
+
+/* Layers begin[c] .. begin[c + 1] - 1 become chunk c, so that the sum of the chunks' times to the 16th power is least: the slowest chunk sets
  * the pace, and among cuts with the same slowest one the others are as even as can be. `cost` and `from` have room for chunks * (layers + 1). */
-static void balance(const int64_t *weight, int64_t layers, int chunks, double *cost, int *from, int64_t *begin)
+static void balance(const hd_parallel *p, const int64_t *weight, int64_t layers, int chunks, double *cost, int *from, int64_t *begin)
 {
     double mean = 0;
     for (int64_t l = 0; l < layers; l++) mean += (double)weight[l] / chunks;
     for (int c = 0; c < chunks; c++)
         for (int64_t end = c + 1; end <= layers - (chunks - 1 - c); end++) {
-            double *best = &cost[c * (layers + 1) + end], work = 0;
+            double *best = &cost[c * (layers + 1) + end], work = 0, unit = mean * speed_of(p, c);
             *best = INFINITY;
             for (int64_t at = end - 1; at >= c; at--) {
-                work += (double)weight[at] / mean;
+                work += (double)weight[at] / unit;
                 if (!c && at) continue;
                 double all = pow(work, 16) + (c ? cost[(c - 1) * (layers + 1) + at] : 0);
                 if (all < *best) *best = all, from[c * (layers + 1) + end] = (int)at;
@@ -71,7 +79,7 @@ static void balance(const int64_t *weight, int64_t layers, int chunks, double *c
     for (int c = chunks - 1; c >= 0; c--) begin[c] = from[c * (layers + 1) + begin[c + 1]];
 }
 
-static int balance_layers(const hd_graph *g, int64_t layers, int chunks, int64_t *begin, hd_error *err)
+static int balance_layers(const hd_parallel *p, const hd_graph *g, int64_t layers, int chunks, int64_t *begin, hd_error *err)
 {
     size_t n = (size_t)chunks * ((size_t)layers + 1);
     int64_t *weight = hd_calloc((size_t)layers, sizeof *weight);
@@ -80,7 +88,7 @@ static int balance_layers(const hd_graph *g, int64_t layers, int chunks, int64_t
     bool room = weight && cost && from;
     if (room) {
         weigh_layers(g, layers, weight);
-        balance(weight, layers, chunks, cost, from, begin);
+        balance(p, weight, layers, chunks, cost, from, begin);
     }
     hd_free(weight);
     hd_free(cost);
@@ -95,7 +103,7 @@ static int cut_layers(const hd_parallel *p, const hd_graph *g, const hd_outline 
     if (p->n_layers && total != o->layers) return hd_fail(err, HD_EINVAL, "--parallel: layers adds up to %" PRId64 ", the model has %" PRId64, total, o->layers);
     if (chunks > o->layers)
         return hd_fail(err, HD_EINVAL, "--parallel: %d chunks and %" PRId64 " layers: give pp x v of at most %" PRId64, chunks, o->layers, o->layers);
-    int rc = p->n_layers ? 0 : balance_layers(g, o->layers, chunks, begin, err);
+    int rc = p->n_layers ? 0 : balance_layers(p, g, o->layers, chunks, begin, err);
     for (int c = 1; c < chunks && !rc; c++) snprintf(plan->cuts[plan->n_cuts++], sizeof plan->cuts[0], "layers.%d", (int)begin[c]);
     return rc;
 }
@@ -106,8 +114,20 @@ static bool can_begin(const hd_graph *g, const hd_node *n)
     return n->phase == HD_FORWARD && g->values[n->out[0]].micro != HD_TIME_REPLICATE && strlen(n->path) < sizeof ((hd_plan *)0)->cuts[0];
 }
 
+/* Of all work, what is to be done before chunk c. */
+static double share_before(const hd_parallel *p, double total, int c, int chunks)
+{
+    double before = 0, all = 0;
+    if (!p->n_parts) return total * c / chunks;
+    for (int k = 0; k < chunks; k++) {
+        if (k < c) before += speed_of(p, k);
+        all += speed_of(p, k);
+    }
+    return total * before / all;
+}
+
 /* Chunk c begins at the first node with at least c of `chunks` equal parts of all work before it, but late enough for each chunk to have a node. */
-static int cut_by_work(const hd_graph *g, int chunks, hd_plan *plan, hd_error *err)
+static int cut_by_work(const hd_parallel *p, const hd_graph *g, int chunks, hd_plan *plan, hd_error *err)
 {
     double total = 0, before = 0;
     int nodes = 0, seen = 0;
@@ -122,7 +142,7 @@ static int cut_by_work(const hd_graph *g, int chunks, hd_plan *plan, hd_error *e
         if (can_begin(g, n)) {
             int c = plan->n_cuts + 1;
             bool must = nodes - seen == chunks - c; /* one node for each chunk that is left */
-            if (seen++ && (must || before >= total * c / chunks)) snprintf(plan->cuts[plan->n_cuts++], sizeof plan->cuts[0], "%s", n->path);
+            if (seen++ && (must || before >= share_before(p, total, c, chunks))) snprintf(plan->cuts[plan->n_cuts++], sizeof plan->cuts[0], "%s", n->path);
         }
         before += flops_of(g, n);
     }
@@ -134,5 +154,5 @@ int hd_parallel_cuts(const hd_parallel *p, const hd_graph *g, const hd_outline *
     int chunks = (int)(p->pp * p->chunks);
     plan->n_cuts = 0;
     if (chunks == 1 && !p->n_layers) return 0;
-    return o->language ? cut_layers(p, g, o, chunks, plan, err) : cut_by_work(g, chunks, plan, err);
+    return o->language ? cut_layers(p, g, o, chunks, plan, err) : cut_by_work(p, g, chunks, plan, err);
 }

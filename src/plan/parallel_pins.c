@@ -302,7 +302,7 @@ static int write_pins(pinner *s, bool brief, bool *full)
     s->plan->n_pins = 0;
     for (size_t v = 0; v < s->g->n_values; v++) {
         if (!s->pinned[v] || !hd_value_is_live(s->g, (hd_value)v) || is_covered(s, (hd_value)v)) continue;
-        if (s->plan->n_pins == HD_MAX_PINS) return *full = true, 0;
+        if (s->plan->n_pins == HD_MESH_PINS) return *full = true, 0;
         hd_pin *next = &s->plan->pins[s->plan->n_pins];
         int rc = choose_pattern(s, (hd_value)v, brief, next->pattern);
         if (!rc) rc = write_layout(s, (hd_value)v, next->layout);
@@ -324,7 +324,7 @@ static int pin_all(pinner *s)
     else if (s->n_tp) pin_rounded_sums(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
-    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MAX_PINS);
+    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);
     return rc;
 }
 

@@ -13,8 +13,9 @@ enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
 static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
-                                         "mesh", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire", "recompute"};
-static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout"};
+                                         "mesh", "meshes", "stages", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire",
+                                         "recompute"};
+static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout", "mesh"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
 static const char *const role_names[] = {[HD_AXIS_DATA] = "data", [HD_AXIS_MODEL] = "model", [HD_AXIS_PIPELINE] = "pipeline"};
@@ -37,10 +38,63 @@ int hd_schedule_parse(const char *name, hd_schedule_kind *out)
     return HD_EINVAL;
 }
 
+/* ---- stages and their ranks ---- */
+
 int hd_plan_stages(const hd_plan *p)
 {
     int axis = hd_mesh_find(&p->mesh, "pp");
+    if (p->n_meshes) return p->n_stages;
     return axis < 0 ? 1 : p->mesh.axis[axis].size;
+}
+
+bool hd_plan_is_meshed(const hd_plan *p)
+{
+    return p->mesh.n || p->n_meshes;
+}
+
+int hd_plan_first_rank(const hd_plan *p, int stage)
+{
+    int rank = 0;
+    if (!p->n_meshes) return hd_mesh_size(&p->mesh) / hd_plan_stages(p) * stage;
+    for (int s = 0; s < stage; s++) rank += hd_mesh_size(&p->meshes[p->stages[s]]);
+    return rank;
+}
+
+int hd_plan_ranks(const hd_plan *p)
+{
+    return hd_plan_first_rank(p, hd_plan_stages(p));
+}
+
+int hd_plan_stage_of(const hd_plan *p, int rank)
+{
+    int stage = 0;
+    while (stage + 1 < hd_plan_stages(p) && rank >= hd_plan_first_rank(p, stage + 1)) stage++;
+    return stage;
+}
+
+hd_mesh hd_plan_stage_mesh(const hd_plan *p, int stage)
+{
+    if (!p->n_meshes) return p->mesh;
+    const hd_mesh *own = &p->meshes[p->stages[stage]];
+    hd_mesh m = {.n = own->n + 1, .axis = {{"pp", 1, HD_AXIS_PIPELINE}}};
+    memcpy(&m.axis[1], own->axis, (size_t)own->n * sizeof *own->axis);
+    return m;
+}
+
+int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out)
+{
+    int n = p->n_meshes ? p->n_stages : 0;
+    *out = (hd_stages){0};
+    if (!n) return 0;
+    hd_mesh *mesh = hd_arena_alloc(memory, (size_t)n * sizeof *mesh);
+    int *first = hd_arena_alloc(memory, ((size_t)n + 1) * sizeof *first);
+    if (!mesh || !first) return HD_ENOMEM;
+    for (int s = 0; s < n; s++) {
+        mesh[s] = hd_plan_stage_mesh(p, s);
+        first[s + 1] = first[s] + hd_mesh_size(&mesh[s]);
+    }
+    *out = (hd_stages){n, mesh, first};
+    return 0;
 }
 
 hd_plan hd_plan_default(void)
@@ -128,10 +182,34 @@ static int check_pipeline(const hd_plan *p, hd_error *err)
     return 0;
 }
 
+/* Stages of different meshes. */
+static int check_meshes(const hd_plan *p, hd_error *err)
+{
+    int64_t ranks = 0;
+    if (!p->n_meshes) return p->n_stages ? hd_fail(err, HD_EINVAL, "stages: the plan has no list \"meshes\" for them to be of") : 0;
+    if (p->mesh.n) return hd_fail(err, HD_EINVAL, "mesh and meshes: a plan has the one, or the other with \"stages\"");
+    if (p->n_stages < 2) return hd_fail(err, HD_EINVAL, "meshes: \"stages\" must name the mesh of each of at least two stages");
+    for (int m = 0; m < p->n_meshes; m++) {
+        if (p->meshes[m].n == HD_MAX_AXES) return hd_fail(err, HD_EINVAL, "meshes: a stage's mesh has at most %d axes", HD_MAX_AXES - 1);
+        if (check_mesh(&p->meshes[m], err)) return HD_EINVAL;
+        if (hd_mesh_find(&p->meshes[m], "pp") >= 0) return hd_fail(err, HD_EINVAL, "meshes: a stage's mesh has no axis \"pp\": \"stages\" counts them");
+    }
+    for (int s = 0; s < p->n_stages; s++) {
+        if (p->stages[s] >= p->n_meshes) return hd_fail(err, HD_EINVAL, "stages: stage %d is of mesh %d; there are %d, from 0", s, p->stages[s], p->n_meshes);
+        ranks += hd_mesh_size(&p->meshes[p->stages[s]]);
+    }
+    return ranks > HD_MAX_RANKS ? hd_fail(err, HD_EINVAL, "meshes: more than %d ranks", HD_MAX_RANKS) : 0;
+}
+
 static int check_ranks(const hd_plan *p, hd_error *err)
 {
     int rc = check_mesh(&p->mesh, err);
-    for (int i = 0; i < p->n_pins && !rc; i++) rc = check_pin(&p->mesh, &p->pins[i], err);
+    if (!rc) rc = check_meshes(p, err);
+    for (int i = 0; i < p->n_pins && !rc; i++) {
+        int mesh = p->pin_mesh[i];
+        if (mesh >= (p->n_meshes ? p->n_meshes : 1)) rc = hd_fail(err, HD_EINVAL, "pins: \"%s\" is over mesh %d, which there isn't", p->pins[i].pattern, mesh);
+        else rc = check_pin(p->n_meshes ? &p->meshes[mesh] : &p->mesh, &p->pins[i], err);
+    }
     return rc ? rc : check_pipeline(p, err);
 }
 
@@ -164,8 +242,25 @@ static json_t *mesh_to_json(const hd_mesh *m)
 static json_t *pins_to_json(const hd_plan *p)
 {
     json_t *j = json_array();
-    for (int i = 0; i < p->n_pins; i++)
-        json_array_append_new(j, json_pack("{s:s, s:s}", "values", p->pins[i].pattern, "layout", p->pins[i].layout));
+    for (int i = 0; i < p->n_pins; i++) {
+        json_t *pin = json_pack("{s:s, s:s}", "values", p->pins[i].pattern, "layout", p->pins[i].layout);
+        if (p->pin_mesh[i]) json_object_set_new(pin, "mesh", json_integer(p->pin_mesh[i]));
+        json_array_append_new(j, pin);
+    }
+    return j;
+}
+
+static json_t *meshes_to_json(const hd_plan *p)
+{
+    json_t *j = json_array();
+    for (int m = 0; m < p->n_meshes; m++) json_array_append_new(j, mesh_to_json(&p->meshes[m]));
+    return j;
+}
+
+static json_t *stages_to_json(const hd_plan *p)
+{
+    json_t *j = json_array();
+    for (int s = 0; s < p->n_stages; s++) json_array_append_new(j, json_integer(p->stages[s]));
     return j;
 }
 
@@ -187,6 +282,8 @@ static json_t *numbers_to_json(const int64_t *x, int n)
 static void add_ranks(json_t *j, const hd_plan *p)
 {
     if (p->mesh.n) json_object_set_new(j, "mesh", mesh_to_json(&p->mesh));
+    if (p->n_meshes) json_object_set_new(j, "meshes", meshes_to_json(p));
+    if (p->n_meshes) json_object_set_new(j, "stages", stages_to_json(p));
     if (p->n_pins) json_object_set_new(j, "pins", pins_to_json(p));
     if (p->schedule != HD_SCHEDULE_GPIPE) json_object_set_new(j, "schedule", json_string(hd_schedule_name(p->schedule)));
     if (p->chunks != 1) json_object_set_new(j, "chunks", json_integer(p->chunks));
@@ -325,23 +422,53 @@ static int read_axis(const json_t *j, hd_mesh_axis *x, const char *name, hd_erro
     return hd_fail(err, HD_EFORMAT, "%s: \"role\" of axis \"%s\" must be \"data\", \"model\" or \"pipeline\"", name, x->name);
 }
 
+static int read_axes(const json_t *list, hd_mesh *m, const char *name, hd_error *err)
+{
+    int rc = 0;
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_axis(json_array_get(list, i), &m->axis[m->n++], name, err);
+    return rc;
+}
+
 static int read_mesh(const json_t *j, const char *name, hd_plan *p, hd_error *err)
 {
     const json_t *list = NULL;
     int rc = read_list(j, "mesh", HD_MAX_AXES, &list, name, err);
-    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_axis(json_array_get(list, i), &p->mesh.axis[p->mesh.n++], name, err);
+    return rc ? rc : read_axes(list, &p->mesh, name, err);
+}
+
+static int read_meshes(const json_t *j, const char *name, hd_plan *p, hd_error *err)
+{
+    const json_t *list = NULL;
+    int rc = read_list(j, "meshes", HD_MAX_MESHES, &list, name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) {
+        const json_t *mesh = json_array_get(list, i);
+        if (!json_is_array(mesh) || json_array_size(mesh) > HD_MAX_AXES)
+            return hd_fail(err, HD_EFORMAT, "%s: \"meshes\" must be lists of axes, at most %d each", name, HD_MAX_AXES);
+        rc = read_axes(mesh, &p->meshes[p->n_meshes++], name, err);
+    }
+    list = NULL;
+    if (!rc) rc = read_list(j, "stages", HD_MAX_CUTS + 1, &list, name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) {
+        const json_t *x = json_array_get(list, i);
+        int64_t mesh = json_is_integer(x) ? (int64_t)json_integer_value(x) : -1;
+        if (mesh < 0 || mesh >= HD_MAX_MESHES) return hd_fail(err, HD_EFORMAT, "%s: \"stages\" must be numbers of \"meshes\", from 0", name);
+        p->stages[p->n_stages++] = (uint8_t)mesh;
+    }
     return rc;
 }
 
-static int read_pin(const json_t *j, hd_pin *pin, const char *name, hd_error *err)
+static int read_pin(const json_t *j, hd_pin *pin, uint8_t *of_mesh, const char *name, hd_error *err)
 {
     const char *values = NULL, *layout = NULL;
+    int64_t mesh = 0;
     if (!json_is_object(j)) return hd_fail(err, HD_EFORMAT, "%s: a pin must be an object of values and layout", name);
     int rc = check_keys(j, pin_keys, COUNT(pin_keys), "a pin", name, err);
     if (!rc) rc = hd_json_string(j, "values", &values, name, err);
     if (!rc) rc = take_text(values, pin->pattern, sizeof pin->pattern, "values", name, err);
     if (!rc) rc = hd_json_need(j, "layout", name, err);
+    if (!rc) rc = hd_json_int(j, "mesh", 0, HD_MAX_MESHES - 1, &mesh, name, err);
     if (!rc) rc = hd_json_string(j, "layout", &layout, name, err);
+    *of_mesh = (uint8_t)mesh;
     if (rc || !layout || !*layout) return rc; /* "": a scalar that is whole */
     return take_text(layout, pin->layout, sizeof pin->layout, "layout", name, err);
 }
@@ -350,7 +477,8 @@ static int read_pins(const json_t *j, const char *name, hd_plan *p, hd_error *er
 {
     const json_t *list = NULL;
     int rc = read_list(j, "pins", HD_MAX_PINS, &list, name, err);
-    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_pin(json_array_get(list, i), &p->pins[p->n_pins++], name, err);
+    for (size_t i = 0; i < json_array_size(list) && !rc; i++) rc = read_pin(json_array_get(list, i), &p->pins[i], &p->pin_mesh[i], name, err);
+    p->n_pins = (int)json_array_size(list);
     return rc;
 }
 
@@ -381,6 +509,7 @@ static int read_slices(const json_t *j, const char *name, hd_plan *p, hd_error *
 static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *err)
 {
     int rc = read_mesh(j, name, p, err);
+    if (!rc) rc = read_meshes(j, name, p, err);
     if (!rc) rc = read_pins(j, name, p, err);
     if (!rc) rc = read_schedule(j, name, p, err);
     if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);

@@ -10,7 +10,7 @@
 
 #define HD_PLAN_VERSION 1
 
-enum { HD_MAX_PINS = 96, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128 };
+enum { HD_MAX_PINS = 288, HD_MESH_PINS = 96 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */
@@ -33,7 +33,11 @@ typedef struct hd_plan {
 
     /* Many ranks. */
     hd_mesh mesh;          /* n = 0: one rank. The pipeline's axis "pp", if there is one, comes first: its size is the number of stages */
+    /* Stages of different meshes; `mesh` is then empty. Ranks are numbered stage after stage. */
+    hd_mesh meshes[HD_MAX_MESHES]; int n_meshes; /* without the pipeline's axis; one without axes is a single rank. 0: all stages are of `mesh` */
+    uint8_t stages[HD_MAX_CUTS + 1]; int n_stages; /* the mesh of each stage */
     hd_pin pins[HD_MAX_PINS]; int n_pins;
+    uint8_t pin_mesh[HD_MAX_PINS]; /* of each pin: over which of `meshes`; 0 without */
     hd_schedule_kind schedule;
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
@@ -46,7 +50,15 @@ typedef struct hd_plan {
 
 const char *hd_schedule_name(hd_schedule_kind k);                 /* "gpipe", "1f1b", "interleaved", "zero-bubble" */
 int hd_schedule_parse(const char *name, hd_schedule_kind *out);   /* 0 or HD_EINVAL */
-int hd_plan_stages(const hd_plan *p);                             /* size of axis "pp", 1 without it */
+int hd_plan_stages(const hd_plan *p);                             /* size of axis "pp", 1 without it; or as many as are listed */
+int hd_plan_ranks(const hd_plan *p);                              /* of all stages */
+bool hd_plan_is_meshed(const hd_plan *p);                         /* for ranks of a job, if perhaps a single one */
+int hd_plan_first_rank(const hd_plan *p, int stage);              /* of a stage; stage: up to their number, which gives hd_plan_ranks */
+int hd_plan_stage_of(const hd_plan *p, int rank);
+/* The mesh of a stage's graph: `mesh`, or the stage's own with the pipeline's axis, of size 1, before it. */
+hd_mesh hd_plan_stage_mesh(const hd_plan *p, int stage);
+/* The meshes of all stages as a graph is cut for them, in `memory`; n = 0 where they are of one mesh. 0 or HD_ENOMEM. */
+int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out);
 
 hd_plan hd_plan_default(void); /* one micro-batch, f32, everything else open */
 

@@ -1,6 +1,7 @@
 /* dump.c: a program as text. Grammar, one thing a line, "; path" behind buffers and instructions:
  *
  *     program threads=2 arena=4096 bound=4032 [repeat=1..2] [stage=0/2] [mesh=pp:2:pipeline,dp:4:data,tp:2:model]
+ *     stage 0 first=0 mesh=pp:1:pipeline,dp:2:data    one such line for each stage where they are of different meshes; mesh= above is then this stage's
  *     symbol tokens<=512
  *     buffer %0 input f32[$0<=512, 64] plain inputs device micro=split arena=0 copies=1 offset=0 bytes=131072 [view=%3] [whole=[1024, 64] layout={dp,-}]
  *            [data=00ff..] ; x
@@ -106,14 +107,28 @@ static void dump_call(const hd_program *p, const hd_call *c, hd_str *out)
     hd_str_putc(out, '\n');
 }
 
+static void dump_mesh(const hd_mesh *m, hd_str *out)
+{
+    for (int a = 0; a < m->n; a++)
+        hd_str_printf(out, "%s%s:%d:%s", a ? "," : " mesh=", m->axis[a].name, m->axis[a].size, hd_axis_role_names[m->axis[a].role]);
+    hd_str_putc(out, '\n');
+}
+
+static void dump_stages(const hd_stages *s, hd_str *out)
+{
+    for (int i = 0; i < s->n; i++) {
+        hd_str_printf(out, "stage %d first=%d", i, s->first[i]);
+        dump_mesh(&s->mesh[i], out);
+    }
+}
+
 void hd_program_dump(const hd_program *p, hd_str *out)
 {
     hd_str_printf(out, "program threads=%d arena=%lld bound=%lld", p->threads, (long long)p->arena_bytes, (long long)p->arena_bound);
     if (p->repeat_first >= 0) hd_str_printf(out, " repeat=%d..%d", p->repeat_first, p->repeat_last);
     if (p->stages > 1) hd_str_printf(out, " stage=%d/%d", p->stage, p->stages);
-    for (int a = 0; a < p->mesh.n; a++)
-        hd_str_printf(out, "%s%s:%d:%s", a ? "," : " mesh=", p->mesh.axis[a].name, p->mesh.axis[a].size, hd_axis_role_names[p->mesh.axis[a].role]);
-    hd_str_putc(out, '\n');
+    dump_mesh(&p->mesh, out);
+    dump_stages(&p->meshes, out);
     for (int i = 0; i < p->n_symbols; i++) hd_str_printf(out, "symbol %s<=%lld\n", p->symbols[i].name, (long long)p->symbols[i].max);
     for (int i = 0; i < p->n_buffers; i++) dump_buffer(p, i, out);
     for (int i = 0; i < p->n_outputs; i++) hd_str_printf(out, "output %s %%%d\n", p->outputs[i].name, p->outputs[i].buffer);

@@ -269,7 +269,7 @@ static int find_stage(hd_lowering *l)
     int found = -1;
     l->stages = 1;
     for (int a = 0; a < g->mesh.n; a++)
-        if (g->mesh.axis[a].role == HD_AXIS_PIPELINE) l->stages = g->mesh.axis[a].size;
+        if (g->mesh.axis[a].role == HD_AXIS_PIPELINE) l->stages = g->stages.n ? g->stages.n : g->mesh.axis[a].size;
     l->chunks = l->stages > 1 ? l->plan->chunks : 1;
     l->slices = 1;
     for (size_t i = 0; i < g->n_nodes; i++)
@@ -283,14 +283,14 @@ static int find_stage(hd_lowering *l)
             return hd_fail(l->err, HD_EINVAL, "%s: is in chunk %d; the plan has %d stages of %d chunks", n->path, n->chunk, l->stages, l->chunks);
         found = n->chunk % l->stages;
     }
-    l->stage = found >= 0 ? found : 0;
+    l->stage = found >= 0 ? found : g->stages.n ? g->stage : 0;
     l->many = l->plan->micro_batches > 1 || l->stages > 1 || l->slices > 1;
     l->chunks *= l->slices;
     l->update = 1 + 3 * l->chunks;
     l->p->mesh = g->mesh;
     l->p->stage = l->stage;
     l->p->stages = l->stages;
-    return 0;
+    return hd_stages_copy(&l->p->meshes, &g->stages, &l->p->memory) ? no_memory(l) : 0;
 }
 
 static int lower(hd_lowering *l)

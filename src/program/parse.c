@@ -18,6 +18,7 @@ typedef struct parser {
     size_t cap_buffers, cap_outputs, cap_calls;
     hd_instr *instrs; size_t n_instrs, cap_instrs; /* of all segments, in order */
     size_t start[MAX_SEGMENTS]; /* where each segment's begin */
+    hd_mesh *stage_mesh; int *stage_first; /* [stages] where they are of different meshes */
 } parser;
 
 static int bad(parser *s, const char *what)
@@ -159,13 +160,37 @@ static int parse_axis(parser *s, hd_mesh *m)
     return rc;
 }
 
-static int parse_mesh(parser *s)
+static int parse_mesh(parser *s, hd_mesh *m)
 {
     int rc;
     do {
-        rc = parse_axis(s, &s->p->mesh);
+        rc = parse_axis(s, m);
     } while (!rc && accept(s, ","));
     return rc;
+}
+
+/* One stage of different meshes; they come in order, and each begins where the one before ends. */
+static int parse_stage(parser *s)
+{
+    hd_program *p = s->p;
+    hd_stages *all = &p->meshes;
+    int number = 0, first = 0;
+    if (p->n_buffers || all->n >= p->stages || p->stages == 1) return bad(s, "fewer stages");
+    if (!all->n) {
+        all->mesh = s->stage_mesh = hd_arena_alloc(&p->memory, (size_t)p->stages * sizeof *s->stage_mesh);
+        all->first = s->stage_first = hd_arena_alloc(&p->memory, ((size_t)p->stages + 1) * sizeof *s->stage_first);
+    }
+    if (!all->mesh || !all->first) return no_memory(s);
+    int rc = parse_int(s, all->n, all->n, &number), begin = s->stage_first[all->n];
+    if (!rc) rc = expect(s, "first=");
+    if (!rc) rc = parse_int(s, begin, begin, &first);
+    if (!rc) rc = expect(s, "mesh=");
+    if (!rc) rc = parse_mesh(s, &s->stage_mesh[all->n]);
+    if (rc) return rc;
+    if (begin + hd_mesh_size(&s->stage_mesh[all->n]) > HD_MAX_RANKS) return bad(s, "fewer ranks");
+    s->stage_first[all->n + 1] = begin + hd_mesh_size(&s->stage_mesh[all->n]);
+    all->n++;
+    return parse_end(s);
 }
 
 /* "{...}", a layout of that rank, in place. */
@@ -202,7 +227,7 @@ static int parse_header(parser *s)
         if (!rc) rc = expect(s, "/");
         if (!rc) rc = parse_int(s, p->stage + 1, HD_MAX_RANKS, &p->stages);
     }
-    if (!rc && accept(s, "mesh=")) rc = parse_mesh(s);
+    if (!rc && accept(s, "mesh=")) rc = parse_mesh(s, &p->mesh);
     return rc ? rc : parse_end(s);
 }
 
@@ -534,7 +559,7 @@ static int parse_call(parser *s)
 /* ---- lines ---- */
 
 static const struct { const char *word; int (*parse)(parser *); } line_kinds[] = {
-    {"symbol ", parse_symbol}, {"buffer ", parse_buffer}, {"output ", parse_output}, {"segment ", parse_segment}, {"call ", parse_call}, {"  ", parse_instr},
+    {"stage ", parse_stage}, {"symbol ", parse_symbol}, {"buffer ", parse_buffer}, {"output ", parse_output}, {"segment ", parse_segment}, {"call ", parse_call}, {"  ", parse_instr},
 };
 
 static int parse_line(parser *s)
@@ -549,7 +574,7 @@ static int parse_line(parser *s)
         s->at += n;
         return line_kinds[i].parse(s);
     }
-    return *s->at ? bad(s, "symbol, buffer, output, segment, call or an instruction") : 0;
+    return *s->at ? bad(s, "symbol, buffer, output, stage, segment, call or an instruction") : 0;
 }
 
 static int parse_lines(parser *s, char *text, size_t n)

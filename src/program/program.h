@@ -119,8 +119,10 @@ typedef struct hd_port { const char *name; int buffer; } hd_port; /* a named out
 typedef struct hd_program {
     hd_arena memory; /* owns everything below */
     int threads;     /* of the team that workspaces were sized for */
-    hd_mesh mesh;    /* n = 0: one rank. Peers, shapes and attributes of a rank follow from its coordinates (hd_buffer_piece, hd_instr_attrs) */
+    hd_mesh mesh;    /* n = 0: one rank. Peers, shapes and attributes of a rank follow from its coordinates (hd_buffer_piece, hd_instr_attrs): of the rank's
+                      * number in this mesh, which is hd_program_place of its number in the job */
     int stage, stages; /* which part of the pipeline this is; 0, 1 without one */
+    hd_stages meshes; /* stages of different meshes: all of them, `mesh` being that of this stage; n = 0: all are of `mesh` */
     hd_symbol symbols[HD_MAX_SYMBOLS]; int n_symbols;
     hd_buffer *buffers; int n_buffers;
     hd_segment *segments; int n_segments;
@@ -228,7 +230,22 @@ int hd_program_verify(const hd_program *p, hd_error *err);
 
 /* ---- many ranks (world.c) ---- */
 
-/* Whether the stages of a pipeline, all of one mesh, get to the end of a step together: each stage's calls are walked in order, a recv waits until its send has
+int hd_program_ranks(const hd_program *p);           /* of the job: of all stages */
+int hd_program_first_rank(const hd_program *p);      /* the first in the job whose program this is */
+int hd_program_stage_of(const hd_program *p, int rank); /* the stage that a rank of the job is in; p: any stage's program */
+bool hd_program_leads_stage(const hd_program *p, int rank); /* it is the first of its stage */
+int hd_program_place(const hd_program *p, int rank); /* number in p->mesh of a rank of the job: the same unless stages are of different meshes */
+
+/* A send or recv between stages of different meshes: both ends. */
+typedef struct hd_crossing {
+    hd_layout layout[2]; /* of the sender, of the receiver */
+    hd_end sender, receiver;
+    int from, to;        /* first rank in the job of their stages */
+    hd_shape whole;
+} hd_crossing;
+int hd_program_crossing(const hd_program *p, const hd_instr *x, hd_crossing *out, hd_error *err); /* *out must stay where it is. HD_EFORMAT */
+
+/* Whether the stages of a pipeline get to the end of a step together: each stage's calls are walked in order, a recv waits until its send has
  * been started; a send starts at once and is waited for, until its recv has taken it, before the next call of its segment, around prepare and update and at the
  * step's end, as in the executor (no buffering beyond that); a collective over the pipeline's axis waits until all stages are at the same one. One rank stands for each stage: ranks of a stage do the same in the same order.
  * HD_EFORMAT says who waits for what, or which two ends don't agree in type. */
@@ -237,10 +254,11 @@ int hd_program_verify_world(const hd_program *const *stages, int n, hd_error *er
 /* What a rank (the one at coordinate 0) sends in one step, by kind and axes. */
 typedef struct hd_comm_count {
     const char *op;   /* "all_reduce", ...; shard and keep_first, which send nothing, are left out */
-    char axes[64];    /* "dp.tp"; of send and recv "pp" */
+    char axes[64];    /* "dp.tp"; of send and recv "pp", and of sums over stages of different meshes, which all ranks of the job are in */
     int64_t transfers;
     int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
-    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce; received for recv */
+    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce; of a send between stages of different
+                       * meshes its share of the rows; received for recv */
 } hd_comm_count;
 
 /* Fills out[most]; returns how many kinds there are (all are counted, at most `most` are written). */

@@ -78,10 +78,32 @@ static int verify_buffer(const hd_program *p, int i, hd_error *err)
     return 0;
 }
 
+static bool same_mesh(const hd_mesh *a, const hd_mesh *b)
+{
+    bool same = a->n == b->n;
+    for (int i = 0; same && i < a->n; i++)
+        same = !strcmp(a->axis[i].name, b->axis[i].name) && a->axis[i].size == b->axis[i].size && a->axis[i].role == b->axis[i].role;
+    return same;
+}
+
+/* Meshes of each stage's own: the pipeline's axis, of size 1, comes first. */
+static int verify_meshes(const hd_program *p, hd_error *err)
+{
+    if (p->meshes.n != p->stages) return hd_fail(err, HD_EFORMAT, "the program is of one of %d stages, and has the meshes of %d", p->stages, p->meshes.n);
+    for (int s = 0; s < p->meshes.n; s++) {
+        const hd_mesh *m = &p->meshes.mesh[s];
+        for (int a = 0; a < m->n; a++)
+            if ((m->axis[a].role == HD_AXIS_PIPELINE) != (a == 0)) return hd_fail(err, HD_EFORMAT, "the mesh of stage %d doesn't begin with the pipeline's axis", s);
+        if (!m->n || m->axis[0].size != 1) return hd_fail(err, HD_EFORMAT, "the mesh of stage %d has no pipeline's axis of size 1", s);
+    }
+    return same_mesh(&p->mesh, &p->meshes.mesh[p->stage]) ? 0 : hd_fail(err, HD_EFORMAT, "the program's mesh isn't that of its stage");
+}
+
 /* A pipeline's axis has a coordinate for each stage. */
 static int verify_stages(const hd_program *p, hd_error *err)
 {
     int size = 1;
+    if (p->meshes.n) return verify_meshes(p, err);
     for (int a = 0; a < p->mesh.n; a++)
         if (p->mesh.axis[a].role == HD_AXIS_PIPELINE) size = p->mesh.axis[a].size;
     return size == p->stages ? 0 : hd_fail(err, HD_EFORMAT, "the program is of one of %d stages, but its mesh is for %d", p->stages, size);
@@ -185,6 +207,13 @@ static int verify_plain(const hd_program *p, const hd_instr *x, hd_error *err)
     return 0;
 }
 
+static int verify_pipe(const hd_program *p, const hd_instr *x, hd_error *err)
+{
+    hd_crossing c;
+    if (p->stages == 1) return wrong(err, x->path, "reaches another stage, but there is one only");
+    return p->meshes.n ? hd_program_crossing(p, x, &c, err) : 0;
+}
+
 static int verify_comm(const hd_program *p, const hd_instr *x, hd_error *err)
 {
     int8_t axes[HD_MAX_AXES];
@@ -192,7 +221,7 @@ static int verify_comm(const hd_program *p, const hd_instr *x, hd_error *err)
     if (!p->mesh.n) return wrong(err, x->path, "is a transfer, but the program has no mesh");
     for (int k = 0; k < x->n_in + x->n_out; k++)
         if ((k < x->n_in ? x->in[k] : x->out[k - x->n_in]) < 0) return wrong(err, x->path, "has wrong operands");
-    if (x->op->max_in == 0 || x->op->has_effect) return p->stages > 1 ? 0 : wrong(err, x->path, "reaches another stage, but there is one only");
+    if (x->op->max_in == 0 || x->op->has_effect) return verify_pipe(p, x, err);
     if (hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes) < 1) return wrong(err, x->path, "is over axes that the mesh lacks");
     return 0;
 }

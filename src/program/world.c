@@ -4,12 +4,73 @@
 
 #include "program/program.h"
 
-/* ---- the collectives of a step ---- */
-
 static bool is_pipe(const hd_op *op)
 {
     return op->max_in == 0 || op->has_effect; /* recv, send */
 }
+
+/* ---- the ranks of all stages ---- */
+
+int hd_program_ranks(const hd_program *p)
+{
+    return p->meshes.n ? hd_stages_ranks(&p->meshes) : hd_mesh_size(&p->mesh);
+}
+
+int hd_program_first_rank(const hd_program *p)
+{
+    return p->meshes.n ? p->meshes.first[p->stage] : hd_mesh_size(&p->mesh) / p->stages * p->stage;
+}
+
+int hd_program_place(const hd_program *p, int rank)
+{
+    return p->meshes.n ? rank - p->meshes.first[p->stage] : rank;
+}
+
+int hd_program_stage_of(const hd_program *p, int rank)
+{
+    int ranks = hd_program_ranks(p);
+    if (rank >= ranks) rank = ranks - 1;
+    return p->meshes.n ? hd_stages_of_rank(&p->meshes, rank) : rank / (ranks / p->stages);
+}
+
+bool hd_program_leads_stage(const hd_program *p, int rank)
+{
+    return p->meshes.n ? rank == p->meshes.first[hd_program_stage_of(p, rank)] : rank % (hd_program_ranks(p) / p->stages) == 0;
+}
+
+int hd_program_crossing(const hd_program *p, const hd_instr *x, hd_crossing *out, hd_error *err)
+{
+    const hd_pipe_attrs *a = x->attrs;
+    bool send = x->op->has_effect;
+    const hd_buffer *own = &p->buffers[send ? x->in[0] : x->out[0]];
+    if (a->from < 0 || a->to < 0) return hd_fail(err, HD_EFORMAT, "%s: is between chunks that there aren't", x->path);
+    int from = a->from % p->stages, to = a->to % p->stages, other = send ? to : from;
+    if (from == to || (send ? from : to) != p->stage) return hd_fail(err, HD_EFORMAT, "%s: isn't between this stage and another", x->path);
+    *out = (hd_crossing){.whole = own->layout ? own->whole : own->type.shape, .from = p->meshes.first[from], .to = p->meshes.first[to]};
+    hd_layout *there = &out->layout[send], *here = &out->layout[!send];
+    if (own->layout) *here = *own->layout;
+    hd_error local = {0};
+    if (hd_layout_parse(&p->meshes.mesh[other], a->there, out->whole.rank, there, &local)) return hd_fail(err, HD_EFORMAT, "%s: %s", x->path, local.message);
+    for (int i = 0; i < 2; i++)
+        if (!hd_crossing_fits(&out->layout[i], out->whole.rank)) return hd_fail(err, HD_EFORMAT, "%s: between stages only rows are cut", x->path);
+    out->sender = (hd_end){&p->meshes.mesh[from], &out->layout[0]};
+    out->receiver = (hd_end){&p->meshes.mesh[to], &out->layout[1]};
+    return 0;
+}
+
+/* Elements that the first rank of the stage sends or receives. */
+static int64_t crossing_elements(const hd_program *p, const hd_instr *x)
+{
+    hd_crossing c;
+    int64_t rows = 0, begin;
+    if (hd_program_crossing(p, x, &c, NULL)) return 0;
+    bool send = x->op->has_effect;
+    for (int r = 0; r < hd_mesh_size(send ? c.receiver.mesh : c.sender.mesh); r++)
+        rows += hd_crossing_rows(&c.sender, send ? 0 : r, &c.receiver, send ? r : 0, &c.whole, &begin);
+    return rows * hd_row_elements(&c.whole);
+}
+
+/* ---- the collectives of a step ---- */
 
 static int pipeline_axis(const hd_mesh *m)
 {
@@ -26,13 +87,14 @@ static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
     *out = (hd_comm_count){.op = x->op->name, .elements = a > b ? a : b, .transfers = 1};
     out->bytes = out->elements * (int64_t)hd_dtype_size((in ? in : made)->type.dtype);
     if (is_pipe(x->op)) {
+        if (p->meshes.n) out->bytes = crossing_elements(p, x) * (int64_t)hd_dtype_size((in ? in : made)->type.dtype);
         snprintf(out->axes, sizeof out->axes, "%s", axis >= 0 ? p->mesh.axis[axis].name : "");
         return;
     }
     int8_t axes[HD_MAX_AXES];
     const hd_comm_attrs *attrs = x->attrs;
     int n = hd_mesh_parse_axes(&p->mesh, attrs->axes, axes);
-    for (int i = 0; i < n; i++) group *= p->mesh.axis[axes[i]].size;
+    for (int i = 0; i < n; i++) group *= axes[i] == axis && p->meshes.n ? hd_stages_ranks(&p->meshes) : p->mesh.axis[axes[i]].size;
     snprintf(out->axes, sizeof out->axes, "%s", attrs->axes);
     out->bytes = out->bytes / group * (group - 1) + out->bytes % group * (group - 1) / group;
     if (!strcmp(x->op->name, "all_reduce")) out->bytes *= 2;
@@ -77,7 +139,8 @@ typedef struct stage {
 typedef struct message {
     int from, to, number; /* chunks; of the chunk's number */
     int sender, segment;  /* stage and segment */
-    const hd_type *type;
+    const hd_program *p;  /* the sender's */
+    const hd_instr *instr;
     bool taken;
 } message;
 
@@ -126,19 +189,33 @@ static int start_send(world *w, int i, const hd_instr *x)
     const hd_pipe_attrs *a = x->attrs;
     if (hd_grow(&w->sends, &w->cap_sends, w->n_sends + 1, sizeof *w->sends)) return hd_fail_memory(w->err, sizeof *w->sends, "verifying a pipeline");
     const stage *s = &w->stages[i];
-    w->sends[w->n_sends++] = (message){a->from, a->to, a->number, i, s->p->calls[s->call].segment, &s->p->buffers[x->in[0]].type, false};
+    w->sends[w->n_sends++] = (message){a->from, a->to, a->number, i, s->p->calls[s->call].segment, s->p, x, false};
     return 1;
+}
+
+/* Both ends of what crosses between different meshes say the same. */
+static bool same_crossing(const hd_program *p, const hd_instr *send, const hd_program *q, const hd_instr *recv)
+{
+    hd_crossing a, b;
+    if (hd_program_crossing(p, send, &a, NULL) || hd_program_crossing(q, recv, &b, NULL) || !hd_shape_equal(&a.whole, &b.whole)) return false;
+    return hd_layout_equal(a.sender.mesh, &a.layout[0], &b.layout[0], &a.whole) && hd_layout_equal(a.receiver.mesh, &a.layout[1], &b.layout[1], &a.whole);
+}
+
+static bool ends_fit(const message *m, const hd_program *q, const hd_instr *recv)
+{
+    const hd_type *sent = &m->p->buffers[m->instr->in[0]].type, *want = &q->buffers[recv->out[0]].type;
+    if (sent->dtype != want->dtype) return false;
+    return m->p->meshes.n ? same_crossing(m->p, m->instr, q, recv) : hd_shape_equal(&sent->shape, &want->shape);
 }
 
 /* 1: it has been taken, 0: it isn't there yet, negative: what is there doesn't fit. */
 static int take_message(world *w, int i, const hd_instr *x)
 {
     const hd_pipe_attrs *a = x->attrs;
-    const hd_type *want = &w->stages[i].p->buffers[x->out[0]].type;
     for (size_t k = w->first; k < w->n_sends; k++) {
         message *m = &w->sends[k];
         if (m->taken || m->from != a->from || m->to != a->to || m->number != a->number) continue;
-        if (m->type->dtype != want->dtype || !hd_shape_equal(&m->type->shape, &want->shape))
+        if (!ends_fit(m, w->stages[i].p, x))
             return hd_fail(w->err, HD_EFORMAT, "%s: receives another type than chunk %d sends", x->path, a->from);
         m->taken = true;
         while (w->first < w->n_sends && w->sends[w->first].taken) w->first++;
@@ -225,12 +302,22 @@ static int report_stuck(const world *w)
     return 0;
 }
 
+/* All are of one mesh, or know the same meshes. */
+static bool same_stages(const hd_program *p, const hd_program *q)
+{
+    if (p->meshes.n != q->meshes.n) return false;
+    if (!p->meshes.n) return hd_mesh_size(&p->mesh) == hd_mesh_size(&q->mesh);
+    for (int s = 0; s < p->meshes.n; s++)
+        if (p->meshes.first[s + 1] != q->meshes.first[s + 1]) return false;
+    return true;
+}
+
 static int check_stages(const world *w)
 {
     for (int i = 0; i < w->n; i++) {
         const hd_program *p = w->programs[i];
         if (p->stages != w->n || p->stage != i) return hd_fail(w->err, HD_EINVAL, "program %d is of stage %d of %d", i, p->stage, p->stages);
-        if (hd_mesh_size(&p->mesh) != hd_mesh_size(&w->programs[0]->mesh)) return hd_fail(w->err, HD_EINVAL, "the stages are of different meshes");
+        if (!same_stages(p, w->programs[0])) return hd_fail(w->err, HD_EINVAL, "the stages are of different meshes, or don't agree on them");
     }
     return 0;
 }

@@ -15,7 +15,7 @@ typedef struct stage_look {
     struct { const hd_dim_layout *dim; int64_t extent; } *cut; size_t n_cuts, cap_cuts; /* distinct ways in which dimensions are cut */
     const hd_instr **localised; size_t n_localised, cap_localised; /* kernels whose parameters follow from the piece */
     int *axes; size_t n_axes, cap_axes;    /* of its collectives */
-    int *chunks; size_t n_chunks, cap_chunks; /* one of each stage that it talks to */
+    const hd_instr **pipes; size_t n_pipes, cap_pipes; /* sends and receives; of one mesh one for each other stage */
 } stage_look;
 
 typedef struct alike {
@@ -23,6 +23,8 @@ typedef struct alike {
     stage_look *look;       /* [stages] */
     uint64_t *color, *next; /* [world] */
     int *ranks;             /* [world] room for a group */
+    sim_end *ends;          /* [world] */
+    int rc;                 /* of what went wrong on the way */
 } alike;
 
 /* splitmix64's finish (Steele, Lea and Flood 2014). */
@@ -72,18 +74,24 @@ static int add_number(alike *a, int **list, size_t *n, size_t *cap, int number)
     return 0;
 }
 
-static int look_at_instr(alike *a, stage_look *l, const hd_instr *x)
+static int add_pipe(alike *a, stage_look *l, const hd_instr *x)
+{
+    for (size_t i = 0; i < l->n_pipes && !a->s->meshes; i++)
+        if (sim_other_stage(a->s, l->pipes[i]) == sim_other_stage(a->s, x)) return 0;
+    if (hd_grow(&l->pipes, &l->cap_pipes, l->n_pipes + 1, sizeof *l->pipes)) return sim_no_memory(a->s);
+    l->pipes[l->n_pipes++] = x;
+    return 0;
+}
+
+static int look_at_instr(alike *a, stage_look *l, int stage, const hd_instr *x)
 {
     if (x->opcode == HD_KERNEL && x->n_splits && x->op->localise) {
         if (hd_grow(&l->localised, &l->cap_localised, l->n_localised + 1, sizeof *l->localised)) return sim_no_memory(a->s);
         l->localised[l->n_localised++] = x;
     }
-    if (sim_is_pipe(x)) {
-        const hd_pipe_attrs *at = x->attrs;
-        return add_number(a, &l->chunks, &l->n_chunks, &l->cap_chunks, (x->op == &hd_op_send ? at->to : at->from) % a->s->stages);
-    }
+    if (sim_is_pipe(x)) return add_pipe(a, l, x);
     if (!sim_is_collective(x)) return 0;
-    int axes = sim_find_axes(a->s, ((const hd_comm_attrs *)x->attrs)->axes);
+    int axes = sim_find_axes(a->s, stage, ((const hd_comm_attrs *)x->attrs)->axes);
     return axes < 0 ? axes : add_number(a, &l->axes, &l->n_axes, &l->cap_axes, axes);
 }
 
@@ -94,7 +102,7 @@ static int look_at(alike *a, int stage)
     int rc = look_at_buffers(a, l, p);
     for (int s = 0; s < p->n_segments; s++) {
         hd_instr_iter it = hd_segment_instrs(p, s);
-        for (const hd_instr *x; !rc && (x = hd_instr_next(&it));) rc = look_at_instr(a, l, x);
+        for (const hd_instr *x; !rc && (x = hd_instr_next(&it));) rc = look_at_instr(a, l, stage, x);
     }
     return rc;
 }
@@ -130,13 +138,25 @@ static void color_groups(alike *a, const stage_look *l, int first, int last)
         }
 }
 
-static void color_pipes(alike *a, const stage_look *l, int rank)
+/* What it is to the rank to be each end's other end; by: adds what is known of the ends. */
+static uint64_t mix_ends(alike *a, uint64_t h, const hd_program *p, const hd_instr *x, int rank, const uint64_t *color)
 {
-    for (size_t i = 0; i < l->n_chunks; i++) {
-        int peer = sim_peer(a->s, rank, l->chunks[i]);
-        a->color[rank] = mix_move(a->s, a->color[rank], HD_MOVE_SEND, (int[]){rank, peer}, 2);
-        a->color[rank] = mix_move(a->s, a->color[rank], HD_MOVE_SEND, (int[]){peer, rank}, 2);
+    uint64_t sum = 0; /* in any order */
+    int n = sim_ends(a->s, p, x, rank, a->ends);
+    if (n < 0) a->rc = n;
+    for (int i = 0; i < n; i++) {
+        const sim_end *e = &a->ends[i];
+        uint64_t one = mix(4, (uint64_t)e->bytes);
+        if (color) one = mix(one, color[e->rank]);
+        else one = mix_move(a->s, mix_move(a->s, one, HD_MOVE_SEND, (int[]){rank, e->rank}, 2), HD_MOVE_SEND, (int[]){e->rank, rank}, 2);
+        sum += one;
     }
+    return mix(h, sum);
+}
+
+static void color_pipes(alike *a, const stage_look *l, int stage, int rank)
+{
+    for (size_t i = 0; i < l->n_pipes; i++) a->color[rank] = mix_ends(a, a->color[rank], a->s->programs[stage], l->pipes[i], rank, NULL);
 }
 
 static void color_pieces(alike *a, const stage_look *l, int stage, int rank)
@@ -145,7 +165,7 @@ static void color_pieces(alike *a, const stage_look *l, int stage, int rank)
     uint64_t h = mix(1, (uint64_t)stage);
     for (size_t i = 0; i < l->n_cuts; i++) {
         int64_t begin, end;
-        hd_dim_piece(&p->mesh, l->cut[i].dim, l->cut[i].extent, rank, &begin, &end);
+        hd_dim_piece(&p->mesh, l->cut[i].dim, l->cut[i].extent, hd_program_place(p, rank), &begin, &end);
         h = mix(h, (uint64_t)(end - begin));
     }
     for (size_t i = 0; i < l->n_localised; i++) {
@@ -159,17 +179,18 @@ static void color_pieces(alike *a, const stage_look *l, int stage, int rank)
 static void color_stage(alike *a, int stage)
 {
     const stage_look *l = &a->look[stage];
-    int first = sim_first_rank(a->s, stage), last = first + a->s->per_stage;
+    int first = sim_first_rank(a->s, stage), last = sim_first_rank(a->s, stage + 1);
     for (int r = first; r < last; r++) color_pieces(a, l, stage, r);
     color_groups(a, l, first, last);
-    for (int r = first; r < last; r++) color_pipes(a, l, r);
+    for (int r = first; r < last; r++) color_pipes(a, l, stage, r);
 }
 
 /* ---- refining ---- */
 
 static uint64_t refined(alike *a, int rank)
 {
-    const stage_look *l = &a->look[sim_stage_of(a->s, rank)];
+    int stage = sim_stage_of(a->s, rank);
+    const stage_look *l = &a->look[stage];
     uint64_t h = mix(2, a->color[rank]);
     for (size_t i = 0; i < l->n_axes; i++) {
         uint64_t sum = 0; /* in any order */
@@ -177,7 +198,7 @@ static uint64_t refined(alike *a, int rank)
         for (int k = 0; k < n; k++) sum += mix(3, a->color[a->ranks[k]]);
         h = mix(h, sum);
     }
-    for (size_t i = 0; i < l->n_chunks; i++) h = mix(h, a->color[sim_peer(a->s, rank, l->chunks[i])]);
+    for (size_t i = 0; i < l->n_pipes; i++) h = mix_ends(a, h, a->s->programs[stage], l->pipes[i], rank, a->color);
     return h;
 }
 
@@ -255,26 +276,27 @@ static int color_all(alike *a)
         color_stage(a, i);
     }
     refine(a);
-    return 0;
+    return a->rc;
 }
 
 int sim_find_alike(sim *s)
 {
     size_t world = (size_t)s->world, stages = (size_t)s->stages;
     alike a = {.s = s, .look = hd_calloc(stages, sizeof *a.look), .color = hd_calloc(world, sizeof *a.color), .next = hd_calloc(world, sizeof *a.next),
-               .ranks = hd_calloc(world, sizeof *a.ranks)};
+               .ranks = hd_calloc(world, sizeof *a.ranks), .ends = hd_calloc(world, sizeof *a.ends)};
     s->class_of = hd_arena_alloc(&s->memory, world * sizeof *s->class_of);
-    int rc = a.look && a.color && a.next && a.ranks && s->class_of ? color_all(&a) : sim_no_memory(s);
+    int rc = a.look && a.color && a.next && a.ranks && a.ends && s->class_of ? color_all(&a) : sim_no_memory(s);
     if (!rc) rc = make_actors(&a);
     for (size_t i = 0; a.look && i < stages; i++) {
         hd_free(a.look[i].cut);
         hd_free(a.look[i].localised);
         hd_free(a.look[i].axes);
-        hd_free(a.look[i].chunks);
+        hd_free(a.look[i].pipes);
     }
     hd_free(a.look);
     hd_free(a.color);
     hd_free(a.next);
     hd_free(a.ranks);
+    hd_free(a.ends);
     return rc;
 }

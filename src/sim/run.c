@@ -272,46 +272,85 @@ static void meet_message(sim *s, sim_channel *c, sim_message *m)
     wake(s, c->receiver);
 }
 
-static int send(sim *s, sim_actor *a, const sim_step *t)
+static int post(sim *s, sim_actor *a, const sim_step *t, int channel)
 {
-    sim_channel *c = &s->channels[t->place];
+    sim_channel *c = &s->channels[channel];
     int64_t number = c->sent++;
-    double start = a->time;
     if (reach_message(s, c, number)) return HD_ENOMEM;
     sim_message *m = message_of(c, number);
     m->sent = true;
     m->sent_at = a->time;
-    m->seconds = t->seconds;
-    count_bytes(a, t->move);
+    m->seconds = fmax(m->seconds, t->seconds);
     meet_message(s, c, m);
     if (s->in_process) {
-        spend(a, t->part, t->seconds);
         leave_message(c, number);
-    } else {
-        if (hd_grow(&a->sends, &a->cap_sends, a->n_sends + 1, sizeof *a->sends)) return sim_no_memory(s);
-        a->sends[a->n_sends++] = (sim_pending){t->place, a->call.segment, number};
+        return 0;
     }
-    int rc = add_event(s, a, t, false, start, a->time);
+    if (hd_grow(&a->sends, &a->cap_sends, a->n_sends + 1, sizeof *a->sends)) return sim_no_memory(s);
+    a->sends[a->n_sends++] = (sim_pending){channel, a->call.segment, a->n_sent, number};
+    return 0;
+}
+
+static int send(sim *s, sim_actor *a, const sim_step *t)
+{
+    double start = a->time;
+    int rc = 0;
+    a->n_sent++;
+    for (int i = 0; i < t->n_channels && !rc; i++) rc = post(s, a, t, t->channels[i]);
+    count_bytes(a, t->move);
+    if (s->in_process) spend(a, t->part, t->seconds);
+    if (!rc) rc = add_event(s, a, t, false, start, a->time);
     return rc ? rc : 1;
+}
+
+static int want(sim *s, sim_actor *a, const sim_step *t, int channel)
+{
+    sim_channel *c = &s->channels[channel];
+    if (reach_message(s, c, c->received)) return HD_ENOMEM;
+    sim_message *m = message_of(c, c->received);
+    m->wanted = true;
+    m->wanted_at = a->time;
+    m->seconds = fmax(m->seconds, t->seconds);
+    meet_message(s, c, m);
+    return 0;
 }
 
 static int receive(sim *s, sim_actor *a, const sim_step *t)
 {
-    sim_channel *c = &s->channels[t->place];
-    if (!a->begun) {
-        a->number = c->received++;
-        if (reach_message(s, c, a->number)) return HD_ENOMEM;
-        sim_message *m = message_of(c, a->number);
-        m->wanted = a->begun = true;
-        m->wanted_at = a->since = a->time;
-        meet_message(s, c, m);
+    double begin = 0, end = 0;
+    for (int i = 0; i < t->n_channels && !a->begun; i++) {
+        int rc = want(s, a, t, t->channels[i]);
+        if (rc) return rc;
     }
-    const sim_message *m = message_of(c, a->number);
-    if (!m->resolved) return 0;
-    spend_until(a, m->begin, m->end, HD_SIM_BUBBLE, t->part);
+    if (!a->begun) a->since = a->time;
+    a->begun = true;
+    for (int i = 0; i < t->n_channels; i++) {
+        sim_channel *c = &s->channels[t->channels[i]];
+        const sim_message *m = message_of(c, c->received);
+        if (!m->resolved) return 0;
+        begin = fmax(begin, m->begin);
+        end = fmax(end, m->end);
+    }
+    for (int i = 0; i < t->n_channels; i++) leave_message(&s->channels[t->channels[i]], s->channels[t->channels[i]].received++);
+    spend_until(a, begin, end, HD_SIM_BUBBLE, t->part);
     int rc = add_event(s, a, t, false, a->since, a->time);
-    leave_message(c, a->number);
     return rc ? rc : 1;
+}
+
+/* From the first beginning to the last end of messages first .. end-1 of one instruction. False: not all have been taken. */
+static bool span_of(const sim *s, const sim_actor *a, size_t first, size_t end, double *from, double *begin, double *last)
+{
+    *from = INFINITY;
+    *begin = *last = 0;
+    for (size_t i = first; i < end; i++) {
+        sim_channel *c = &s->channels[a->sends[i].channel];
+        const sim_message *m = message_of(c, a->sends[i].number);
+        if (!m->resolved) return false;
+        *from = fmin(*from, m->begin);
+        *begin = fmax(*begin, m->begin);
+        *last = fmax(*last, m->end);
+    }
+    return true;
 }
 
 /* Waits for sends of a segment (-1: of all); 0: not all have been taken yet. */
@@ -319,19 +358,19 @@ static int finish_sends(sim *s, sim_actor *a, int segment)
 {
     size_t kept = 0;
     bool blocked = false;
-    for (size_t i = 0; i < a->n_sends; i++) {
-        sim_pending p = a->sends[i];
-        sim_channel *c = &s->channels[p.channel];
-        const sim_message *m = message_of(c, p.number);
-        bool wanted = !blocked && (segment < 0 || p.segment == segment);
-        if (!wanted || !m->resolved) {
-            blocked |= wanted;
-            a->sends[kept++] = p;
-            continue;
+    for (size_t i = 0, end; i < a->n_sends; i = end) {
+        double from, begin, last;
+        for (end = i + 1; end < a->n_sends && a->sends[end].instr == a->sends[i].instr;) end++;
+        bool wanted = !blocked && (segment < 0 || a->sends[i].segment == segment);
+        bool taken = wanted && span_of(s, a, i, end, &from, &begin, &last);
+        blocked |= wanted && !taken;
+        for (size_t k = i; k < end; k++) {
+            if (taken) leave_message(&s->channels[a->sends[k].channel], a->sends[k].number);
+            else a->sends[kept++] = a->sends[k];
         }
-        count_hidden(a, m->begin, m->end);
-        spend_until(a, m->begin, m->end, HD_SIM_BUBBLE, HD_SIM_PIPELINE);
-        leave_message(c, p.number);
+        if (!taken) continue;
+        count_hidden(a, from, last);
+        spend_until(a, begin, last, HD_SIM_BUBBLE, HD_SIM_PIPELINE);
     }
     a->n_sends = kept;
     return !blocked;

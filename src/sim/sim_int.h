@@ -26,8 +26,9 @@ typedef struct sim_step {
     const hd_move_cost *move; /* NULL: none */
     int64_t bytes;            /* of a transfer: the larger side */
     bool across;              /* a collective over stages */
-    int place;                /* meeting or channel */
-    int member;               /* of the meeting */
+    int place;                /* meeting */
+    int member;               /* of it */
+    const int *channels; int n_channels;
 } sim_step;
 
 /* A segment at one binding of the symbols. */
@@ -66,7 +67,7 @@ typedef struct sim_channel {
 } sim_channel;
 
 typedef struct sim_token { bool pending, waiting; int meeting; int64_t number, event; const sim_step *step; } sim_token; /* event: in the trace, or -1 */
-typedef struct sim_pending { int channel, segment; int64_t number; } sim_pending; /* a send */
+typedef struct sim_pending { int channel, segment; int64_t instr, number; } sim_pending; /* one message of the actor's send `instr` */
 typedef struct sim_queued { int meeting; int64_t number; } sim_queued;            /* a transfer beside computing */
 
 typedef struct sim_actor {
@@ -84,7 +85,7 @@ typedef struct sim_actor {
     int at;                  /* the next step of it */
     bool ready, done, in_call, moved; /* moved: its queue may go on */
     bool waiting, awaited, begun; /* of step `at`: stands before tokens, has them all, has been entered */
-    int64_t number;          /* of the instance or message that it stands at */
+    int64_t number, n_sent;  /* of the instance that it stands at; sends so far */
     double since;            /* when it came there */
     double time;             /* up to where it has got */
     double beside;           /* when its last settled transfer beside computing ends */
@@ -93,7 +94,8 @@ typedef struct sim_actor {
 
 /* ---- all of it ---- */
 
-typedef struct sim_axes { char text[64]; int8_t axis[HD_MAX_AXES]; int n; int size; int *offset; /* [size] from the group's first rank */ bool across; } sim_axes;
+typedef struct sim_axes { int stage; char text[64]; int8_t axis[HD_MAX_AXES]; int n; int size; int *offset; /* [size] from the group's first rank */ bool across; } sim_axes; /* stage: whose mesh */
+typedef struct sim_end { int rank; int64_t bytes; } sim_end; /* of a message: the other rank */
 
 typedef struct sim {
     const hd_program *const *programs; int stages;
@@ -101,7 +103,8 @@ typedef struct sim {
     const hd_sim_options *options;
     hd_error *err;
     hd_arena memory;
-    int world, per_stage, pipeline; /* ranks; of one stage; the pipeline's axis, or -1 */
+    int world, *first;       /* ranks; [stages + 1] the first of each stage */
+    bool meshes;             /* stages are of different meshes */
     int teams;               /* ranks of a node that compute at once */
     bool buffered;           /* sends don't hold up the sender's next call */
     bool in_process;         /* all ranks are threads of one machine: transfers are done by those who wait for them */
@@ -122,9 +125,10 @@ int sim_no_memory(sim *s);
 int sim_place_init(sim *s);
 int sim_stage_of(const sim *s, int rank);
 int sim_first_rank(const sim *s, int stage);
-int sim_peer(const sim *s, int rank, int chunk);                     /* who holds that chunk at rank's place */
-int sim_find_axes(sim *s, const char *text);                         /* index, or negative */
-int sim_group(const sim *s, int axes, int rank, int *ranks);         /* [size]; returns how many */
+int sim_other_stage(const sim *s, const hd_instr *x);                /* of a send or receive */
+int sim_ends(sim *s, const hd_program *p, const hd_instr *x, int rank, sim_end *list); /* its other ends: fills list[world], returns how many, or negative */
+int sim_find_axes(sim *s, int stage, const char *text);              /* index, or negative */
+int sim_group(const sim *s, int axes, int rank, int *ranks);         /* [size] of the job; returns how many */
 bool sim_is_pipe(const hd_instr *x);
 bool sim_is_collective(const hd_instr *x);                           /* something is sent to several */
 hd_move sim_move_kind(const hd_instr *x);

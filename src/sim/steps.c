@@ -10,7 +10,7 @@
 static hd_type piece_type(const hd_program *p, int b, int rank, const int64_t *binding)
 {
     if (b < 0) return (hd_type){.absent = true, .shape.sym = -1};
-    hd_tensor t = hd_buffer_piece(p, b, rank, binding);
+    hd_tensor t = hd_buffer_piece(p, b, hd_program_place(p, rank), binding);
     hd_type type = {.dtype = t.dtype, .shape = {.rank = t.rank, .sym = -1}};
     for (int i = 0; i < t.rank; i++) type.shape.dim[i] = t.dim[i];
     return type;
@@ -27,7 +27,7 @@ void sim_kernel_cost(const sim *s, const hd_program *p, const hd_instr *x, int r
         if (x->in[i] >= 0 && p->buffers[x->in[i]].format == HD_PACKED) packed |= 1u << i;
     for (int i = 0; i < x->n_in; i++) in[i] = piece_type(p, x->in[i], rank, binding);
     for (int i = 0; i < x->n_out; i++) results[i] = piece_type(p, x->out[i], rank, binding);
-    hd_instr_attrs(p, x, rank, attrs);
+    hd_instr_attrs(p, x, hd_program_place(p, rank), attrs);
     hd_sig sig = {.op = x->op, .in = in, .out = results, .n_in = x->n_in, .n_out = x->n_out, .attrs = attrs};
     hd_cost_kernel_packed(s->cluster, &sig, packed, p->threads, s->teams, out);
 }
@@ -94,7 +94,7 @@ static int find_meeting(sim *s, int axes, const int *actors, int n)
 
 static int fill_collective(sim *s, const sim_actor *a, sim_step *t, int *ranks, const int64_t *binding)
 {
-    int axes = sim_find_axes(s, ((const hd_comm_attrs *)t->instr->attrs)->axes), self = (int)(a - s->actors), members = 0;
+    int axes = sim_find_axes(s, a->stage, ((const hd_comm_attrs *)t->instr->attrs)->axes), self = (int)(a - s->actors), members = 0;
     if (axes < 0) return axes;
     int n = sim_group(s, axes, a->rank, ranks);
     t->verb = SIM_COLLECTIVE;
@@ -107,7 +107,7 @@ static int fill_collective(sim *s, const sim_actor *a, sim_step *t, int *ranks, 
     qsort(ranks, (size_t)n, sizeof *ranks, compare_ints);
     for (int i = 0; i < n; i++)
         if (!i || ranks[i] != ranks[members - 1]) ranks[members++] = ranks[i];
-    t->place = find_meeting(s, axes, ranks, members);
+    t->place = find_meeting(s, t->across && s->meshes ? -1 : axes, ranks, members); /* -1: of all ranks, whatever the axes are named in each stage */
     for (int i = 0; i < members; i++)
         if (ranks[i] == self) t->member = i;
     return t->place < 0 ? t->place : 0;
@@ -124,18 +124,55 @@ static int find_channel(sim *s, const sim_channel *want)
     return (int)s->n_channels++;
 }
 
-static int fill_pipe(sim *s, const sim_actor *a, sim_step *t, const int64_t *binding)
+/* All messages of one instruction share the rank's port: each takes as long as all of its. */
+static int cost_ends(sim *s, const sim_actor *a, sim_step *t, const sim_end *ends, int n)
+{
+    bool send = t->verb == SIM_SEND;
+    hd_move_cost *sum = hd_arena_alloc(&s->memory, sizeof *sum), one;
+    if (!sum) return sim_no_memory(s);
+    for (int i = 0; i < n; i++) t->bytes += ends[i].bytes;
+    for (int i = 0; i < n; i++) {
+        int ranks[2] = {send ? a->rank : ends[i].rank, send ? ends[i].rank : a->rank};
+        hd_dtype dtype = transfer_dtype(a->program, t->instr);
+        hd_cost_move(s->cluster, HD_MOVE_SEND, ranks, 2, s->world, t->bytes, dtype, &one);
+        if (one.seconds > t->seconds) t->seconds = one.seconds;
+        hd_cost_move(s->cluster, HD_MOVE_SEND, ranks, 2, s->world, ends[i].bytes, dtype, &one);
+        for (int l = 0; l < HD_MAX_LEVELS; l++) sum->bytes[l] += one.bytes[l];
+    }
+    sum->seconds = t->seconds;
+    t->move = sum;
+    return 0;
+}
+
+/* One channel with each class of ranks at the other end. */
+static int find_channels(sim *s, const sim_actor *a, sim_step *t, const sim_end *ends, int n)
 {
     const hd_pipe_attrs *at = t->instr->attrs;
-    bool send = t->instr->op == &hd_op_send;
-    int self = (int)(a - s->actors), peer = sim_peer(s, a->rank, send ? at->to : at->from), other = s->class_of[peer];
-    t->verb = send ? SIM_SEND : SIM_RECV;
+    bool send = t->verb == SIM_SEND;
+    int self = (int)(a - s->actors), *list = hd_arena_alloc(&s->memory, ((size_t)n + 1) * sizeof *list);
+    if (!list) return sim_no_memory(s);
+    for (int i = 0; i < n; i++) {
+        int other = s->class_of[ends[i].rank], known = 0;
+        int c = find_channel(s, &(sim_channel){.sender = send ? self : other, .receiver = send ? other : self, .from = at->from, .to = at->to, .number = at->number});
+        if (c < 0) return c;
+        while (known < t->n_channels && list[known] != c) known++;
+        if (known == t->n_channels) list[t->n_channels++] = c;
+    }
+    t->channels = list;
+    return 0;
+}
+
+static int fill_pipe(sim *s, const sim_actor *a, sim_step *t)
+{
+    sim_end *ends = hd_malloc((size_t)s->world * sizeof *ends);
+    if (!ends) return sim_no_memory(s);
+    t->verb = t->instr->op == &hd_op_send ? SIM_SEND : SIM_RECV;
     t->part = HD_SIM_PIPELINE;
-    t->bytes = sim_transfer_bytes(a->program, t->instr, a->rank, binding);
-    int rc = set_move(s, t, a, HD_MOVE_SEND, (int[]){send ? a->rank : peer, send ? peer : a->rank}, 2);
-    if (rc) return rc;
-    t->place = find_channel(s, &(sim_channel){.sender = send ? self : other, .receiver = send ? other : self, .from = at->from, .to = at->to, .number = at->number});
-    return t->place < 0 ? t->place : 0;
+    int n = sim_ends(s, a->program, t->instr, a->rank, ends), rc = n < 0 ? n : 0;
+    if (!rc) rc = cost_ends(s, a, t, ends, n);
+    if (!rc) rc = find_channels(s, a, t, ends, n);
+    hd_free(ends);
+    return rc;
 }
 
 /* ---- a segment ---- */
@@ -145,7 +182,7 @@ static int fill_step(sim *s, const sim_actor *a, sim_step *t, int *ranks, const 
     const hd_instr *x = t->instr;
     t->event = hd_instr_event_kind(a->program, x);
     t->verb = x->opcode == HD_WAIT ? SIM_WAIT : SIM_COMPUTE;
-    if (sim_is_pipe(x)) return fill_pipe(s, a, t, binding);
+    if (sim_is_pipe(x)) return fill_pipe(s, a, t);
     if (sim_is_collective(x)) return fill_collective(s, a, t, ranks, binding);
     if (x->opcode == HD_KERNEL) fill_kernel(s, a, t, binding);
     else if (x->opcode != HD_WAIT) fill_copy(s, a, t, binding);

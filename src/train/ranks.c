@@ -98,7 +98,7 @@ int hd_ranks_output(hd_exec *e, const char *name, float **out, int64_t *count, h
 {
     const hd_program *p = hd_exec_program(e);
     const hd_rank *rank = hd_exec_rank(e);
-    int at = hd_program_output(p, name), me = rank ? rank->rank : 0;
+    int at = hd_program_output(p, name), me = rank ? hd_program_place(p, rank->rank) : 0;
     const hd_buffer *b = at < 0 ? NULL : &p->buffers[at];
     int64_t agreed[2] = {0, b ? p->stages - p->stage : 0}; /* elements; the first stage that has it */
     if (b) agreed[0] = hd_shape_count(b->layout ? &b->whole : &b->type.shape);

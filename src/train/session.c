@@ -66,20 +66,22 @@ static bool matches_any(const hd_graph *g, const char *pattern)
     return false;
 }
 
-/* The plan's pins; of a second graph those that it has values for, and its parameters and states as they lie already. */
-static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, pins *out, hd_error *err)
+/* The plan's pins over one mesh; of a second graph those that it has values for, and its parameters and states as they lie already. */
+static int collect_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, int mesh, pins *out, hd_error *err)
 {
     bool second = s->names && s->names->n_all;
     size_t most = (size_t)plan->n_pins + (second ? s->names->n_all : 0);
     *out = (pins){hd_calloc(most + 1, sizeof *out->list), 0};
     if (!out->list) return hd_fail_memory(err, most * sizeof *out->list, "a plan's layouts");
     for (int i = 0; i < plan->n_pins; i++)
-        if (!second || matches_any(g, plan->pins[i].pattern)) out->list[out->n++] = plan->pins[i];
+        if (plan->pin_mesh[i] == mesh && (!second || matches_any(g, plan->pins[i].pattern))) out->list[out->n++] = plan->pins[i];
     for (size_t i = 0; second && i < s->names->n_all; i++) {
         const hd_whole *w = &s->names->all[i];
         hd_str text;
+        if (plan->n_meshes && plan->stages[w->stage] != mesh) continue;
         hd_str_init(&text);
-        hd_layout_print(&plan->mesh, w->layout, w->type.shape.rank, &text);
+        hd_mesh own = hd_plan_stage_mesh(plan, w->stage);
+        hd_layout_print(&own, w->layout, w->type.shape.rank, &text);
         if (hd_graph_find(g, w->path) != HD_NONE) add_pin(out, w->path, text.data);
         hd_str_free(&text);
     }
@@ -108,9 +110,8 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
 static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_error *err)
 {
     pins p = {0};
-    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
     int rc = cut_chunks(g, plan, err);
-    if (!rc) rc = collect_pins(s, g, plan, &p, err);
+    if (!rc) rc = collect_pins(s, g, plan, 0, &p, err);
     if (!rc) {
         hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
         if (plan->half_wire) hd_pass_narrow_gradients(g, HD_BF16);
@@ -118,13 +119,57 @@ static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_e
         rc = pass_error(g, err);
     }
     hd_free(p.list);
-    return rc ? rc : hd_store_list_graph(s->names, g, err);
+    return rc ? rc : hd_store_list_graph(s->names, g, 0, err);
+}
+
+/* ---- stages of different meshes ---- */
+
+/* The pins of each mesh, once, and those of each stage. */
+static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_plan *plan, pins *of_mesh, hd_stage_pins *out, hd_error *err)
+{
+    int rc = 0;
+    for (int m = 0; m < plan->n_meshes && !rc; m++) rc = collect_pins(s, g, plan, m, &of_mesh[m], err);
+    for (int i = 0; i < plan->n_stages && !rc; i++) out[i] = (hd_stage_pins){of_mesh[plan->stages[i]].list, of_mesh[plan->stages[i]].n};
+    return rc;
+}
+
+/* All stages of g, which is cut into chunks first; only: as hd_graph_stages. out: [n_stages], to be freed whatever comes back. Lists what they keep. */
+static int cut_stages(hd_session *s, hd_graph *g, const hd_plan *plan, int only, hd_graph **out, hd_error *err)
+{
+    hd_arena memory = {0};
+    hd_stages stages;
+    pins of_mesh[HD_MAX_MESHES] = {0};
+    hd_stage_pins *all = hd_calloc((size_t)plan->n_stages + 1, sizeof *all);
+    int rc = cut_chunks(g, plan, err);
+    if (!rc && (!all || hd_plan_list_stages(plan, &memory, &stages))) rc = hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline");
+    if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, only, out, err);
+    for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, out[i], i, err);
+    for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
+    hd_free(all);
+    hd_arena_free(&memory);
+    return rc;
+}
+
+/* *g becomes the stage that the rank is in. */
+static int cut_for_mesh(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
+{
+    int own = hd_plan_stage_of(plan, rank->rank);
+    hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
+    int rc = part ? cut_stages(s, *g, plan, own, part, err) : hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline");
+    for (int i = 0; part && i < plan->n_stages; i++)
+        if (rc || i != own) hd_graph_free(part[i]);
+    if (!rc) hd_graph_free(*g), *g = part[own];
+    hd_free(part);
+    return rc;
 }
 
 /* *g becomes what the rank does of it. */
 static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
     int stages = hd_plan_stages(plan), pp = hd_mesh_find(&plan->mesh, "pp"), stage = pp < 0 ? 0 : hd_mesh_coordinate(&plan->mesh, rank->rank, pp);
+    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
+    if (plan->n_meshes) return cut_for_mesh(s, g, plan, rank, err);
     int rc = partition_whole(s, *g, plan, err);
     if (rc || stages <= 1) return rc;
     hd_graph *part = hd_graph_stage(*g, stage, stages, err);
@@ -139,12 +184,12 @@ static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const 
 
 int hd_session_ranks(const hd_session_options *o)
 {
-    return o->parallel.dp ? (int)hd_parallel_ranks(&o->parallel) : hd_mesh_size(&o->plan.mesh);
+    return o->parallel.dp ? (int)hd_parallel_ranks(&o->parallel) : hd_plan_ranks(&o->plan);
 }
 
 bool hd_session_is_rank(const hd_session_options *o)
 {
-    return hd_session_ranks(o) > 1 || o->plan.mesh.n;
+    return hd_session_ranks(o) > 1 || hd_plan_is_meshed(&o->plan);
 }
 
 /* The plan as lowering is given it: what was open is filled in from the whole graph. */
@@ -187,7 +232,7 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
     hd_plan plan;
     int rc = pass_error(*g, err);
     if (!rc) rc = plan_of(o, train, *g, &plan, err);
-    if (!rc && plan.mesh.n) rc = cut_for_rank(s, g, &plan, &o->rank, err);
+    if (!rc && hd_plan_is_meshed(&plan)) rc = cut_for_rank(s, g, &plan, &o->rank, err);
     if (!rc) rc = lower_graph(*g, train, o, &plan, &s->backend.target, &s->program[which], err);
     double calls = train ? (double)plan.micro_batches : 1;
     if (!rc) s->flops[which] = calls * hd_graph_flops(*g); /* the update is counted with each micro-batch: a few operations per parameter */
@@ -196,14 +241,29 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
 
 /* ---- programs of all stages ---- */
 
-static int lower_stage(hd_programs *p, const hd_session_options *o, const hd_target *target, int stage, hd_error *err)
+/* part: the stage, where it has been cut out already. */
+static int lower_stage(hd_programs *p, const hd_session_options *o, const hd_target *target, int stage, hd_graph *part, hd_error *err)
 {
-    bool only = p->n == 1;
-    hd_graph *part = only ? p->graph : hd_graph_stage(p->graph, stage, p->n, err);
+    bool own = !part && p->n > 1;
+    if (!part) part = own ? hd_graph_stage(p->graph, stage, p->n, err) : p->graph;
     if (!part) return err->code;
     part->stage = stage;
     int rc = lower_graph(part, p->train, o, &p->plan, target, &p->stage[stage], err);
-    if (!only) hd_graph_free(part);
+    if (own) hd_graph_free(part);
+    return rc;
+}
+
+static int lower_stages(hd_programs *p, hd_session *s, const hd_session_options *o, hd_error *err)
+{
+    hd_graph **part = hd_calloc((size_t)p->n + 1, sizeof *part);
+    p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
+    int rc = !part || !p->stage ? hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline") : 0;
+    if (!rc && hd_plan_is_meshed(&p->plan) && !(s->names = hd_store_new(NULL, 0, err))) rc = err->code;
+    if (!rc && p->plan.n_meshes) rc = cut_stages(s, p->graph, &p->plan, -1, part, err);
+    else if (!rc && hd_plan_is_meshed(&p->plan)) rc = partition_whole(s, p->graph, &p->plan, err);
+    for (int i = 0; i < p->n && !rc; i++) rc = lower_stage(p, o, &s->backend.target, i, part[i], err);
+    for (int i = 0; part && i < p->n; i++) hd_graph_free(part[i]);
+    hd_free(part);
     return rc;
 }
 
@@ -234,11 +294,8 @@ int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_o
     if (!rc) make_whole(g, train, o), rc = pass_error(g, err);
     if (!rc) rc = plan_of(o, train, g, &p->plan, err);
     if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
-    if (!rc && p->plan.mesh.n) rc = partition_whole(&s, g, &p->plan, err);
     p->n = rc ? 0 : hd_plan_stages(&p->plan);
-    p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
-    if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");
-    for (int i = 0; i < p->n && !rc; i++) rc = lower_stage(p, o, &s.backend.target, i, err);
+    if (!rc) rc = lower_stages(p, &s, o, err);
     hd_session_free(&s);
     if (rc) hd_programs_free(p);
     return rc;
@@ -321,11 +378,10 @@ static int check_memory(const hd_session *s, const hd_session_options *o, hd_err
 }
 
 /* A tensor that several stages hold is saved by the first of them. */
-static int find_guests(hd_store *s, const hd_rank *rank, hd_error *err)
+static int find_guests(hd_store *s, const hd_program *p, const hd_rank *rank, hd_error *err)
 {
-    int pp = hd_mesh_find(&s->mesh, "pp");
-    if (pp < 0 || !rank->comm) return 0;
-    int stages = s->mesh.axis[pp].size, stage = hd_mesh_coordinate(&s->mesh, rank->rank, pp);
+    if (p->stages == 1 || !rank->comm) return 0;
+    int stages = p->stages, stage = p->stage;
     int64_t *claim = hd_calloc(s->n_all + 1, sizeof *claim);
     if (!claim) return hd_fail_memory(err, s->n_all * sizeof *claim, "the list of a model's state");
     for (size_t i = 0; i < s->n_all; i++) claim[i] = hd_store_find(s, s->all[i].path) ? stages - stage : 0;
@@ -343,14 +399,15 @@ static int find_guests(hd_store *s, const hd_rank *rank, hd_error *err)
 static int make_store(hd_session *s, const hd_session_options *o, hd_error *err)
 {
     const hd_graph *first = s->graph[HD_TRAIN_PROGRAM] ? s->graph[HD_TRAIN_PROGRAM] : s->graph[HD_EVAL_PROGRAM];
-    s->store = s->names ? hd_store_new_rank(first, o->seed, o->rank.rank, err) : hd_store_new(first, o->seed, err);
+    const hd_program *p = s->program[s->graph[HD_TRAIN_PROGRAM] ? HD_TRAIN_PROGRAM : HD_EVAL_PROGRAM];
+    s->store = s->names ? hd_store_new_rank(first, o->seed, hd_program_place(p, o->rank.rank), err) : hd_store_new(first, o->seed, err);
     if (!s->store) return err->code;
     for (int i = 0; i < HD_SESSION_PROGRAMS; i++)
         if (s->graph[i] && hd_store_add_graph(s->store, s->graph[i], o->seed, err)) return err->code;
     if (!s->names) return 0;
     s->store->all = s->names->all; /* s->names lives as long */
     s->store->n_all = s->names->n_all;
-    return find_guests(s->store, &o->rank, err);
+    return find_guests(s->store, p, &o->rank, err);
 }
 
 int hd_session_start(hd_session *s, const hd_session_options *o, hd_error *err)

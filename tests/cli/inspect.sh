@@ -59,6 +59,14 @@ cmp -s out stage.txt || fail "a stage's program is not read back as it was"
 ok "$heddle" inspect program stage.txt --count
 has '^all_reduce  *tp '
 has '^send  *pp '
+ok "$heddle" inspect program deep.json --parallel 'dp=3|tp=2' --rank 4 --batch 3 --micro-batches 2
+cp out stage.txt
+has '^program .*stage=1/2 mesh=pp:1:pipeline,tp:2:model$'
+has '^stage 1 first=3 mesh=pp:1:pipeline,tp:2:model$'
+has '^  %[0-9]* = recv\(\) from=0 to=1 .* there=dp\*[0-9]*,- ;'
+ok "$heddle" inspect program stage.txt
+cmp -s out stage.txt || fail "a program of a stage of its own mesh is not read back as it was"
+refuses 'there are 5 ranks, from 0' "$heddle" inspect program deep.json --parallel 'dp=3|tp=2' --rank 5 --batch 3 --micro-batches 2
 refuses 'there are 2 ranks, from 0' "$heddle" inspect program model.json --parallel dp=2 --rank 2
 refuses 'there is no "qq"' "$heddle" inspect program model.json --parallel qq=2
 finish

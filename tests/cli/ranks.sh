@@ -12,7 +12,7 @@ close() { # WHAT A B: the losses of two files of metrics
 
 # Losses, and files that are written together, are those of one rank.
 ok steps --steps 4 --out one
-for form in dp=2 tp=2 pp=2 dp=2,zero=3 dp=3 pp=2,v=1,schedule=gpipe dp=2,tp=2,pp=2,sp,zero=1; do
+for form in dp=2 tp=2 pp=2 dp=2,zero=3 dp=3 pp=2,v=1,schedule=gpipe dp=2,tp=2,pp=2,sp,zero=1 'dp=3,zero=1|tp=2,sp'; do
     ok steps --steps 4 --parallel "$form" --out "many-$form"
     close "$form" one/metrics.jsonl "many-$form/metrics.jsonl"
     same "$form: files" "$(cd "many-$form/step-4" && ls)" "$(cd one/step-4 && ls)"
@@ -25,11 +25,44 @@ for form in dp=1 tp=2 dp=2,zero=3 pp=2; do
     ok steps --steps 6 --parallel "$form" --out again
     close "on $form" one/metrics.jsonl again/metrics.jsonl
 done
+for form in tp=2 'dp=1|dp=2,tp=2' 'tp=2|dp=2,zero=3'; do # stages of different meshes, from one another's and on to others
+    rm -rf again && cp -r 'many-dp=3,zero=1|tp=2,sp' again
+    ok steps --steps 6 --parallel "$form" --out again
+    close "on $form" one/metrics.jsonl again/metrics.jsonl
+done
 rm -rf again && mkdir again && cp -r one/step-6 again/
 saved=$(sum_of one/step-6) copied=$(sum_of again/step-6)
 ok steps --steps 6 --parallel dp=2,tp=2 --out again # nothing to do
 same "a checkpoint that is only read" "$(sum_of again/step-6)" "$copied"
 same "one rank's checkpoint" "$(sum_of one/step-6)" "$saved"
+
+# Stages of different meshes from a plan file; each has its own pins.
+plan() { # MESHES STAGES PINS
+    printf '{"version": 1, "micro_batches": 2, "precision": "f32", "threads": 1, "schedule": "1f1b", "cuts": ["layers.1"], "meshes": [%s], "stages": [%s], "pins": [%s]}' "$@" > plan.json
+}
+steps_of_plan() { "$heddle" train --model model.json --data corpus --tokenizer tokenizer.json --batch 4 --sequence 16 --validation 0 --quiet --learning-rate 0.01 --schedule constant --clip 1 --plan plan.json "$@"; }
+pin() { printf '{"values": "%s", "layout": "%s", "mesh": %d}' "$@"; }
+inputs() { for v in tokens targets positions segments; do pin $v 'dp*16' "$1"; [ $v = segments ] || printf ', '; done; }
+dp='[{"name": "dp", "size": 2, "role": "data"}]' tp='[{"name": "tp", "size": 3, "role": "model"}]'
+plan "$dp, $tp" "0, 1" "$(inputs 0), $(pin 'layers.*.mlp.up' '-,tp' 1)"
+ok steps_of_plan --steps 6 --out planned
+close "a plan of two meshes" one/metrics.jsonl planned/metrics.jsonl
+plan "$dp, []" "0, 0" "$(inputs 0)" # one mesh, as if there were several
+ok steps_of_plan --steps 6 --out alike
+close "a plan of one mesh twice" one/metrics.jsonl alike/metrics.jsonl
+plan "$dp, $tp" "0, 1" "$(inputs 0), $(pin 'layers.*.mlp.upp' '-,tp' 1)"
+refuses 'pin layers.\*.mlp.upp = "-,tp" matches nothing' steps_of_plan --steps 1 --out nothing
+plan "$dp, $tp" "0, 1" "$(inputs 0), $(pin 'layers.*.mlp.up' '-,tp' 0)"
+refuses 'mesh has no axis "tp"' steps_of_plan --steps 1 --out nothing
+
+# Evaluation: the same loss on held-out text.
+held() { sed -n 's/.*"eval_loss": \([^,]*\).*/\1/p' "$1" | cut -c1-7; }
+ok steps --steps 2 --validation 0.2 --out held-one
+for form in dp=2,pp=2 'dp=2|tp=2' 'tp=2,sp|dp=3,zero=3'; do
+    ok steps --steps 2 --validation 0.2 --parallel "$form" --out "held-$form"
+    same "evaluation with $form" "$(held "held-$form/metrics.jsonl")" "$(held held-one/metrics.jsonl)"
+done
+[ -n "$(held held-one/metrics.jsonl)" ] || fail "nothing was evaluated"
 
 # A rank that fails: one line with the first cause, nobody left behind; started again, the run ends as if nothing had happened.
 ok steps --steps 4 --parallel dp=2 --out whole
@@ -59,6 +92,8 @@ ls stopped | grep -q '^step-' || fail "a stopped run did not save"
 
 # What does not fit together.
 refuses '--ranks 3 and --parallel dp=2' steps --steps 1 --parallel dp=2 --ranks 3
+refuses '--ranks 3 and --parallel dp=2.tp=2' steps --steps 1 --parallel 'dp=2|tp=2' --ranks 3
+refuses 'at most dp=4' steps --steps 1 --parallel 'tp=2|dp=5'
 refuses 'one rank only' steps --steps 1 --parallel dp=2 --lora-rank 2
 refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere
 refuses 'needs [0-9]+ bytes' steps --steps 1 --parallel dp=2 --memory 0.001
@@ -90,6 +125,9 @@ if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport 
     cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
     ok steps --steps 7 --parallel pp=2 --micro-batches 2 --transport mpi --trace mpi.json
     same "events of MPI processes and of threads" "$(events mpi.json)" "$(events run.json)"
+    ok steps --steps 4 --parallel 'dp=2|tp=2' --out local-meshes
+    ok steps --steps 4 --parallel 'dp=2|tp=2' --transport mpi --out mpi-meshes
+    cmp -s local-meshes/step-4/model.safetensors mpi-meshes/step-4/model.safetensors || fail "MPI's result is not that of threads with stages of different meshes"
     for kind in crash kill; do
         HEDDLE_FAULT=1:3:$kind:$work/mpi-$kind refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --transport mpi --out "mpi-broken-$kind"
     done
