@@ -140,7 +140,10 @@ static inline void run_gathering(const world *w, const hd_node *n, int rank, con
         hd_layout_put(&g->mesh, g->values[x].layout, &whole, rank, size, sum, all);
         free(sum);
     }
-    for (int k = 0; k < count && !reduces; k++) hd_layout_put(&g->mesh, g->values[x].layout, &whole, group[k], size, *place(w, x, group[k]), all);
+    bool alone = !strcmp(n->op->name, "place");
+    if (alone) memset(all, 0, (size_t)hd_shape_count(&whole) * size);
+    for (int k = 0; k < count && !reduces; k++)
+        if (!alone || group[k] == rank) hd_layout_put(&g->mesh, g->values[x].layout, &whole, group[k], size, *place(w, x, group[k]), all);
     hd_layout_take(&g->mesh, g->values[y].layout, &whole, rank, size, all, new_piece(w, y, rank));
     free(all);
 }
@@ -151,6 +154,39 @@ static inline void run_keep_first(const world *w, const hd_node *n, int rank, in
     void *y = new_piece(w, n->out[0], rank);
     if (index) memset(y, 0, hd_tensor_bytes(&x));
     else memcpy(y, x.data, hd_tensor_bytes(&x));
+}
+
+/* The piece of the next rank of the group. */
+static inline void run_permute(const world *w, const hd_node *n, int rank, const int *group, int count)
+{
+    int next = 0;
+    while (group[next] != rank) next++;
+    hd_tensor x = piece_of(w, n->in[0], group[(next + 1) % count]), y;
+    new_piece(w, n->out[0], rank);
+    y = piece_of(w, n->out[0], rank);
+    assert_int_equal(hd_tensor_bytes(&x), hd_tensor_bytes(&y));
+    memcpy(y.data, x.data, hd_tensor_bytes(&x));
+}
+
+/* Rows of the whole by their numbers: each rank's first rows one rank after the other, then all second ones from the end on. */
+static inline void run_deal(const world *w, const hd_node *n, int rank, const int *group, int count)
+{
+    hd_tensor x = piece_of(w, n->in[0], rank), y;
+    int64_t low = 0, high = x.dim[0];
+    new_piece(w, n->out[0], rank);
+    y = piece_of(w, n->out[0], rank);
+    size_t row = x.dim[0] ? hd_tensor_bytes(&x) / (size_t)x.dim[0] : 0;
+    for (int k = 0; k < count; k++) {
+        hd_shape s = local_shape(w, n->out[0], group[k]);
+        int64_t late = s.dim[0] / 2, early = s.dim[0] - late;
+        high -= late;
+        if (group[k] == rank) {
+            memcpy(y.data, (char *)x.data + (size_t)low * row, (size_t)early * row);
+            memcpy((char *)y.data + (size_t)early * row, (char *)x.data + (size_t)high * row, (size_t)late * row);
+        }
+        low += early;
+    }
+    assert_int_equal(low, high);
 }
 
 static inline void run_comm(const world *w, const hd_node *n, int rank)
@@ -167,6 +203,10 @@ static inline void run_comm(const world *w, const hd_node *n, int rank)
         free(sum);
     } else if (!strcmp(n->op->name, "keep_first")) {
         run_keep_first(w, n, rank, hd_mesh_index(&w->g->mesh, rank, axes, n_axes, NULL));
+    } else if (!strcmp(n->op->name, "permute")) {
+        run_permute(w, n, rank, group, count);
+    } else if (!strcmp(n->op->name, "deal")) {
+        run_deal(w, n, rank, group, count);
     } else {
         run_gathering(w, n, rank, group, count);
     }

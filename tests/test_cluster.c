@@ -212,7 +212,7 @@ static void test_cases(void **state)
     for (int i = 0; i < n; i++) {
         if (!hd_op_find(list[i].op)) fail_msg("there is no op %s", list[i].op);
         for (int k = 0; k < i; k++)
-            if (list[i].op == list[k].op && list[i].attrs == list[k].attrs && list[i].operands == list[k].operands && list[i].dtype == list[k].dtype &&
+            if (list[i].op == list[k].op && list[i].attrs == list[k].attrs && list[i].operands == list[k].operands && list[i].dtype == list[k].dtype && list[i].packed == list[k].packed &&
                 !memcmp(&list[i].size, &list[k].size, sizeof list[i].size))
                 fail_msg("%s is there twice", list[i].op);
     }

@@ -138,6 +138,7 @@ static void naive(whole *w)
     for (int j = 0; j < w->n; j++) {
         int64_t piece = w->offset[j + 1] - w->offset[j];
         if (t->kind == HD_BROADCAST) memcpy(w->want[j], w->in[t->peer], (size_t)t->count * size);
+        if (t->kind == HD_PERMUTE) memcpy(w->want[j], w->in[(j + t->peer) % w->n], (size_t)w->out_count[j] * size);
         for (int64_t e = 0; t->kind == HD_ALL_REDUCE && e < t->count; e++) naive_reduce(w, e, w->want[j], e);
         for (int64_t o = 0; o < t->outer; o++)
             for (int64_t e = 0; e < piece; e++)
@@ -159,6 +160,8 @@ static void set_counts(whole *w)
         w->in_count[i] = w->out_count[i] = t->count;
         if (t->kind == HD_REDUCE_SCATTER) w->in_count[i] = all, w->out_count[i] = mine;
         if (t->kind == HD_ALL_GATHER) w->in_count[i] = mine, w->out_count[i] = all;
+        int from = (i + t->peer) % w->n;
+        if (t->kind == HD_PERMUTE) w->in_count[i] = mine, w->out_count[i] = t->outer * t->inner * (w->offset[from + 1] - w->offset[from]);
         if (t->kind == HD_ALL_TO_ALL) w->in_count[i] = mine * t->middle * w->to_offset[w->n], w->out_count[i] = all * t->middle * b;
     }
 }
@@ -176,13 +179,19 @@ static void random_group(hd_rng *r, int world, whole *w)
     memcpy(w->rank, order, sizeof order);
 }
 
-static whole *new_whole(hd_rng *r, int world, int64_t scale)
+/* like: of the same group, kind and type; NULL: of any. */
+static whole *new_whole_like(hd_rng *r, int world, int64_t scale, const whole *like)
 {
     whole *w = calloc(1, sizeof *w);
     random_group(r, world, w);
     w->t = (hd_transfer){.kind = (hd_transfer_kind)hd_rng_below(r, HD_SEND), .dtype = (hd_dtype)hd_rng_below(r, HD_DTYPE_COUNT), .max = hd_rng_below(r, 4) == 0,
         .outer = 1 + (int64_t)hd_rng_below(r, 3), .inner = 1 + (int64_t)hd_rng_below(r, (uint64_t)(7 * scale)), .middle = 1 + (int64_t)hd_rng_below(r, 3),
         .count = (int64_t)hd_rng_below(r, (uint64_t)(1500 * scale)), .a_first = hd_rng_below(r, 2) != 0};
+    if (like) {
+        w->n = like->n;
+        memcpy(w->rank, like->rank, sizeof w->rank);
+        w->t.kind = like->t.kind, w->t.dtype = like->t.dtype, w->t.max = like->t.max;
+    }
     w->t.peer = (int)hd_rng_below(r, (uint64_t)w->n);
     random_offsets(r, w->n, w->offset);
     random_offsets(r, w->n, w->to_offset);
@@ -201,6 +210,8 @@ static whole *new_whole(hd_rng *r, int world, int64_t scale)
     for (int i = 0; i < w->n && w->in_place; i++) memcpy(w->out[i], w->in[i], (size_t)w->in_count[i] * size);
     return w;
 }
+
+static whole *new_whole(hd_rng *r, int world, int64_t scale) { return new_whole_like(r, world, scale, NULL); }
 
 static void check_whole(const whole *w)
 {
@@ -276,6 +287,47 @@ static void test_random(void **state)
         batch b = {.n = 1 + (int)hd_rng_below(&r, MAX_BATCH), .seed = seed};
         for (int k = 0; k < b.n; k++) b.w[k] = new_whole(&r, world, 1);
         run_world(world, 30, run_batch, &b);
+        for (int k = 0; k < b.n; k++) {
+            check_whole(b.w[k]);
+            free_whole(b.w[k]);
+        }
+    }
+}
+
+/* All of them as one list. */
+static void run_list(hd_comm *c, void *arg)
+{
+    batch *b = arg;
+    hd_transfer part[MAX_BATCH], list = {.kind = b->w[0]->t.kind, .dtype = b->w[0]->t.dtype, .max = b->w[0]->t.max, .part = part, .n_parts = b->n};
+    hd_error err = {0};
+    int i = index_in(b->w[0], hd_comm_rank(c));
+    if (i < 0) return;
+    for (int k = 0; k < b->n; k++) {
+        whole *w = b->w[k];
+        part[k] = w->t;
+        part[k].offset = w->offset;
+        part[k].in = w->in_place ? w->out[i] : w->in[i];
+        part[k].out = w->out[i];
+    }
+    hd_comm_group *g = hd_comm_group_get(c, b->w[0]->rank, b->w[0]->n, &err);
+    CHECK(g && hd_comm_do(c, g, &list, &err) == 0);
+    list.kind = HD_BROADCAST;
+    CHECK(hd_comm_do(c, g, &list, &err) == HD_EINVAL);
+}
+
+static void test_lists(void **state)
+{
+    (void)state;
+    for (int seed = 0; seed < 60; seed++) {
+        hd_rng r = hd_rng_new((uint64_t)seed + 5000);
+        int world = 1 + (int)hd_rng_below(&r, seed % 3 ? 5 : MAX_RANKS);
+        batch b = {.n = 1 + (int)hd_rng_below(&r, MAX_BATCH)};
+        do {
+            if (b.w[0]) free_whole(b.w[0]);
+            b.w[0] = new_whole(&r, world, seed % 5 ? 1 : 100);
+        } while (b.w[0]->t.kind > HD_ALL_GATHER);
+        for (int k = 1; k < b.n; k++) b.w[k] = new_whole_like(&r, world, 1, b.w[0]);
+        run_world(world, 30, run_list, &b);
         for (int k = 0; k < b.n; k++) {
             check_whole(b.w[k]);
             free_whole(b.w[k]);
@@ -562,6 +614,7 @@ static void run_count(hd_comm *c, void *arg)
     CHECK(hd_comm_do(c, alone, &t, &err) == 0);
     hd_comm_sent(c, sent);
     CHECK(sent[HD_ALL_REDUCE] == 160 && sent[HD_REDUCE_SCATTER] == 80 && sent[HD_ALL_GATHER] == 80 && sent[HD_BROADCAST] == (r ? 0 : 240));
+    CHECK(sent[HD_PERMUTE] == 0); /* peer 0: nobody's but one's own */
     CHECK(sent[HD_ALL_TO_ALL] == (offset[r + 1] - offset[r]) * 2 * 5 * 4 * 2 / 3);
 }
 
@@ -574,7 +627,7 @@ static void test_count(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random),   cmocka_unit_test(test_large),    cmocka_unit_test(test_two_ranks), cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_random), cmocka_unit_test(test_lists),   cmocka_unit_test(test_large),    cmocka_unit_test(test_two_ranks), cmocka_unit_test(test_messages),
         cmocka_unit_test(test_warm),     cmocka_unit_test(test_abort),    cmocka_unit_test(test_deadline),  cmocka_unit_test(test_leave),
         cmocka_unit_test(test_disagree), cmocka_unit_test(test_refused),  cmocka_unit_test(test_count),
     };

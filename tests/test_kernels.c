@@ -717,6 +717,43 @@ static void test_attention(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);
 }
 
+/* Rows of which one side, or both, saw no key at all; and an lse far above the other. */
+static void check_merge(int64_t rows, int64_t heads, int64_t n, hd_dtype in, hd_dtype out)
+{
+    hd_dtype_attrs at = {.dtype = out};
+    trial t = {.op = "attention_merge", .attrs = &at, .n_in = 4, .n_out = 2, .tolerance = out == HD_BF16 ? 8e-3 : 2e-6, .floor = 1};
+    for (int i = 0; i < 4; i++) t.in[i] = i % 2 ? tensor_normal(HD_F32, 0, 3, DIMS(rows, heads)) : tensor_normal(in, 0, 1, DIMS(rows, heads, n));
+    for (int64_t r = 0; r < rows * heads; r++)
+        for (int k = 0; k < 2; k++) {
+            float *lse = t.in[1 + 2 * k].data, *x = t.in[2 * k].data;
+            if (r % 4 == 3) lse[r] += k ? 200 : 0;
+            if (!(r % 4 == k || r % 4 == 2)) continue;
+            lse[r] = -INFINITY;
+            for (int64_t c = 0; in == HD_F32 && c < n; c++) x[r * n + c] = 0;
+        }
+    t.out[0] = shape(out, DIMS(rows, heads, n));
+    t.out[1] = shape(HD_F32, DIMS(rows, heads));
+    trial_check(&t);
+    hd_tensor got[2];
+    run_reference(&t, got);
+    for (int64_t r = 0; r < rows * heads; r++) {
+        float lse = ((float *)got[1].data)[r];
+        assert_true(r % 4 == 2 ? isinf(lse) && lse < 0 : isfinite(lse));
+        for (int64_t c = 0; c < n; c++) assert_true(isfinite(hd_load_f64(got[0].data, out, r * n + c)));
+    }
+    hd_free(got[0].data);
+    trial_free(&t);
+}
+
+static void test_attention_merge(void **state)
+{
+    (void)state;
+    check_merge(5, 3, 33, HD_F32, HD_F32);
+    check_merge(9, 1, 64, HD_F32, HD_BF16);
+    check_merge(4, 2, 7, HD_BF16, HD_F32);
+    check_merge(0, 2, 8, HD_F32, HD_F32);
+}
+
 /* ---- rows by index, positions, moves, images ---- */
 
 static void test_index(void **state)
@@ -908,12 +945,14 @@ static void check_batch_norm(int64_t n, int64_t c, int64_t h, int64_t w, hd_dtyp
     trial_check(&t);
     hd_tensor forward[4];
     run_reference(&t, forward);
-    trial g = {.op = "batch_norm_grad_x", .attrs = &at, .n_in = 5, .n_out = 1, .tolerance = 1e-5, .floor = 1};
+    trial g = {.op = "batch_norm_grad_x", .attrs = &at, .n_in = 7, .n_out = 1, .tolerance = 1e-5, .floor = 1};
     g.in[0] = tensor_normal(in, 0.2, 1, DIMS(n, c, h, w));
     g.in[1] = t.in[0];
     g.in[2] = t.in[1];
     g.in[3] = forward[1];
     g.in[4] = forward[2];
+    g.in[5] = tensor_normal(HD_F32, 3, 9, DIMS(c));
+    g.in[6] = tensor_normal(HD_F32, 1, 9, DIMS(c));
     g.out[0] = like(&t.in[0], in);
     trial_check(&g);
     trial gamma = {.op = "batch_norm_grad_gamma", .attrs = &at, .n_in = 4, .n_out = 1, .tolerance = 1e-5};
@@ -925,8 +964,35 @@ static void check_batch_norm(int64_t n, int64_t c, int64_t h, int64_t w, hd_dtyp
     gamma.out[0] = shape(HD_F32, DIMS(c));
     trial_check(&gamma);
     hd_free(g.in[0].data);
+    hd_free(g.in[5].data);
+    hd_free(g.in[6].data);
     trial_free(&t);
     results_free(&t, forward);
+}
+
+/* A piece of a batch of which `count` elements a channel are elsewhere as well; it may be empty. */
+static void check_batch_norm_piece(int64_t n, int64_t c, int64_t h, int64_t w, int64_t count, hd_dtype in)
+{
+    hd_norm_attrs at;
+    memset(&at, 0, sizeof at);
+    at.eps = 1e-5;
+    at.dtype = in;
+    at.count = count;
+    trial squares = {.op = "batch_norm_squares", .attrs = &at, .n_in = 2, .n_out = 1, .tolerance = 2e-6};
+    squares.in[0] = tensor_normal(in, 1, 2, DIMS(n, c, h, w));
+    squares.in[1] = tensor_normal(HD_F32, (double)count, 3, DIMS(c));
+    squares.out[0] = shape(HD_F32, DIMS(c));
+    trial_check(&squares);
+    trial finish = {.op = "batch_norm_finish", .attrs = &at, .n_in = 5, .n_out = 4, .tolerance = 4e-6, .floor = 2};
+    finish.in[0] = squares.in[0];
+    finish.in[1] = tensor_normal(HD_F32, 1, 0.3, DIMS(c));
+    finish.in[2] = tensor_normal(HD_F32, 0, 1, DIMS(c));
+    finish.in[3] = squares.in[1];
+    finish.in[4] = tensor_normal(HD_F32, 4 * (double)count, 1, DIMS(c));
+    finish.out[0] = like(&squares.in[0], in);
+    finish.out[1] = finish.out[2] = finish.out[3] = shape(HD_F32, DIMS(c));
+    trial_check(&finish);
+    trial_free(&finish);
 }
 
 static void check_pool(hd_conv_attrs at, hd_dtype dtype)
@@ -963,6 +1029,10 @@ static void test_images(void **state)
     check_batch_norm(3, 5, 7, 11, HD_F32);
     check_batch_norm(2, 3, 1, 1, HD_BF16);
     check_batch_norm(2, 2, 40, 40, HD_BF16);
+    check_batch_norm_piece(3, 5, 7, 11, 1000, HD_F32);
+    check_batch_norm_piece(2, 3, 40, 40, 3300, HD_BF16);
+    check_batch_norm_piece(1, 3, 1, 1, 7, HD_F16);
+    check_batch_norm_piece(0, 5, 7, 11, 400, HD_F32);
     check_pool((hd_conv_attrs){.kernel = {2, 2}, .stride = {2, 2}, .dilation = {1, 1}}, HD_F32);
     check_pool((hd_conv_attrs){.kernel = {3, 2}, .stride = {1, 2}, .dilation = {2, 1}, .pad = {1, 1}}, HD_BF16);
 }
@@ -1001,7 +1071,7 @@ int main(void)
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_broadcast),     cmocka_unit_test(test_casts),
         cmocka_unit_test(test_fused),       cmocka_unit_test(test_norms),         cmocka_unit_test(test_reductions),
         cmocka_unit_test(test_softmax),     cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_optimizers),
-        cmocka_unit_test(test_attention),   cmocka_unit_test(test_index),         cmocka_unit_test(test_top_k),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_merge),   cmocka_unit_test(test_index),         cmocka_unit_test(test_top_k),
         cmocka_unit_test(test_position),    cmocka_unit_test(test_moves),         cmocka_unit_test(test_images),
         cmocka_unit_test(test_any_dtype),   cmocka_unit_test(test_null),
     };

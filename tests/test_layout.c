@@ -57,8 +57,8 @@ static void test_pieces(void **state)
 static void test_text(void **state)
 {
     (void)state;
-    const char *good[] = {"-,-", "dp*64.tp,-", "-,tp +dp", "tp,dp*2", "-,- +dp +tp max"};
-    const char *bad[] = {"-", "-,-,-", "xx,-", "dp,dp", "dp*0,-", "dp*,-", "-,- dp", "", "dp,- +dp", "-,-+", "-,tp."};
+    const char *good[] = {"-,-", "dp*64.tp,-", "-,tp +dp", "tp,dp*2", "-,- +dp +tp max", "dp*2>2,tp>1", "tp.dp>1,-"};
+    const char *bad[] = {"-", "-,-,-", "xx,-", "dp,dp", "dp*0,-", "dp*,-", "-,- dp", "", "dp,- +dp", "-,-+", "-,tp.", "dp>3,-", "dp>0,-", "dp>,-", "tp>-1,-"};
     hd_layout l;
     hd_str s;
     hd_str_init(&s);
@@ -75,6 +75,29 @@ static void test_text(void **state)
         assert_true(err.message[0]);
     }
     hd_str_free(&s);
+}
+
+/* What goes round: each coordinate has the piece of a later one, and memory is for the largest of all. */
+static void test_shift(void **state)
+{
+    (void)state;
+    hd_layout home, round;
+    hd_shape whole = {.rank = 1, .dim = {8}};
+    hd_error err = {0};
+    assert_int_equal(hd_layout_parse(&mesh, "dp", 1, &home, &err), 0);
+    for (int shift = 1; shift < 3; shift++) {
+        round = home;
+        round.dim[0].shift[0] = (int16_t)shift;
+        assert_false(hd_layout_equal(&mesh, &home, &round, &whole));
+        assert_int_equal(hd_layout_largest(&mesh, &round, &whole).dim[0], 3);
+        for (int rank = 0; rank < 12; rank++) {
+            int64_t begin, end, b, e;
+            int from = rank / 6 * 6 + (rank % 6 / 2 + shift) % 3 * 2 + rank % 2; /* pp 2 x dp 3 x tp 2 */
+            hd_dim_piece(&mesh, &round.dim[0], 8, rank, &begin, &end);
+            hd_dim_piece(&mesh, &home.dim[0], 8, from, &b, &e);
+            assert_true(begin == b && end == e);
+        }
+    }
 }
 
 static void test_equal(void **state)
@@ -124,7 +147,7 @@ static void test_data(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mesh), cmocka_unit_test(test_pieces), cmocka_unit_test(test_text), cmocka_unit_test(test_equal), cmocka_unit_test(test_data),
+        cmocka_unit_test(test_mesh), cmocka_unit_test(test_pieces), cmocka_unit_test(test_text), cmocka_unit_test(test_shift), cmocka_unit_test(test_equal), cmocka_unit_test(test_data),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -289,7 +289,7 @@ static void test_wrong_programs(void **state)
     static const struct { const char *from, *to, *message; } cases[] = {
         {" there=tp,-", " there=-,tp", "only rows are cut"}, {" there=tp,-", " there=dp,-", "dp"}, {"stage 1 first=2", "stage 1 first=3", "in range"},
         {" to=1 ", " to=2 ", "isn't between this stage"}, {"mesh=pp:1:pipeline,dp:2:data\nstage", "mesh=pp:1:pipeline,dp:1:data\nstage", ""},
-        {"stage 1 first=2 mesh=pp:1:pipeline,", "stage 1 first=2 mesh=", "pipeline's axis"},
+        {"stage 1 first=2 mesh=pp:1:pipeline,", "stage 1 first=2 mesh=", "pipeline's axis"}, {"axes=pp ", "axes=pp.dp ", "no all_reduce over \"pp\""},
     };
     (void)state;
     job j;

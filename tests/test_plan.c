@@ -13,7 +13,7 @@ static const char whole_plan[] =
     "{\"micro_batches\": 4, \"mesh\": [{\"name\": \"pp\", \"size\": 2, \"role\": \"pipeline\"}, {\"name\": \"dp\", \"size\": 3, \"role\": \"data\"},"
     " {\"name\": \"tp\", \"size\": 2, \"role\": \"model\"}], \"pins\": [{\"values\": \"layers.*.attn.q\", \"layout\": \"-,tp*2,dp\"},"
     " {\"values\": \"x\", \"layout\": \"dp*6.tp,- +tp\"}], \"schedule\": \"interleaved\", \"chunks\": 2, \"cuts\": [\"layers.1\", \"layers.2\", \"layers.3\"],"
-    " \"keep_gathered\": true, \"recompute\": [\"layers.*.mlp.*\"]}";
+    " \"keep_gathered\": true, \"recompute\": [\"layers.*.mlp.*\"], \"ring\": \"dp.tp\", \"zigzag\": \"dp\"}";
 
 static void test_json_both_ways(void **state)
 {
@@ -36,11 +36,12 @@ static void test_json_both_ways(void **state)
     assert_int_equal(hd_plan_print(&q, &again), 0);
     assert_string_equal(text.data, again.data);
     assert_non_null(strstr(text.data, "layers.*.mlp.*"));
+    assert_true(!strcmp(q.ring, "dp.tp") && !strcmp(q.zigzag, "dp"));
     hd_str_clear(&text);
     p = hd_plan_default();
     assert_int_equal(hd_plan_print(&p, &text), 0);
-    static const char *const keys[] = {"mesh", "pins", "schedule", "chunks", "cuts", "recompute"};
-    for (int i = 0; i < 6; i++) assert_null(strstr(text.data, keys[i]));
+    static const char *const keys[] = {"mesh", "pins", "schedule", "chunks", "cuts", "recompute", "ring", "zigzag"};
+    for (int i = 0; i < 8; i++) assert_null(strstr(text.data, keys[i]));
     hd_str_free(&text);
     hd_str_free(&again);
 }
@@ -73,6 +74,8 @@ static void test_json_errors(void **state)
         {"{\"pins\": [{\"value\": \"x\", \"layout\": \"\"}]}", "no key \"value\""},
         {"{\"schedule\": \"gpip\"}", "not \"gpip\""},
         {"{\"chunks\": 0}", "chunks"},
+        {"{\"bucket\": -1}", "bucket"},
+        {"{\"sparse\": 1}", "sparse"},
         {"{\"chunks\": 2}", "interleaved"},
         {"{\"cuts\": [\"layers.1\"]}", "need 0 cuts"},
         {"{\"mesh\": [" AXIS("pp", "3", "pipeline") "], \"cuts\": [\"a\", \"a\"]}", "named twice"},
@@ -88,6 +91,9 @@ static void test_json_errors(void **state)
         {"{\"meshes\": [[], []], \"stages\": [0, 1], \"pins\": [{\"values\": \"x\", \"layout\": \"-\", \"mesh\": 2}]}", "over mesh 2"},
         {"{\"meshes\": [[], []], \"stages\": [0, 1], \"cuts\": [\"a\", \"b\"]}", "need 1 cuts"},
         {"{\"recompute\": [3]}", "list of strings"},
+        {"{\"ring\": \"cp\"}", "no axes of the mesh"},
+        {"{\"mesh\": [" AXIS("pp", "2", "pipeline") "], \"zigzag\": \"pp\"}", "cuts no tokens"},
+        {"{\"ring\": 3}", "ring"},
         {"{\"recompute\": [\"\"]}", "empty"},
         {"{\"recompute\": [\"0123456789012345678901234567890123456789012345678901234567890123\"]}", "longer than 63"},
     };
@@ -106,13 +112,15 @@ static void test_form_errors(void **state)
 {
     static const struct { const char *text, *message; } cases[] = {
         {"dq=2", "no \"dq\""}, {"dp=2,dp=2", "twice"}, {"dp=0", "from 1"}, {"dp=2x", "not \"2x\""}, {"dp=-1", "from 1"}, {"dp", "needs a value"}, {"dp=", "needs a value"},
-        {"zero=4,dp=2", "from 0 to 3"}, {"zero=1", "give dp=2"}, {"sp", "give tp=2"}, {"v=2", "give pp=2"}, {"pp=2,v=2,schedule=1f1b", "interleaved"},
+        {"zero=4,dp=2", "from 0 to 3"}, {"zero=1", "give dp=2"}, {"tables=rows", "give tp=2"}, {"tp=2,tables=some", "rows or columns"}, {"bucket=-1", "bucket must be"}, {"sparse=2", "from 0 to 1"}, {"sp", "give tp=2"}, {"v=2", "give pp=2"}, {"pp=2,v=2,schedule=1f1b", "interleaved"},
         {"schedule=2f", "schedule must be"}, {"recompute=every:0", "every:K"}, {"recompute=every:", "every:K"}, {"recompute=some", "recompute must be"},
         {"pp=2,layers=3", "layers names 1"}, {"pp=2,layers=3:", "layers must be"}, {"pp=2,layers=3;4", "layers must be"}, {"dp=2,", "last comma"}, {",", "no \"\""},
         {"dp=2|", "a stage of one rank is dp=1"}, {"|dp=2", "a stage of one rank is dp=1"}, {"dp=2|sp", "give tp=2"}, {"dp=2|zero=1,tp=2", "give dp=2"},
         {"dp=2,keep|tp=2", "give zero=3"}, {"dp=2,schedule=gpipe|tp=2,schedule=1f1b", "twice"}, {"dp=2|tp=2,tp=2", "twice"}, {"dp=2|tp=2,layers=1:2:3", "layers names 3"},
         {"dp=65535|tp=2", "more than 65536 ranks"}, {"dp=1|dp=2|dp=3|dp=4|dp=5|dp=6|dp=7|dp=8|dp=9|tp=2|tp=3|tp=4|tp=5|tp=6|tp=7|tp=8|tp=9", "more than 16 meshes"},
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
+        {"attention=ring", "cp=2 or more"}, {"order=plain", "cp=2 or more"}, {"cp=2,attention=tree", "ring or gather"}, {"cp=2,order=zig", "zigzag or plain"},
+        {"cp=2,order", "needs a value"},
     };
     (void)state;
     hd_parallel p;
@@ -259,6 +267,20 @@ static void test_gpt2(void **state)
     hd_graph_free(g);
 }
 
+/* As many words as tokens in a micro-batch: the table's gradient is not taken for the residual stream's, which has its shape. */
+static void test_tables_like_the_stream(void **state)
+{
+    (void)state;
+    hd_graph *g = language_model_of(2 * SEQ, 0, HD_F32, true);
+    hd_plan plan;
+    expand("dp=2,tp=2,sp", g, SEQ, &plan);
+    expect_layout("grad.embed.lookup.dtable", "(none)");
+    expect_layout("embed.lookup", "dp*6.tp,-");
+    expect_layout("grad.layers.0.norm1.layer_norm_grad_x", "dp*6.tp,-");
+    expect_layout("grad.layers.0.norm1.layer_norm_grad_gamma", "(none)");
+    hd_graph_free(g);
+}
+
 /* Stages of different meshes: whose pins are whose, ranks one stage after another, work by ranks. */
 static void test_meshes(void **state)
 {
@@ -329,6 +351,7 @@ static void test_llama(void **state)
     expect_layout("layers.0.attn.k", "tp,-,-");
     expand("dp=2,cp=3,tp=4,zero=3,sp", g, SEQ, &plan);
     assert_int_equal(hd_mesh_size(&plan.mesh), 24);
+    assert_true(!strcmp(plan.ring, "cp") && !strcmp(plan.zigzag, "cp"));
     expect_layout("tokens", "dp*6.cp");
     expect_layout("layers.0.attn.q", "tp0*2.tp1,-,dp.cp");
     expect_layout("layers.0.attn.v", "tp0,-,dp.cp");
@@ -340,6 +363,10 @@ static void test_llama(void **state)
     expect_layout("grad.layers.0.norm2.gamma", "dp.cp");
     expect_layout("layers.4.norm1.2", "dp*6.cp.tp0.tp1,-");
     expand("dp=2,cp=3,tp=4,zero=3,sp", eval, SEQ, &plan);
+    expand("dp=2,cp=4", one, SEQ, &plan); /* one key/value head */
+    assert_string_equal(plan.ring, "cp");
+    expand("dp=2,cp=3,attention=gather,order=plain", g, SEQ, &plan);
+    assert_true(!plan.ring[0] && !plan.zigzag[0]);
     expand("pp=2,v=2,recompute=selective", g, SEQ, &plan);
     assert_true(plan.schedule == HD_SCHEDULE_INTERLEAVED && plan.n_cuts == 3);
     assert_string_equal(plan.cuts[0], "layers.2");
@@ -376,8 +403,10 @@ static void test_what_cannot_be(void **state)
     static const struct { const char *text; int model; const char *message; } cases[] = {
         {"dp=3", 2, "at most dp=2"}, {"dp=2|dp=3", 2, "at most dp=2"}, {"dp=2|tp=5", 2, "at most tp=4"}, {"dp=1|cp=2", 2, "--batch 1"}, {"tp=5", 2, "at most tp=4"}, {"tp=3", 2, "multiple"}, {"pp=6", 2, "at most 5"}, {"pp=2,layers=2:2", 2, "adds up to 4"},
         {"cp=2", 2, "--batch 1"}, {"dp=2,cp=7", 2, "cannot be split"}, {"pp=2,slices=5:5", 2, "slices adds up to 10"}, {"slices=60", 2, "60 slices"},
-        {"tp=2,sp,slices=2", 2, "slices with sp"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "dp, zero and pp"}, {"cp=2", -1, "dp, zero and pp"},
-        {"recompute=full", -1, "dp, zero and pp"}, {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
+        {"dp=2,cp=2,slices=2,attention=ring", 2, "slices with cp"}, {"dp=2,cp=2,slices=2,order=zigzag", 2, "slices with cp"},
+        {"dp=2,cp=3,slices=4:2", 2, "a slice of 2 tokens"}, {"slices=2", -1, "a language model"}, {"tp=2", -1, "give tables=columns"},
+        {"cp=2", -1, "dp, tp with tables, zero and pp"}, {"recompute=full", -1, "zero and pp"}, {"dp=4,tp=4,tables=rows", -1, "give --batch 16"},
+        {"dp=9", -1, "at most dp=8"}, {"pp=200", -1, "at most"}, {"pp=3,schedule=interleaved", 2, "multiple of pp=3"},
         {"recompute=every:1", 2, "recompute=full"},
     };
     (void)state;
@@ -395,6 +424,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_json_both_ways), cmocka_unit_test(test_json_errors), cmocka_unit_test(test_form_errors), cmocka_unit_test(test_gpt2),
+        cmocka_unit_test(test_tables_like_the_stream),
         cmocka_unit_test(test_cuts_by_work), cmocka_unit_test(test_llama), cmocka_unit_test(test_networks), cmocka_unit_test(test_what_cannot_be),
         cmocka_unit_test(test_meshes),
     };

@@ -141,9 +141,9 @@ static hd_value convert(hd_graph *g, const char *op, const char *name, hd_value 
     return lay(g, hd_graph_node(g, op, name, &a, &x, 1), layout, rows, cols);
 }
 
-static const char *const outputs[] = {"sum", "gathered", "scattered", "exchanged", "cut", "first", "greatest"};
-static const char *const layouts[] = {"dp,-", "-,-", "dp,tp", "dp.tp,-", "dp,tp", "dp,-", "dp,-"};
-static const int64_t columns[] = {D, D, D, H, D, D, D};
+static const char *const outputs[] = {"sum", "gathered", "scattered", "exchanged", "cut", "first", "greatest", "placed"};
+static const char *const layouts[] = {"dp,-", "-,-", "dp,tp", "dp.tp,-", "dp,tp", "dp,-", "dp,-", "dp,-"};
+static const int64_t columns[] = {D, D, D, H, D, D, D, D};
 
 static hd_graph *conversions(bool parts)
 {
@@ -154,7 +154,7 @@ static hd_graph *conversions(bool parts)
     hd_value v = lay(g, hd_graph_param(g, "v", piece(g, "tp,-", H, D), (hd_init){HD_INIT_UNIFORM, 1}, true, true), "tp,-", H, D);
     hd_value h = lay(g, hd_contract(g, "h", "td,dh->th", x, w, HD_F32), "dp,tp", T, H);
     hd_value y = lay(g, hd_contract(g, "y", "th,hd->td", h, v, HD_F32), "dp,- +tp", T, D);
-    hd_value z[7];
+    hd_value z[8];
     z[0] = convert(g, "all_reduce", "sum", y, (hd_comm_attrs){.axes = "tp"}, "dp,-", T, D);
     z[1] = convert(g, "all_gather", "gathered", z[0], (hd_comm_attrs){.axes = "dp", .dim = 0, .extent = T}, "-,-", T, D);
     z[2] = convert(g, "reduce_scatter", "scattered", y, (hd_comm_attrs){.axes = "tp", .dim = 1, .extent = 2}, "dp,tp", T, D);
@@ -163,7 +163,9 @@ static hd_graph *conversions(bool parts)
     hd_value first = convert(g, "keep_first", "kept", z[0], (hd_comm_attrs){.axes = "tp"}, "dp,- +tp", T, D);
     z[5] = convert(g, "all_reduce", "first", first, (hd_comm_attrs){.axes = "tp"}, "dp,-", T, D);
     z[6] = convert(g, "all_reduce", "greatest", z[0], (hd_comm_attrs){.axes = "tp", .max = true}, "dp,-", T, D);
-    for (int i = 0; i < 7; i++) hd_graph_output(g, outputs[i], z[i]);
+    hd_value placed = convert(g, "place", "amid_zeros", z[4], (hd_comm_attrs){.axes = "tp", .dim = 1, .extent = D}, "dp,- +tp", T, D);
+    z[7] = convert(g, "all_reduce", "placed", placed, (hd_comm_attrs){.axes = "tp"}, "dp,-", T, D);
+    for (int i = 0; i < 8; i++) hd_graph_output(g, outputs[i], z[i]);
     assert_string_equal(g->err.message, "");
     return g;
 }
@@ -180,7 +182,7 @@ static int put_x(void *arg, hd_exec *e, hd_segment_kind kind, hd_call *call, hd_
 static void check_pieces(crew *w, rig *one, int threads)
 {
     for (int r = 0; r < w->n; r++)
-        for (int k = 0; k < 7; k++) {
+        for (int k = 0; k < 8; k++) {
             hd_tensor all, got;
             hd_layout l;
             hd_mesh mesh = square();
@@ -217,8 +219,8 @@ static void test_conversions(void **state)
         int n = hd_program_count(w.m[0].program, count, 16);
         assert_int_equal(n, 4);
         assert_string_equal(count[0].op, "all_reduce");
-        assert_int_equal(count[0].transfers, 3);
-        assert_int_equal(count[0].bytes, 3 * 3 * D * 4); /* 2 (n - 1) / n of [3, D] each */
+        assert_int_equal(count[0].transfers, 4);
+        assert_int_equal(count[0].bytes, 4 * 3 * D * 4); /* 2 (n - 1) / n of [3, D] each */
         crew_close(&w);
         rig_close(&one, false);
         hd_graph_free(whole);

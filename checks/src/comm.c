@@ -41,6 +41,8 @@ static void set_counts(one *w)
     w->in_count = w->out_count = t->count;
     if (t->kind == HD_REDUCE_SCATTER) w->in_count = whole, w->out_count = mine;
     if (t->kind == HD_ALL_GATHER) w->in_count = mine, w->out_count = whole;
+    int from = (i + t->peer) % w->n;
+    if (t->kind == HD_PERMUTE) w->in_count = mine, w->out_count = t->outer * t->inner * (w->offset[from + 1] - w->offset[from]);
     if (t->kind == HD_ALL_TO_ALL) w->in_count = mine * t->middle * w->to_offset[w->n], w->out_count = whole * t->middle * (w->to_offset[i + 1] - w->to_offset[i]);
 }
 
@@ -99,6 +101,34 @@ static int run_round(hd_comm *c, hd_rng *r, uint64_t *sum, hd_error *err)
     return rc;
 }
 
+/* Transfers of one kind as a list, which lie side by side in memory or with gaps, in place or not: all ranks draw the same but for the gaps. */
+static int pass_list(hd_comm *c, hd_comm_group *all, hd_rng *r, uint64_t *sum, hd_error *err)
+{
+    enum { PARTS = 5, LENGTH = 4000 };
+    static _Thread_local float in[PARTS * LENGTH], out[PARTS * LENGTH];
+    int64_t offset[PARTS][MAX_RANKS + 1], at = 0, to = 0;
+    hd_transfer part[PARTS], list = {.kind = (hd_transfer_kind)hd_rng_below(r, HD_ALL_TO_ALL), .dtype = HD_F32, .part = part, .n_parts = PARTS};
+    int n = hd_comm_size(c), rank = hd_comm_rank(c);
+    bool in_place = hd_rng_below(r, 2) && list.kind == HD_ALL_REDUCE;
+    int64_t gap = hd_rng_below(r, 2) && rank % 2 ? 3 : 0; /* on some ranks */
+    for (int i = 0; i < PARTS * LENGTH; i++) in[i] = (float)(rank + 1) * 0.37f + (float)i * 1e-3f, out[i] = 0;
+    for (int p = 0; p < PARTS; p++) {
+        int64_t outer = 1 + (int64_t)hd_rng_below(r, 2), inner = 1 + (int64_t)hd_rng_below(r, 9);
+        cut(r, n, offset[p]);
+        int64_t whole = outer * inner * offset[p][n], mine = outer * inner * (offset[p][rank + 1] - offset[p][rank]);
+        part[p] = (hd_transfer){.kind = list.kind, .dtype = HD_F32, .in = in + at, .out = in_place ? in + at : out + to, .outer = outer, .inner = inner,
+                                .offset = offset[p], .count = whole};
+        at += (list.kind == HD_ALL_GATHER ? mine : whole) + gap;
+        to += (list.kind == HD_REDUCE_SCATTER ? mine : whole) + gap;
+    }
+    int rc = at > PARTS * LENGTH || to > PARTS * LENGTH ? hd_fail(err, HD_EINVAL, "too many elements") : hd_comm_do(c, all, &list, err);
+    for (int p = 0; p < PARTS && !rc; p++) {
+        int64_t count = list.kind == HD_REDUCE_SCATTER ? part[p].outer * part[p].inner * (offset[p][rank + 1] - offset[p][rank]) : part[p].count;
+        *sum = hd_hash_mix(*sum, hd_checksum(HD_CHECKSUM_INIT, part[p].out, (size_t)count * 4));
+    }
+    return rc;
+}
+
 /* To the next rank and from the one before, with two tags taken in the other order. */
 static int pass_on(hd_comm *c, hd_comm_group *all, hd_rng *r, uint64_t *sum, hd_error *err)
 {
@@ -131,6 +161,7 @@ static int run_job(hd_comm *c, const job *j, hd_error *err)
     for (int k = 0; k < j->rounds && !rc && g; k++) {
         rc = run_round(c, &r, &sum, err);
         if (!rc) rc = pass_on(c, g, &r, &sum, err);
+        if (!rc) rc = pass_list(c, g, &r, &sum, err);
         if (k || rank != n - 1) continue;
         if (j->abort) hd_comm_abort(c, "asked to abort");
         if (j->silent) sleep(3);

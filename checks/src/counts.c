@@ -46,6 +46,14 @@ static void segment_name(const char *at, char *out, size_t size)
     snprintf(out, size, "%s %d", kind, chunk);
 }
 
+/* Bytes of the buffers that are named from `at` to `end`: one, or those of a list. */
+static double sum_list(const text_facts *f, const char *at, const char *end)
+{
+    double bytes = 0;
+    for (; end && (at = strchr(at, '%')) && at < end; at++) bytes += f->bytes[atoi(at + 1)];
+    return bytes;
+}
+
 static void read_instr(text_facts *f, const char *line)
 {
     for (size_t k = 0; k < sizeof comm_ops / sizeof *comm_ops; k++) {
@@ -56,13 +64,9 @@ static void read_instr(text_facts *f, const char *line)
         comm_line *c = &f->comm[f->n_comm++];
         *c = (comm_line){.segment = f->n_segments - 1};
         snprintf(c->op, sizeof c->op, "%s", comm_ops[k]);
-        int in = -1, out = -1;
-        const char *result = strchr(line, '%');
-        if (result && result < at) out = atoi(result + 1);
-        if (at[strlen(open)] == '%') in = atoi(at + strlen(open) + 1);
-        if (in >= 0) c->in = f->bytes[in];
-        if (out >= 0) c->out = f->bytes[out];
-    const char *axes = strstr(line, "axes="), *note = strstr(line, " @last ");
+        c->out = sum_list(f, line, at);
+        c->in = sum_list(f, at, strchr(at, ')'));
+        const char *axes = strstr(line, "axes="), *note = strstr(line, " @last ");
         c->last = note && (!semicolon || note < semicolon);
         if (axes) sscanf(axes + 5, "%63[^ ]", c->axes);
         return;
@@ -194,6 +198,20 @@ static void check_tensor_parallel(void)
                  ((d.gather_bytes - c.gather_bytes) * 4 / gathers + d.scatter_bytes - c.scatter_bytes) / 2 / (b.reduce_bytes - a.reduce_bytes), 1);
 }
 
+/* As many transfers as the rule gives: a bucket ends with the gradient that brings it to an eighth of all. */
+static void check_buckets(const text_facts *f, double parameters)
+{
+    text_facts each;
+    run_job j = job_of("gpt2", "dp=2,bucket=0", 1);
+    double bytes, transfers = count_comm(f, "all_reduce", "dp", 16, NULL);
+    report("data parallel: transfers of gradients in buckets", transfers, "<=", 9, transfers <= 9 && transfers > 1);
+    if (stage_facts(&j, 0, &each, NULL)) return;
+    double alone = count_comm(&each, "all_reduce", "dp", 16, &bytes);
+    report("... and without: one for each parameter", alone, ">=", 4 * transfers, alone >= 4 * transfers);
+    report_equal("... of as many bytes", bytes / parameters, 1);
+    free_text(&each);
+}
+
 static void check_data_parallel(void)
 {
     text_facts f;
@@ -203,6 +221,7 @@ static void check_data_parallel(void)
     if (!stage_facts(&j, 0, &f, &parameters)) {
         count_comm(&f, "all_reduce", "dp", 16, &reduce);
         report_equal("data parallel: bytes all-reduced over those of the gradients", reduce / (double)parameters, 1);
+        check_buckets(&f, (double)parameters);
         free_text(&f);
     }
     j = job_of("gpt2", "dp=2", 4);

@@ -32,14 +32,14 @@ static void zero_states(void)
 {
     for (int stage = 0; stage < 4; stage++) {
         cluster_job j = {.layers = 36, .width = 4096, .heads = 32, .tp = 1, .pp = 1, .dp = 64, .chunks = 1, .zero = stage, .batch = 128, .micro_batch = 1};
-        cluster_programs p;
+        hd_programs p;
         hd_error err = {0};
         hd_memory m;
         hd_lm_config c;
         cluster_model(&j, &c);
         double n = (double)hd_lm_config_parameters(&c);
         int rc = cluster_lower(&j, &p, &err);
-        if (!rc) rc = hd_program_memory(p.program[0], &m, &err);
+        if (!rc) rc = hd_program_memory(p.stage[0], &m, &err);
         if (rc) printf("failed: %s\n", err.message), failed++;
         else {
             double held = (double)(m.role[HD_ROLE_PARAMETER] + m.role[HD_ROLE_GRADIENT] + m.role[HD_ROLE_OPTIMIZER]);
@@ -48,7 +48,7 @@ static void zero_states(void)
             printf("zero_%d %.1f\n", stage, hd_size_states(7.5e9, 2, stage, 64) / 1e9);
             double expected = n * (4.0 / (stage >= 3 ? 64 : 1) + 4.0 / (stage >= 2 ? 64 : 1) + 8.0 / (stage >= 1 ? 64 : 1));
             printf("zero_program_%d %.4f\n", stage, held / expected);
-            cluster_programs_free(&p);
+            hd_programs_free(&p);
         }
         fflush(stdout);
     }

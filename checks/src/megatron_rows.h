@@ -31,7 +31,7 @@ static inline int megatron_read(const char *path, megatron_row *rows, hd_error *
 /* Lowered and simulated on Selene. The caller frees *out. */
 static inline int megatron_predict(const megatron_row *r, hd_sim_result *out, hd_error *err)
 {
-    cluster_programs p;
+    hd_programs p;
     hd_cluster c;
     char name[64];
     snprintf(name, sizeof name, "dgx-a100-80:%d", r->gpus);
@@ -39,7 +39,7 @@ static inline int megatron_predict(const megatron_row *r, hd_sim_result *out, hd
     if (!rc) rc = cluster_lower(&r->job, &p, err);
     if (rc) return rc;
     rc = cluster_simulate(&p, &c, out, err);
-    cluster_programs_free(&p);
+    hd_programs_free(&p);
     return rc;
 }
 

@@ -4,6 +4,7 @@
  * Bytes are those of lowered Programs: by role for ZeRO; for activations what is kept between segments, buffer by buffer, as the difference between
  * a model of 8 layers and one of 4. */
 #include "base/term.h"
+#include "ops/ops.h"
 #include "ranks_run.h"
 
 enum { WIDTH = 256, HEADS = 4, VOCAB = 512, BATCH = 4, SEQUENCE = 64, MOST_TERMS = 64 };
@@ -155,14 +156,46 @@ static void check_activations(const char *parallel, double theirs)
 
 /* ---- gathered parameters ---- */
 
-/* Arena bytes beyond gradients and what plain data parallelism keeps of activations. */
+/* Of root b: whether a gather fills it. */
+static bool is_gathered(const hd_program *p, int b)
+{
+    for (int s = 0; s < p->n_segments; s++) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it));)
+            if (x->op == &hd_op_all_gather && hd_buffer_root(p, x->out[0]) == b) return true;
+    }
+    return false;
+}
+
+/* The most bytes of gathered parameters that are held at once. */
+static double most_gathered(const hd_program *p)
+{
+    double most = 0;
+    hd_life *lives = calloc((size_t)p->n_buffers + 1, sizeof *lives);
+    bool *gathered = calloc((size_t)p->n_buffers + 1, sizeof *gathered);
+    hd_program_lives(p, lives);
+    for (int b = 0; b < p->n_buffers; b++) gathered[b] = lives[b].last >= 0 && is_gathered(p, b);
+    for (int from = 0; from < p->n_buffers; from++) { /* most are held when some come into being */
+        double now = 0;
+        for (int b = 0; b < p->n_buffers && gathered[from]; b++)
+            if (gathered[b] && lives[b].first <= lives[from].first && lives[from].first <= lives[b].last) now += (double)p->buffers[b].bytes;
+        if (now > most) most = now;
+    }
+    free(lives);
+    free(gathered);
+    return most;
+}
+
 static double gathered_of(const char *parallel, int64_t layers)
 {
-    job j = {.parallel = parallel, .layers = layers, .micro = 2}, plain = {.parallel = "dp=4", .layers = layers, .micro = 2};
-    hd_memory m, p;
-    double n;
-    if (!measure_roles(&j, &m, &n) || !measure_roles(&plain, &p, &n)) return NAN;
-    return (double)(m.arena - m.role[HD_ROLE_GRADIENT] - p.role[HD_ROLE_ACTIVATION]);
+    job j = {.parallel = parallel, .layers = layers, .micro = 2};
+    hd_session s = {0};
+    hd_error err = {0};
+    int rc = open_job(&j, &s, &err);
+    double bytes = rc ? NAN : most_gathered(s.program[HD_TRAIN_PROGRAM]);
+    hd_session_free(&s);
+    if (rc) give_up(&j, &err);
+    return bytes;
 }
 
 /* What ZeRO-3 has gathered must not add up over the layers. */

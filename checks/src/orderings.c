@@ -11,7 +11,7 @@ static double rate_of(const cluster_job *j)
 {
     hd_error err = {0};
     hd_cluster c;
-    cluster_programs p;
+    hd_programs p;
     hd_sim_result r;
     char name[64];
     double rate = NAN;
@@ -21,7 +21,7 @@ static double rate_of(const cluster_job *j)
     if (!rc) {
         rc = cluster_simulate(&p, &c, &r, &err);
         if (!rc) rate = cluster_rate(j, r.step) / 1e12, hd_sim_result_free(&r);
-        cluster_programs_free(&p);
+        hd_programs_free(&p);
     }
     if (rc) printf("failed: %s\n", err.message), failed++;
     return rate;

@@ -4,9 +4,10 @@
  *   check_predict_local --ops CLUSTER N                job N's time by op: predicted, measured
  *   check_predict_local --run N, --predict CLUSTER N GB/S   (the same program as a child: job N alone in a process, run or predicted)
  *
- * Each job runs in a process of its own, so that its peak memory (VmHWM) is its own. The read bandwidth of all cores is measured before and after it: memory
- * of shared machines moves between regimes. Where it is not what it was in calibration to 10 %, the job is run again, a few times at most; at last what
- * memory bounds in the prediction is scaled with it, and the line says so. */
+ * Each job runs in a process of its own, so that its peak memory (VmHWM) is its own, and takes a step when it is told to. The read bandwidth of all cores is
+ * measured before and after each: memory of shared machines moves between regimes. Steps count where it is what it was in calibration to 10 %; where too few
+ * are such, all count, and the prediction is for memory as it was around them (hd_cost_set_bandwidth); the line says so. */
+#include <fcntl.h>
 #include <math.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,7 +17,7 @@
 #include "serve/generator.h"
 #include "sim/sim.h"
 
-enum { TRIES = 4, GENERATED = 32, BANDWIDTH_ROUNDS = 7 };
+enum { MOST_STEPS = 15, GENERATED = 32, BANDWIDTH_ROUNDS = 5 };
 #define MOST_ERROR 0.15
 #define MEAN_ERROR 0.08
 #define MEMORY_ERROR 0.05
@@ -86,15 +87,13 @@ static int open_generator(hd_generator *g, const generation *x, hd_error *err)
 
 /* ---- the child: one job, measured ---- */
 
-/* What the parent reads: figures on one line. Of training: median step, peak bytes; of generating: a prompt, a token. */
+/* For each line of standard input a step, of generating a prompt and some tokens, and its seconds on a line; at the input's end the peak memory. */
 static int run_training(const predict_job *j, hd_error *err)
 {
     static predict_crew crew;
-    int rc = predict_measure(&crew, j, false, err);
-    if (rc) return rc;
-    double peak = (double)hd_memory_peak();
-    printf("measured %.9g %.9g\n", median(crew.seconds + PREDICT_WARM, PREDICT_STEPS), peak);
-    return 0;
+    int rc = predict_measure(&crew, j, false, true, err);
+    if (!rc) printf("%.9g 0\n", (double)hd_memory_peak());
+    return rc;
 }
 
 static int generate_once(hd_generator *g, const generation *x, const int32_t *tokens, double *prompt, double *token, hd_error *err)
@@ -116,30 +115,21 @@ static int run_generation(const generation *x, hd_error *err)
     int rc = open_generator(&g, x, err);
     if (rc) return rc;
     int32_t *tokens = hd_calloc((size_t)x->context, sizeof *tokens);
-    double prompt[PREDICT_STEPS + 1], token[PREDICT_STEPS + 1];
+    double prompt, token;
+    char line[16];
     for (int64_t i = 0; i < x->context && tokens; i++) tokens[i] = (int32_t)(i * 7919 % x->model->vocab);
     if (!tokens) rc = hd_fail_memory(err, 0, "tokens");
-    for (int i = 0; i <= PREDICT_STEPS && !rc; i++) rc = generate_once(&g, x, tokens, &prompt[i], &token[i], err);
-    if (!rc) printf("measured %.9g %.9g\n", median(prompt + 1, PREDICT_STEPS), median(token + 1, PREDICT_STEPS));
+    while (!rc && fgets(line, sizeof line, stdin)) {
+        rc = generate_once(&g, x, tokens, &prompt, &token, err);
+        if (!rc) printf("%.9g %.9g\n", prompt, token), fflush(stdout);
+    }
+    if (!rc) printf("%.9g 0\n", (double)hd_memory_peak());
     hd_generator_close(&g);
     hd_free(tokens);
     return rc;
 }
 
 /* ---- the child: one job, predicted ---- */
-
-/* The cluster as it would have been measured with memory as it is now: what streams more than the caches hold takes so much longer. */
-#define STREAMS 1.6e7
-static void scale_bandwidth(hd_cluster *c, double now)
-{
-    double slower = c->device.bandwidth / now;
-    c->device.bandwidth = now;
-    for (int i = 0; i < c->n_profile; i++) {
-        hd_profile_entry *e = &c->profile[i];
-        bool product = !strncmp(e->op, "contract", 8), streams = product ? e->x[0] <= 8 && e->x[1] * e->x[2] >= STREAMS / 4 : e->x[0] >= STREAMS;
-        if (streams && strncmp(e->op, "attention", 9)) e->seconds *= slower;
-    }
-}
 
 /* Peak memory: what the process has before anything big is allocated (its graphs and Programs too), and what the ranks' Programs will hold. */
 static int predict_training(const hd_cluster *c, const predict_job *j, hd_error *err)
@@ -150,7 +140,7 @@ static int predict_training(const hd_cluster *c, const predict_job *j, hd_error 
     double peak = (double)hd_memory_resident();
     if (!rc) rc = hd_simulate(p.program, p.n, c, NULL, &r, err);
     for (int i = 0; i < r.n_ranks; i++) peak += (double)r.rank[i].peak * r.rank[i].alike;
-    if (!rc) printf("predicted %.9g %.9g\n", r.step, peak);
+    if (!rc) printf("%.9g %.9g\n", r.step, peak);
     hd_sim_result_free(&r);
     predict_programs_free(&p);
     return rc;
@@ -180,7 +170,7 @@ static int predict_generation(const hd_cluster *c, const generation *x, hd_error
     if (rc) return rc;
     rc = predict_call(c, g.program, x->prompt, x->prompt, &prompt, err);
     if (!rc) rc = predict_call(c, g.program, 1, x->prompt + GENERATED / 2, &token, err);
-    if (!rc) printf("predicted %.9g %.9g\n", prompt, token);
+    if (!rc) printf("%.9g %.9g\n", prompt, token);
     hd_generator_close(&g);
     return rc;
 }
@@ -191,7 +181,7 @@ static int predict_child(const char *path, int n, double bandwidth, hd_error *er
     if (n < 0 || n >= JOBS + GENERATIONS) return hd_fail(err, HD_EINVAL, "there is no job %d", n);
     int rc = hd_cluster_load(path, &c, err);
     if (rc) return rc;
-    if (bandwidth > 0) scale_bandwidth(&c, bandwidth);
+    if (bandwidth > 0) hd_cost_set_bandwidth(&c, bandwidth);
     rc = n < JOBS ? predict_training(&c, &jobs[n], err) : predict_generation(&c, &generations[n - JOBS], err);
     hd_cluster_free(&c);
     return rc;
@@ -215,15 +205,54 @@ typedef struct check {
     double errors; int n_errors;
 } check;
 
-static int start_child(const check *k, const char *words, const char *answer, double figure[2], hd_error *err)
+/* A child that runs or predicts a job. */
+typedef struct child { pid_t pid; FILE *to, *from; } child;
+
+static int start(const check *k, child *c, const char *const *words, hd_error *err)
 {
-    char command[8400], line[256] = "";
-    snprintf(command, sizeof command, "'%s' %s", k->self, words);
+    int to[2], from[2];
+    if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) return hd_fail_errno(err, "a pipe");
     fflush(NULL);
-    FILE *f = popen(command, "r");
-    bool got = f && fgets(line, sizeof line, f) && sscanf(line, answer, &figure[0], &figure[1]) == 2;
-    if (f && pclose(f)) got = false;
-    return got ? 0 : hd_fail(err, HD_EIO, "%s did not work", words);
+    c->pid = fork();
+    if (c->pid < 0) return hd_fail_errno(err, "a process");
+    if (!c->pid) {
+        dup2(to[0], 0);
+        dup2(from[1], 1);
+        execv(k->self, (char *const *)(intptr_t)words);
+        _exit(127);
+    }
+    close(to[0]);
+    close(from[1]);
+    c->to = fdopen(to[1], "w");
+    c->from = fdopen(from[0], "r");
+    return 0;
+}
+
+static int hear(child *c, double figure[2], hd_error *err)
+{
+    char line[256];
+    bool got = fgets(line, sizeof line, c->from) && sscanf(line, "%lf %lf", &figure[0], &figure[1]) == 2;
+    return got ? 0 : hd_fail(err, HD_EIO, "a job ended early");
+}
+
+static int tell(child *c, double figure[2], hd_error *err)
+{
+    fputs("go\n", c->to);
+    fflush(c->to);
+    return hear(c, figure, err);
+}
+
+static void end_input(child *c)
+{
+    if (c->to) fclose(c->to);
+    c->to = NULL;
+}
+
+static void stop(child *c)
+{
+    end_input(c);
+    if (c->from) fclose(c->from);
+    if (c->pid > 0) waitpid(c->pid, NULL, 0);
 }
 
 static double bandwidth(const check *k)
@@ -231,32 +260,61 @@ static double bandwidth(const check *k)
     return hd_measure_median(HD_BOUND_READ, k->team, hd_isa_detect(), BANDWIDTH_ROUNDS, k->buffer);
 }
 
-/* Runs it; *now becomes the bandwidth around the run that is kept. */
-static int measure(const check *k, int n, double figure[2], double *now, hd_error *err)
+/* What a job's steps took: two figures of each, and the read bandwidth around it. */
+typedef struct series { double a[MOST_STEPS], b[MOST_STEPS], bandwidth[MOST_STEPS]; int n; } series;
+
+/* Steps at the bandwidth of calibration, until there are enough of them; where there are none such, whatever there is. */
+static int take_steps(const check *k, child *c, series *same, series *all, hd_error *err)
 {
-    double best = INFINITY;
-    for (int i = 0; i < TRIES && best > SAME_BANDWIDTH; i++) {
-        char words[32];
-        snprintf(words, sizeof words, "--run %d", n);
-        double got[2], before = bandwidth(k);
-        int rc = start_child(k, words, "measured %lf %lf", got, err);
-        if (rc) return rc;
-        double after = bandwidth(k), off = fmax(fabs(before / k->cluster.device.bandwidth - 1), fabs(after / k->cluster.device.bandwidth - 1));
-        if (k->brief) off = 0;
-        if (off >= best) continue;
-        best = off;
-        *now = (before + after) / 2;
-        figure[0] = got[0], figure[1] = got[1];
+    double ignored[2], got[2], before, after, normal = k->cluster.device.bandwidth;
+    int rc = 0;
+    for (int i = 0; i < PREDICT_WARM && !rc; i++) rc = tell(c, ignored, err);
+    after = bandwidth(k);
+    for (int i = 0; i < MOST_STEPS && same->n < PREDICT_STEPS && !rc; i++) {
+        before = after;
+        rc = tell(c, got, err);
+        after = bandwidth(k);
+        bool usual = k->brief || (fabs(before / normal - 1) <= SAME_BANDWIDTH && fabs(after / normal - 1) <= SAME_BANDWIDTH);
+        for (int which = !usual; which < 2 && !rc; which++) {
+            series *s = which ? all : same;
+            s->a[s->n] = got[0], s->b[s->n] = got[1], s->bandwidth[s->n++] = (before + after) / 2;
+        }
     }
-    if (best <= SAME_BANDWIDTH) *now = k->cluster.device.bandwidth;
+    return rc;
+}
+
+/* Runs it: the medians of its figures, its peak memory, and the bandwidth that was *now: calibration's, or another. */
+static int measure(const check *k, int n, double figure[2], double *peak, double *now, hd_error *err)
+{
+    char number[16];
+    child c = {0};
+    series same = {.n = 0}, all = {.n = 0};
+    double last[2];
+    snprintf(number, sizeof number, "%d", n);
+    int rc = start(k, &c, (const char *const[]){k->self, "--run", number, NULL}, err);
+    if (!rc) rc = take_steps(k, &c, &same, &all, err);
+    end_input(&c);
+    if (!rc) rc = hear(&c, last, err);
+    stop(&c);
+    if (rc) return rc;
+    bool usual = same.n >= PREDICT_STEPS;
+    series *s = usual ? &same : &all;
+    figure[0] = median(s->a, s->n), figure[1] = median(s->b, s->n);
+    *now = usual ? k->cluster.device.bandwidth : median(s->bandwidth, s->n);
+    *peak = last[0];
     return 0;
 }
 
 static int predict(const check *k, int n, double now, double figure[2], hd_error *err)
 {
-    char words[4200];
-    snprintf(words, sizeof words, "--predict '%s' %d %.9g", k->path, n, now == k->cluster.device.bandwidth ? 0 : now);
-    return start_child(k, words, "predicted %lf %lf", figure, err);
+    char number[16], gb[32];
+    child c = {0};
+    snprintf(number, sizeof number, "%d", n);
+    snprintf(gb, sizeof gb, "%.9g", now == k->cluster.device.bandwidth ? 0 : now);
+    int rc = start(k, &c, (const char *const[]){k->self, "--predict", k->path, number, gb, NULL}, err);
+    if (!rc) rc = hear(&c, figure, err);
+    stop(&c);
+    return rc;
 }
 
 static void say_bandwidth(const check *k, double now)
@@ -274,16 +332,16 @@ static void verdict(check *k, double error, double most, bool judged)
 static int check_training(check *k, int n, hd_error *err)
 {
     const predict_job *j = &jobs[n];
-    double got[2], said[2], now;
-    int rc = measure(k, n, got, &now, err);
+    double got[2], said[2], peak, now;
+    int rc = measure(k, n, got, &peak, &now, err);
     if (!rc) rc = predict(k, n, now, said, err);
     if (rc) return rc;
     bool judged = n < JUDGED;
     printf("  %-9s %-11s %-4s %d rank%s  step %7.4f s, predicted %7.4f", j->model->name, j->parallel[0] ? j->parallel : "-", hd_dtype_name(j->precision), j->ranks,
            j->ranks == 1 ? " " : "s", got[0], said[0]);
     verdict(k, said[0] / got[0] - 1, MOST_ERROR, judged && !k->brief);
-    printf("  peak %6.1f MiB, predicted %6.1f", got[1] / 1048576, said[1] / 1048576);
-    verdict(k, said[1] / got[1] - 1, MEMORY_ERROR, judged);
+    printf("  peak %6.1f MiB, predicted %6.1f", peak / 1048576, said[1] / 1048576);
+    verdict(k, said[1] / peak - 1, MEMORY_ERROR, judged);
     say_bandwidth(k, now);
     printf("%s\n", judged ? "" : "  not judged");
     if (judged) k->errors += fabs(said[0] / got[0] - 1), k->n_errors++;
@@ -293,8 +351,8 @@ static int check_training(check *k, int n, hd_error *err)
 static int check_generation(check *k, int n, hd_error *err)
 {
     const generation *x = &generations[n];
-    double got[2], said[2], now;
-    int rc = measure(k, JOBS + n, got, &now, err);
+    double got[2], said[2], peak, now;
+    int rc = measure(k, JOBS + n, got, &peak, &now, err);
     if (!rc) rc = predict(k, JOBS + n, now, said, err);
     if (rc) return rc;
     printf("  %-10s generate %-4s  prompt of %lld %7.4f s, predicted %7.4f", x->model->name, hd_dtype_name(x->precision), (long long)x->prompt, got[0], said[0]);
@@ -358,7 +416,7 @@ static int show_ops(const char *path, const predict_job *j, hd_error *err)
     hd_cluster c;
     int rc = hd_cluster_load(path, &c, err);
     if (!rc) rc = predict_programs_make(j, &programs, err);
-    if (!rc) rc = predict_measure(&crew, j, true, err);
+    if (!rc) rc = predict_measure(&crew, j, true, false, err);
     if (rc) return rc;
     op_sums s = predict_op_sums(&c, programs.program[0], 0, j->threads, j->ranks);
     double most = 0;

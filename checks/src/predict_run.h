@@ -45,7 +45,8 @@ struct predict_crew {
     predict_rank rank[PREDICT_MAX_RANKS];
     pthread_barrier_t gate;
     int steps;
-    bool profile;
+    bool profile, told;  /* told: a step for each line of standard input, its seconds on standard output; else so many */
+    bool stop;           /* by rank 0 before a gate */
     double seconds[64];  /* of each step, until the last rank is done */
     hd_str by_op;        /* of rank 0, when profile */
 };
@@ -143,14 +144,19 @@ static inline void *predict_rank_main(void *arg)
     predict_crew *c = r->crew;
     int rc = predict_open(r);
     if (rc && r->comm) hd_comm_abort(r->comm, r->err.message);
-    for (int step = 0; step < c->steps; step++) {
+    for (int step = 0;; step++) {
+        char line[16];
+        if (r->rank == 0) c->stop = c->told ? !fgets(line, sizeof line, stdin) : step == c->steps;
+        pthread_barrier_wait(&c->gate);
+        if (c->stop) break;
         if (step == PREDICT_WARM && c->profile && !rc) rc = hd_exec_profile(r->session.exec[HD_TRAIN_PROGRAM], true, &r->err);
         pthread_barrier_wait(&c->gate);
         double begin = hd_time();
         if (!rc) rc = predict_step(r, step + 1);
         if (rc && r->comm) hd_comm_abort(r->comm, r->err.message);
         pthread_barrier_wait(&c->gate);
-        if (r->rank == 0) c->seconds[step] = hd_time() - begin;
+        if (r->rank == 0 && c->told) printf("%.9g 0\n", hd_time() - begin), fflush(stdout);
+        else if (r->rank == 0) c->seconds[step] = hd_time() - begin;
     }
     if (!rc && r->rank == 0 && c->profile) hd_exec_profile_print(r->session.exec[HD_TRAIN_PROGRAM], &c->by_op);
     hd_session_free(&r->session);
@@ -159,11 +165,11 @@ static inline void *predict_rank_main(void *arg)
     return NULL;
 }
 
-/* All ranks, PREDICT_WARM steps and then PREDICT_STEPS; crew->seconds hold them all. */
-static inline int predict_measure(predict_crew *c, const predict_job *j, bool profile, hd_error *err)
+/* All ranks; PREDICT_WARM steps and then PREDICT_STEPS, crew->seconds hold them all, or as many as are asked for. */
+static inline int predict_measure(predict_crew *c, const predict_job *j, bool profile, bool told, hd_error *err)
 {
     hd_comm *comm[PREDICT_MAX_RANKS] = {NULL};
-    *c = (predict_crew){.job = j, .steps = PREDICT_WARM + PREDICT_STEPS, .profile = profile};
+    *c = (predict_crew){.job = j, .steps = PREDICT_WARM + PREDICT_STEPS, .profile = profile, .told = told};
     hd_str_init(&c->by_op);
     int rc = j->parallel[0] ? hd_comm_local(j->ranks, 120, comm, err) : 0;
     if (rc) return rc;

@@ -17,6 +17,7 @@
 #include "kernels/attrs.h"
 #include "models/lm.h"
 #include "models/network.h"
+#include "passes/passes.h"
 #include "plan/parallel.h"
 #include "train/session.h"
 
@@ -31,12 +32,13 @@ typedef struct run_job {
     const char *root; /* of the source tree: examples */
 } run_job;
 
-/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient. */
-typedef struct run_tensor { char path[128]; int64_t count; float *data; } run_tensor;
+/* One tensor, whole: what the first step left in the optimizer's state, which began at zero: a multiple of the gradient; or, of other states (running
+ * averages), what the last step left. */
+typedef struct run_tensor { char path[128]; int64_t count; float *data; bool state; } run_tensor;
 
 typedef struct run_rank {
     double flops;                           /* of one step, by the graph's own counts */
-    double product_flops;                   /* of matrix products and attention only, of this rank's real pieces */
+    double product_flops;                   /* of matrix products, convolutions and attention only, of this rank's real pieces */
     int64_t parameter_bytes, store_bytes, arena_bytes;
     int64_t sent[HD_TRANSFER_KINDS];        /* of all steps */
 } run_rank;
@@ -69,9 +71,12 @@ static const run_model run_models[] = {
     {"gpt2-shallow", HD_ARCH_GPT2, 4, 32, 4, 4, 64, 64, true},
     {"gpt2-deep", HD_ARCH_GPT2, 8, 32, 4, 4, 64, 64, true},
     {"llama", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
+    {"llama-packed", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false}, /* several documents in a sequence, and padding */
     {"llama-tied", HD_ARCH_LLAMA, 4, 64, 8, 2, 96, 128, true},
     {"llama-odd", HD_ARCH_LLAMA, 5, 30, 3, 1, 77, 83, false},
     {"qwen2", HD_ARCH_QWEN2, 4, 48, 4, 2, 96, 90, true},
+    {"gpt2-materialised", HD_ARCH_GPT2, 4, 48, 4, 4, 96, 96, true},
+    {"llama-materialised", HD_ARCH_LLAMA, 4, 48, 6, 2, 100, 99, false},
     {"gpt2-50m", HD_ARCH_GPT2, 14, 512, 8, 8, 2048, 8192, true}, /* to measure with, not to compare */
 };
 
@@ -89,9 +94,11 @@ static inline hd_graph *run_lm_graph(const run_job *j, const run_model *m, hd_er
     c.layers = m->layers, c.width = m->width, c.heads = m->heads, c.kv_heads = m->kv_heads, c.mlp_width = m->mlp, c.vocab = m->vocab;
     c.max_positions = 64, c.tie_embeddings = m->tied;
     c.init_std = 0.08; /* small models learn faster from it: losses then tell runs apart */
-    c.embd_dropout = c.resid_dropout = j->dropout;
+    c.embd_dropout = c.resid_dropout = c.attn_dropout = j->dropout;
     if (hd_lm_config_check(&c, m->name, err)) return NULL;
-    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence};
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = j->precision, .param = HD_F32, .tokens = j->batch * j->sequence, .sequence = j->sequence,
+                       .attention = strstr(m->name, "-materialised") ? HD_ATTENTION_MATERIALISED : HD_ATTENTION_FUSED};
+    o.half_stream = o.attention && m->arch == HD_ARCH_GPT2;
     return hd_lm_graph(&c, &o, err);
 }
 
@@ -120,13 +127,16 @@ static inline hd_session_options run_options(const run_job *j)
 /* The plan of a job, from its --parallel text. */
 static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
 {
-    hd_parallel p;
+    hd_parallel p = {.slices = 1};
     hd_graph *g = run_graph(j, err);
     hd_session_options o = run_options(j);
-    if (g) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision);
-    int rc = g ? hd_step_append(g, &o.step) : err->code;
     *plan = o.plan;
+    int rc = g ? 0 : err->code;
     if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
+    if (!rc && p.slices > 1) rc = hd_parallel_slices(&p, j->sequence, plan, err);
+    if (!rc) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision), hd_pass_slices(g, plan->slices, plan->n_slices);
+    if (!rc) rc = hd_step_append(g, &o.step);
+    if (!rc) rc = hd_pass_slices_backward(g, plan->slices, plan->n_slices);
     if (!rc && j->parallel[0]) rc = hd_parallel_expand(&p, g, j->sequence, plan, err);
     hd_graph_free(g);
     return rc;
@@ -171,6 +181,17 @@ static inline void run_fill_tokens(const run_job *j, uint64_t sample, int64_t vo
     }
 }
 
+/* Documents of 1, 4, 7, ... tokens, from position 0 each; the last two tokens are padding, which sees nothing. */
+static inline void run_pack(int64_t sequence, int32_t *positions, int32_t *segments)
+{
+    int64_t at = 0, length = 1;
+    for (int64_t i = 0; i < sequence; i++, at++) {
+        if (at == length) at = 0, length += 3;
+        positions[i] = (int32_t)at;
+        segments[i] = i < sequence - 2 ? (int32_t)(segments[0] * 100 + length) : -1;
+    }
+}
+
 static inline int run_put_lm(const run_job *j, const run_model *m, hd_exec *e, uint64_t first, hd_error *err)
 {
     size_t n = (size_t)(j->batch * j->sequence);
@@ -183,6 +204,7 @@ static inline int run_put_lm(const run_job *j, const run_model *m, hd_exec *e, u
             data[3 * n + (size_t)(b * j->sequence + i)] = (int32_t)b;
             samples[b * j->sequence + i] = (int64_t)first + b;
         }
+        if (strstr(m->name, "packed")) run_pack(j->sequence, data + 2 * n + b * j->sequence, data + 3 * n + b * j->sequence);
     }
     int rc = hd_exec_put(e, "tokens", data, err);
     if (!rc) rc = hd_exec_put(e, "targets", data + n, err);
@@ -211,6 +233,33 @@ static inline int run_put_images(const run_job *j, hd_exec *e, uint64_t first, h
     return rc;
 }
 
+/* Who likes what: by the parity of user and item, mostly. */
+static inline int run_put_clicks(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    enum { USERS = 500, ITEMS = 300 };
+    int32_t *id = malloc(2 * (size_t)j->batch * sizeof *id);
+    float *click = malloc((size_t)j->batch * sizeof *click);
+    for (int64_t b = 0; b < j->batch; b++) {
+        uint64_t sample = first + (uint64_t)b;
+        id[b] = (int32_t)(run_word(sample, 4) % USERS / (run_word(sample, 5) % 3 ? 40 : 1)); /* some come often */
+        id[j->batch + b] = (int32_t)(run_word(sample, 6) % ITEMS);
+        click[b] = run_word(sample, 7) % 8 ? (float)((id[b] + id[j->batch + b]) % 2) : 0;
+    }
+    int rc = hd_exec_put(e, "user", id, err);
+    if (!rc) rc = hd_exec_put(e, "item", id + j->batch, err);
+    if (!rc) rc = hd_exec_put(e, "click", click, err);
+    free(id);
+    free(click);
+    return rc;
+}
+
+/* A network's inputs: hd_exec_put passes over those that it has not got. */
+static inline int run_put_network(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
+{
+    int rc = run_put_images(j, e, first, err);
+    return rc ? rc : run_put_clicks(j, e, first, err);
+}
+
 static inline uint64_t run_first_sample(const run_job *j, int step)
 {
     return (uint64_t)(j->seed * 100000 + step * j->micro * j->batch);
@@ -223,7 +272,7 @@ static inline int run_before(void *arg, hd_exec *e, hd_segment_kind kind, hd_cal
     const run_model *m = run_find_model(j->model);
     if (kind != HD_SEGMENT_FORWARD) return 0;
     uint64_t first = run_first_sample(j, t->step) + (uint64_t)(call->micro * j->batch);
-    return m ? run_put_lm(j, m, e, first, err) : run_put_images(j, e, first, err);
+    return m ? run_put_lm(j, m, e, first, err) : run_put_network(j, e, first, err);
 }
 
 static inline double run_divisor(const run_job *j, int step)
@@ -272,38 +321,82 @@ static inline run_tensor *run_find_tensor(run_result *r, const char *path, int64
     return t;
 }
 
-static inline void run_collect(run_thread *t)
+/* The gradients, or the states that are not the optimizer's. */
+static inline void run_collect(run_thread *t, bool states)
 {
     const hd_store *s = t->session.store;
     const char *prefix = run_gradient_prefix(t->shared->job);
     pthread_mutex_lock(&t->shared->lock);
     for (size_t i = 0; i < s->n_tensors; i++) {
         const hd_store_tensor *x = s->tensors[i];
-        if (strncmp(x->path, prefix, strlen(prefix))) continue;
+        bool of_optimizer = !strncmp(x->path, "exp_avg", 7) || !strncmp(x->path, "momentum.", 9);
+        if (states ? x->kind != HD_STATE || of_optimizer : strncmp(x->path, prefix, strlen(prefix)) != 0) continue;
         const hd_shape *whole = x->layout ? &x->whole : &x->type.shape;
-        run_tensor *to = run_find_tensor(t->shared->result, x->path + strlen(prefix), hd_shape_count(whole));
+        run_tensor *to = run_find_tensor(t->shared->result, states ? x->path : x->path + strlen(prefix), hd_shape_count(whole));
+        if (to) to->state = states;
         if (to) hd_layout_put(&s->mesh, x->layout, whole, s->rank, sizeof(float), x->data, to->data);
     }
     pthread_mutex_unlock(&t->shared->lock);
 }
 
-/* Pairs of queries and keys are all counted, also those that a causal mask hides. */
-static inline double run_attention_flops(const hd_sig *s)
+/* Which tokens of a sequence a rank has that holds rows in such a layout, where the last axis cuts them: positions, in order. Returns how many. Dealt
+ * zig-zag they are two parts: with all ranks' first parts one after the other and then their second ones backwards. */
+static inline int run_tokens_of(const hd_graph *g, const hd_dim_layout *d, int64_t sequence, int rank, int64_t *position)
+{
+    const hd_mesh *m = &g->mesh;
+    const hd_mesh_axis *axis = &m->axis[d->axis[d->n - 1]];
+    bool zigzag = g->zigzag >> d->axis[d->n - 1] & 1;
+    int64_t begin[RUN_MAX_RANKS], end[RUN_MAX_RANKS], first = 0, last = sequence;
+    int self = (hd_mesh_coordinate(m, rank, d->axis[d->n - 1]) + d->shift[d->n - 1]) % axis->size, n = 0;
+    for (int c = 0; c < axis->size; c++) hd_split(sequence, 1, c, axis->size, &begin[c], &end[c]);
+    for (int64_t i = begin[self]; !zigzag && i < end[self]; i++) position[n++] = i;
+    if (!zigzag) return n;
+    for (int c = 0; c < self; c++) first += (end[c] - begin[c] + 1) / 2, last -= (end[c] - begin[c]) / 2;
+    for (int64_t i = 0; i < (end[self] - begin[self] + 1) / 2; i++) position[n++] = first + i;
+    last -= (end[self] - begin[self]) / 2;
+    for (int64_t i = 0; i < (end[self] - begin[self]) / 2; i++) position[n++] = last + i;
+    return n;
+}
+
+/* Where tokens of one sequence are cut over ranks: the pairs of a query and a key that it sees, of those that the rank has in this node. Negative: they aren't.
+ * Queries are the last of the tokens that there are keys of: a slice of the sequence, or all of it. */
+static inline double run_pairs_seen(const hd_graph *g, const hd_node *n, int rank, int64_t batch)
+{
+    int64_t q_at[512], k_at[512], seen = 0;
+    int q = strcmp(n->op->name, "attention") ? 1 : 0, cp = hd_mesh_find(&g->mesh, "cp");
+    const hd_layout *lq = g->values[n->in[q]].layout, *lk = g->values[n->in[q + 1]].layout;
+    int64_t own = g->values[n->in[q]].whole.dim[0] / batch, sequence = g->values[n->in[q + 1]].whole.dim[0] / batch, before = sequence - own;
+    if (cp < 0 || sequence > 512) return -1;
+    if (!lq->dim[0].n || lq->dim[0].axis[lq->dim[0].n - 1] != cp) { /* some heads of all tokens */
+        hd_shape rows = hd_layout_shape(&g->mesh, lq, &g->values[n->in[q]].whole, rank);
+        return (double)(rows.dim[0] / own) * (double)(before * own + own * (own + 1) / 2);
+    }
+    bool all = !lk->dim[0].n || lk->dim[0].axis[lk->dim[0].n - 1] != cp;
+    int nq = run_tokens_of(g, &lq->dim[0], own, rank, q_at), nk = all ? 0 : run_tokens_of(g, &lk->dim[0], sequence, rank, k_at);
+    for (int64_t j = 0; all && j < sequence; j++) k_at[nk++] = j;
+    for (int i = 0; i < nq; i++)
+        for (int j = 0; j < nk; j++) seen += k_at[j] <= before + q_at[i];
+    return (double)seen;
+}
+
+/* Pairs of queries and keys are all counted, also those that a causal mask hides, unless the tokens of one sequence are cut: then those that see each
+ * other, since whole tiles that see nothing are passed over. */
+static inline double run_attention_flops(const hd_sig *s, double seen)
 {
     bool forward = !s->op->is_backward;
     const int64_t *q = s->in[forward ? 0 : 1].shape.dim, *k = s->in[forward ? 1 : 2].shape.dim;
     const hd_attention_attrs *at = s->attrs;
     int64_t keys = at->max_keys > 0 && at->max_keys < k[0] ? at->max_keys : k[0];
-    return (forward ? 4.0 : 10.0) * (double)(q[0] * q[1] * q[2] * keys);
+    return (forward ? 4.0 : 10.0) * (double)(q[1] * q[2]) * (seen >= 0 ? seen : (double)(q[0] * keys));
 }
 
-static inline double run_product_flops(const hd_graph *g, int rank)
+static inline double run_product_flops(const hd_graph *g, int rank, int64_t batch)
 {
     double flops = 0;
     for (size_t i = 0; i < g->n_nodes; i++) {
         const hd_node *n = g->nodes[i];
-        bool product = !strcmp(n->op->name, "contract");
-        if (!product && strncmp(n->op->name, "attention", 9)) continue;
+        bool product = !strcmp(n->op->name, "contract") || !strncmp(n->op->name, "conv2d", 6);
+        if (!product && strcmp(n->op->name, "attention") && strcmp(n->op->name, "attention_grad")) continue;
         hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
         for (int k = 0; k < n->n_in + n->n_out; k++) {
             hd_value v = k < n->n_in ? n->in[k] : n->out[k - n->n_in];
@@ -314,7 +407,7 @@ static inline double run_product_flops(const hd_graph *g, int rank)
         hd_sig s = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
         hd_cost cost = {0};
         if (product) n->op->cost(&s, &cost);
-        flops += product ? cost.flops : run_attention_flops(&s);
+        flops += product ? cost.flops : run_attention_flops(&s, run_pairs_seen(g, n, rank, batch));
     }
     return flops;
 }
@@ -324,7 +417,7 @@ static inline void run_note_rank(run_thread *t)
     run_rank *r = &t->shared->result->rank[t->rank];
     const hd_store *s = t->session.store;
     r->flops = t->session.flops[HD_TRAIN_PROGRAM];
-    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank));
+    r->product_flops = (double)t->shared->job->micro * run_product_flops(t->session.graph[HD_TRAIN_PROGRAM], hd_program_place(t->session.program[HD_TRAIN_PROGRAM], t->rank), t->shared->job->batch);
     r->arena_bytes = t->session.program[HD_TRAIN_PROGRAM]->arena_bytes;
     for (size_t i = 0; i < s->n_tensors; i++) {
         r->store_bytes += s->tensors[i]->bytes;
@@ -378,7 +471,8 @@ static inline int run_rank_body(run_thread *t, hd_error *err)
         if (!rc) rc = run_step(t, &loss, err);
         if (!rc && last) rc = run_take_events(t, err);
         if (t->rank == 0) t->shared->result->loss[t->step] = loss;
-        if (!rc && t->step == 0) run_collect(t);
+        if (!rc && t->step == 0) run_collect(t, false);
+        if (!rc && t->step == RUN_STEPS - 1) run_collect(t, true);
         if (!rc) run_trace_step(t, loss);
     }
     if (!rc) run_note_rank(t);
@@ -501,7 +595,7 @@ static inline double run_global_norm(const run_result *r)
 {
     double sum = 0;
     for (int i = 0; i < r->n_tensors; i++) {
-        double n = run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
+        double n = r->tensor[i].state ? 0 : run_norm(r->tensor[i].data, NULL, r->tensor[i].count);
         sum += n * n;
     }
     return sqrt(sum);

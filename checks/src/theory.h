@@ -6,20 +6,23 @@
 
 #include "ranks_run.h"
 
-typedef struct theory { double flops, parameter_bytes, sent, scalars; } theory;
+typedef struct theory { double flops, uneven /* FLOPs */, parameter_bytes, sent, scalars; } theory;
 
 /* A parameter as a rank of tensor parallelism has it: the dimension that is cut is cut already. */
-typedef struct theory_tensor { int64_t dim[3]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */; } theory_tensor;
+typedef struct theory_tensor { int64_t dim[4]; int rank, cut; bool rows /* meets each token by itself: its gradient is a sum over tokens */, keys /* of K or V heads */,
+    wide /* read as it is, in f32 */; } theory_tensor;
 enum { THEORY_TENSORS = 24 };
 
 typedef struct theory_job {
     const run_job *j;
     const run_model *m;
+    const hd_plan *plan;
     hd_parallel p;
     int64_t ranks, tokens;              /* that share parameters: dp x cp; of a rank's micro-batch */
     int64_t heads, keys, mlp, vocab, head_dim; /* of a rank */
     int64_t first, last;                /* chunks of this stage among all: first = stage, stage + pp, ... */
     double layers, again;               /* of this stage; of these whole layers made again in backward */
+    bool ring;                          /* keys and values go round */
     bool begins, ends;                  /* has the embedding, the head */
     int chunks_in, chunks_out;          /* of this stage with a chunk before, behind */
     int64_t stage_ranks;                /* stages of different meshes: of this one; 0: all are of one mesh */
@@ -55,6 +58,14 @@ static inline int64_t theory_tensor_parts(const theory_job *t, int64_t n)
     return theory_piece(theory_piece(n, a), t->p.tp / a);
 }
 
+/* Of one sequence, the most that a rank has: a piece of each slice. */
+static inline int64_t theory_tokens(const theory_job *t)
+{
+    int64_t n = t->plan->n_slices ? 0 : theory_piece(t->j->sequence, t->p.cp);
+    for (int k = 0; k < t->plan->n_slices; k++) n += theory_piece(t->plan->slices[k], t->p.cp);
+    return n;
+}
+
 static inline void theory_pieces(theory_job *t)
 {
     const run_model *m = t->m;
@@ -65,14 +76,14 @@ static inline void theory_pieces(theory_job *t)
     t->mlp = theory_tensor_parts(t, m->mlp);
     t->vocab = theory_tensor_parts(t, m->vocab);
     t->ranks = t->p.dp * t->p.cp;
-    t->tokens = theory_piece(t->j->batch, t->p.dp) * theory_piece(t->j->sequence, t->p.cp);
+    t->tokens = theory_piece(t->j->batch, t->p.dp) * theory_tokens(t);
 }
 
 /* ---- parameters ---- */
 
 static inline void theory_add(theory_tensor *list, int *n, int cut, bool rows, bool keys, int rank, int64_t a, int64_t b, int64_t c)
 {
-    list[(*n)++] = (theory_tensor){{a, b, c}, rank, cut, rows, keys};
+    list[(*n)++] = (theory_tensor){.dim = {a, b, c, 1}, .rank = rank, .cut = cut, .rows = rows, .keys = keys};
 }
 
 static inline int theory_layer(const theory_job *t, theory_tensor *list)
@@ -105,7 +116,7 @@ static inline int theory_ends(const theory_job *t, theory_tensor *list)
     return n;
 }
 
-static inline double theory_count(const theory_tensor *x) { return (double)(x->dim[0] * x->dim[1] * x->dim[2]); }
+static inline double theory_count(const theory_tensor *x) { return (double)(x->dim[0] * x->dim[1] * x->dim[2] * x->dim[3]); }
 
 /* ZeRO: over the data-parallel ranks on the largest dimension that is whole; where none is as large as those, on the largest of all. */
 static inline double theory_spread(const theory_job *t, const theory_tensor *x)
@@ -122,7 +133,7 @@ static inline double theory_spread(const theory_job *t, const theory_tensor *x)
 static inline double theory_gradient_sent(const theory_job *t, const theory_tensor *x)
 {
     double bytes = 4 * theory_count(x), n = (double)t->ranks, share = (n - 1) / n, micro = (double)t->j->micro, gather = bytes, sent;
-    if (t->j->precision == HD_BF16 && x->rank > 1) gather /= 2; /* what products read is rounded first */
+    if (t->j->precision == HD_BF16 && x->rank > 1 && !x->wide) gather /= 2; /* what products read is rounded first */
     if (t->p.zero <= 1) sent = 2 * bytes; /* all-reduce, or reduce-scatter of the gradient and all-gather of the new parameter */
     else if (t->p.zero == 2) sent = micro * bytes + bytes;
     else sent = micro * bytes + (t->p.keep ? 1 : 2 * micro) * gather;
@@ -167,15 +178,33 @@ static inline void theory_parameters(const theory_job *t, theory *out)
 
 /* ---- work ---- */
 
+/* Pairs of a query and a key of one rank's micro-batch. Of whole sequences all are counted; where the tokens of one are split, those that a causal mask
+ * leaves: an equal share of them when they are dealt, what the last rank has when they are not, as in slices. */
+static inline double theory_pairs(const theory_job *t)
+{
+    double s = (double)t->j->sequence, pairs = 0, end = 0;
+    if (t->p.cp == 1) return (double)t->tokens * s;
+    for (int k = 0; k < (t->plan->n_slices ? t->plan->n_slices : 1); k++) {
+        int64_t length = t->plan->n_slices ? t->plan->slices[k] : t->j->sequence;
+        double last = (double)theory_piece(length, t->p.cp);
+        end += (double)length;
+        pairs += last * (end - last) + last * (last + 1) / 2;
+    }
+    if (!t->plan->zigzag[0]) return pairs;
+    return s * (s + 1) / 2 / (double)t->p.cp;
+}
+
 static inline void theory_work(const theory_job *t, theory *out)
 {
     const run_model *m = t->m;
     int64_t d = t->head_dim;
     double matrices = (double)(m->width * (d * 2 * (t->heads + t->keys) + (m->arch == HD_ARCH_GPT2 ? 2 : 3) * t->mlp));
-    double attention = 4 * (double)(t->j->sequence * t->heads * d); /* for a token: scores and values, over a whole sequence */
-    double layer = 6 * matrices + 3.5 * attention, again = 2 * matrices + attention; /* backward makes the scores again: 5 products to 2 */
-    double head = t->ends ? 6.0 * (double)(t->vocab * m->width) : 0;
-    out->flops = (double)(t->j->micro * t->tokens) * (t->layers * layer + t->again * again + head);
+    double pair = 4 * (double)(t->heads * d), attention = pair * theory_pairs(t), tokens = (double)t->tokens; /* scores and values */
+    double layer = 6 * matrices * tokens + 3.5 * attention, again = 2 * matrices * tokens + attention; /* backward makes the scores again: 5 products to 2 */
+    double head = t->ends ? 6.0 * (double)(t->vocab * m->width) * tokens : 0;
+    out->flops = (double)t->j->micro * (t->layers * layer + t->again * again + head);
+    bool uneven = t->p.cp > 1 && t->j->sequence % (2 * t->p.cp); /* one token more than others have, which sees half of the sequence */
+    if (uneven) out->uneven = (double)t->j->micro * (3.5 * t->layers + t->again) * pair * (double)(t->j->sequence + 1) / 2;
 }
 
 /* ---- activations ---- */
@@ -191,7 +220,10 @@ static inline double theory_tensor_sent(const theory_job *t, double narrow)
     return rows + share * (scatters * sums + gathers * gathered);
 }
 
-/* More ranks than key/value heads: the gradients of keys and values are addends of the ranks that share a head. */
+/* More ranks than key/value heads. The n ranks that share a head each make its keys and values, which their own query heads read: what is whole on all
+ * and read by parallel work is the place of the operator f of Shoeybi et al. 2019, section 3 (identity forward, all-reduce backward). So dK and dV, f32
+ * and [tokens, keys, head_dim] each, are all-reduced over the n in each micro-batch, and what lies before them is computed by all n alike: their
+ * products count in full in theory_work. (To sum the gradients of the weights instead, once a step, would take other bytes: 2 * width * keys * head_dim.) */
 static inline double theory_shared_keys_sent(const theory_job *t)
 {
     double n = t->p.tp > t->m->kv_heads ? (double)(t->p.tp / t->m->kv_heads) : 1;
@@ -202,7 +234,8 @@ static inline double theory_shared_keys_sent(const theory_job *t)
 static inline double theory_context_sent(const theory_job *t, double narrow)
 {
     double others = (double)((t->p.cp - 1) * t->tokens), elements = others * 2 * (double)(t->keys * t->head_dim);
-    return t->layers * elements * (2 * narrow + 4) + 4 * 2 * others;
+    double again = !t->ring ? 0 : t->again * elements * narrow; /* a ring goes round a third time where its layer is made again */
+    return t->layers * elements * (2 * narrow + 4) + again + 4 * 2 * others;
 }
 
 /* Between stages of different meshes each row is sent by one rank, and gathered where ranks hold the same rows (Zhuang et al. 2022, section 3). */
@@ -232,8 +265,9 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
 {
     theory out = {0};
     hd_error err = {0};
-    theory_job t = {.j = j, .m = run_find_model(j->model)};
+    theory_job t = {.j = j, .m = run_find_model(j->model), .plan = plan};
     if (hd_parallel_parse(j->parallel, &t.p, &err) || !t.m) return out;
+    t.ring = plan->ring[0] != 0;
     int stage = hd_plan_stage_of(plan, rank);
     if (t.p.n_parts) t.stage_ranks = hd_plan_first_rank(plan, stage + 1) - hd_plan_first_rank(plan, stage);
     t.p = hd_parallel_of_part(&t.p, hd_parallel_part_of_stage(&t.p, stage));
@@ -243,17 +277,6 @@ static inline theory theory_of_rank(const run_job *j, const hd_plan *plan, int r
     theory_work(&t, &out);
     theory_activations(&t, &out);
     out.scalars += 512; /* loss, norms, and what the ranks tell each other at the start */
-    return out;
-}
-
-/* A network of any form, of which `bytes` of parameters are one rank's. Its work and traffic are not judged: batch norm spans all samples, which are
- * gathered for it. */
-static inline theory theory_of_network(const run_job *j, double bytes)
-{
-    theory out = {.flops = INFINITY, .parameter_bytes = bytes, .sent = INFINITY};
-    hd_parallel p;
-    hd_error err = {0};
-    if (!hd_parallel_parse(j->parallel, &p, &err) && p.zero == 3) out.parameter_bytes = bytes / (double)p.dp + 4 * 64;
     return out;
 }
 

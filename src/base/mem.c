@@ -81,7 +81,7 @@ void *hd_map_memory(size_t bytes)
     char *p = raw + before;
     if (before) munmap(raw, before);
     if (HUGE_PAGE - before) munmap(p + size, HUGE_PAGE - before);
-    madvise(p, size, MADV_HUGEPAGE); /* only a wish */
+    madvise(p, size, bytes > HUGE_PAGE / 2 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* only a wish. What is small would take a whole one */
     return p;
 }
 

@@ -28,6 +28,11 @@ static const hd_setting settings[] = {
     {"clip", HD_SET_NUMBER, AT(clip), "1", 0, 1e9, "X", "gradients are clipped to this norm; 0: not"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "of a rank on CPUs; 0: a node's cores over its ranks"},
     {"tokens", HD_SET_NUMBER, AT(tokens), NULL, 0, 1e18, "N", "say the days and the money that training on so many tokens takes"},
+    {"budget", HD_SET_STRING, AT(budget), NULL, 0, 0, "FLOPS|USD", "the best size and number of tokens for 3.14e23 (FLOPs) or 20000usd; MODEL may be left out"},
+    {"clusters", HD_SET_STRING, AT(clusters), NULL, 0, 0, "all|NAMES", "with --budget: rank these clusters by what they give for money"},
+    {"law", HD_SET_STRING, AT(law), "chinchilla", 0, 0, "LAW", "of sizes: kaplan, chinchilla (20 tokens a parameter) or chinchilla-loss"},
+    {"utilisation", HD_SET_NUMBER, AT(utilisation), "0.4", 0.001, 1, "X", "with --budget: share of the peak that training reaches"},
+    {"days", HD_SET_NUMBER, AT(days), "30", 0.01, 10000, "N", "with --budget: clusters named without a size get as many nodes as are done in so many days"},
     {"json", HD_SET_BOOL, AT(json), NULL, 0, 0, NULL, "one JSON object with the keys of docs/plan.md"},
     {"out", HD_SET_STRING, AT(out), NULL, 0, 0, "FILE", "save the plan, for heddle train --plan"},
     {"report", HD_SET_STRING, AT(report), NULL, 0, 0, "FILE", "write it all as one HTML file, for somebody who wasn't there"},
@@ -215,6 +220,8 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     const plan_config *c = config_;
     planned p;
     if (c->measured && !c->report) return hd_fail(err, HD_EINVAL, "--measured stands in a report: give --report FILE with it");
+    if (c->clusters && !c->budget) return hd_fail(err, HD_EINVAL, "--clusters ranks what to rent for a budget: give --budget with it");
+    if (c->budget || (!n_words && c->tokens > 0)) return hd_plan_size(c, words, n_words, err);
     if (n_words != 1) return hd_fail(err, HD_EINVAL, "name one model: a directory, a config.json or a network file");
     if (!strcmp(c->mode, "generate")) return hd_plan_serve(c, words[0], err);
     int rc = hd_plan_predict(c, words[0], &p, err);
@@ -228,11 +235,13 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 
 const hd_command hd_cmd_plan = {
     .name = "plan",
-    .usage = "MODEL --cluster CLUSTER [flags]",
+    .usage = "MODEL --cluster CLUSTER [flags] | [MODEL] --budget FLOPS|USD [flags]",
     .summary = "what training or generating will take in time, memory and money, without running it",
     .details = "MODEL is a directory, a config.json or a network file; only its shape is read. The plan is lowered into the Programs that\n"
                "`heddle train` would run, for every stage, and a simulator goes through them on the cluster's figures. A plan that needs more\n"
-               "memory than a device has is an error that names rank, kind, amount and what would help, after all has been printed.",
+               "memory than a device has is an error that names rank, kind, amount and what would help, after all has been printed.\n"
+               "With --budget, or --tokens and no model, it says instead what size of model and how many tokens that is best spent on\n"
+               "(Kaplan et al. 2020, Hoffmann et al. 2022), and how long and how dear it is on a cluster, or on each of --clusters.",
     .settings = settings,
     .config_size = sizeof(plan_config),
     .max_words = 1,

@@ -10,9 +10,9 @@
 
 typedef struct plan_config {
     const char *cluster, *parallel, *plan, *mode, *precision, *attention, *optimizer;
-    const char *out, *report, *trace, *measured;
+    const char *out, *report, *trace, *measured, *budget, *clusters, *law;
     int64_t batch, micro_batches, sequence, context, threads;
-    double tokens, clip;
+    double tokens, clip, utilisation, days;
     bool json, half_stream;
 } plan_config;
 
@@ -40,6 +40,9 @@ void hd_plan_print_text(const planned *p, hd_str *out);
 
 /* plan_serve.c: of generating text on one device: prints it */
 int hd_plan_serve(const plan_config *c, const char *model, hd_error *err);
+
+/* plan_size.c: what a budget, or a number of tokens, is best spent on; words: a model, or none. Prints it */
+int hd_plan_size(const plan_config *c, const char *const *words, int n_words, hd_error *err);
 
 /* Options of a session for lowering on that cluster: the back end, and threads of a rank. */
 void hd_plan_target(const plan_config *c, const hd_cluster *cluster, int ranks, hd_plan *plan);

@@ -60,17 +60,31 @@ static void name_processor(char *out, size_t size)
     if (f) fclose(f);
 }
 
+/* Cores that one rank uses when all of the job's are at work. */
+static int cores_of_rank(const hd_calibration *c)
+{
+    int cores = c->out->device.cores, ranks = c->all ? c->options->on_host : 1;
+    return cores / ranks > 1 ? cores / ranks : 1;
+}
+
+/* All ranks of a job at once: each is one of on_host equal shares of its machine. */
+static double measure_bound(const hd_calibration *c, hd_bound bound, hd_team *team, int rounds)
+{
+    hd_isa isa = hd_isa_detect();
+    if (c->all) hd_comm_barrier(c->options->comm, c->all, &(hd_error){0});
+    double own = bound == HD_BOUND_READ ? hd_measure_median(bound, team, isa, rounds, NULL) : hd_measure(bound, team, isa, rounds, NULL);
+    return c->all ? own * c->options->on_host : own;
+}
+
 static int measure_bounds(hd_calibration *c, double seconds)
 {
+    static const hd_dtype dtypes[] = {[HD_BOUND_F32] = HD_F32, [HD_BOUND_BF16] = HD_BF16, [HD_BOUND_I8] = HD_I8};
     hd_device *d = &c->out->device;
-    hd_isa isa = hd_isa_detect();
-    hd_team *team = hd_team_new(d->cores, true, &c->err);
+    hd_team *team = hd_team_new(cores_of_rank(c), true, &c->err);
     if (!team) return c->err.code;
     int rounds = 1 + (int)(seconds / 0.15);
-    d->flops[HD_F32] = hd_measure(HD_BOUND_F32, team, isa, rounds, NULL);
-    d->flops[HD_BF16] = hd_measure(HD_BOUND_BF16, team, isa, rounds, NULL);
-    d->flops[HD_I8] = hd_measure(HD_BOUND_I8, team, isa, rounds, NULL);
-    d->bandwidth = hd_measure_median(HD_BOUND_READ, team, isa, rounds, NULL);
+    for (hd_bound b = HD_BOUND_F32; b <= HD_BOUND_I8; b++) d->flops[dtypes[b]] = measure_bound(c, b, team, rounds);
+    d->bandwidth = measure_bound(c, HD_BOUND_READ, team, rounds);
     hd_team_free(team);
     hd_calibration_step(c, seconds, "bounds");
     return d->flops[HD_F32] > 0 && d->bandwidth > 0 ? 0 : hd_fail(&c->err, HD_ENOMEM, "memory for measuring bandwidth");
@@ -81,6 +95,10 @@ static void describe_device(hd_calibration *c)
     hd_device *d = &c->out->device;
     name_processor(d->name, sizeof d->name);
     d->cores = hd_core_count();
+    if (c->all) { /* mpirun may have bound each rank to its share of the cores, or none to any */
+        int online = (int)sysconf(_SC_NPROCESSORS_ONLN), most = d->cores * c->options->on_host;
+        d->cores = most < online ? most : online;
+    }
     d->memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
     d->reserved = (int64_t)hd_memory_resident();
 }
@@ -95,11 +113,11 @@ static void derive_efficiency(hd_calibration *c)
     int n[3] = {0};
     for (int i = 0; i < c->out->n_profile; i++) {
         const hd_profile_entry *e = &c->out->profile[i];
-        bool all = e->threads * e->teams >= d->cores && e->teams == 1;
+        bool all = e->threads * e->teams >= d->cores && (e->teams == 1 || c->all);
         double flops = 2 * e->x[0] * e->x[1] * e->x[2] * e->x[3], rate = d->flops[e->dtype] > 0 ? d->flops[e->dtype] : d->flops[HD_F32];
         if (!all) continue;
-        if (!strncmp(e->op, "contract", 8) && flops > 1e9 && n[0] < 512) product[n[0]++] = flops / rate / e->seconds;
-        if (!strcmp(e->op, "mul") && e->x[0] > 2.5e7 && n[1] < 512) memory[n[1]++] = e->x[0] / d->bandwidth / e->seconds;
+        if (!strncmp(e->op, "contract", 8) && flops > 1e9 && n[0] < 512) product[n[0]++] = flops / rate * e->teams / e->seconds;
+        if (!strcmp(e->op, "mul") && e->x[0] > 2.5e7 && n[1] < 512) memory[n[1]++] = e->x[0] / d->bandwidth * e->teams / e->seconds;
         if (!strcmp(e->op, "mul") && e->x[0] < 3e4 && n[2] < 512) launch[n[2]++] = e->seconds;
     }
     d->efficiency = (hd_efficiency){.product = 0.8, .product_half = 2e6, .depth_half = 16, .memory = 0.8};
@@ -143,8 +161,7 @@ static int measure_ops(hd_calibration *c, double seconds)
     int cores = c->out->device.cores, n = 0;
     struct { int threads, teams; } list[3];
     if (c->all) {
-        int here = c->options->on_host;
-        list[n].threads = cores / here > 1 ? cores / here : 1, list[n++].teams = here;
+        list[n].threads = cores_of_rank(c), list[n++].teams = c->options->on_host;
     } else {
         list[n].threads = 1, list[n++].teams = 1;
         if (cores > 1) list[n].threads = cores, list[n++].teams = 1;

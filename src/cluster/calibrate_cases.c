@@ -46,13 +46,13 @@ static const family families[] = {
     {"dropout", "p=0.1 site=5 dtype=@", "@[T,D] i64[K] i64[T]:v i32[T]:p", 1, 0, 0, BOTH, "TD", plane},
     {"layer_norm", SCALES, "@[T,D] f32[D] f32[D] f32[T,D]", 9, 0, 0, BOTH, "TD", rows},
     {"layer_norm_grad_x", GRADS, "@[T,D] f32[T,D] f32[D] f32[T] f32[T] f32[T,D]", 33, 0, 0, BOTH, "TD", rows},
-    {"layer_norm_grad_gamma", SCALES, "@[T,D] f32[T,D] f32[T] f32[T]", 0, 0, 0, BOTH, "TD", rows},
+    {"layer_norm_grad_gamma", SCALES, "@[T,D] f32[T,D] f32[T] f32[T]", 3, 0, 0, BOTH, "TD", rows},
     {"rms_norm", RMS, "@[T,D] f32[D] f32[T,D]", 5, 0, 0, BOTH, "TD", rows},
     {"rms_norm_grad_x", RMS_GRADS, "@[T,D] f32[T,D] f32[D] f32[T] f32[T,D]", 17, 0, 0, BOTH, "TD", rows},
-    {"rms_norm_grad_gamma", RMS, "@[T,D] f32[T,D] f32[T]", 0, 0, 0, BOTH, "TD", rows},
-    {"reduce_sum", "axes=1 keep=false dtype=f32", "@[T,D]", 0, 0, 0, BOTH, "TD", rows},
+    {"rms_norm_grad_gamma", RMS, "@[T,D] f32[T,D] f32[T]", 3, 0, 0, BOTH, "TD", rows},
+    {"reduce_sum", "axes=1 keep=false dtype=f32", "@[T,D]", 1, 0, 0, BOTH, "TD", rows},
     {"softmax", "dtype=@", "@[T,D]", 1, 0, 0, BOTH, "TD", rows},
-    {"sum_squares", "", "f32[T,D]", 0, 0, 0, F32_ONLY, "TD", state},
+    {"sum_squares", "", "f32[T,D]", 1, 0, 0, F32_ONLY, "TD", state},
     {"adamw", "beta1=0.9 beta2=0.95 eps=1e-08 weight_decay=0.1", "f32[T,D] f32[T,D] f32[T,D] f32[T,D] f32[] f32[] f32[] f32[]", 8, 7, 8, F32_ONLY, "TD", state},
     {"sgd", "momentum=0.9 weight_decay=0 nesterov=false", "f32[T,D] f32[T,D] f32[T,D] f32[] f32[] f32[]", 4, 3, 0, F32_ONLY, "TD", state},
     {"cross_entropy", "", "@[T,V] i32[T]:v", 1, 0, 0, BOTH, "TV", losses},
@@ -68,11 +68,11 @@ static const family families[] = {
 enum { FAMILIES = sizeof families / sizeof families[0], LETTERS = 26 };
 
 /* Forms of a product: of activations by weights, of gradients by weights, of activations by gradients (into f32), and what serves: by packed weights. */
-typedef struct product { const char *attrs, *operands; bool packed; int64_t m[6], n[6], k[6]; } product;
+typedef struct product { const char *attrs, *operands; bool packed; int64_t m[8], n[8], k[8]; } product;
 static const product products[] = {
-    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", false, {1, 16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
-    {"spec=mk,kn->mn dtype=@", "@[M,K] @[K,N]", false, {16, 128, 1024}, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}},
-    {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", false, {64, 256, 1024, 4096}, {64, 256, 1024, 4096}, {32, 256, 1024}},
+    {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", false, {1, 16, 128, 1024}, {64, 128, 256, 512, 1024, 4096}, {64, 256, 1024, 4096}},
+    {"spec=mk,kn->mn dtype=@", "@[M,K] @[K,N]", false, {16, 128, 1024}, {64, 128, 256, 512, 1024, 4096}, {64, 256, 1024, 4096}},
+    {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", false, {64, 256, 1024, 4096}, {64, 128, 256, 512, 1024, 4096}, {32, 256, 1024}},
     {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", true, {1, 8, 64, 512}, {64, 256, 1024, 4096, 16384}, {64, 256, 1024, 4096}},
 };
 enum { PRODUCTS = sizeof products / sizeof products[0] };

@@ -36,11 +36,15 @@ typedef struct rig {
     gate *gate;        /* of the ranks of this process; NULL: one alone, or the job's (calibration->all) */
     int index, threads, teams;
     double seconds;    /* for each case */
+    double begin;      /* of the first */
     bool pinned;
     const hd_case *cases; int n_cases;
     double *result;    /* [n_cases] seconds; 0: not measured */
+    double bandwidth;  /* of all teams together, lately; 0: not known */
     /* its own */
+    double *at_bandwidth; /* [n_cases] */
     hd_team *team;
+    const hd_kernel *reader;
     hd_isa isa;
     char *pool, *results;
     size_t at, result_at;
@@ -293,16 +297,48 @@ static double run_once(prepared *p)
 
 /* ---- all cases, by one team ---- */
 
-static double measure(prepared *p)
+enum { BANDWIDTH_EVERY = 24 };
+#define SAME_BANDWIDTH 0.15
+
+static void read_member(void *arg, int tid)
+{
+    rig *r = arg;
+    double ignored[256];
+    hd_tensor in = {.data = r->pool, .dtype = HD_U8, .rank = 1, .dim = {POOL_BYTES}}, out = {.data = ignored, .dtype = HD_F64, .rank = 1, .dim = {256}};
+    hd_kernel_args a = {.in = &in, .n_in = 1, .out = &out, .n_out = 1, .code = 1, .team = r->team, .tid = tid, .threads = r->threads};
+    r->reader->run(&a);
+}
+
+/* How fast all cores read memory at this moment: what entries that stream are brought to the cluster's bandwidth by. */
+static void measure_bandwidth(rig *r)
+{
+    double x[3];
+    if (r->threads * r->teams < hd_core_count() || !r->reader || r->calibration->all) return;
+    for (int i = 0; i < 3; i++) {
+        meet(r);
+        double begin = hd_time();
+        hd_team_run(r->team, read_member, r);
+        x[i] = (double)POOL_BYTES * r->teams / agree(r, hd_time() - begin);
+    }
+    r->bandwidth = hd_calibration_median(x, 3);
+}
+
+/* Runs of the i-th case, of which one takes so long. Where cores are busy with other things meeting takes long too: what is late takes the least. */
+static int choose_runs(rig *r, int i, double one)
+{
+    bool late = agree(r, hd_time() - r->begin > r->seconds * (i + 1)) > 0;
+    int runs = late ? 1 : (int)(r->seconds / (one + 1e-5));
+    if (late) return runs;
+    return runs > MOST_RUNS ? MOST_RUNS : runs < LEAST_RUNS ? LEAST_RUNS : runs;
+}
+
+static double measure(prepared *p, int i)
 {
     rig *r = p->rig;
     double x[MOST_RUNS];
     if (p->from->in_place) memset(r->results, FILL, RESULT_BYTES);
-    double first = agree(r, run_once(p));
-    int runs = (int)(r->seconds / (first + 1e-5));
-    if (runs > MOST_RUNS) runs = MOST_RUNS;
-    if (runs < LEAST_RUNS) runs = LEAST_RUNS;
-    for (int i = 0; i < runs; i++) x[i] = run_once(p);
+    int runs = choose_runs(r, i, agree(r, run_once(p)));
+    for (int k = 0; k < runs; k++) x[k] = run_once(p);
     return hd_calibration_median(x, runs);
 }
 
@@ -310,6 +346,7 @@ static bool make_rig(rig *r)
 {
     r->isa = hd_isa_detect();
     r->team = hd_team_new(r->threads, true, &r->err);
+    r->reader = hd_cpu_kernel_find("measure.read", r->isa, NULL);
     r->pool = hd_map_memory(POOL_BYTES);
     r->results = hd_map_memory(RESULT_BYTES);
     if (!r->team || !r->pool || !r->results) return false;
@@ -334,8 +371,11 @@ static void *rig_main(void *arg)
     if (agree(r, ready ? 0 : 1) > 0) ready = false;
     prepared *p = ready ? hd_malloc(sizeof *p) : NULL;
     if (agree(r, p ? 0 : 1) > 0) ready = false;
+    r->begin = hd_time();
     for (int i = 0; i < r->n_cases && ready; i++) {
-        r->result[i] = read_case(p, r, &r->cases[i]) && find_kernel(p) ? measure(p) : 0;
+        if (i % BANDWIDTH_EVERY == 0) measure_bandwidth(r);
+        r->at_bandwidth[i] = r->bandwidth;
+        r->result[i] = read_case(p, r, &r->cases[i]) && find_kernel(p) ? measure(p, i) : 0;
         discard(p);
         if (r->index == 0) hd_calibration_step(r->calibration, r->seconds, r->cases[i].op);
     }
@@ -358,6 +398,9 @@ static int add_entry(hd_calibration *c, rig *r, int i, double seconds)
         hd_cost_key(&s, r->cases[i].packed ? 2 : 0, e.op);
         e.dtype = hd_cost_dtype(&s);
         hd_cost_features(&s, e.x);
+        double then = r->at_bandwidth[i];
+        if (fabs(then / c->out->device.bandwidth - 1) < SAME_BANDWIDTH) then = 0; /* the pool is shorter, and caches hold some of it */
+        if (then > 0) e.seconds = hd_cost_at_bandwidth(c->out, &e, then, c->out->device.bandwidth);
     }
     discard(p);
     hd_free(p);
@@ -399,11 +442,12 @@ int hd_calibrate_ops(hd_calibration *c, int threads, int teams, double seconds)
     int n_cases, n = c->all ? 1 : teams;
     hd_case *cases = hd_calibrate_cases(&n_cases);
     rig *rigs = hd_calloc((size_t)n, sizeof *rigs);
-    double *results = cases ? hd_calloc((size_t)n * (size_t)n_cases, sizeof *results) : NULL;
+    double *results = cases ? hd_calloc(2 * (size_t)n * (size_t)n_cases, sizeof *results) : NULL;
     int rc = cases && rigs && results && n <= MOST_TEAMS ? 0 : hd_fail(&c->err, HD_ENOMEM, "memory for calibration");
     for (int i = 0; i < n && !rc; i++)
         rigs[i] = (rig){.calibration = c, .index = i, .threads = threads, .teams = teams, .seconds = seconds / n_cases, .cases = cases, .n_cases = n_cases,
-                        .pinned = n > 1 && n * threads <= hd_core_count(), .result = results + (size_t)i * (size_t)n_cases};
+                        .pinned = n > 1 && n * threads <= hd_core_count(), .result = results + 2 * (size_t)i * (size_t)n_cases,
+                        .at_bandwidth = results + (2 * (size_t)i + 1) * (size_t)n_cases};
     if (!rc) rc = run_rigs(c, rigs, n);
     if (!rc) rc = add_entries(c, rigs, n);
     hd_free(results);

@@ -256,6 +256,43 @@ static double measured_seconds(query *q)
     return base_seconds(q, q->x, q->dtype, q->threads, q->teams) * exp(fit(&near));
 }
 
+/* ---- other bandwidths ---- */
+
+#define CACHED_BYTES 1.6e7      /* less than this is in some cache, or half of it */
+#define CACHED_TRANSFER 2.5e5   /* between ranks: what one has written lies in its own cache */
+
+static bool is_transfer(const char *op)
+{
+    static const char *const names[] = {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(op, names[i])) return true;
+    return false;
+}
+
+/* Bytes that an entry moves to and from memory. */
+static double streamed_bytes(const hd_profile_entry *e)
+{
+    double size = (double)hd_dtype_size(e->dtype), bytes = e->x[0];
+    if (!strncmp(e->op, "contract", 8)) bytes = size * e->x[3] * (e->x[0] * e->x[2] + e->x[1] * e->x[2] + e->x[0] * e->x[1]);
+    if (!strncmp(e->op, "attention", 9)) bytes = 0;
+    return bytes >= CACHED_BYTES ? bytes : 0;
+}
+
+double hd_cost_at_bandwidth(const hd_cluster *c, const hd_profile_entry *e, double from, double to)
+{
+    const hd_device *d = &c->device;
+    if (is_transfer(e->op)) return e->x[0] >= CACHED_TRANSFER && c->n_levels == 1 ? e->seconds * from / to : e->seconds;
+    if (d->cores <= 0 || e->threads * e->teams < d->cores) return e->seconds; /* so few threads get what they can take either way */
+    double memory = fmin(streamed_bytes(e) * e->teams / from, e->seconds);
+    return e->seconds + memory * (from / to - 1);
+}
+
+void hd_cost_set_bandwidth(hd_cluster *c, double bandwidth)
+{
+    for (int i = 0; i < c->n_profile; i++) c->profile[i].seconds = hd_cost_at_bandwidth(c, &c->profile[i], c->device.bandwidth, bandwidth);
+    c->device.bandwidth = bandwidth;
+}
+
 /* ---- the cost ---- */
 
 /* On CPUs the first thread computes what is so small by itself (the executor does: a meeting would cost more than the others save). */

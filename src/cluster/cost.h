@@ -25,6 +25,12 @@ void hd_cost_kernel_packed(const hd_cluster *c, const hd_sig *sig, uint32_t pack
 /* Zeroing or copying so many bytes. */
 double hd_cost_copy(const hd_cluster *c, int64_t bytes, int threads, int teams);
 
+/* Makes a profile what it would have been with memory of this bandwidth, which machines that others use too have more or less of: of entries that move more
+ * than caches hold the time that memory takes changes, the rest stays. Sets c->device.bandwidth. */
+void hd_cost_set_bandwidth(hd_cluster *c, double bandwidth);
+/* Seconds of an entry that was measured while all cores together read `from` bytes/s, at `to`. */
+double hd_cost_at_bandwidth(const hd_cluster *c, const hd_profile_entry *e, double from, double to);
+
 /* The features of an op's operands that entries of the profile carry: x[HD_PROFILE_FEATURES], all positive. Returns how many are used. */
 int hd_cost_features(const hd_sig *sig, double *x);
 /* The name under which such kernels stand in the profile: the op's; of contract with its form ("contract.nt"). Written to key[HD_COST_KEY]. */

@@ -22,13 +22,17 @@ typedef struct shipped {
 /* ---- what is common to GPUs ---- */
 
 /* Of large products, 16-bit, by cuBLAS; half reached at so many FLOPs and at such a depth; of streaming kernels (curve.h). */
-#define GPU_EFFICIENCY {.product = 0.74, .product_half = 2e9, .depth_half = 64, .memory = 0.8}
+#define GPU_EFFICIENCY {.product = 0.65, .product_half = 4e9, .depth_half = 64, .memory = 0.77}
 
 /* What is gone before anything of ours: the CUDA context (about 0.5 GB), cuBLAS's workspace, the buffers of NCCL's channels (4 to 10 MB a channel and peer). */
 #define GPU_RESERVED (3 * GIB / 2)
 
 /* From one kernel's end to the next one's begin in a queue that is full: 2 to 4 us on Volta to Hopper. */
 #define GPU_LAUNCH 3e-6
+
+/* Of one hop of a ring that moves large messages: NCCL's own table (tuning.cc, hwLat, ring, protocol Simple). */
+#define NVLINK_LATENCY 3.4e-6
+#define IB_LATENCY 14e-6
 
 static const shipped table[] = {
     /* AWS p3.16xlarge: 8 V100 SXM2 16 GB ("Amazon EC2 P3 Instances"; "NVIDIA V100" data sheet: 125 TFLOP/s f16, 15.7 f32, 7.8 f64, 900 GB/s).
@@ -40,7 +44,7 @@ static const shipped table[] = {
                     .bandwidth = 900e9, .memory = 16 * GIB, .reserved = GIB, .launch = 4e-6, .host_memory = 488 * GIB, .host_bandwidth = 12e9,
                     .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
-         .level = {{.name = "nvlink", .fanout = 8, .latency = 3e-6, .bandwidth = 150e9, .efficiency = 0.87, .ports = 1},
+         .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 150e9, .efficiency = 0.87, .ports = 1},
                    {.name = "ethernet", .latency = 30e-6, .bandwidth = 25 * Gbps, .efficiency = 0.85, .ports = 1}},
          .price = 24.48}}, /* us-east-1, Linux */
     /* "NVIDIA A100 Tensor Core GPU" data sheet: 312 TFLOP/s bf16 and f16, 19.5 f32, 19.5 f64 (tensor cores), 624 TOP/s int8; 40 GB HBM2 at 1,555 GB/s;
@@ -53,8 +57,8 @@ static const shipped table[] = {
                     .bandwidth = 1555e9, .memory = 40 * GIB, .reserved = GPU_RESERVED, .launch = GPU_LAUNCH, .host_memory = 1000 * GB, .host_bandwidth = 25e9,
                     .disk = 15000 * GB, .disk_bandwidth = 25e9, .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
-         .level = {{.name = "nvlink", .fanout = 8, .latency = 3e-6, .bandwidth = 300e9, .efficiency = 0.77, .ports = 1},
-                   {.name = "infiniband", .latency = 7e-6, .bandwidth = 200 * Gbps, .efficiency = 0.8, .ports = 8}},
+         .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 300e9, .efficiency = 0.77, .ports = 1},
+                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 200 * Gbps, .efficiency = 0.8, .ports = 8}},
          .price = 32.77}},
     /* The same with 80 GB HBM2e at 2,039 GB/s, 2 TB host memory, 30 TB NVMe. The price is that of AWS p4de.24xlarge. */
     {8, {.name = "dgx-a100-80",
@@ -63,8 +67,8 @@ static const shipped table[] = {
                     .bandwidth = 2039e9, .memory = 80 * GIB, .reserved = GPU_RESERVED, .launch = GPU_LAUNCH, .host_memory = 2000 * GB, .host_bandwidth = 25e9,
                     .disk = 30000 * GB, .disk_bandwidth = 25e9, .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
-         .level = {{.name = "nvlink", .fanout = 8, .latency = 3e-6, .bandwidth = 300e9, .efficiency = 0.77, .ports = 1},
-                   {.name = "infiniband", .latency = 7e-6, .bandwidth = 200 * Gbps, .efficiency = 0.8, .ports = 8}},
+         .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 300e9, .efficiency = 0.77, .ports = 1},
+                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 200 * Gbps, .efficiency = 0.8, .ports = 8}},
          .price = 40.97}},
     /* "NVIDIA H100 Tensor Core GPU" data sheet (SXM; dense rates, half of those with sparsity): 989.4 TFLOP/s bf16 and f16, 67 f32, 67 f64 (tensor cores), 1,979
      * TOP/s int8, 80 GB HBM3 at 3.35 TB/s; NVLink 4: 18 links of 25 GB/s a direction. "DGX H100" data sheet: 8 ConnectX-7 of 400 Gb/s, 2 TB host memory, PCIe 5
@@ -75,8 +79,8 @@ static const shipped table[] = {
                     .bandwidth = 3350e9, .memory = 80 * GIB, .reserved = GPU_RESERVED, .launch = GPU_LAUNCH, .host_memory = 2000 * GB, .host_bandwidth = 50e9,
                     .disk = 30000 * GB, .disk_bandwidth = 50e9, .efficiency = GPU_EFFICIENCY},
          .n_levels = 2,
-         .level = {{.name = "nvlink", .fanout = 8, .latency = 3e-6, .bandwidth = 450e9, .efficiency = 0.8, .ports = 1},
-                   {.name = "infiniband", .latency = 7e-6, .bandwidth = 400 * Gbps, .efficiency = 0.8, .ports = 8}},
+         .level = {{.name = "nvlink", .fanout = 8, .latency = NVLINK_LATENCY, .bandwidth = 450e9, .efficiency = 0.8, .ports = 1},
+                   {.name = "infiniband", .latency = IB_LATENCY, .bandwidth = 400 * Gbps, .efficiency = 0.8, .ports = 8}},
          .price = 98.32}},
     /* A virtual machine with two cores of AMD EPYC (Zen 4, 2.6 GHz, AVX-512) and 24 GB, as measured by `heddle bench bounds` (docs/benchmarks.md): 117 GFLOP/s f32 a
      * core, twice that in bf16, four times in int8; both cores read 60 GB/s at best. Two ranks of one core each, or one rank of two. Ranks copy through memory. */

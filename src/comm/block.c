@@ -37,6 +37,9 @@ static hd_block raw_block(const hd_transfer *t, int n, int i, int j)
         whole = t->offset[n] * t->inner;
         return (hd_block){t->outer, 1, piece, 0, piece, 0, t->offset[i] * t->inner, whole, 0};
     case HD_ALL_TO_ALL: return all_to_all_block(t, n, i, j);
+    case HD_PERMUTE:
+        piece = (j + t->peer) % n == i ? t->outer * (t->offset[i + 1] - t->offset[i]) * t->inner : 0;
+        return (hd_block){1, 1, piece, 0, 0, 0, 0, 0, 0};
     case HD_BROADCAST: return (hd_block){1, 1, i == t->peer ? t->count : 0, 0, 0, 0, 0, 0, 0};
     default: return (hd_block){1, 1, t->count, 0, 0, 0, 0, 0, 0};
     }
@@ -52,6 +55,35 @@ static hd_block simplify(hd_block b)
 }
 
 hd_block hd_block_of(const hd_transfer *t, int n, int i, int j) { return simplify(raw_block(t, n, i, j)); }
+
+hd_block_list hd_blocks_of(const hd_transfer *t, int n, int i, int j)
+{
+    hd_block_list l = {.t = t, .n = n, .i = i, .j = j};
+    int64_t total = 0;
+    for (int p = 0; p < hd_transfer_parts(t) && t->kind == HD_ALL_REDUCE; p++) total += hd_transfer_part(t, p)->count;
+    if (t->kind == HD_ALL_REDUCE) hd_split(total, REDUCE_UNIT, j, n, &l.begin, &l.end);
+    return l;
+}
+
+/* What of this part is in the piece of all parts. */
+static hd_block reduced_block(hd_block_list *l, const hd_transfer *part)
+{
+    int64_t begin = l->begin - l->before, end = l->end - l->before;
+    l->before += part->count;
+    if (begin < 0) begin = 0;
+    if (end > part->count) end = part->count;
+    return end > begin ? (hd_block){1, 1, end - begin, begin, 0, 0, begin, 0, 0} : (hd_block){0};
+}
+
+bool hd_blocks_next(hd_block_list *l, const hd_transfer **part, hd_block *b)
+{
+    while (l->next < hd_transfer_parts(l->t)) {
+        *part = hd_transfer_part(l->t, l->next++);
+        *b = l->t->kind == HD_ALL_REDUCE ? reduced_block(l, *part) : hd_block_of(*part, l->n, l->i, l->j);
+        if (hd_block_count(b)) return true;
+    }
+    return false;
+}
 
 int64_t hd_block_count(const hd_block *b) { return b->outer * b->rows * b->run; }
 

@@ -14,8 +14,19 @@ typedef struct hd_block {
 } hd_block;
 
 /* What index i of n gives to index j: of ALL_GATHER i's piece, of REDUCE_SCATTER and ALL_REDUCE i's addend to j's piece, of BROADCAST everything
- * when i is the root (else nothing), of ALL_TO_ALL a piece of b out of a piece of a. Strides are as simple as can be. */
+ * when i is the root (else nothing), of PERMUTE i's piece to the index `peer` before it, of ALL_TO_ALL a piece of b out of a piece of a. Strides are as simple as can be. */
 hd_block hd_block_of(const hd_transfer *t, int n, int i, int j);
+
+/* Of a transfer that is a list: its parts; one, itself, where it is none. */
+static inline int hd_transfer_parts(const hd_transfer *t) { return t->n_parts ? t->n_parts : 1; }
+static inline const hd_transfer *hd_transfer_part(const hd_transfer *t, int i) { return t->n_parts ? &t->part[i] : t; }
+
+/* What index i of n gives to index j, part by part; of ALL_REDUCE a piece of all parts one behind the other, so that it is whole where they lie so in memory. */
+typedef struct hd_block_list { const hd_transfer *t; int n, i, j, next; int64_t begin, end, before; } hd_block_list;
+hd_block_list hd_blocks_of(const hd_transfer *t, int n, int i, int j);
+/* The next block that isn't empty and the part it is of; false at the end. */
+bool hd_blocks_next(hd_block_list *l, const hd_transfer **part, hd_block *b);
+
 int64_t hd_block_count(const hd_block *b);
 bool hd_block_src_contiguous(const hd_block *b);
 bool hd_block_dst_contiguous(const hd_block *b);

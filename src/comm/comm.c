@@ -8,14 +8,14 @@
 #include "comm/block.h"
 #include "comm/comm_int.h"
 
-static const char *const kind_names[HD_TRANSFER_KINDS] = {"all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send", "recv"};
+static const char *const kind_names[HD_TRANSFER_KINDS] = {"all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "permute", "send", "recv"};
 
 const char *hd_comm_kind_name(hd_transfer_kind kind) { return kind_names[kind]; }
 
 bool hd_comm_is_reduction(hd_transfer_kind kind) { return kind == HD_ALL_REDUCE || kind == HD_REDUCE_SCATTER; }
 
-static bool is_cut(hd_transfer_kind kind) { return kind == HD_REDUCE_SCATTER || kind == HD_ALL_GATHER || kind == HD_ALL_TO_ALL; }
-static bool has_peer(hd_transfer_kind kind) { return kind == HD_BROADCAST || kind == HD_SEND || kind == HD_RECV; }
+static bool is_cut(hd_transfer_kind kind) { return kind == HD_REDUCE_SCATTER || kind == HD_ALL_GATHER || kind == HD_ALL_TO_ALL || kind == HD_PERMUTE; }
+static bool has_peer(hd_transfer_kind kind) { return kind == HD_BROADCAST || kind == HD_PERMUTE || kind == HD_SEND || kind == HD_RECV; }
 
 int hd_comm_rank(const hd_comm *c) { return c->rank; }
 int hd_comm_size(const hd_comm *c) { return c->size; }
@@ -101,7 +101,7 @@ static int check_cut(const hd_comm_group *g, const int64_t *offset, const char *
     return 0;
 }
 
-static int check_transfer(const hd_comm_group *g, const hd_transfer *t, hd_error *err)
+static int check_one(const hd_comm_group *g, const hd_transfer *t, hd_error *err)
 {
     if ((unsigned)t->kind >= HD_TRANSFER_KINDS || (unsigned)t->dtype >= HD_DTYPE_COUNT) return hd_fail(err, HD_EINVAL, "a transfer of no known kind");
     if (has_peer(t->kind) && (t->peer < 0 || t->peer >= g->n))
@@ -113,7 +113,21 @@ static int check_transfer(const hd_comm_group *g, const hd_transfer *t, hd_error
     return t->kind == HD_ALL_TO_ALL ? check_cut(g, t->to_offset, "to_offset", err) : 0;
 }
 
-uint64_t hd_comm_fingerprint(const hd_transfer *t, int n)
+static int check_transfer(const hd_comm_group *g, const hd_transfer *t, hd_error *err)
+{
+    if (!t->n_parts) return check_one(g, t, err);
+    if (t->kind != HD_ALL_REDUCE && t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_GATHER) return hd_fail(err, HD_EINVAL, "a list of transfers of that kind");
+    for (int i = 0; i < t->n_parts; i++) {
+        const hd_transfer *p = &t->part[i];
+        if (p->kind != t->kind || p->dtype != t->dtype || p->max != t->max || p->n_parts)
+            return hd_fail(err, HD_EINVAL, "%s: a list of transfers that aren't alike", kind_names[t->kind]);
+        int rc = check_one(g, p, err);
+        if (rc) return rc;
+    }
+    return 0;
+}
+
+static uint64_t print_one(const hd_transfer *t, int n)
 {
     uint64_t h = hd_hash_mix((uint64_t)t->kind * 64 + (uint64_t)t->dtype * 2 + (t->max && hd_comm_is_reduction(t->kind)), (uint64_t)n);
     if (has_peer(t->kind)) h = hd_hash_mix(h, (uint64_t)t->peer);
@@ -126,27 +140,41 @@ uint64_t hd_comm_fingerprint(const hd_transfer *t, int n)
     return h;
 }
 
+uint64_t hd_comm_fingerprint(const hd_transfer *t, int n)
+{
+    uint64_t h = print_one(hd_transfer_part(t, 0), n);
+    for (int i = 1; i < t->n_parts; i++) h = hd_hash_mix(h, print_one(&t->part[i], n));
+    return h;
+}
+
 /* ---- what was sent ---- */
 
 /* Elements of "the data" by which a kind is counted: all of it for what has one whole, this rank's input for all-to-all. */
 static int64_t data_count(const hd_comm_group *g, const hd_transfer *t)
 {
     if (!is_cut(t->kind)) return t->count;
+    if (t->kind == HD_PERMUTE) return t->outer * (t->offset[g->index + 1] - t->offset[g->index]) * t->inner;
     if (t->kind != HD_ALL_TO_ALL) return t->outer * t->offset[g->n] * t->inner;
     return t->outer * (t->offset[g->index + 1] - t->offset[g->index]) * t->middle * t->to_offset[g->n] * t->inner;
 }
 
-static void note_sent(hd_comm *c, const hd_comm_group *g, const hd_transfer *t)
+static void note_one(hd_comm *c, const hd_comm_group *g, const hd_transfer *t)
 {
     int64_t bytes = data_count(g, t) * (int64_t)hd_dtype_size(t->dtype), others = g->n - 1, sent = bytes * others / g->n;
     switch (t->kind) {
     case HD_ALL_REDUCE: sent = 2 * bytes * others / g->n; break;
     case HD_BROADCAST: sent = t->peer == g->index ? bytes * others : 0; break;
+    case HD_PERMUTE: sent = t->peer ? bytes : 0; break;
     case HD_SEND: sent = t->peer == g->index ? 0 : bytes; break;
     case HD_RECV: sent = 0; break;
     default: break;
     }
     c->sent[t->kind] += sent;
+}
+
+static void note_sent(hd_comm *c, const hd_comm_group *g, const hd_transfer *t)
+{
+    for (int i = 0; i < hd_transfer_parts(t); i++) note_one(c, g, hd_transfer_part(t, i));
 }
 
 /* ---- tickets ---- */
@@ -181,8 +209,10 @@ static hd_comm_op *find_op(const hd_comm *c, hd_ticket ticket)
 /* A group of one: its input is its output. */
 static void copy_alone(const hd_transfer *t)
 {
-    hd_block b = hd_block_of(t, 1, 0, 0);
-    if (t->in != t->out) hd_block_copy(&b, 0, hd_block_count(&b), hd_dtype_size(t->dtype), t->in, &t->out, 1, false);
+    hd_block_list l = hd_blocks_of(t, 1, 0, 0);
+    const hd_transfer *p;
+    for (hd_block b; hd_blocks_next(&l, &p, &b);)
+        if (p->in != p->out) hd_block_copy(&b, 0, hd_block_count(&b), hd_dtype_size(p->dtype), p->in, &p->out, 1, false);
 }
 
 int hd_comm_start(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_ticket *out, hd_error *err)

@@ -56,6 +56,7 @@ typedef enum hd_transfer_kind {
     HD_ALL_GATHER,     /* in [outer][piece of this index][inner] -> out [outer][extent][inner] */
     HD_ALL_TO_ALL,     /* two dimensions, see below */
     HD_BROADCAST,      /* in on index `peer` -> out on all */
+    HD_PERMUTE,        /* in [piece of this index] -> out [piece of index + peer]: each takes what the index `peer` behind it has (around the end) */
     HD_SEND, HD_RECV,  /* to or from index `peer`; messages between two ranks with one tag arrive in order; a send ends once `in` may be changed */
     HD_TRANSFER_KINDS
 } hd_transfer_kind;
@@ -76,11 +77,14 @@ typedef struct hd_transfer {
     int64_t middle;
     bool a_first;
     int peer, tag;
+    /* ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER: a list of transfers of this kind, dtype and max that are done as one, with one message to each member; in, out
+     * and the extents are then each part's own. Nothing is packed where parts lie side by side in memory. 0: no list. */
+    const struct hd_transfer *part; int n_parts;
 } hd_transfer;
 
 typedef struct hd_ticket { int64_t number; } hd_ticket;
 
-/* Starts a transfer. *t may go after the call, but in, out, offset and to_offset must stay as they are until the wait. `local` does the work in the wait;
+/* Starts a transfer. *t may go after the call, but in, out, offset, to_offset and part must stay as they are until the wait. `local` does the work in the wait;
  * `mpi` has a thread that does it meanwhile. A send may wait for room. */
 int hd_comm_start(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_ticket *out, hd_error *err);
 int hd_comm_wait(hd_comm *c, hd_ticket ticket, hd_error *err);
@@ -89,7 +93,7 @@ int hd_comm_do(hd_comm *c, hd_comm_group *g, const hd_transfer *t, hd_error *err
 int hd_comm_barrier(hd_comm *c, hd_comm_group *g, hd_error *err);
 
 /* Bytes that this rank has sent, by kind, since the start: of a group of n, (n - 1) / n of the data for gather, scatter and all-to-all, twice that for
- * all-reduce, whatever the transport really does. */
+ * all-reduce, its piece for permute, whatever the transport really does. */
 void hd_comm_sent(const hd_comm *c, int64_t bytes[HD_TRANSFER_KINDS]);
 
 #endif

@@ -25,7 +25,7 @@ enum { CHUNK_BYTES = 256 << 10, POOL_CLASSES = 48, SMALLEST_CLASS = 8, WHY_SIZE 
 typedef struct slot {
     int64_t number;
     uint64_t fingerprint;
-    hd_transfer t;          /* the first member's; its arrays are not to be used */
+    hd_transfer_kind kind;  /* the first member's */
     int arrived, left;      /* members that published, and that need it no longer */
     int active;             /* threads inside a chunk */
     bool open, dead;        /* somebody gave up: no more chunks */
@@ -33,8 +33,7 @@ typedef struct slot {
     int64_t at;
     bool stream;
     struct slot *next_free;
-    const void **in;        /* [n] */
-    void **out;             /* [n] */
+    const hd_transfer **of; /* [n] each member's own, with its memory; as long as its operation is under way */
     bool *here;             /* [n] */
 } slot;
 
@@ -198,11 +197,10 @@ static slot *new_slot(channel *ch)
     if (s) {
         ch->free = s->next_free;
     } else {
-        s = hd_calloc(1, sizeof *s + n * (2 * sizeof(void *) + sizeof(bool)));
+        s = hd_calloc(1, sizeof *s + n * (sizeof(void *) + sizeof(bool)));
         if (!s) return NULL;
-        s->in = (const void **)(s + 1);
-        s->out = (void **)(s->in + n);
-        s->here = (bool *)(s->out + n);
+        s->of = (const hd_transfer **)(s + 1);
+        s->here = (bool *)(s->of + n);
     }
     s->arrived = s->left = s->active = s->job = 0;
     s->at = 0;
@@ -232,8 +230,8 @@ static void leave_slot(channel *ch, slot *s)
 
 /* ---- chunks ---- */
 
-/* The blocks that a collective of n is made of. A reduction's block j is everybody's addends to piece j. */
-static int job_count(const hd_transfer *t, int n)
+/* The blocks that one part of a collective of n is made of. A reduction's block j is everybody's addends to piece j. A list's are numbered part by part. */
+static int jobs_of_one(const hd_transfer *t, int n)
 {
     switch (t->kind) {
     case HD_ALL_REDUCE: case HD_BROADCAST: return 1;
@@ -242,6 +240,9 @@ static int job_count(const hd_transfer *t, int n)
     }
 }
 
+/* PERMUTE: who takes the piece of index i. */
+static int taker_of(const hd_transfer *t, int n, int i) { return (i + n - t->peer) % n; }
+
 static hd_block job_block(const hd_transfer *t, int n, int job)
 {
     switch (t->kind) {
@@ -249,26 +250,32 @@ static hd_block job_block(const hd_transfer *t, int n, int job)
     case HD_BROADCAST: return hd_block_of(t, n, t->peer, 0);
     case HD_REDUCE_SCATTER: return hd_block_of(t, n, 0, job);
     case HD_ALL_TO_ALL: return hd_block_of(t, n, job / n, job % n);
+    case HD_PERMUTE: return hd_block_of(t, n, job, taker_of(t, n, job));
     default: return hd_block_of(t, n, job, 0);
     }
 }
 
-static void reduce_part(const hd_transfer *t, const slot *s, int n, int job, const hd_block *b, int64_t lo, int64_t hi)
+static void reduce_block(const hd_transfer *t, const void *const *in, void *const *out, int n, int job, const hd_block *b, int64_t lo, int64_t hi, bool stream)
 {
     int64_t src, dst, run;
     bool all = t->kind == HD_ALL_REDUCE;
     for (int64_t at = lo; (run = hd_block_next(b, at, hi, &src, &dst)) > 0; at += run)
-        hd_comm_reduce(t->dtype, t->max, s->in, n, src, run, all ? s->out : s->out + job, all ? n : 1, dst, s->stream);
+        hd_comm_reduce(t->dtype, t->max, in, n, src, run, all ? out : out + job, all ? n : 1, dst, stream);
 }
 
-static void do_part(const hd_transfer *t, const slot *s, int n, int job, const hd_block *b, int64_t lo, int64_t hi)
+/* Elements lo .. hi of block `job` of part `part`. */
+static void do_block(const hd_transfer *t, const slot *s, int n, int part, int job, const hd_block *b, int64_t lo, int64_t hi)
 {
     size_t size = hd_dtype_size(t->dtype);
+    const void *in[n];
+    void *out[n];
+    for (int i = 0; i < n; i++) in[i] = hd_transfer_part(s->of[i], part)->in, out[i] = hd_transfer_part(s->of[i], part)->out;
     switch (t->kind) {
-    case HD_ALL_REDUCE: case HD_REDUCE_SCATTER: reduce_part(t, s, n, job, b, lo, hi); break;
-    case HD_BROADCAST: hd_block_copy(b, lo, hi, size, s->in[t->peer], s->out, n, s->stream); break;
-    case HD_ALL_TO_ALL: hd_block_copy(b, lo, hi, size, s->in[job / n], s->out + job % n, 1, s->stream); break;
-    default: hd_block_copy(b, lo, hi, size, s->in[job], s->out, n, s->stream); break;
+    case HD_ALL_REDUCE: case HD_REDUCE_SCATTER: reduce_block(t, in, out, n, job, b, lo, hi, s->stream); break;
+    case HD_BROADCAST: hd_block_copy(b, lo, hi, size, in[t->peer], out, n, s->stream); break;
+    case HD_PERMUTE: hd_block_copy(b, lo, hi, size, in[job], out + taker_of(t, n, job), 1, s->stream); break;
+    case HD_ALL_TO_ALL: hd_block_copy(b, lo, hi, size, in[job / n], out + job % n, 1, s->stream); break;
+    default: hd_block_copy(b, lo, hi, size, in[job], out, n, s->stream); break;
     }
 }
 
@@ -276,11 +283,11 @@ static void do_part(const hd_transfer *t, const slot *s, int n, int job, const h
 static void walk_chunk(const hd_transfer *t, int n, int *job, int64_t *at, const slot *s)
 {
     int64_t quota = CHUNK_BYTES / (int64_t)hd_dtype_size(t->dtype);
-    int jobs = job_count(t, n);
+    int each = jobs_of_one(t, n), jobs = hd_transfer_parts(t) * each;
     while (quota > 0 && *job < jobs) {
-        hd_block b = job_block(t, n, *job);
+        hd_block b = job_block(hd_transfer_part(t, *job / each), n, *job % each);
         int64_t count = hd_block_count(&b), part = count - *at < quota ? count - *at : quota;
-        if (s && part > 0) do_part(t, s, n, *job, &b, *at, *at + part);
+        if (s && part > 0) do_block(t, s, n, *job / each, *job % each, &b, *at, *at + part);
         quota -= part;
         *at += part;
         if (*at < count) break;
@@ -312,11 +319,12 @@ static void work_on(world *w, channel *ch, slot *s, const hd_transfer *t, int se
 static int64_t output_bytes(const hd_transfer *t, int n)
 {
     int64_t bytes = 0;
-    for (int job = 0; job < job_count(t, n); job++) {
-        hd_block b = job_block(t, n, job);
-        bytes += hd_block_count(&b);
-    }
-    bool everywhere = t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_TO_ALL;
+    for (int p = 0; p < hd_transfer_parts(t); p++)
+        for (int job = 0; job < jobs_of_one(t, n); job++) {
+            hd_block b = job_block(hd_transfer_part(t, p), n, job);
+            bytes += hd_block_count(&b);
+        }
+    bool everywhere = t->kind != HD_REDUCE_SCATTER && t->kind != HD_ALL_TO_ALL && t->kind != HD_PERMUTE;
     return bytes * (int64_t)hd_dtype_size(t->dtype) * (everywhere ? n : 1);
 }
 
@@ -325,7 +333,7 @@ static void open_slot(world *w, channel *ch, slot *s, const hd_transfer *t, int 
 {
     int64_t bytes = output_bytes(t, ch->n);
     s->open = true;
-    s->jobs = bytes ? job_count(t, ch->n) : 0;
+    s->jobs = bytes ? hd_transfer_parts(t) * jobs_of_one(t, ch->n) : 0;
     s->stream = bytes > STREAM_BYTES;
     if (bytes <= CHUNK_BYTES) {
         if (bytes) work_on(w, ch, s, t, self);
@@ -347,14 +355,13 @@ static int start_collective(hd_comm *c, local_op *o, hd_error *err)
     bool agrees = s && (!s->arrived || s->fingerprint == print);
     if (agrees) {
         g->next++;
-        if (!s->arrived) s->t = o->op.t, s->fingerprint = print;
-        s->in[self] = o->op.t.in;
-        s->out[self] = o->op.t.out;
+        if (!s->arrived) s->kind = o->op.t.kind, s->fingerprint = print;
+        s->of[self] = &o->op.t;
         s->here[self] = true;
         o->slot = s;
         if (++s->arrived == ch->n) open_slot(w, ch, s, &o->op.t, c->rank);
     }
-    hd_transfer_kind other = s ? s->t.kind : 0;
+    hd_transfer_kind other = s ? s->kind : 0;
     pthread_mutex_unlock(&ch->lock);
     if (!s) return hd_fail_memory(err, sizeof *s, "a transfer");
     if (agrees) return 0;

@@ -259,28 +259,61 @@ static bool know_peers(mpi_comm *m, mpi_group *g)
     return all;
 }
 
+/* What goes from one index to another is one message, of all parts of a list. */
 static size_t block_bytes(const mpi_op *o, int from, int to)
 {
-    hd_block b = hd_block_of(&o->op.t, o->op.group->n, from, to);
-    return (size_t)hd_block_count(&b) * hd_dtype_size(o->op.t.dtype);
+    hd_block_list l = hd_blocks_of(&o->op.t, o->op.group->n, from, to);
+    const hd_transfer *part;
+    int64_t count = 0;
+    for (hd_block b; hd_blocks_next(&l, &part, &b);) count += hd_block_count(&b);
+    return (size_t)count * hd_dtype_size(o->op.t.dtype);
+}
+
+/* Where it lies in `in` (send) or in `out`, if that is one run of memory; else NULL. */
+static char *run_of(const mpi_op *o, int from, int to, bool send)
+{
+    size_t size = hd_dtype_size(o->op.t.dtype);
+    hd_block_list l = hd_blocks_of(&o->op.t, o->op.group->n, from, to);
+    const hd_transfer *part;
+    char *first = NULL, *end = NULL;
+    for (hd_block b; hd_blocks_next(&l, &part, &b);) {
+        char *at = (send ? (char *)part->in : (char *)part->out) + (size_t)(send ? b.src : b.dst) * size;
+        if (!(send ? hd_block_src_contiguous(&b) : hd_block_dst_contiguous(&b)) || (first && at != end)) return NULL;
+        if (!first) first = at;
+        end = at + (size_t)hd_block_count(&b) * size;
+    }
+    return first ? first : (char *)o; /* nothing: nobody looks there */
+}
+
+static void pack(const mpi_op *o, int to, char *packed)
+{
+    size_t size = hd_dtype_size(o->op.t.dtype);
+    hd_block_list l = hd_blocks_of(&o->op.t, o->op.group->n, o->op.group->index, to);
+    const hd_transfer *part;
+    for (hd_block b; hd_blocks_next(&l, &part, &b); packed += (size_t)hd_block_count(&b) * size)
+        hd_block_pack(&b, 0, hd_block_count(&b), size, part->in, packed);
+}
+
+static void unpack(const mpi_op *o, int from, int to, const char *packed)
+{
+    size_t size = hd_dtype_size(o->op.t.dtype);
+    hd_block_list l = hd_blocks_of(&o->op.t, o->op.group->n, from, to);
+    const hd_transfer *part;
+    for (hd_block b; hd_blocks_next(&l, &part, &b); packed += (size_t)hd_block_count(&b) * size)
+        hd_block_unpack(&b, 0, hd_block_count(&b), size, packed, part->out);
 }
 
 static size_t align64(size_t n) { return (n + 63) & ~(size_t)63; }
 
-/* Whether the block to (or from) an index must go through the stage: strided ones do, and all addends that come. */
-static bool send_staged(const mpi_op *o, int to)
-{
-    hd_block b = hd_block_of(&o->op.t, o->op.group->n, o->op.group->index, to);
-    return !hd_block_src_contiguous(&b);
-}
+/* Whether the block to (or from) an index must go through the stage: strided ones do, lists that don't lie in one run, and all addends that come. */
+static bool send_staged(const mpi_op *o, int to) { return !run_of(o, o->op.group->index, to, true); }
 
 static bool recv_staged(const mpi_op *o, int from)
 {
-    hd_block b = hd_block_of(&o->op.t, o->op.group->n, from, o->op.group->index);
-    return hd_comm_is_reduction(o->op.t.kind) || !hd_block_dst_contiguous(&b);
+    return hd_comm_is_reduction(o->op.t.kind) || !run_of(o, from, o->op.group->index, false);
 }
 
-/* Where the stage has the block to an index (send), or that from an index; SIZE_MAX with i == n: the length of all. */
+/* Where the stage has the block to an index (send), or that from an index; not send with i == n: the length of all. */
 static size_t stage_at(const mpi_op *o, bool send, int i)
 {
     int n = o->op.group->n, self = o->op.group->index;
@@ -292,9 +325,19 @@ static size_t stage_at(const mpi_op *o, bool send, int i)
     return at;
 }
 
+/* The same in phase 1: the sum's pieces of those indices that don't lie in one run. */
+static size_t second_at(const mpi_op *o, int i)
+{
+    size_t at = 0;
+    for (int k = 0; k < i; k++)
+        if (!run_of(o, k, k, false)) at += align64(block_bytes(o, k, k));
+    return at;
+}
+
 static bool ready_stage(mpi_comm *m, mpi_op *o)
 {
-    size_t bytes = stage_at(o, false, o->op.group->n);
+    size_t bytes = stage_at(o, false, o->op.group->n), second = o->op.t.kind == HD_ALL_REDUCE ? second_at(o, o->op.group->n) : 0;
+    if (second > bytes) bytes = second;
     if (bytes <= o->stage_bytes) return true;
     hd_free(o->stage);
     o->stage = hd_malloc(bytes);
@@ -305,34 +348,27 @@ static bool ready_stage(mpi_comm *m, mpi_op *o)
 
 static void post_send(mpi_comm *m, mpi_group *g, mpi_op *o, int to)
 {
-    const hd_transfer *t = &o->op.t;
-    size_t size = hd_dtype_size(t->dtype);
-    hd_block b = hd_block_of(t, g->group->n, g->group->index, to);
-    const char *data = (const char *)t->in + (size_t)b.src * size;
-    if (send_staged(o, to)) {
-        data = o->stage + stage_at(o, true, to);
-        hd_block_pack(&b, 0, hd_block_count(&b), size, t->in, (void *)data);
-    }
-    post(m, o, false, data, (size_t)hd_block_count(&b) * size, g->group->rank[to], g->mpi_tag);
+    int self = g->group->index;
+    char *data = run_of(o, self, to, true);
+    if (!data) pack(o, to, data = o->stage + stage_at(o, true, to));
+    post(m, o, false, data, block_bytes(o, self, to), g->group->rank[to], g->mpi_tag);
 }
 
 static void post_recv(mpi_comm *m, mpi_group *g, mpi_op *o, int from)
 {
-    const hd_transfer *t = &o->op.t;
-    size_t size = hd_dtype_size(t->dtype);
-    hd_block b = hd_block_of(t, g->group->n, from, g->group->index);
-    char *data = recv_staged(o, from) ? o->stage + stage_at(o, false, from) : (char *)t->out + (size_t)b.dst * size;
-    post(m, o, true, data, (size_t)hd_block_count(&b) * size, g->group->rank[from], g->peer_tag[from]);
+    int self = g->group->index;
+    char *data = recv_staged(o, from) ? o->stage + stage_at(o, false, from) : run_of(o, from, self, false);
+    post(m, o, true, data, block_bytes(o, from, self), g->group->rank[from], g->peer_tag[from]);
 }
 
 /* The block from this rank to itself, unless it is summed. */
 static void copy_own(const mpi_op *o)
 {
-    const hd_transfer *t = &o->op.t;
     int self = o->op.group->index;
-    hd_block b = hd_block_of(t, o->op.group->n, self, self);
-    void *out = t->out;
-    if (!hd_comm_is_reduction(t->kind) && t->in != t->out) hd_block_copy(&b, 0, hd_block_count(&b), hd_dtype_size(t->dtype), t->in, &out, 1, false);
+    hd_block_list l = hd_blocks_of(&o->op.t, o->op.group->n, self, self);
+    const hd_transfer *part;
+    for (hd_block b; !hd_comm_is_reduction(o->op.t.kind) && hd_blocks_next(&l, &part, &b);)
+        if (part->in != part->out) hd_block_copy(&b, 0, hd_block_count(&b), hd_dtype_size(part->dtype), part->in, &part->out, 1, false);
 }
 
 static void post_first(mpi_comm *m, mpi_group *g, mpi_op *o)
@@ -348,44 +384,65 @@ static void post_first(mpi_comm *m, mpi_group *g, mpi_op *o)
 /* Sums the addends: own ones come from `in`, packed where they are strided. */
 static void sum(const mpi_op *o)
 {
-    const hd_transfer *t = &o->op.t;
+    const hd_transfer *t = &o->op.t, *part;
     int n = o->op.group->n, self = o->op.group->index;
-    size_t size = hd_dtype_size(t->dtype);
-    hd_block b = hd_block_of(t, n, self, self);
-    int64_t count = hd_block_count(&b);
+    size_t size = hd_dtype_size(t->dtype), done = 0;
+    char *stage[n];
     const void *in[n];
-    void *out = (char *)t->out + (size_t)b.dst * size;
-    for (int i = 0; i < n; i++) in[i] = o->stage + stage_at(o, false, i);
-    if (hd_block_src_contiguous(&b)) in[self] = (const char *)t->in + (size_t)b.src * size;
-    else hd_block_pack(&b, 0, count, size, t->in, (void *)in[self]);
-    if (count) hd_comm_reduce(t->dtype, t->max, in, n, 0, count, &out, 1, 0, false);
+    for (int i = 0; i < n; i++) stage[i] = o->stage + stage_at(o, false, i);
+    hd_block_list l = hd_blocks_of(t, n, self, self);
+    for (hd_block b; hd_blocks_next(&l, &part, &b);) {
+        int64_t count = hd_block_count(&b);
+        void *out = (char *)part->out + (size_t)b.dst * size;
+        for (int i = 0; i < n; i++) in[i] = stage[i] + done;
+        if (hd_block_src_contiguous(&b)) in[self] = (const char *)part->in + (size_t)b.src * size;
+        else hd_block_pack(&b, 0, count, size, part->in, stage[self] + done);
+        hd_comm_reduce(t->dtype, t->max, in, n, 0, count, &out, 1, 0, false);
+        done += (size_t)count * size;
+    }
 }
 
-static void unpack(const mpi_op *o)
+static void unpack_first(const mpi_op *o)
 {
-    const hd_transfer *t = &o->op.t;
     int n = o->op.group->n, self = o->op.group->index;
-    for (int i = 0; i < n; i++) {
-        if (i == self || !recv_staged(o, i)) continue;
-        hd_block b = hd_block_of(t, n, i, self);
-        hd_block_unpack(&b, 0, hd_block_count(&b), hd_dtype_size(t->dtype), o->stage + stage_at(o, false, i), t->out);
-    }
+    for (int i = 0; i < n; i++)
+        if (i != self && recv_staged(o, i)) unpack(o, i, self, o->stage + stage_at(o, false, i));
+}
+
+/* Own piece of a list's sum into the stage, where it doesn't lie in one run. */
+static char *packed_sum(const mpi_op *o)
+{
+    int self = o->op.group->index;
+    size_t size = hd_dtype_size(o->op.t.dtype);
+    char *packed = o->stage + second_at(o, self), *at = packed;
+    hd_block_list l = hd_blocks_of(&o->op.t, o->op.group->n, self, self);
+    const hd_transfer *part;
+    for (hd_block b; hd_blocks_next(&l, &part, &b); at += (size_t)hd_block_count(&b) * size)
+        memcpy(at, (const char *)part->out + (size_t)b.dst * size, (size_t)hd_block_count(&b) * size);
+    return packed;
 }
 
 /* ALL_REDUCE: each one's piece of the sum to all. */
 static void post_second(mpi_comm *m, mpi_group *g, mpi_op *o)
 {
-    const hd_transfer *t = &o->op.t;
-    size_t size = hd_dtype_size(t->dtype);
     int n = g->group->n, self = g->group->index;
-    hd_block own = hd_block_of(t, n, self, self);
+    char *own = run_of(o, self, self, false);
+    size_t own_bytes = block_bytes(o, self, self);
+    if (!own) own = packed_sum(o);
     for (int k = 1; k < n; k++) {
         int from = (self + n - k) % n, to = (self + k) % n;
-        hd_block b = hd_block_of(t, n, from, from);
-        post(m, o, true, (char *)t->out + (size_t)b.dst * size, (size_t)b.run * size, g->group->rank[from], g->peer_tag[from] + 1);
-        post(m, o, false, (char *)t->out + (size_t)own.dst * size, (size_t)own.run * size, g->group->rank[to], g->mpi_tag + 1);
+        char *data = run_of(o, from, from, false);
+        if (!data) data = o->stage + second_at(o, from);
+        post(m, o, true, data, block_bytes(o, from, from), g->group->rank[from], g->peer_tag[from] + 1);
+        post(m, o, false, own, own_bytes, g->group->rank[to], g->mpi_tag + 1);
     }
     o->phase = 2;
+}
+
+static void unpack_second(const mpi_op *o)
+{
+    for (int i = 0; i < o->op.group->n; i++)
+        if (i != o->op.group->index && !run_of(o, i, i, false)) unpack(o, i, i, o->stage + second_at(o, i));
 }
 
 /* ---- single messages ---- */
@@ -449,12 +506,14 @@ static bool push_op(mpi_comm *m, mpi_group *g, mpi_op *o, bool *first, bool *sec
     *first = *first && o->phase;
     if (o->phase == 1 && !o->parts && (kind != HD_ALL_REDUCE || *second)) {
         if (hd_comm_is_reduction(kind)) sum(o);
-        else unpack(o);
+        else unpack_first(o);
         if (kind != HD_ALL_REDUCE) return true;
         post_second(m, g, o);
     }
     if (kind == HD_ALL_REDUCE) *second = *second && o->phase == 2;
-    return o->phase == 2 && !o->parts;
+    if (o->phase != 2 || o->parts) return false;
+    unpack_second(o);
+    return true;
 }
 
 static void push_group(mpi_comm *m, mpi_group *g)

@@ -269,9 +269,10 @@ static bool conflicts(const hd_exec *e, const touched *t, const hd_instr *x)
 int hd_exec_find_meetings(hd_exec *e, hd_steps *segment, hd_error *err)
 {
     touched by[2] = {0}; /* [solo] */
-    span *lists = hd_malloc((size_t)(segment->n + 1) * (HD_MAX_OPERANDS + HD_MAX_RESULTS + 1) * 2 * sizeof *lists);
+    size_t reads = 1, writes = 1;
+    for (int i = 0; i < segment->n; i++) reads += (size_t)segment->steps[i].instr->n_in, writes += (size_t)segment->steps[i].instr->n_out + 1;
+    span *lists = hd_malloc(2 * (reads + writes) * sizeof *lists);
     if (!lists) return no_memory(err);
-    size_t reads = (size_t)(segment->n + 1) * HD_MAX_OPERANDS, writes = (size_t)(segment->n + 1) * (HD_MAX_RESULTS + 1);
     for (int solo = 0; solo < 2; solo++) {
         by[solo].read.list = lists + (size_t)solo * (reads + writes);
         by[solo].written.list = by[solo].read.list + reads;

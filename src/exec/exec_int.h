@@ -29,8 +29,8 @@ typedef struct hd_step {
     bool copied;          /* an operand's or result's memory follows the micro-batch */
     /* COMM only */
     bool local;           /* nothing is sent: the team does it */
-    int member;           /* this rank's index in its group */
-    hd_transfer transfer; /* in and out are set for each run */
+    int member, members;  /* this rank's index in its group, and how many there are */
+    hd_transfer transfer; /* in and out are set for each run; so are those of its parts, where it is a list */
     hd_comm_group *group; /* NULL: nobody to talk to */
     hd_message *messages; int n_messages; /* send, recv: with each rank of the other stage that has or wants a part */
     /* while profiling; by member 0 */
@@ -97,7 +97,7 @@ void *hd_exec_copy(const hd_exec *e, int b, int micro); /* where b is in that mi
 /* transfer.c */
 int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err);   /* its tensors are there */
 void hd_exec_transfer(hd_exec *e, hd_step *s);                         /* member 0 */
-void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* shard, keep_first: the team, or member 0 alone */
+void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* what sends nothing (shard, ...): the team, or member 0 alone */
 bool hd_exec_wait_tokens(hd_exec *e, const hd_instr *x);               /* member 0: those that x waits for; whether there were any */
 int hd_exec_finish_tokens(hd_exec *e, hd_error *err);                 /* all that are under way */
 int hd_exec_finish_sends(hd_exec *e, int segment, hd_error *err);

@@ -2,7 +2,7 @@
  *
  * Member 0 of the team does transfers between meetings. A recv or a collective blocks it. A send is started, and waited for before the next call of its
  * segment, before prepare and update, and at the end of a step: until then lowering keeps its operand. A collective of stream 1 is started, and waited for
- * by the first instruction that says so. shard and keep_first send nothing: the
+ * by the first instruction that says so. shard, keep_first, place and deal send nothing: the
  * team does them by itself. */
 #include <stdlib.h>
 
@@ -15,7 +15,8 @@ typedef struct kind_of_op { const hd_op *op; hd_transfer_kind kind; bool local; 
 static const kind_of_op kinds[] = {
     {&hd_op_all_reduce, HD_ALL_REDUCE, false}, {&hd_op_reduce_scatter, HD_REDUCE_SCATTER, false}, {&hd_op_all_gather, HD_ALL_GATHER, false},
     {&hd_op_all_to_all, HD_ALL_TO_ALL, false}, {&hd_op_send, HD_SEND, false}, {&hd_op_recv, HD_RECV, false},
-    {&hd_op_shard, HD_TRANSFER_KINDS, true}, {&hd_op_keep_first, HD_TRANSFER_KINDS, true},
+    {&hd_op_shard, HD_TRANSFER_KINDS, true}, {&hd_op_keep_first, HD_TRANSFER_KINDS, true}, {&hd_op_deal, HD_TRANSFER_KINDS, true},
+    {&hd_op_place, HD_TRANSFER_KINDS, true}, {&hd_op_permute, HD_PERMUTE, false},
 };
 
 static const kind_of_op *find_kind(const hd_op *op)
@@ -129,31 +130,70 @@ static int resolve_exchange(hd_exec *e, hd_step *s, const members *m, hd_error *
     return t->to_offset ? 0 : HD_EINVAL;
 }
 
-static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
+/* What each member gives. */
+static int resolve_permute(hd_exec *e, hd_step *s, const members *m, hd_error *err)
 {
     const hd_comm_attrs *a = s->instr->attrs;
     const hd_tensor *in = &s->args.in[0];
+    int64_t *offset = hd_arena_alloc(&e->memory, ((size_t)m->n + 1) * sizeof *offset);
+    if (!offset) return hd_fail_memory(err, sizeof *offset, "an executor");
+    offset[0] = 0;
+    for (int j = 0; j < m->n; j++) {
+        int64_t begin, end;
+        dim_piece(e, s->instr->in[0], a->dim, m->ranks[j], &begin, &end);
+        offset[j + 1] = offset[j] + end - begin;
+    }
+    hd_transfer *t = &s->transfer;
+    t->offset = offset;
+    t->outer = product(in, 0, a->dim);
+    t->inner = product(in, a->dim + 1, in->rank);
+    t->peer = 1 % m->n;
+    int next = (m->index + 1) % m->n;
+    if (s->args.out[0].dim[a->dim] == offset[next + 1] - offset[next]) return 0;
+    return hd_fail(err, HD_EINVAL, "%s: the next rank has another number of rows than this one is to get", s->instr->path);
+}
+
+/* Transfer k of the step. */
+static int resolve_member(hd_exec *e, hd_step *s, const members *m, int k, hd_transfer *t, hd_error *err)
+{
+    hd_comm_attrs own;
+    const hd_instr one = hd_instr_member(e->program, s->instr, k, &own);
+    const hd_comm_attrs *a = one.attrs;
+    const hd_tensor *in = &s->args.in[k];
+    bool cut = one.op == &hd_op_reduce_scatter || one.op == &hd_op_shard || one.op == &hd_op_deal;
+    *t = (hd_transfer){.kind = s->transfer.kind, .max = a->max, .dtype = in->dtype, .count = hd_tensor_count(in)};
+    if (!cut && one.op != &hd_op_all_gather && one.op != &hd_op_place) return 0;
+    t->offset = find_offsets(e, s, m, cut ? one.out[0] : one.in[0], cut ? one.in[0] : one.out[0], a->dim, err);
+    t->outer = product(in, 0, a->dim);
+    t->inner = product(in, a->dim + 1, in->rank);
+    return t->offset ? 0 : HD_EINVAL;
+}
+
+static int resolve_list(hd_exec *e, hd_step *s, const members *m, hd_error *err)
+{
+    int n = s->instr->n_in, rc = 0;
+    hd_transfer *parts = hd_arena_alloc(&e->memory, (size_t)n * sizeof *parts);
+    if (!parts) return hd_fail_memory(err, sizeof *parts, "an executor");
+    for (int k = 0; k < n && !rc; k++) rc = resolve_member(e, s, m, k, &parts[k], err);
+    s->transfer = (hd_transfer){.kind = s->transfer.kind, .max = parts->max, .dtype = parts->dtype, .part = parts, .n_parts = n};
+    return rc;
+}
+
+static int resolve_collective(hd_exec *e, hd_step *s, hd_error *err)
+{
+    const hd_comm_attrs *a = s->instr->attrs;
     int8_t axes[HD_MAX_AXES];
     members m = {0};
-    int x = s->instr->in[0], y = s->instr->out[0];
     int n_axes = hd_mesh_parse_axes(&e->program->mesh, a->axes, axes);
     bool all = n_axes > 0 && is_over_stages(e->program, axes, n_axes);
     int rc = all ? find_everyone(e, &m, err) : find_members(e, s, axes, n_axes, &m, err);
     if (rc) return rc;
-    hd_transfer *t = &s->transfer;
-    bool cut = s->instr->op == &hd_op_reduce_scatter || s->instr->op == &hd_op_shard;
-    t->max = a->max;
-    t->dtype = in->dtype;
-    t->count = hd_tensor_count(in);
     s->member = m.index;
-    if (s->instr->op == &hd_op_all_to_all) {
-        rc = resolve_exchange(e, s, &m, err);
-    } else if (cut || s->instr->op == &hd_op_all_gather) {
-        t->offset = find_offsets(e, s, &m, cut ? y : x, cut ? x : y, a->dim, err);
-        t->outer = product(in, 0, a->dim);
-        t->inner = product(in, a->dim + 1, in->rank);
-        rc = t->offset ? 0 : HD_EINVAL;
-    }
+    s->members = m.n;
+    if (hd_instr_is_list(s->instr)) rc = resolve_list(e, s, &m, err);
+    else rc = resolve_member(e, s, &m, 0, &s->transfer, err);
+    if (!rc && s->instr->op == &hd_op_all_to_all) rc = resolve_exchange(e, s, &m, err);
+    if (!rc && s->instr->op == &hd_op_permute) rc = resolve_permute(e, s, &m, err);
     if (!rc && e->rank.comm && !s->local) {
         s->group = all ? hd_comm_group_get(e->rank.comm, m.ranks, m.n, err) : group_of(e, &m, err);
         rc = s->group ? 0 : HD_ECOMM;
@@ -257,16 +297,59 @@ static void copy_rows(const hd_exec *e, const hd_step *s, const char *in, int64_
     }
 }
 
+/* This member's share of the bytes of `out`, in whose rows of `row` bytes `piece` bytes from `first` on are those of `in`, and the others zero. */
+static void place_rows(const hd_exec *e, const hd_step *s, int64_t row, int64_t first, int64_t piece, int tid)
+{
+    int64_t begin, end;
+    const char *in = s->args.in[0].data;
+    char *out = s->args.out[0].data;
+    hd_split((int64_t)hd_tensor_bytes(&s->args.out[0]), 64, tid, e->threads, &begin, &end);
+    while (begin < end) {
+        int64_t within = begin % row, border = within < first ? first : within < first + piece ? first + piece : row;
+        int64_t n = border - within < end - begin ? border - within : end - begin;
+        if (within >= first && within < first + piece) memcpy(out + begin, in + begin / row * piece + within - first, (size_t)n);
+        else memset(out + begin, 0, (size_t)n);
+        begin += n;
+    }
+}
+
+/* Of n rows that a rank is dealt the first of these are early ones. */
+static int64_t early(int64_t n) { return (n + 1) / 2; }
+
+/* The whole's rows are, in order: all ranks' early ones, then their late ones, those of the last rank first (Llama 3, section 3.3.2). */
+static void deal_rows(const hd_exec *e, const hd_step *s, int tid)
+{
+    const hd_transfer *t = &s->transfer;
+    const hd_tensor *in = &s->args.in[0];
+    const int ranks = s->members;
+    int64_t own = t->offset[s->member + 1] - t->offset[s->member], first = 0, second = t->offset[ranks], row = t->inner * (int64_t)hd_dtype_size(in->dtype);
+    for (int j = 0; j < ranks; j++) {
+        int64_t n = t->offset[j + 1] - t->offset[j];
+        if (j < s->member) first += early(n);
+        if (j <= s->member) second -= n - early(n);
+    }
+    for (int64_t o = tid; o < t->outer; o += e->threads) {
+        const char *from = (const char *)in->data + o * t->offset[ranks] * row;
+        char *to = (char *)s->args.out[0].data + o * own * row;
+        memcpy(to, from + first * row, (size_t)(early(own) * row));
+        memcpy(to + early(own) * row, from + second * row, (size_t)((own - early(own)) * row));
+    }
+}
+
 void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid)
 {
     const hd_tensor *in = &s->args.in[0], *out = &s->args.out[0];
     const hd_transfer *t = &s->transfer;
     int64_t size = (int64_t)hd_dtype_size(in->dtype), bytes = (int64_t)hd_tensor_bytes(out);
     if (bytes == 0 || !strcmp(e->backend->name, "null")) return;
-    if (s->instr->op == &hd_op_shard) {
-        int64_t begin = t->offset[s->member], piece = t->offset[s->member + 1] - begin;
-        int64_t whole = in->dim[((const hd_comm_attrs *)s->instr->attrs)->dim];
-        copy_rows(e, s, (const char *)in->data + begin * t->inner * size, piece * t->inner * size, whole * t->inner * size, tid);
+    bool place = s->instr->op == &hd_op_place;
+    if (s->instr->op == &hd_op_deal) {
+        deal_rows(e, s, tid);
+    } else if (place || s->instr->op == &hd_op_shard) {
+        int64_t begin = t->offset[s->member] * t->inner * size, piece = t->offset[s->member + 1] * t->inner * size - begin;
+        int64_t whole = (place ? out : in)->dim[((const hd_comm_attrs *)s->instr->attrs)->dim] * t->inner * size;
+        if (place) place_rows(e, s, whole, begin, piece, tid);
+        else copy_rows(e, s, (const char *)in->data + begin, piece, whole, tid);
     } else if (s->member == 0) {
         if (in->data != out->data) copy_rows(e, s, in->data, bytes, bytes, tid);
     } else {
@@ -313,6 +396,11 @@ void hd_exec_transfer(hd_exec *e, hd_step *s)
     }
     s->transfer.in = s->instr->n_in ? s->args.in[0].data : NULL;
     s->transfer.out = s->instr->n_out ? s->args.out[0].data : NULL;
+    for (int k = 0; k < s->transfer.n_parts; k++) {
+        hd_transfer *part = (hd_transfer *)&s->transfer.part[k]; /* ours, of resolve_list */
+        part->in = s->args.in[k].data;
+        part->out = s->args.out[k].data;
+    }
     int rc = 0;
     if (s->instr->signal >= 0 && e->only < 0) {
         hd_token *t = &e->tokens[s->instr->signal];

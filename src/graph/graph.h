@@ -92,6 +92,9 @@ typedef struct hd_graph {
     hd_phase phase;     /* of nodes built from now on */
     const hd_node *origin; int chunk, slice; /* likewise */
     hd_mesh mesh;       /* that it was partitioned for; n = 0: not partitioned */
+    uint32_t ring;      /* mask of the mesh's axes: attention over tokens that are cut over one sends keys and values round (passes/ring.c) */
+    uint32_t zigzag;    /* likewise: each rank's tokens of a sequence are an early and a late part of it (passes/deal.c) */
+    int64_t rows_micro; /* hd_pass_partition may have ranks exchange a table's gradient as the rows that it is made of; micro-batches of a step, 0: it may not */
     int stage;          /* of the pipeline, that hd_graph_stage made it for; 0 without one */
     hd_stages stages;   /* of different meshes: those of all stages, mesh being this one's; n = 0: all are of mesh */
     struct hd_path_set *paths; /* paths in use */

@@ -90,7 +90,8 @@ void hd_dim_piece(const hd_mesh *m, const hd_dim_layout *d, int64_t extent, int 
     *end = extent;
     for (int i = 0; i < d->n; i++) {
         int64_t first, last;
-        hd_split(*end - *begin, d->unit[i], hd_mesh_coordinate(m, rank, d->axis[i]), m->axis[d->axis[i]].size, &first, &last);
+        int size = m->axis[d->axis[i]].size;
+        hd_split(*end - *begin, d->unit[i], (hd_mesh_coordinate(m, rank, d->axis[i]) + d->shift[i]) % size, size, &first, &last);
         *end = *begin + last;
         *begin += first;
     }
@@ -105,6 +106,13 @@ hd_shape hd_layout_shape(const hd_mesh *m, const hd_layout *layout, const hd_sha
         s.dim[i] = end - begin;
     }
     return s;
+}
+
+hd_shape hd_layout_largest(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole)
+{
+    hd_layout l = layout ? *layout : (hd_layout){0};
+    for (int i = 0; i < whole->rank; i++) memset(l.dim[i].shift, 0, sizeof l.dim[i].shift);
+    return hd_layout_shape(m, &l, whole, 0);
 }
 
 uint32_t hd_layout_axes(const hd_layout *layout, int rank)
@@ -131,7 +139,7 @@ bool hd_dim_layout_equal(const hd_mesh *m, const hd_dim_layout *a, const hd_dim_
     if (a->n != b->n) return false;
     bool units = true;
     for (int i = 0; i < a->n; i++) {
-        if (a->axis[i] != b->axis[i]) return false;
+        if (a->axis[i] != b->axis[i] || a->shift[i] != b->shift[i]) return false;
         units &= a->unit[i] == b->unit[i];
     }
     return units || (is_even(m, a, extent) && is_even(m, b, extent));
@@ -159,6 +167,7 @@ void hd_layout_print(const hd_mesh *m, const hd_layout *layout, int rank, hd_str
         for (int k = 0; d && k < d->n; k++) {
             hd_str_printf(out, "%s%s", k ? "." : "", m->axis[d->axis[k]].name);
             if (d->unit[k] != 1) hd_str_printf(out, "*%lld", (long long)d->unit[k]);
+            if (d->shift[k]) hd_str_printf(out, ">%d", d->shift[k]);
         }
     }
     if (!layout || !layout->partial) return;
@@ -177,7 +186,7 @@ static int bad_layout(const layout_reader *r, const char *why)
 /* The axis named at r->at, passed over; -1 and an error if there is none or it was named before. */
 static int read_axis(layout_reader *r)
 {
-    size_t n = strcspn(r->at, ".,*+ ");
+    size_t n = strcspn(r->at, ".,*>+ ");
     for (int a = 0; a < r->m->n; a++) {
         if (strlen(r->m->axis[a].name) != n || strncmp(r->m->axis[a].name, r->at, n)) continue;
         if (r->used >> a & 1) return bad_layout(r, "an axis is named twice"), -1;
@@ -202,6 +211,14 @@ static int read_dim(layout_reader *r, hd_dim_layout *d)
             char *end;
             d->unit[d->n] = strtoll(r->at + 1, &end, 10);
             if (end == r->at + 1 || d->unit[d->n] < 1) return bad_layout(r, "a unit is a number of at least 1");
+            r->at = end;
+        }
+        if (*r->at == '>') {
+            char *end;
+            long shift = strtol(r->at + 1, &end, 10);
+            if (end == r->at + 1 || shift < 1 || shift >= r->m->axis[axis].size || shift > INT16_MAX)
+                return bad_layout(r, "a shift is a number from 1 to one less than the axis has ranks");
+            d->shift[d->n] = (int16_t)shift;
             r->at = end;
         }
         d->n++;

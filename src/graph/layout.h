@@ -4,7 +4,7 @@
  * ordered list of mesh axes, each cutting what the one before left; every other axis holds the value whole (Replicate) or as an addend
  * (Partial). One rule cuts: a piece of `extent` over `size` coordinates is cut in units, the first ones getting one unit more (hd_split); the
  * last unit may be short, and a piece may be empty. Coordinate 0 therefore always has the largest piece: shapes at coordinate 0 are the
- * maxima that memory is placed for. */
+ * maxima that memory is placed for (a shift is left out for that: hd_layout_largest). */
 #ifndef HD_GRAPH_LAYOUT_H
 #define HD_GRAPH_LAYOUT_H
 
@@ -56,6 +56,7 @@ typedef struct hd_dim_layout {
     int8_t n; /* 0: whole */
     int8_t axis[HD_MAX_SPLITS];
     int64_t unit[HD_MAX_SPLITS]; /* elements; pieces of that axis begin at multiples of it (from where the piece being cut begins) */
+    int16_t shift[HD_MAX_SPLITS]; /* coordinate c has the piece of coordinate (c + shift) mod size: what goes round a ring. 0 <= shift < size */
 } hd_dim_layout;
 
 typedef struct hd_layout {
@@ -68,12 +69,14 @@ typedef struct hd_layout {
 void hd_dim_piece(const hd_mesh *m, const hd_dim_layout *d, int64_t extent, int rank, int64_t *begin, int64_t *end);
 /* Shape of rank's piece of a value of shape `whole` (sym is kept). layout NULL: whole. */
 hd_shape hd_layout_shape(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole, int rank);
+hd_shape hd_layout_largest(const hd_mesh *m, const hd_layout *layout, const hd_shape *whole); /* of the largest piece */
 uint32_t hd_layout_axes(const hd_layout *layout, int rank); /* mask of axes over which a value of that rank is split (not Partial) */
 /* The same pieces everywhere, and the same Partial axes: units matter only where they move a border. NULL: whole. */
 bool hd_layout_equal(const hd_mesh *m, const hd_layout *a, const hd_layout *b, const hd_shape *whole);
 bool hd_dim_layout_equal(const hd_mesh *m, const hd_dim_layout *a, const hd_dim_layout *b, int64_t extent);
 
-/* Text: one entry a dimension, "-" whole, else axes with units where they aren't 1; then Partial axes: "dp*64.tp,-", "-,tp +dp", "+tp max".
+/* Text: one entry a dimension, "-" whole, else axes with units where they aren't 1; then Partial axes: "dp*64.tp,-", "-,tp +dp", "+tp max";
+ * "cp>1" where the pieces are shifted by one.
  * A scalar that is whole is "". */
 void hd_layout_print(const hd_mesh *m, const hd_layout *layout, int rank, hd_str *out);
 int hd_layout_parse(const hd_mesh *m, const char *text, int rank, hd_layout *out, hd_error *err);

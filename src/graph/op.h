@@ -90,6 +90,7 @@ struct hd_op {
     bool no_gradient;        /* grad is NULL on purpose: gradients stop here */
     bool is_backward;        /* made by another op's grad; has no sample: tested through it */
     bool is_comm;            /* moves data between ranks (src/ops/collective.c): the executor hands it to src/comm; no reference, no sample */
+    bool sends_nothing;      /* is_comm, but each rank does it by itself */
     bool has_effect;         /* is kept though nothing reads a result of it (send) */
 
     /* Checks operand types and parameters and fills out[]; may complete *attrs' dtype fields. Returns the number of results or a negative code. */

@@ -85,10 +85,13 @@ typedef struct hd_norm_attrs {
     double eps;
     double offset; /* rms_norm only; 0, or 1 where the stored weight is relative to one */
     hd_dtype dtype, sum_dtype;
+    int64_t count; /* batch_norm's parts: elements of a channel in all pieces; 0: there are no others */
 } hd_norm_attrs;
 
 /* ---- batch_norm: (x[N, C, H, W], gamma[C], beta[C]) -> (y, mean[C]? f32, rstd[C]? f32, var[C]? f32, biased) over N, H, W.
- *      batch_norm_grad_x: (dy, x, gamma, mean, rstd) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32. Uses hd_norm_attrs. */
+ *      batch_norm_grad_x: (dy, x, gamma, mean, rstd, dgamma, dbeta) -> dx.  batch_norm_grad_gamma: (dy, x, mean, rstd) -> dgamma[C] f32.
+ *      batch_norm_squares: (x, sum[C]) -> squares[C] f32 about sum / count; batch_norm_finish: (x, gamma, beta, sum, squares) -> as batch_norm: of
+ *      images in pieces, sums and count being those of all. Uses hd_norm_attrs. */
 
 /* ---- conv2d: (x[N, C, H, W], w[O, C/groups, kh, kw]) -> y[N, O, H', W'].
  *      conv2d_grad_x: (dy, w) -> dx[N, C, in_h, in_w].  conv2d_grad_w: (dy, x) -> dw[O, C/groups, kernel], f32. can_accumulate (grad_w). */
@@ -147,12 +150,15 @@ typedef struct hd_rope_attrs {
  *      window > 0: qpos[i] - kpos[j] < window. Query head h reads key head h / (Hq/Hk). A query that sees nothing gives 0 and lse = -inf.
  *      Tiles of keys at absolute index, online softmax in f32 (Dao et al. 2022; Milakov and Gimelshein 2018): the (T x T) matrix never exists.
  *      attention_grad: (dout, q, k, v, out, lse, qpos, kpos, qseg, kseg) -> (dq, dk, dv). One node for three gradients, since they share the
- *      recomputed scores and none of them is a weight's. */
+ *      recomputed scores and none of them is a weight's.
+ *      attention_merge: (out[T, H, F], lse[T, H], out, lse) -> (out, lse): attention to some keys and to others made into that to all of them: the
+ *      softmax-merge (Milakov and Gimelshein 2018), each part in units of its own exp(lse). hd_dtype_attrs. lse may be -inf. */
 typedef struct hd_attention_attrs {
     double scale;
     bool causal;
     int64_t window;   /* 0: none */
     int64_t max_keys; /* most keys that one query sees, for cost; 0: all */
+    double share;     /* of the pairs of query and key, how many see each other, for cost; 0: as causal, window and max_keys say */
     int64_t block;    /* queries and keys lie in blocks of so many rows, and a query sees keys of its own block only; 0: no such blocks. Says how
                        * rows may be split; segments say the same to kernels */
     hd_dtype dtype;

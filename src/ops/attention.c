@@ -14,6 +14,7 @@ static const hd_attr attention_attrs[] = {
     {"causal", HD_ATTR_BOOL, offsetof(hd_attention_attrs, causal), 0},
     {"window", HD_ATTR_INT64, offsetof(hd_attention_attrs, window), 0},
     {"max_keys", HD_ATTR_INT64, offsetof(hd_attention_attrs, max_keys), 0},
+    {"share", HD_ATTR_DOUBLE, offsetof(hd_attention_attrs, share), 0},
     {"block", HD_ATTR_INT64, offsetof(hd_attention_attrs, block), 0},
     {"dtype", HD_ATTR_DTYPE, offsetof(hd_attention_attrs, dtype), NAN},
     {0},
@@ -46,6 +47,7 @@ static int check_operands(const hd_sig *s, int first, int ids, hd_error *err)
         return hd_op_fail(s, err, "v must have the rows and heads of k %s, is %s", HD_TYPE_TEXT(&s->in[first + 1]), HD_TYPE_TEXT(&s->in[first + 2]));
     for (int i = 0; i < 4; i++)
         if (check_ids(s, ids + i, first + i % 2, id_names[i], err)) return HD_EINVAL;
+    if (!(p->share >= 0 && p->share <= 1)) return hd_op_fail(s, err, "share must be from 0 to 1");
     if (p->window < 0 || p->max_keys < 0 || p->block < 0) return hd_op_fail(s, err, "window, max_keys and block must not be negative");
     return hd_need_result_dtype(s, "dtype", p->dtype, true, err);
 }
@@ -159,6 +161,7 @@ static double seen_within(double begin, double end, double window)
  * the keys if 0), filled by the queries one after the other, the last of them ending where the keys end. */
 static double pairs_seen(const hd_attention_attrs *p, double queries, double all_keys)
 {
+    if (p->share > 0) return p->share * queries * all_keys;
     double keys = p->max_keys > 0 && (double)p->max_keys < all_keys ? (double)p->max_keys : all_keys;
     double window = p->window > 0 && (double)p->window < keys ? (double)p->window : keys;
     if (keys <= 0 || queries <= 0) return 0;

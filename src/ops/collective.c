@@ -1,9 +1,9 @@
 /* collective.c: conversions between layouts, as ops of a partitioned Graph, and what passes between chunks of a pipeline.
  *
  *   Partial -> Replicate all_reduce;  Partial -> Split reduce_scatter;  Split -> Replicate all_gather;  Split(i) -> Split(j) all_to_all;
- *   Replicate -> Split shard;         Replicate -> Partial keep_first.
+ *   Replicate -> Split shard;         Replicate -> Partial keep_first;      Split -> Partial place;      Split -> Split, shifted by one: permute.
  * Shapes here are those at coordinate 0. Which piece is whose follows from the layouts of operand and result (graph/layout.h), so there is
- * nothing to compute without them: no reference kernel; src/exec hands these to src/comm, and does the last two by itself. */
+ * nothing to compute without them: no reference kernel; src/exec hands these to src/comm, and does those that send nothing by itself. */
 #include "ops/facets.h"
 
 static const hd_attr comm_attrs[] = {
@@ -79,18 +79,23 @@ static void cost(const hd_sig *s, hd_cost *c) { *c = (hd_cost){.bytes = hd_cost_
 
 static uint32_t same_memory(const hd_sig *s, int result) { return hd_alias_same_type(s, result); }
 
-#define CONVERSION(op, text, infer_fn, alias) \
+#define CONVERSION(op, text, infer_fn, alias, local) \
     const hd_op hd_op_##op = { \
         .name = #op, .summary = text, .min_in = 1, .max_in = 1, .attrs_size = sizeof(hd_comm_attrs), .attrs = comm_attrs, \
-        .no_gradient = true, .is_comm = true, .infer = infer_fn, .loops = no_loops, .cost = cost, .may_alias = alias, \
+        .no_gradient = true, .is_comm = true, .sends_nothing = local, .infer = infer_fn, .loops = no_loops, \
+        .cost = cost, .may_alias = alias, \
     }
 
-CONVERSION(all_reduce, "(x) -> the sum (max) of x over the group, on each of its ranks", same_infer, same_memory);
-CONVERSION(all_gather, "(x) -> the pieces of dimension dim of all ranks of the group, one behind the other", dim_infer, NULL);
-CONVERSION(reduce_scatter, "(x) -> this rank's piece of dimension dim of the sum (max) of x over the group", dim_infer, NULL);
-CONVERSION(all_to_all, "(x) -> dimension dim gathered, dimension to cut, over the group", all_to_all_infer, NULL);
-CONVERSION(shard, "(x) -> this rank's piece of dimension dim; nothing is sent", dim_infer, NULL);
-CONVERSION(keep_first, "(x) -> x on coordinate 0 of the axes, zeros elsewhere: an addend; nothing is sent", same_infer, same_memory);
+CONVERSION(all_reduce, "(x) -> the sum (max) of x over the group, on each of its ranks", same_infer, same_memory, false);
+CONVERSION(all_gather, "(x) -> the pieces of dimension dim of all ranks of the group, one behind the other", dim_infer, NULL, false);
+CONVERSION(reduce_scatter, "(x) -> this rank's piece of dimension dim of the sum (max) of x over the group", dim_infer, NULL, false);
+CONVERSION(all_to_all, "(x) -> dimension dim gathered, dimension to cut, over the group", all_to_all_infer, NULL, false);
+CONVERSION(shard, "(x) -> this rank's piece of dimension dim; nothing is sent", dim_infer, NULL, true);
+CONVERSION(keep_first, "(x) -> x on coordinate 0 of the axes, zeros elsewhere: an addend; nothing is sent", same_infer, same_memory, true);
+CONVERSION(place, "(x) -> this rank's piece of dimension dim where it belongs, zeros around it: an addend; nothing is sent", dim_infer, NULL, true);
+CONVERSION(deal, "(x) -> this rank's rows, as many as a piece has: half of them early ones, half late ones, so that all ranks' see as many rows before them; "
+                 "nothing is sent", dim_infer, NULL, true);
+CONVERSION(permute, "(x) -> the piece of the next rank of the group, which gets that of the one behind it, around the end", dim_infer, NULL, false);
 
 const hd_op hd_op_send = {
     .name = "send",

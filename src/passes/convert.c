@@ -74,14 +74,16 @@ static void reduce_partials(converter *c)
     s->after = c->now;
 }
 
-/* Takes cuts away, the innermost first, until those left are wanted. */
+/* Takes cuts away, the innermost first, until those left are wanted. Where addends are wanted, pieces amid zeros are such. */
 static void gather_dim(converter *c, int d)
 {
     while (!is_prefix(c, d)) {
         int axis = c->now.dim[d].axis[--c->now.dim[d].n], to = wanted_next(c, axis);
         if (to == d) to = -1;
-        hd_convert_step *s = step_new(c, to < 0 ? "all_gather" : "all_to_all", axis);
+        bool place = c->to->partial >> axis & 1 && !c->to->max;
+        hd_convert_step *s = step_new(c, to >= 0 ? "all_to_all" : place ? "place" : "all_gather", axis);
         if (to >= 0) cut(c, to);
+        else if (place) c->now.partial |= 1u << axis;
         s->dim = d;
         s->to = to < 0 ? 0 : to;
         s->after = c->now;
@@ -146,12 +148,12 @@ static double step_bytes(const hd_convert_step *s, double bytes, double n)
     switch (s->op[0] == 'a' ? s->op[4] : s->op[0]) {
     case 'r': return s->op[0] == 'r' ? bytes * (n - 1) / n : 2 * bytes * (n - 1) / n; /* reduce_scatter, all_reduce */
     case 'g': return bytes * (n - 1);                                                 /* all_gather */
-    case 't': return bytes;                                                           /* all_to_all */
+    case 't': return bytes * (n - 1) / n;                                             /* all_to_all */
     default: return 0;
     }
 }
 
-double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+static double conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to, double over_data)
 {
     hd_convert_step steps[HD_MAX_STEPS];
     int n = hd_part_steps(p->mesh, &p->value[v].whole, from, to, steps);
@@ -159,13 +161,24 @@ double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *fr
     for (int i = 0; i < n; i++) {
         double ranks = 1, weight = 1;
         for (int k = 0; k < steps[i].n_axes; k++) {
-            double w = hd_part_weight(p, v, steps[i].axes[k]);
+            bool given = over_data > 0 && p->mesh->axis[steps[i].axes[k]].role == HD_AXIS_DATA;
+            double w = given ? over_data : hd_part_weight(p, v, steps[i].axes[k]);
             ranks *= p->mesh->axis[steps[i].axes[k]].size;
             if (w > weight) weight = w;
         }
         cost += weight * step_bytes(&steps[i], hd_part_bytes(p, v, i ? &steps[i - 1].after : from), ranks);
     }
     return cost;
+}
+
+double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+{
+    return conversion_cost(p, v, from, to, 0);
+}
+
+double hd_part_rows_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+{
+    return conversion_cost(p, v, from, to, (double)p->g->rows_micro);
 }
 
 /* ---- the forms of a value ---- */
@@ -209,7 +222,7 @@ int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd
     hd_value_info *i = &g->values[x];
     i->layout = copy;
     i->whole = *whole;
-    i->type.shape = hd_layout_shape(p->mesh, copy, whole, 0);
+    i->type.shape = hd_layout_largest(p->mesh, copy, whole);
     return 0;
 }
 
@@ -245,8 +258,7 @@ int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, in
 
 /* ---- nodes ---- */
 
-/* What follows is built for a reader. */
-static void build_for(hd_graph *g, const hd_node *reader)
+void hd_part_build_for(hd_graph *g, const hd_node *reader)
 {
     g->scope = "";
     g->phase = reader->phase;
@@ -261,18 +273,29 @@ hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert
     char name[300];
     if (g->err.code) return HD_NONE;
     const hd_shape whole = g->values[x].whole;
-    const hd_shape after = hd_layout_shape(p->mesh, &s->after, &whole, 0);
+    const hd_shape after = hd_layout_largest(p->mesh, &s->after, &whole);
     hd_comm_attrs at = {.dim = s->dim, .to = s->to, .max = s->max};
     bool has_dim = strcmp(s->op, "all_reduce") && strcmp(s->op, "keep_first");
     if (has_dim) at.extent = after.dim[s->dim];
     if (!strcmp(s->op, "all_to_all")) at.to_extent = after.dim[s->to];
     hd_mesh_print_axes(p->mesh, s->axes, s->n_axes, at.axes, sizeof at.axes);
     snprintf(name, sizeof name, "%s.%s", path, s->op);
-    build_for(g, reader);
+    hd_part_build_for(g, reader);
     hd_value y = hd_graph_node(g, s->op, name, &at, &x, 1);
     hd_part_set_layout(p, y, &s->after, &whole);
     if (!g->err.code && belongs_to_call(p, s, reader)) g->values[y].micro = HD_TIME_SPLIT;
     return g->err.code ? HD_NONE : y;
+}
+
+void hd_part_split_dims(hd_part *p, hd_node *n, const hd_layout *layout, int rank)
+{
+    hd_loop_split splits[HD_MAX_RANK] = {0};
+    int count = 0;
+    for (int d = 0; d < rank; d++)
+        if (layout->dim[d].n) splits[count++] = (hd_loop_split){d, layout->dim[d]};
+    n->splits = hd_arena_copy(&p->g->arena, splits, (size_t)count * sizeof *splits);
+    n->n_splits = n->splits ? count : 0;
+    if (count && !n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
 }
 
 /* x, which v is held as, back in v's own dtype. Its addends are summed. */
@@ -280,19 +303,12 @@ static hd_value emit_cast(hd_part *p, hd_value v, hd_value x, const hd_layout *l
 {
     hd_graph *g = p->g;
     char name[300];
-    hd_loop_split splits[HD_MAX_RANK];
-    int n = 0;
     const hd_shape whole = p->value[v].whole;
     snprintf(name, sizeof name, "%s.%s", g->values[v].path, hd_dtype_name(p->value[v].dtype));
-    build_for(g, reader);
+    hd_part_build_for(g, reader);
     hd_value y = hd_cast(g, name, x, p->value[v].dtype);
     if (hd_part_set_layout(p, y, layout, &whole) || y == HD_NONE) return HD_NONE;
-    for (int d = 0; d < whole.rank; d++)
-        if (layout->dim[d].n) splits[n++] = (hd_loop_split){d, layout->dim[d]};
-    hd_node *node = g->nodes[g->values[y].node];
-    node->splits = hd_arena_copy(&g->arena, splits, (size_t)n * sizeof *splits);
-    node->n_splits = n;
-    if (n && !node->splits) hd_fail_memory(&g->err, sizeof splits, "a cast");
+    hd_part_split_dims(p, g->nodes[g->values[y].node], layout, whole.rank);
     return y;
 }
 

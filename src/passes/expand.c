@@ -108,11 +108,7 @@ static void expand_cross_entropy(hd_part *p, hd_node *n, const hd_held *from)
     for (int k = 0; k < cut.dim[1].n; k++) x.columns |= 1u << cut.dim[1].axis[k];
     hd_value logits = hd_part_convert(p, n->in[0], &cut, n), target = hd_part_convert(p, n->in[1], &x.rows, n);
     if (g->err.code) return;
-    g->scope = "";
-    g->phase = n->phase;
-    g->chunk = n->chunk;
-    g->slice = n->slice;
-    g->origin = n->origin;
+    hd_part_build_for(g, n);
     hd_value m = local_part(&x, logits, target, &cut), most = all_reduce(&x, m, true);
     hd_value s = hd_graph_result(g, m, 1), t = hd_graph_result(g, m, 2);
     hd_value scale = row_op(&x, "rescale", HD_EW_EXP, row_op(&x, "below", HD_EW_SUB, m, most), HD_NONE);
@@ -123,6 +119,8 @@ static void expand_cross_entropy(hd_part *p, hd_node *n, const hd_held *from)
 
 bool hd_part_expand(hd_part *p, hd_node *n)
 {
+    if (!strcmp(n->op->name, "batch_norm")) return hd_part_expand_batch_norm(p, n);
+    if (hd_part_ring(p, n)) return true;
     if (strcmp(n->op->name, "cross_entropy")) return false;
     const hd_held *from = cut_columns(p, n->in[0]);
     if (!from) return false;

@@ -86,6 +86,8 @@ static bool passes_gradient(const hd_node *n)
     return false;
 }
 
+static bool passes_gradient_on(const hd_node *n) { return passes_gradient(n) || !strcmp(n->op->name, "micro_sum"); }
+
 static int learn_gradients(hd_part *p)
 {
     const hd_graph *g = p->g;
@@ -106,6 +108,22 @@ static int learn_gradients(hd_part *p)
     }
     hd_free(other);
     return 0;
+}
+
+/* Which gradients are one of several addends of their parameter's, and which are reduced before their sum over micro-batches. */
+static void learn_sums(hd_part *p)
+{
+    for (size_t i = p->g->n_nodes; i-- > 0;) {
+        const hd_node *n = p->g->nodes[i];
+        bool sum = !strcmp(n->op->name, "micro_sum"), add = !strcmp(n->op->name, "add");
+        if (!n->n_out || !passes_gradient_on(n)) continue;
+        const hd_part_value *out = &p->value[n->out[0]];
+        for (int k = 0; k < n->n_in; k++) {
+            if (n->in[k] == HD_NONE) continue;
+            p->value[n->in[k]].shared |= add || out->shared;
+            p->value[n->in[k]].each |= out->each || (sum && out->pinned && !out->target.partial);
+        }
+    }
 }
 
 /* Parameter, states and gradient of an optimizer's node; -1: none. */
@@ -238,33 +256,40 @@ static void set_splits(hd_part *p, hd_node *n, const hd_strategy *s)
     if (!n->splits) hd_fail_memory(&p->g->err, sizeof splits, "partitioning");
 }
 
+void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker)
+{
+    hd_part_value *i = &p->value[v];
+    if (hd_part_set_layout(p, x, layout, &i->whole) || hd_part_hold(p, v, x, layout, -1, -1)) return;
+    if (!i->pinned || !i->used || hd_layout_equal(p->mesh, layout, &i->target, &i->whole)) return;
+    x = hd_part_convert(p, v, &i->target, maker);
+    if (x == HD_NONE) return;
+    i->held = NULL;
+    hd_part_hold(p, v, x, &i->target, -1, -1);
+}
+
 void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out)
 {
-    for (int r = 0; r < n->n_out && !p->g->err.code; r++) {
-        hd_value v = n->out[r];
-        hd_part_value *i = &p->value[v];
-        if (hd_part_set_layout(p, v, &out[r], &i->whole) || hd_part_hold(p, v, v, &out[r], -1, -1)) return;
-        if (!i->pinned || !i->used || hd_layout_equal(p->mesh, &out[r], &i->target, &i->whole)) continue;
-        hd_value x = hd_part_convert(p, v, &i->target, n);
-        if (x == HD_NONE) return;
-        i->held = NULL;
-        hd_part_hold(p, v, x, &i->target, -1, -1);
-    }
+    for (int r = 0; r < n->n_out && !p->g->err.code; r++) hd_part_hold_result(p, n->out[r], n->out[r], &out[r], n);
+}
+
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s)
+{
+    hd_value in[HD_MAX_OPERANDS];
+    for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s->in[k], n);
+    if (p->g->err.code) return;
+    widen_addends(p, n, s);
+    memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
+    set_splits(p, n, s);
+    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s->out);
 }
 
 static void partition_node(hd_part *p, hd_node *n)
 {
     hd_strategy s;
-    hd_value in[HD_MAX_OPERANDS];
     bring_home(p, n);
     if (p->g->err.code || hd_part_cross(p, n) || hd_part_expand(p, n)) return;
     hd_part_choose(p, n, &s);
-    for (int k = 0; k < n->n_in && !p->g->err.code; k++) in[k] = n->in[k] == HD_NONE ? HD_NONE : hd_part_convert(p, n->in[k], &s.in[k], n);
-    if (p->g->err.code) return;
-    widen_addends(p, n, &s);
-    memcpy(n->in, in, (size_t)n->n_in * sizeof *in);
-    set_splits(p, n, &s);
-    if (!p->g->err.code && !hd_part_append(p, n)) hd_part_hold_results(p, n, s.out);
+    hd_part_apply(p, n, &s);
 }
 
 /* ---- the end ---- */
@@ -347,6 +372,7 @@ static void run(hd_part *p, const hd_pin *pins, int n_pins)
 {
     learn_values(p);
     if (set_pins(p, pins, n_pins) || learn_gradients(p)) return;
+    learn_sums(p);
     follow_parameters(p);
     pass_homes_back(p);
     lay_leaves(p);

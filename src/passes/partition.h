@@ -14,7 +14,9 @@ typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
  * Types become those at coordinate 0. Pins are kept to; everything else follows by choosing, node by node, the strategy that moves the fewest bytes:
  * over DATA axes parameters and gradients are moved rather than activations, over MODEL axes activations rather than parameters. A state keeps the
  * layout of the value it becomes, by conversion of that. What is gathered of a parameter over DATA axes for forward or backward is gathered in each call,
- * and lives around its use only; keep_gathered: once per step, for all calls. Error (in g->err too): an unknown axis, a pin that matches nothing or has
+ * and lives around its use only; keep_gathered: once per step, for all calls. Over the axes of g->ring attention is a ring (ring.c). With g->rows_micro a
+ * table's gradient is, where that is fewer bytes over DATA axes, made by every rank of all ranks' indices and rows, instead of being summed: in one order,
+ * that of one rank. Error (in g->err too): an unknown axis, a pin that matches nothing or has
  * another rank. */
 int hd_pass_partition(hd_graph *g, const hd_mesh *mesh, const hd_pin *pins, int n_pins, bool keep_gathered);
 /* Whether v, a value of a partitioned graph, is gathered of a parameter (or of what is computed from it once a step) in each call. */
@@ -30,8 +32,8 @@ int hd_pass_chunks(hd_graph *g, const char *const *first, int n_first);
 /* In place, on a partitioned graph with chunks: activations and their gradients that go to another stage, and are whole on the ranks of the MODEL axes, are cut over
  * these in rows, sent so, and gathered where they are read (Narayanan et al. 2021, section 4.1). */
 int hd_pass_scatter(hd_graph *g, int stages);
-/* In place, on a partitioned graph: sums of gradients over DATA axes are sent in `wire` (f32: nothing is done). */
-int hd_pass_narrow_gradients(hd_graph *g, hd_dtype wire);
+/* In place, on a partitioned graph: sums of gradients over DATA axes, and of activations that are rounded to `wire` anyway, are sent in it. f32: nothing is done. */
+int hd_pass_narrow_sums(hd_graph *g, hd_dtype wire);
 
 /* The part that stage (0 .. stages-1) does: chunks stage, stage + stages, ... with send and recv where values cross chunks: activations and their
  * gradients per call; a parameter that several chunks read is sent from its home (the chunk of its first use) once per step, and its gradient comes
@@ -39,6 +41,9 @@ int hd_pass_narrow_gradients(hd_graph *g, hd_dtype wire);
  * their paths. The caller frees it. NULL and err on failure. */
 hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
 
+/* In place, last, on a partitioned graph or that of one stage: inputs of tokens that are cut over an axis of g->zigzag are held whole over it, and
+ * each rank takes an early and a late part of every sequence (the op deal) instead of a piece in a row. */
+int hd_pass_deal(hd_graph *g);
 /* The layouts of one stage; stages with the same list and equal meshes are worked out together. */
 typedef struct hd_stage_pins { const hd_pin *pins; int n; } hd_stage_pins;
 

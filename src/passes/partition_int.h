@@ -3,7 +3,8 @@
  *   partition.c  the walk over the nodes, pins, states and outputs
  *   strategy.c   which loops of a node are split over which axes: what is possible, and what it costs
  *   convert.c    from one layout to another: which collectives, what they cost, and the nodes for them
- *   expand.c     nodes that only split as several nodes
+ *   expand.c     nodes that only split as several nodes; expand_norm.c those of batch norm
+ *   ring.c       attention as one of them: keys and values go round
  *   meshes.c     stages of different meshes: what crosses from one to another, and all of them from one graph
  *
  * Nodes are taken in order. Each value has a list of the forms in which it is held: as its node left it, and as conversions made it. */
@@ -37,6 +38,8 @@ typedef struct hd_part_value {
     hd_layout target;
     bool has_home;    /* a gradient, or an addend of one: once it is summed, it lies as the optimizer's state */
     hd_layout home;
+    bool shared;      /* a gradient that another is added to */
+    bool each;        /* ... that is reduced in every micro-batch */
 } hd_part_value;
 
 typedef struct hd_part {
@@ -44,6 +47,7 @@ typedef struct hd_part {
     const hd_mesh *mesh;
     hd_part_value *value; /* [n_values] */
     size_t n_values;      /* of the graph before */
+    struct hd_ring_block *ring; /* ring.c: what went round already */
     bool keep_gathered;   /* what is gathered of parameters stays for the whole step */
     const hd_graph *like; /* g is a stage: the whole graph on this mesh, which says how what is received is wanted; NULL: g is no stage */
     int axis[HD_MAX_AXES], n_axes; /* that cut values: more than one rank, not the pipeline's */
@@ -66,6 +70,8 @@ typedef struct hd_convert_step {
 int hd_part_steps(const hd_mesh *mesh, const hd_shape *whole, const hd_layout *from, const hd_layout *to, hd_convert_step *steps);
 /* Bytes that a rank sends to bring v from one layout to another, weighted by what should not be moved over which axis. */
 double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
+/* The same of a table's gradient's rows: over DATA axes the bytes of all micro-batches, for that is beside a sum once a step. */
+double hd_part_rows_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
 /* Weight of moving v over an axis: activations stay where they are over DATA axes, parameters over MODEL axes. */
 double hd_part_weight(const hd_part *p, hd_value v, int axis);
 /* Bytes of one piece of v under a layout. */
@@ -81,10 +87,22 @@ hd_value hd_part_convert(hd_part *p, hd_value v, const hd_layout *to, const hd_n
 /* Appends the node of one step; reader as above. */
 hd_value hd_part_emit(hd_part *p, hd_value x, const char *path, const hd_convert_step *s, const hd_node *reader);
 
+/* What is built from now on is for that reader: its phase, chunk, slice and origin, and no scope. */
+void hd_part_build_for(hd_graph *g, const hd_node *reader);
+
 /* Makes `layout` that of graph value x of that whole shape, and its type that of coordinate 0. */
 int hd_part_set_layout(hd_part *p, hd_value x, const hd_layout *layout, const hd_shape *whole);
+/* Cuts the loops of x's node, whose loop d runs over dimension d, as its result is cut. */
+void hd_part_split_dims(hd_part *p, hd_node *n, const hd_layout *layout, int rank);
 /* Remembers that v is held as x. */
 int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, int phase, int chunk);
+
+/* ---- partition.c ---- */
+
+/* Appends n to the new graph as it is. */
+int hd_part_append(hd_part *p, hd_node *n);
+/* v, a result of maker's, is there as x in that layout; if it is pinned to another, it is brought there. Errors in g->err. */
+void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker);
 
 /* ---- strategy.c ---- */
 
@@ -104,6 +122,10 @@ typedef struct hd_strategy {
 
 /* The strategy of least cost for n, whose operands are held somehow. */
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best);
+/* All ways to divide n by its loops alone, of a graph of which nothing is held yet; fills list[most], returns how many there are. At most 3 axes. */
+int hd_part_list(const hd_part *p, const hd_node *n, hd_strategy *list, int most);
+/* Appends n by a strategy, behind the conversions that it asks for (partition.c). */
+void hd_part_apply(hd_part *p, hd_node *n, const hd_strategy *s);
 /* Types of the whole operands and results. */
 void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out);
 
@@ -111,6 +133,16 @@ void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type 
 
 /* Replaces n by several nodes where that is how it splits (cross entropy over a split vocabulary). Returns whether it did; errors in g->err. */
 bool hd_part_expand(hd_part *p, hd_node *n);
+/* The same for batch norm of samples that are cut (expand_norm.c). */
+bool hd_part_expand_batch_norm(hd_part *p, hd_node *n);
+/* Appends n to the new graph as it is. */
+int hd_part_append(hd_part *p, hd_node *n);
+/* Gives n's results these layouts, and brings them to those that they are pinned to. */
+void hd_part_hold_results(hd_part *p, const hd_node *n, const hd_layout *out);
+/* ---- ring.c ---- */
+
+/* As hd_part_expand, for attention whose tokens are cut over an axis that is a ring. */
+bool hd_part_ring(hd_part *p, hd_node *n);
 
 /* ---- partition.c ---- */
 

@@ -19,6 +19,9 @@ int hd_pass_recompute_elementwise(hd_graph *g);
  * first read there. Collectives over named values are cloned too; outputs and values of the whole step are kept. The same bits. */
 int hd_pass_recompute(hd_graph *g, const char (*patterns)[64], int n);
 
+/* After both: what backward gathers twice, once for a node made again and once for one of its own, is gathered once, and held from the one to the other. */
+int hd_pass_share_gathers(hd_graph *g);
+
 /* After differentiation: runs of elementwise nodes of one shape become one `fused` node, which reads and writes each element once
  * (bias + activation is such a run). Results are bit for bit those of the nodes alone. */
 int hd_pass_fuse_elementwise(hd_graph *g);

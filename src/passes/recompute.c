@@ -12,9 +12,9 @@
 #include "passes/partition.h"
 #include "passes/passes.h"
 
-/* What backward gathers twice, once for a node made again and once for one of its own, is gathered once. */
-static void share_gathers(hd_graph *g)
+int hd_pass_share_gathers(hd_graph *g)
 {
+    if (g->err.code) return g->err.code;
     hd_node **first = hd_calloc(g->n_values + 1, sizeof *first); /* [values] the first gather of it in backward */
     hd_value *to = hd_calloc(g->n_values + 1, sizeof *to);
     for (size_t v = 0; to && v < g->n_values; v++) to[v] = (hd_value)v;
@@ -30,6 +30,7 @@ static void share_gathers(hd_graph *g)
     if (!first || !to) hd_fail_memory(&g->err, g->n_values, "recomputation");
     hd_free(first);
     hd_free(to);
+    return g->err.code;
 }
 
 typedef struct recompute {
@@ -99,8 +100,7 @@ static int run(recompute *r, size_t n_nodes)
             hd_value x = g->nodes[i]->in[k];
             if (g->nodes[i]->phase != HD_FORWARD && x != HD_NONE && r->again[x] != HD_NONE) g->nodes[i]->in[k] = r->again[x];
         }
-    if (hd_graph_sort(g)) return g->err.code;
-    share_gathers(g);
+    hd_graph_sort(g);
     return g->err.code;
 }
 
@@ -147,7 +147,7 @@ static void match_values(named *r)
 {
     for (size_t i = 0; i < r->n_nodes; i++) {
         const hd_node *n = r->g->nodes[i];
-        if (n->phase != HD_FORWARD || n->op->has_effect) continue;
+        if (n->phase != HD_FORWARD || n->op->has_effect || n->op->max_in == 0) continue; /* what another stage sends comes once: it is kept */
         for (int k = 0; k < n->n_out; k++) {
             hd_value v = n->out[k];
             if (r->g->values[v].micro == HD_TIME_REPLICATE || is_output(r->g, v)) continue;
@@ -249,7 +249,6 @@ static void run_named(named *r)
         if (r->again[i]) make_clone(r, i);
     if (g->err.code) return;
     put_in_order(r);
-    share_gathers(g);
 }
 
 int hd_pass_recompute(hd_graph *g, const char (*patterns)[64], int n)

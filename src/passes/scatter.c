@@ -3,12 +3,12 @@
  * Between nodes each rank then has a piece on its own port instead of the whole; the gather stays inside the node.
  *     v, whole on all ranks of the axes       chunk c:  v.scattered = shard(v)    -> send
  *     read in chunk d of another stage        recv -> v.gathered<d> = all_gather  -> what read v
- * A value is gathered once for each chunk and phase that reads it, before its first reader there. */
+ * A value is gathered once for each chunk that reads it, before its first reader there; backward finds it kept. */
 #include <stdio.h>
 
 #include "passes/partition_int.h"
 
-typedef struct gather { int chunk; hd_phase phase; hd_value value; struct gather *next; } gather;
+typedef struct gather { int chunk; hd_value value; struct gather *next; } gather;
 
 typedef struct scatterer {
     hd_part part;          /* graph and mesh, for making conversions */
@@ -88,12 +88,12 @@ static hd_value gathered(scatterer *s, hd_value v, const hd_node *n)
     hd_graph *g = s->part.g;
     char path[300];
     for (const gather *x = s->gathers[v]; x; x = x->next)
-        if (x->chunk == n->chunk && x->phase == n->phase) return x->value;
+        if (x->chunk == n->chunk) return x->value;
     gather *x = hd_arena_alloc(&s->scratch, sizeof *x);
     if (!x) return hd_fail_memory(&g->err, sizeof *x, "scattering"), HD_NONE;
     snprintf(path, sizeof path, "%s.gathered%d", g->values[v].path, n->chunk);
     hd_layout to = *g->values[v].layout;
-    *x = (gather){n->chunk, n->phase, convert(s, s->shard[v], &s->piece[v], &to, path, n), s->gathers[v]};
+    *x = (gather){n->chunk, convert(s, s->shard[v], &s->piece[v], &to, path, n), s->gathers[v]};
     s->gathers[v] = x;
     return x->value;
 }

@@ -10,6 +10,8 @@ typedef struct chooser {
     hd_loops loops;
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_sig sig;
+    double flops, share; /* of the whole node; what part of its work the node that it differentiates left to a rank, 1: no telling */
+    bool all;          /* every way there is, whatever is held: hd_part_list */
     bool target_first; /* results must come out as they are pinned: sums over micro-batches, whose operand is then reduced in each */
 } chooser;
 
@@ -186,19 +188,30 @@ static bool fill_layouts(const chooser *c, hd_strategy *s)
 
 static bool is_wide(hd_dtype t) { return t == HD_F32 || t == HD_F64; }
 
-/* Whether a form of some operand is cut (or Partial) over the axis. */
-static bool comes_cut(const chooser *c, int axis, bool partial)
+/* Whether operand i is to be had in pieces over the axis only, and the loop is what cuts it. */
+static bool operand_comes_cut(const chooser *c, int i, int loop, int axis)
 {
-    const hd_node *n = c->n;
-    for (int i = 0; i < n->n_in; i++)
-        for (const hd_held *h = given(c, i) ? c->p->value[n->in[i]].held : NULL; h; h = h->next) {
-            if (!hd_part_usable(c->p, n->in[i], h, n->phase, n->chunk)) continue;
-            uint32_t axes = partial ? h->layout.partial : hd_layout_axes(&h->layout, c->in[i].shape.rank);
-            if (axes >> axis & 1) return true;
-        }
-    for (int r = 0; !partial && r < n->n_out; r++) { /* one result is wanted so */
-        const hd_part_value *v = &c->p->value[n->out[r]];
-        if (v->pinned && hd_layout_axes(&v->target, c->out[r].shape.rank) >> axis & 1) return true;
+    bool cut = false;
+    int64_t unit;
+    for (const hd_held *h = given(c, i) ? c->p->value[c->n->in[i]].held : NULL; h; h = h->next) {
+        if (!hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk)) continue;
+        if (!((hd_layout_axes(&h->layout, c->in[i].shape.rank) | h->layout.partial) >> axis & 1)) return false;
+        cut |= find_cut(c, c->loops.in[i], c->in[i].shape.rank, &h->layout, loop, axis, &unit) >= 0;
+    }
+    return cut;
+}
+
+/* Whether a result that is in pieces over the axis is so because some operand is, or is wanted so. */
+static bool comes_cut(const chooser *c, const hd_strategy *s, int axis)
+{
+    int loop = s->option[axis].loop;
+    int64_t unit;
+    if (s->option[axis].kind != HD_PART_LOOP) return false;
+    for (int i = 0; i < c->n->n_in; i++)
+        if (operand_comes_cut(c, i, loop, axis)) return true;
+    for (int r = 0; r < c->n->n_out; r++) {
+        const hd_part_value *v = &c->p->value[c->n->out[r]];
+        if (v->pinned && find_cut(c, c->loops.out[r], c->out[r].shape.rank, &v->target, loop, axis, &unit) >= 0) return true;
     }
     return false;
 }
@@ -213,6 +226,14 @@ static bool read_before(const chooser *c, const hd_strategy *s, int i)
 /* A preference between what costs the same. */
 #define SLIGHT 1e-3
 
+/* Whether n makes a table's gradient alone of rows that ranks may exchange instead of reducing the table: index-value pairs, as sparse gradients elsewhere
+ * (TensorFlow's IndexedSlices). What is added to another gradient of the table would have to be reduced all the same. */
+static bool may_exchange_rows(const chooser *c)
+{
+    const hd_part_value *out = &c->p->value[c->n->out[0]];
+    return c->p->g->rows_micro && !strcmp(c->n->op->name, "scatter_add") && out->has_home && !out->shared;
+}
+
 /* What one operand's conversion costs. A whole activation of the result's size that becomes an addend is a pass over memory for nothing; an addend
  * that several nodes read had better be summed for all of them. */
 static double operand_cost(const chooser *c, const hd_strategy *s, int i)
@@ -220,6 +241,7 @@ static double operand_cost(const chooser *c, const hd_strategy *s, int i)
     hd_value v = c->n->in[i];
     double cost;
     const hd_held *from = hd_part_nearest(c->p, v, &s->in[i], c->n->phase, c->n->chunk, &cost);
+    if (from && may_exchange_rows(c)) return hd_part_rows_cost(c->p, v, &from->layout, &s->in[i]);
     bool stretched = from && s->in[i].partial & ~from->layout.partial;
     bool large = c->in[i].shape.rank && hd_shape_equal(&c->in[i].shape, &c->out[0].shape);
     if (stretched && large && c->p->g->values[v].micro != HD_TIME_REPLICATE) cost += hd_part_bytes(c->p, v, &s->in[i]) / 16;
@@ -238,16 +260,12 @@ static double gradient_owes(const chooser *c, hd_value v, const hd_layout *l)
     return cost;
 }
 
-/* Of the bytes that gathering a result takes which is in pieces only because an operand was summed into pieces: others that it will be added to are
- * not in those pieces, and have to be brought there too. */
-#define NEW_CUT 1.4
-
 /* What is still to be paid for a result: sums that are owed; gathering what was not in pieces before. */
 static double result_owes(const chooser *c, const hd_strategy *s, int r)
 {
     hd_value v = c->n->out[r];
     const hd_layout *l = &s->out[r];
-    if (c->p->value[v].has_home) return gradient_owes(c, v, l);
+    if (c->p->value[v].has_home) return gradient_owes(c, v, l) * (may_exchange_rows(c) && c->p->value[v].each ? (double)c->p->g->rows_micro : 1);
     double cost = 0, bytes = hd_part_bytes(c->p, v, l), gathered = bytes, summed = 1; /* bytes after the gathers so far; ranks of one all-reduce */
     uint32_t cut = hd_layout_axes(l, c->out[r].shape.rank);
     for (int i = 0; i < c->p->n_axes; i++) {
@@ -258,8 +276,8 @@ static double result_owes(const chooser *c, const hd_strategy *s, int r)
             else summed *= n;
         }
         bool at_home = weight > 1 && c->p->mesh->axis[a].role == HD_AXIS_DATA;
-        if (!(cut >> a & 1) || at_home || comes_cut(c, a, false)) continue;
-        cost += weight * gathered * n * (comes_cut(c, a, true) ? NEW_CUT * (n - 1) / n : 1);
+        if (!(cut >> a & 1) || at_home || comes_cut(c, s, a)) continue;
+        cost += weight * gathered * (n - 1);
         gathered *= n;
     }
     return cost + 2 * bytes * (summed - 1) / summed;
@@ -274,9 +292,28 @@ static double target_cost(const chooser *c, const hd_strategy *s, int r)
     return hd_part_conversion_cost(c->p, v, &s->out[r], to) + (more > 0 ? SLIGHT * more : 0);
 }
 
+/* Work that a rank does beyond the share of it that forward left to a rank. Gathering narrow operands to have all ranks do all of it may send less than
+ * the wide sums that pieces owe, but a plan that divides a product means its gradients, too. A flop counts as a byte sent, though it takes far less. */
+static double repeated_work(const chooser *c, const hd_strategy *s)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_sig piece = c->sig;
+    hd_cost work = {0};
+    if (c->share >= 1) return 0;
+    memcpy(in, c->in, sizeof in);
+    memcpy(out, c->out, sizeof out);
+    for (int i = 0; i < c->n->n_in; i++)
+        if (given(c, i)) in[i].shape = hd_layout_shape(c->p->mesh, &s->in[i], &c->in[i].shape, 0);
+    for (int r = 0; r < c->n->n_out; r++) out[r].shape = hd_layout_shape(c->p->mesh, &s->out[r], &c->out[r].shape, 0);
+    piece.in = in;
+    piece.out = out;
+    c->n->op->cost(&piece, &work);
+    return work.flops > c->share * c->flops ? work.flops - c->share * c->flops : 0;
+}
+
 static double strategy_cost(const chooser *c, const hd_strategy *s)
 {
-    double cost = 0;
+    double cost = repeated_work(c, s);
     for (int i = 0; i < c->n->n_in; i++)
         if (given(c, i) && !read_before(c, s, i)) cost += operand_cost(c, s, i);
     if (!strcmp(c->n->op->name, "micro_sum")) cost *= 16; /* in each micro-batch, instead of once */
@@ -311,11 +348,11 @@ static bool is_bounded(const chooser *c, int loop)
     return false;
 }
 
-/* Whether a form of operand i is an addend over the axis. */
-static bool is_addend(const chooser *c, int i, int axis)
+/* Whether a form of operand i is an addend over one of the axes. */
+static bool is_addend(const chooser *c, int i, uint32_t axes)
 {
     for (const hd_held *h = c->p->value[c->n->in[i]].held; h; h = h->next)
-        if (hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk) && (h->layout.partial >> axis & 1) && !h->layout.max) return true;
+        if (hd_part_usable(c->p, c->n->in[i], h, c->n->phase, c->n->chunk) && (h->layout.partial & axes) && !h->layout.max) return true;
     return false;
 }
 
@@ -332,9 +369,8 @@ static bool may_pass(const chooser *c, int axis, uint32_t set)
     }
     for (int i = 0; i < c->n->n_in; i++) {
         if (!(set >> i & 1) || !given(c, i)) continue;
-        bool addend = is_addend(c, i, axis);
-        if (!is_wide(c->in[i].dtype) && !(addend && sums_narrow(c))) return false;
-        any |= addend;
+        if (!is_wide(c->in[i].dtype) && !((c->all || is_addend(c, i, UINT32_MAX)) && sums_narrow(c))) return false;
+        any |= c->all || is_addend(c, i, 1u << axis);
     }
     return any;
 }
@@ -397,13 +433,71 @@ static void search(const chooser *c, hd_strategy *best)
     else try_in_turn(c, list, count, best);
 }
 
+/* What rank 0 has of the work of a node of the new graph. */
+static double share_of(const hd_graph *g, const hd_node *n)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_sig sig = {.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs};
+    hd_cost piece = {0}, whole = {0};
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int r = 0; r < n->n_out; r++) out[r] = g->values[n->out[r]].type;
+    n->op->cost(&sig, &piece);
+    for (int k = 0; k < n->n_in; k++)
+        if (n->in[k] != HD_NONE) in[k].shape = g->values[n->in[k]].whole;
+    for (int r = 0; r < n->n_out; r++) out[r].shape = g->values[n->out[r]].whole;
+    n->op->cost(&sig, &whole);
+    return whole.flops > 0 ? piece.flops / whole.flops : 1;
+}
+
+static void set_share(chooser *c)
+{
+    const hd_node *of = c->n->phase == HD_BACKWARD ? c->n->origin : NULL;
+    hd_cost work = {0};
+    c->share = of && of->n_splits ? share_of(c->p->g, of) : 1;
+    c->n->op->cost(&c->sig, &work);
+    c->flops = work.flops;
+}
+
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best)
 {
     chooser c = {.p = p, .n = n, .target_first = !strcmp(n->op->name, "micro_sum")};
     hd_part_signature(p, n, &c.sig, c.in, c.out);
     n->op->loops(&c.sig, &c.loops);
+    set_share(&c);
     search(&c, best);
     if (best->cost >= 0) return;
     c.target_first = false; /* a pin that no way of computing gives: it is converted to afterwards */
     search(&c, best);
+}
+
+/* ---- all there are ---- */
+
+typedef struct listing { hd_strategy *list; int n, most; } listing;
+
+static void list_from(const chooser *c, hd_part_option list[][MAX_OPTIONS], const int *count, int i, hd_strategy *s, listing *out)
+{
+    if (i == c->p->n_axes) {
+        if (!fill_layouts(c, s)) return;
+        if (out->n < out->most) out->list[out->n] = *s;
+        out->n++;
+        return;
+    }
+    for (int k = 0; k < count[i]; k++) {
+        s->option[c->p->axis[i]] = list[i][k];
+        list_from(c, list, count, i + 1, s, out);
+    }
+}
+
+int hd_part_list(const hd_part *p, const hd_node *n, hd_strategy *list, int most)
+{
+    chooser c = {.p = p, .n = n, .all = true, .share = 1};
+    hd_part_option options[HD_MAX_AXES][MAX_OPTIONS];
+    int count[HD_MAX_AXES];
+    hd_strategy s = {0};
+    listing out = {list, 0, most};
+    hd_part_signature(p, n, &c.sig, c.in, c.out);
+    n->op->loops(&c.sig, &c.loops);
+    for (int i = 0; i < p->n_axes; i++) count[i] = list_options(&c, p->axis[i], options[i]);
+    list_from(&c, options, count, 0, &s, &out);
+    return out.n;
 }

@@ -11,12 +11,12 @@
 typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } number_key;
 #define AT(field) offsetof(hd_parallel, field)
 static const number_key number_keys[] = {
-    {"overlap", AT(overlap), 0, 1},
+    {"overlap", AT(overlap), 0, 1}, {"bucket", AT(bucket), 0, (int64_t)1 << 40}, {"sparse", AT(sparse), 0, 1},
     {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"half_wire", AT(half_wire), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
+    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"half_wire", AT(half_wire), 0, 1}, {"regather", AT(regather), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
 };
-enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, KEYS };
-static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices"};
+enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, ATTENTION, ORDER, TABLES, KEYS };
+static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "attention", "order", "tables"};
 /* Those that each part has for itself. */
 static const char *const part_keys[] = {"dp", "tp", "pp", "cp", "sp", "zero"};
 
@@ -91,6 +91,22 @@ static int read_slices(parallel_reader *r, const char *value)
     return hd_fail(r->err, HD_EINVAL, "--parallel: slices must be their number or their tokens such as 512:256:256, at most %d, not \"%s\"", HD_MAX_SLICES, value);
 }
 
+/* *second: whether it is the second of two words. */
+static int read_either(parallel_reader *r, const char *key, const char *value, const char *const words[2], bool *given, bool *second)
+{
+    *given = true;
+    for (int i = 0; i < 2; i++)
+        if (!strcmp(value, words[i])) return *second = i, 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: %s must be %s or %s, not \"%s\"", key, words[0], words[1], value);
+}
+
+static int read_tables(parallel_reader *r, const char *value)
+{
+    r->out->tables = !strcmp(value, "rows") ? HD_TABLES_ROWS : HD_TABLES_COLUMNS;
+    if (r->out->tables == HD_TABLES_ROWS || !strcmp(value, "columns")) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: tables must be rows or columns, not \"%s\"", value);
+}
+
 static int read_item(parallel_reader *r, char *item)
 {
     char *value = strchr(item, '=');
@@ -98,15 +114,19 @@ static int read_item(parallel_reader *r, char *item)
     int key = find_key(item);
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
-                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, half_wire, v, schedule, layers, recompute, slices and overlap", item);
+                       "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, half_wire, regather, v, schedule, layers, recompute, slices, attention, order, tables, "
+                       "bucket, sparse and overlap", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
-    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter") || !strcmp(item, "half_wire"))) value = "1";
+    if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter") || !strcmp(item, "half_wire") || !strcmp(item, "regather"))) value = "1";
     if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
     if (key == RECOMPUTE) return read_recompute(r, value);
     if (key == LAYERS) return read_layers(r, value);
     if (key == SLICES) return read_slices(r, value);
+    if (key == ATTENTION) return read_either(r, item, value, (const char *const[]){"ring", "gather"}, &r->out->has_attention, &r->out->gather);
+    if (key == ORDER) return read_either(r, item, value, (const char *const[]){"zigzag", "plain"}, &r->out->has_order, &r->out->plain);
+    if (key == TABLES) return read_tables(r, value);
     r->out->has_schedule = true;
     if (!hd_schedule_parse(value, &r->out->schedule)) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
@@ -176,6 +196,9 @@ static int check_part(const hd_parallel *p, hd_error *err)
 {
     if (p->sp && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: sp splits over the tensor-parallel ranks: give tp=2 or more with it");
     if (p->zero && p->dp * p->cp == 1) return hd_fail(err, HD_EINVAL, "--parallel: zero=%d splits over the data-parallel ranks: give dp=2 or more with it", (int)p->zero);
+    if (p->cp == 1 && (p->has_attention || p->has_order) && !p->n_parts)
+        return hd_fail(err, HD_EINVAL, "--parallel: %s is about the tokens that cp splits: give cp=2 or more with it", p->has_attention ? "attention" : "order");
+    if (p->tables && p->tp == 1) return hd_fail(err, HD_EINVAL, "--parallel: tables are split over the tensor-parallel ranks: give tp=2 or more with it");
     return 0;
 }
 
@@ -183,12 +206,15 @@ static int check_form(const hd_parallel *p, hd_error *err)
 {
     bool gathers = false;
     if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
+    if (p->n_parts && (p->has_attention || p->has_order || p->tables))
+        return hd_fail(err, HD_EINVAL, "--parallel: attention, order and tables are for stages of one mesh: leave them out, or the |");
     for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
         hd_parallel one = hd_parallel_of_part(p, i);
         if (check_part(&one, err)) return HD_EINVAL;
         gathers |= one.zero == 3;
     }
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
+    if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
@@ -240,7 +266,7 @@ int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
 {
     char copy[2048];
     parallel_reader r = {.out = out, .err = err};
-    *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1};
+    *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1, .bucket = HD_PLAN_BUCKET, .sparse = 1};
     if (strlen(text) >= sizeof copy) return hd_fail(err, HD_EINVAL, "--parallel: more than %zu characters", sizeof copy - 1);
     memcpy(copy, text, strlen(text) + 1);
     int rc = strchr(copy, '|') ? read_parts(&r, copy) : read_items(&r, copy);
@@ -338,6 +364,9 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 {
     int64_t batch = o->rows / o->sequence;
     const char *unit = o->language ? "sequences" : "samples";
+    if (!o->language && p->tp > 1 && p->dp * p->tp > batch)
+        return hd_fail(err, HD_EINVAL, "--parallel: dp x tp = %" PRId64 " and %" PRId64 " samples in a micro-batch: give --batch %" PRId64, p->dp * p->tp, batch,
+                       p->dp * p->tp);
     if (p->dp > batch)
         return hd_fail(err, HD_EINVAL, "--parallel: dp=%" PRId64 " and %" PRId64 " %s in a micro-batch: give at most dp=%" PRId64 ", or --batch %" PRId64, p->dp, batch,
                        unit, batch, p->dp);
@@ -351,13 +380,17 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 static int check_network(const hd_parallel *p, const hd_outline *o, const hd_plan *plan, hd_error *err)
 {
     if (p->slices > 1 && !o->language) return hd_fail(err, HD_EINVAL, "--parallel: slices cuts the tokens of a language model: leave it out for this network");
-    if (p->slices > 1 && (p->cp > 1 || p->sp)) return hd_fail(err, HD_EINVAL, "--parallel: slices with %s is not there: leave one of them out", p->sp ? "sp" : "cp");
-    if (!o->language && (p->tp > 1 || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
-        return hd_fail(err, HD_EINVAL, "--parallel: tp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, zero and pp");
+    bool asked = (p->has_attention && !p->gather) || (p->has_order && !p->plain);
+    if (p->slices > 1 && p->cp > 1 && asked)
+        return hd_fail(err, HD_EINVAL, "--parallel: slices with cp takes attention=gather and order=plain: keys and values of earlier slices are whole on every rank");
+    if (!o->language && p->tp > 1 && !p->tables)
+        return hd_fail(err, HD_EINVAL, "--parallel: tp goes by the names of a language model's layers; for this network's tables give tables=columns or tables=rows with it");
+    if (!o->language && (p->sp || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
+        return hd_fail(err, HD_EINVAL, "--parallel: sp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, tp with tables, zero and pp");
     if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)
         return hd_fail(err, HD_EINVAL, "--parallel: the interleaved schedule wants a multiple of pp=%" PRId64 " micro-batches, not %" PRId64, p->pp, plan->micro_batches);
     int rc = check_rows(p, o, err);
-    return rc || p->tp == 1 ? rc : check_heads(p, o, err);
+    return rc || p->tp == 1 || !o->language ? rc : check_heads(p, o, err);
 }
 
 /* ---- mesh, schedule, recomputation ---- */
@@ -436,6 +469,15 @@ int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd
     return 0;
 }
 
+/* Of n ranks a ring sends 2 (n - 1) pieces of keys and values in forward and as much again, and their gradients, in backward; heads are exchanged for
+ * (n - 1) / n pieces of q, k, v and out each. */
+static bool goes_round(const hd_parallel *p, const hd_outline *o)
+{
+    int64_t heads = p->tp <= o->kv_heads && o->kv_heads % p->tp == 0 ? o->kv_heads / p->tp : 1;
+    if (p->has_attention || p->slices > 1) return p->has_attention && !p->gather;
+    return p->cp == 2 || heads % p->cp != 0;
+}
+
 /* ---- stages of different meshes ---- */
 
 /* The number of the mesh that part k is of: that of an earlier one like it, or the next. */
@@ -497,11 +539,20 @@ static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, 
         if (check_network(&one, o, plan, err)) return HD_EINVAL;
     }
     plan->overlap = p->overlap;
+    plan->bucket = p->bucket;
+    plan->sparse = p->sparse;
+    bool cuts_tokens = p->cp > 1 && !p->n_parts;
+    snprintf(plan->ring, sizeof plan->ring, "%s", cuts_tokens && goes_round(p, o) ? "cp" : "");
+    snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts_tokens && !p->plain && p->slices == 1 ? "cp" : "");
     plan->chunks = (int)p->chunks;
     plan->keep_gathered = p->keep;
+    plan->regather = p->regather;
     plan->half_wire = p->half_wire;
     plan->scatter = p->scatter && p->tp > 1 && p->pp > 1 && !p->n_parts;
     int rc = hd_parallel_slices(p, o->sequence, plan, err);
+    for (int k = 0; k < plan->n_slices && !rc; k++)
+        if (plan->slices[k] < p->cp)
+            rc = hd_fail(err, HD_EINVAL, "--parallel: a slice of %" PRId64 " tokens cannot be split over cp=%" PRId64, plan->slices[k], p->cp);
     if (rc) return rc;
     plan->schedule = p->pp == 1 ? HD_SCHEDULE_GPIPE : p->has_schedule ? p->schedule : p->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B;
     rc = hd_parallel_cuts(p, g, o, plan, err);

@@ -34,12 +34,34 @@ static hd_layout *pin(pinner *s, hd_value v)
     return &s->layout[v];
 }
 
-/* ---- inputs: sequences over dp, tokens of one over cp ---- */
+/* ---- inputs: sequences over dp, tokens of one over cp; samples of other networks over dp and tp ---- */
 
 static void split_rows(const pinner *s, hd_dim_layout *d, int64_t unit)
 {
     append(d, s->dp, unit);
     append(d, s->cp, 1);
+    for (int i = 0; i < s->n_tp && !s->o->language; i++) append(d, s->tp[i], 1);
+}
+
+/* Of one sequence, in a value of so many rows: all of them, or those of the slice that the path names. 0: the rows are something else. */
+static int64_t tokens_of(const pinner *s, const char *path, int64_t rows)
+{
+    const char *mark = strchr(path, '@');
+    int64_t batch = s->o->rows / s->o->sequence;
+    int slice = mark ? atoi(mark + 1) : 0;
+    if (!mark) return rows == s->o->rows ? s->o->sequence : 0;
+    return slice < s->plan->n_slices && rows == batch * s->plan->slices[slice] ? s->plan->slices[slice] : 0;
+}
+
+/* With slices it is the tokens of each that are over cp. */
+static void pin_slices(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values && s->plan->n_slices && s->cp >= 0; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        const char *mark = strchr(i->path, '@'); /* "slice.tokens@2" */
+        int64_t tokens = mark && !strncmp(i->path, "slice.", 6) && i->type.shape.rank ? tokens_of(s, i->path, i->type.shape.dim[0]) : 0;
+        if (i->kind == HD_RESULT && tokens && !mark[1 + strspn(mark + 1, "0123456789")]) split_rows(s, &pin(s, (hd_value)v)->dim[0], tokens);
+    }
 }
 
 static void pin_inputs(pinner *s)
@@ -49,7 +71,9 @@ static void pin_inputs(pinner *s)
         if (i->kind != HD_INPUT || i->micro != HD_TIME_SPLIT || !i->type.shape.rank) continue;
         int64_t batch = s->o->rows / s->o->sequence, n = i->type.shape.dim[0];
         if (n % batch || (s->o->language && n != s->o->rows)) continue;
-        split_rows(s, &pin(s, (hd_value)v)->dim[0], n / batch);
+        hd_dim_layout *d = &pin(s, (hd_value)v)->dim[0];
+        if (s->plan->n_slices) append(d, s->dp, n / batch); /* whole sequences, for slices to be taken of them */
+        else split_rows(s, d, n / batch);
     }
 }
 
@@ -72,6 +96,30 @@ static void split_model(const pinner *s, hd_dim_layout *d, part what)
     for (int i = 0; i < n; i++) append(d, s->tp[i], what == QUERY_HEADS && i < s->n_kv ? group : 1);
 }
 
+/* Whether a forward lookup reads rows of parameter v, casts seen through; of a language model's only that of words counts: others have few rows. */
+static bool is_table(const pinner *s, hd_value v)
+{
+    if (s->o->language) return !strcmp(s->g->values[v].path, "embed.tokens");
+    for (size_t i = 0; i < s->g->n_nodes; i++) {
+        const hd_node *n = s->g->nodes[i];
+        if (n->phase != HD_FORWARD || strcmp(n->op->name, "gather")) continue;
+        hd_value table = n->in[0];
+        while (s->g->values[table].kind == HD_RESULT && !strcmp(s->g->nodes[s->g->values[table].node]->op->name, "cast"))
+            table = s->g->nodes[s->g->values[table].node]->in[0];
+        if (table == v) return true;
+    }
+    return false;
+}
+
+/* A table of numbers, one a row, has no columns. */
+static void split_table(const pinner *s, hd_layout *l, int rank)
+{
+    bool columns = s->p->tables == HD_TABLES_COLUMNS;
+    if (columns && rank < 2) return;
+    *l = (hd_layout){0};
+    split_model(s, &l->dim[columns ? rank - 1 : 0], EVERY_UNIT);
+}
+
 static void pin_parameters(pinner *s)
 {
     for (size_t v = 0; v < s->g->n_values; v++) {
@@ -83,6 +131,8 @@ static void pin_parameters(pinner *s)
             int dim = rules[r].letter ? hd_outline_dim(s->g, s->o, (hd_value)v, rules[r].letter) : 0;
             if (dim >= 0) split_model(s, &l->dim[dim], rules[r].part);
         }
+        bool own = s->p->tables && (!s->o->language || s->p->tables == HD_TABLES_COLUMNS);
+        if (own && is_table(s, (hd_value)v)) split_table(s, l, i->type.shape.rank);
     }
 }
 
@@ -151,7 +201,7 @@ static void pin_gradients(pinner *s)
     for (size_t k = 0; k < s->g->n_pairs; k++) {
         hd_value param = s->g->pairs[k].in, out = s->g->pairs[k].out;
         const hd_shape *shape = &s->g->values[param].type.shape;
-        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT) continue;
+        if (s->g->values[param].kind != HD_PARAM || s->g->values[out].kind != HD_RESULT || !shape->rank) continue; /* a number is in no pieces */
         const hd_node *update = s->g->nodes[s->g->values[out].node];
         hd_layout l = spread(s, &s->layout[param], shape);
         for (int j = 0; j < update->n_in; j++)
@@ -181,10 +231,11 @@ static void pin_stream_value(pinner *s, hd_value v, bool sp)
 {
     const hd_value_info *i = &s->g->values[v];
     const hd_shape *shape = &i->type.shape;
-    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || shape->dim[0] != s->o->rows) return;
+    int64_t tokens = i->type.shape.rank ? tokens_of(s, i->path, shape->dim[0]) : 0;
+    if (i->kind != HD_RESULT || i->micro != HD_TIME_SPLIT || shape->rank < 1 || shape->rank > 2 || !tokens) return;
     if (shape->rank == 2 && shape->dim[1] != s->o->width) return;
     hd_layout *l = pin(s, v);
-    split_rows(s, &l->dim[0], s->o->sequence);
+    split_rows(s, &l->dim[0], tokens);
     for (int a = 0; a < s->n_tp && sp; a++) append(&l->dim[0], s->tp[a], 1);
 }
 
@@ -197,6 +248,19 @@ static void pin_rounded_sums(pinner *s)
     }
 }
 
+/* Whether row i of result r of n, a node of backward, belongs to row i of its first operand, by the op's own loops: so it is with gradients of the
+ * stream, and not with those of tables and gains, however many rows these have. */
+static bool keeps_rows(const hd_graph *g, const hd_node *n, int r)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_loops loops = {0};
+    for (int k = 0; k < n->n_in; k++) in[k] = n->in[k] == HD_NONE ? (hd_type){.absent = true, .shape.sym = -1} : g->values[n->in[k]].type;
+    for (int k = 0; k < n->n_out; k++) out[k] = g->values[n->out[k]].type;
+    n->op->loops(&(hd_sig){.op = n->op, .in = in, .out = out, .n_in = n->n_in, .n_out = n->n_out, .attrs = n->attrs}, &loops);
+    const hd_dim_map *from = &loops.in[0][0], *to = &loops.out[r][0];
+    return from->n == 1 && to->n == 1 && from->loop[0] == to->loop[0];
+}
+
 /* Forward results, and in backward what norms and dropouts take and give: the stream's gradient. */
 static void pin_stream(pinner *s)
 {
@@ -204,9 +268,17 @@ static void pin_stream(pinner *s)
         const hd_node *n = s->g->nodes[i], *of = n->phase == HD_FORWARD ? n : n->origin;
         if (n->phase == HD_UPDATE || !of || !in_stream(of)) continue;
         if (n->phase == HD_BACKWARD && (!strcmp(of->op->name, "contract") || !strcmp(of->op->name, "add"))) continue;
-        for (int k = 0; k < n->n_out; k++) pin_stream_value(s, n->out[k], true);
+        for (int k = 0; k < n->n_out; k++)
+            if (n->phase == HD_FORWARD || keeps_rows(s->g, n, k)) pin_stream_value(s, n->out[k], true);
         if (n->phase == HD_BACKWARD && n->in[0] != HD_NONE) pin_stream_value(s, n->in[0], true);
     }
+}
+
+/* Features that come from columns of tables are whole from then on: the stream is not to go on in pieces of features. */
+static void pin_lookups(pinner *s)
+{
+    hd_value x = hd_graph_find(s->g, "embed.lookup");
+    if (x != HD_NONE) split_rows(s, &pin(s, x)->dim[0], s->o->sequence);
 }
 
 /* ---- as few pins as say so ---- */
@@ -251,7 +323,7 @@ static bool same_text(const pinner *s, hd_value a, hd_value b)
 /* Whether everything the pattern matches is to have the layout of v, or is left over and of its rank. */
 static bool is_safe(const pinner *s, const char *pattern, hd_value v)
 {
-    size_t fixed = strcspn(pattern, "*");
+    size_t fixed = strcspn(pattern, s->plan->n_slices ? "*." : "*"); /* a slice's mark may stand before any dot */
     for (size_t i = 0; i < s->g->n_values; i++) {
         const hd_value_info *x = &s->g->values[i];
         if (strncmp(x->path, pattern, fixed) || !hd_path_match(pattern, x->path)) continue;
@@ -271,8 +343,15 @@ static bool is_covered(const pinner *s, hd_value v)
 /* A pattern for v: the widest that is safe; brief: also those that tell less of the path. */
 static int choose_pattern(const pinner *s, hd_value v, bool brief, char *out)
 {
-    const char *path = s->g->values[v].path;
-    char wide[1024];
+    const char *path = s->g->values[v].path, *mark = strchr(path, '@');
+    char wide[1024], all[1024];
+    if (mark) { /* what all slices have in common */
+        snprintf(all, sizeof all, "%.*s%s", (int)(mark - path), path, mark + 1 + strspn(mark + 1, "0123456789"));
+        path = all;
+    }
+    generalise(path, wide, sizeof wide);
+    if (mark && strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
+    path = s->g->values[v].path;
     for (int parts = brief ? 1 : 3; parts < 3; parts++) {
         shorten(path, parts, wide, sizeof wide);
         if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
@@ -316,12 +395,14 @@ static int pin_all(pinner *s)
 {
     bool full;
     pin_inputs(s);
+    pin_slices(s);
     pin_parameters(s);
     pin_states(s);
     if (s->p->zero >= 2) pin_gradients(s);
     if (s->p->zero >= 3) spread_parameters(s);
     if (s->p->sp) pin_stream(s);
     else if (s->n_tp) pin_rounded_sums(s);
+    if (!s->p->sp && s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
     int rc = write_pins(s, false, &full);
     if (!rc && full) rc = write_pins(s, true, &full);
     if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);

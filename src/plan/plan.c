@@ -12,9 +12,8 @@
 enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
-static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap",
-                                         "mesh", "meshes", "stages", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire",
-                                         "recompute"};
+static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap", "bucket", "sparse",
+                                         "mesh", "meshes", "stages", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire", "regather", "recompute", "ring", "zigzag"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout", "mesh"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
 
@@ -99,7 +98,7 @@ int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out)
 
 hd_plan hd_plan_default(void)
 {
-    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1, .overlap = true};
+    return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1, .overlap = true, .bucket = HD_PLAN_BUCKET, .sparse = true};
 }
 
 void hd_plan_complete(hd_plan *p, const hd_graph *g)
@@ -182,6 +181,17 @@ static int check_pipeline(const hd_plan *p, hd_error *err)
     return 0;
 }
 
+/* Axes over which tokens may be cut. */
+static int check_token_axes(const hd_mesh *m, const char *text, const char *key, hd_error *err)
+{
+    int8_t axes[HD_MAX_AXES];
+    int n = hd_mesh_parse_axes(m, text, axes);
+    if (n < 0) return hd_fail(err, HD_EINVAL, "%s: \"%s\" are no axes of the mesh", key, text);
+    for (int i = 0; i < n; i++)
+        if (m->axis[axes[i]].role == HD_AXIS_PIPELINE) return hd_fail(err, HD_EINVAL, "%s: the pipeline's axis cuts no tokens", key);
+    return 0;
+}
+
 /* Stages of different meshes. */
 static int check_meshes(const hd_plan *p, hd_error *err)
 {
@@ -205,6 +215,8 @@ static int check_ranks(const hd_plan *p, hd_error *err)
 {
     int rc = check_mesh(&p->mesh, err);
     if (!rc) rc = check_meshes(p, err);
+    if (!rc) rc = check_token_axes(&p->mesh, p->ring, "ring", err);
+    if (!rc) rc = check_token_axes(&p->mesh, p->zigzag, "zigzag", err);
     for (int i = 0; i < p->n_pins && !rc; i++) {
         int mesh = p->pin_mesh[i];
         if (mesh >= (p->n_meshes ? p->n_meshes : 1)) rc = hd_fail(err, HD_EINVAL, "pins: \"%s\" is over mesh %d, which there isn't", p->pins[i].pattern, mesh);
@@ -288,8 +300,13 @@ static void add_ranks(json_t *j, const hd_plan *p)
     if (p->schedule != HD_SCHEDULE_GPIPE) json_object_set_new(j, "schedule", json_string(hd_schedule_name(p->schedule)));
     if (p->chunks != 1) json_object_set_new(j, "chunks", json_integer(p->chunks));
     if (!p->overlap) json_object_set_new(j, "overlap", json_false());
+    if (!p->sparse) json_object_set_new(j, "sparse", json_false());
+    if (p->bucket != HD_PLAN_BUCKET) json_object_set_new(j, "bucket", json_integer(p->bucket));
     if (p->n_cuts) json_object_set_new(j, "cuts", strings_to_json(p->cuts, p->n_cuts));
     if (p->keep_gathered) json_object_set_new(j, "keep_gathered", json_true());
+    if (p->ring[0]) json_object_set_new(j, "ring", json_string(p->ring));
+    if (p->zigzag[0]) json_object_set_new(j, "zigzag", json_string(p->zigzag));
+    if (p->regather) json_object_set_new(j, "regather", json_true());
     if (p->half_wire) json_object_set_new(j, "half_wire", json_true());
     if (p->scatter) json_object_set_new(j, "scatter", json_true());
     if (p->n_slices) json_object_set_new(j, "slices", numbers_to_json(p->slices, p->n_slices));
@@ -506,6 +523,13 @@ static int read_slices(const json_t *j, const char *name, hd_plan *p, hd_error *
     return rc;
 }
 
+static int read_text(const json_t *j, const char *key, char *out, size_t size, const char *name, hd_error *err)
+{
+    const char *text = NULL;
+    int rc = hd_json_string(j, key, &text, name, err);
+    return rc || !text ? rc : take_text(text, out, size, key, name, err);
+}
+
 static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *err)
 {
     int rc = read_mesh(j, name, p, err);
@@ -514,9 +538,12 @@ static int read_ranks(const json_t *j, const char *name, hd_plan *p, hd_error *e
     if (!rc) rc = read_schedule(j, name, p, err);
     if (!rc) rc = read_strings(j, "cuts", p->cuts, HD_MAX_CUTS, &p->n_cuts, name, err);
     if (!rc) rc = hd_json_bool(j, "keep_gathered", &p->keep_gathered, name, err);
+    if (!rc) rc = hd_json_bool(j, "regather", &p->regather, name, err);
     if (!rc) rc = hd_json_bool(j, "half_wire", &p->half_wire, name, err);
     if (!rc) rc = hd_json_bool(j, "scatter", &p->scatter, name, err);
     if (!rc) rc = read_slices(j, name, p, err);
+    if (!rc) rc = read_text(j, "ring", p->ring, sizeof p->ring, name, err);
+    if (!rc) rc = read_text(j, "zigzag", p->zigzag, sizeof p->zigzag, name, err);
     return rc ? rc : read_strings(j, "recompute", p->recompute, HD_MAX_RECOMPUTE, &p->n_recompute, name, err);
 }
 
@@ -535,6 +562,8 @@ static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *er
     if (!rc) rc = read_backend(j, name, p, err);
     if (!rc) rc = hd_json_bool(j, "pack", &p->pack, name, err);
     if (!rc) rc = hd_json_bool(j, "overlap", &p->overlap, name, err);
+    if (!rc) rc = hd_json_bool(j, "sparse", &p->sparse, name, err);
+    if (!rc) rc = hd_json_int(j, "bucket", 0, (int64_t)1 << 40, &p->bucket, name, err);
     p->threads = (int)threads;
     if (!rc) rc = read_ranks(j, name, p, err);
     return rc ? rc : hd_plan_check(p, NULL, err);

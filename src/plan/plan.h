@@ -9,8 +9,9 @@
 #include "passes/partition.h"
 
 #define HD_PLAN_VERSION 1
+#define HD_PLAN_BUCKET ((int64_t)25 << 20) /* PyTorch DDP's default: Li et al. 2020, section 4.2 */
 
-enum { HD_MAX_PINS = 288, HD_MESH_PINS = 96 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
+enum { HD_MAX_PINS = 512, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */
@@ -29,6 +30,8 @@ typedef struct hd_plan {
     int threads;           /* of the rank's team; 0: open, one per core */
     char backend[16];      /* "cpu", "reference", "null"; "": open, cpu */
     bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
+    int64_t bucket;        /* with overlap, gradients are reduced together once they have so many bytes; 0: each by itself (program/buckets.c) */
+    bool sparse;           /* gradients of tables that only lookups read are exchanged as rows where that is fewer bytes */
     bool pack;             /* keep constant operands of products in the back end's panels: for serving */
 
     /* Many ranks. */
@@ -42,7 +45,10 @@ typedef struct hd_plan {
     int chunks;            /* of each stage (virtual stages), >= 1 */
     char cuts[HD_MAX_CUTS][64]; int n_cuts; /* path (or its beginning) of the first node of chunks 1, 2, ...: stages * chunks - 1, or 0: open */
     bool keep_gathered; /* what is gathered of parameters over data axes (ZeRO-3) stays for the whole step; else each call gathers again, forward and backward */
-    bool half_wire; /* gradients are summed over data axes in bf16 (hd_pass_narrow_gradients) */
+    char ring[32];   /* axes, "cp": attention over tokens that are cut over one of them sends keys and values round; "": they are gathered */
+    char zigzag[32]; /* axes: a rank's tokens are an early and a late part of each sequence that is cut over one of them; "": one part in a row */
+    bool regather; /* what backward gathers to make something again is given up, and gathered once more for backward itself: less memory, half as many gathers more */
+    bool half_wire; /* gradients, and activations in bf16, are summed over ranks in bf16 (hd_pass_narrow_sums) */
     bool scatter; /* what tensor-parallel ranks would all send whole to another stage goes in pieces (hd_pass_scatter) */
     int64_t slices[HD_MAX_SLICES]; int n_slices; /* tokens of each slice of a sequence (hd_pass_slices); 0: not cut */
     char recompute[HD_MAX_RECOMPUTE][64]; int n_recompute; /* patterns of forward values that backward computes again instead of keeping */

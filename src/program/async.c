@@ -6,6 +6,7 @@
  *  - with several, a gradient's reduction goes from the update into backward, behind its last addend, and is done in the last micro-batch only;
  *  - where gradients are reduced in every micro-batch, what they are added up by goes behind the reductions of later ones;
  *  - gathers of parameters go one layer ahead (Zhao et al. 2023, PyTorch FSDP, section 3.3.2): before the first use of the layer before.
+ *  - what goes round a ring (passes/ring.c) is started where it stands, before the attention to the block in hand.
  * Transfers between stages of a pipeline stay as they are: all stages meet there. Every rank of a stage has the same program, so each group's
  * transfers are started in the same order by all. */
 #include <ctype.h>
@@ -14,8 +15,8 @@
 #include "ops/ops.h"
 #include "program/lower_int.h"
 
-/* Operands of gradients' reduce-scatters that are under way at most: more would undo what cutting gradients saves. About the two or three buckets
- * of 25 MB that others keep under way. */
+/* Operands of gradients' reduce-scatters that are under way at most: more would undo what cutting gradients saves. With buckets, two of them: one that
+ * is being reduced and one that waits, so that the network is never idle. */
 #define MOST_SCATTERED ((int64_t)64 << 20)
 enum { WAITS_AT_ONCE = 16 /* of one instruction, as parse.c reads */ };
 
@@ -79,11 +80,11 @@ static bool is_reduction(const hd_instr *x)
 }
 
 /* A collective of several ranks of one stage. */
-static bool may_run_beside(const hd_lowering *l, const hd_instr *x)
+bool hd_lower_runs_beside(const hd_lowering *l, const hd_instr *x)
 {
     int8_t axes[HD_MAX_AXES];
     int group = 1;
-    if (!is_reduction(x) && !(x->opcode == HD_COMM && x->op == &hd_op_all_gather)) return false;
+    if (!is_reduction(x) && !(x->opcode == HD_COMM && (x->op == &hd_op_all_gather || x->op == &hd_op_permute))) return false;
     int n = hd_mesh_parse_axes(&l->g->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     for (int i = 0; i < n; i++) {
         const hd_mesh_axis *axis = &l->g->mesh.axis[axes[i]];
@@ -95,7 +96,9 @@ static bool may_run_beside(const hd_lowering *l, const hd_instr *x)
 
 static int64_t operand_bytes(const hd_lowering *l, const hd_instr *x)
 {
-    return l->p->buffers[x->in[0]].bytes;
+    int64_t bytes = 0;
+    for (int k = 0; k < x->n_in; k++) bytes += l->p->buffers[x->in[k]].bytes;
+    return bytes;
 }
 
 /* ---- moving ---- */
@@ -169,7 +172,7 @@ static int start_in_backward(async *a)
     if (!key) return no_memory(l);
     for (size_t i = 0; i < l->n_drafts; i++) {
         hd_draft *d = &l->drafts[i];
-        if (d->segment != l->update || !is_reduction(&d->instr) || !may_run_beside(l, &d->instr)) continue;
+        if (d->segment != l->update || !is_reduction(&d->instr) || !hd_lower_runs_beside(l, &d->instr)) continue;
         if (storage_of(a, d->instr.out[0]) != d->instr.out[0]) continue;
         int64_t behind = last_addend(a, i);
         if (behind < 0) continue;
@@ -222,7 +225,7 @@ static int delay_updates(async *a, size_t begin, size_t end)
             key[i] += 4 * (int64_t)(end - begin);
             heat(a, a->hot_read, x->in, x->n_in);
             heat(a, a->hot_written, x->out, x->n_out);
-        } else if (is_reduction(x) && may_run_beside(l, x) && is_for_update(a, i, end)) {
+        } else if (is_reduction(x) && hd_lower_runs_beside(l, x) && is_for_update(a, i, end)) {
             heat(a, a->hot_written, x->out, x->n_out);
         }
     }
@@ -241,7 +244,7 @@ static size_t added_reduction(const async *a, size_t begin, size_t i)
     if (x->opcode != HD_KERNEL || x->op != &hd_op_add || x->in[0] != x->out[0] || x->in[1] < 0) return i;
     for (size_t k = i; k-- > begin;) {
         const hd_instr *y = &l->drafts[k].instr;
-        if (writes(a, y, storage_of(a, x->in[1]))) return is_reduction(y) && may_run_beside(l, y) ? k : i;
+        if (writes(a, y, storage_of(a, x->in[1]))) return is_reduction(y) && hd_lower_runs_beside(l, y) ? k : i;
     }
     return i;
 }
@@ -294,7 +297,7 @@ static bool is_parameter_gather(const async *a, size_t begin, size_t i, size_t e
 {
     const hd_lowering *l = a->l;
     const hd_instr *x = &l->drafts[i].instr;
-    if (x->opcode != HD_COMM || x->op != &hd_op_all_gather || !may_run_beside(l, x)) return false;
+    if (x->opcode != HD_COMM || x->op != &hd_op_all_gather || !hd_lower_runs_beside(l, x)) return false;
     *out = (gather){.at = i, .first_use = end};
     int in = x->in[0];
     for (size_t k = i; k-- > begin;) {
@@ -341,6 +344,43 @@ static int gather_ahead(async *a, size_t begin, size_t end)
     return sort_by(a, key);
 }
 
+/* ---- what must stay behind a transfer ---- */
+
+static bool needs(const async *a, const hd_instr *x, const hd_instr *y)
+{
+    for (int m = 0; m < x->n_in; m++)
+        if (touches(a, y, storage_of(a, x->out[m])) || writes(a, y, storage_of(a, x->in[m]))) return true;
+    return false;
+}
+
+/* The first draft behind i that touches its results or writes to its operands; n_drafts: none. */
+static size_t first_touch(const async *a, size_t i)
+{
+    const hd_lowering *l = a->l;
+    for (size_t k = i + 1; k < l->n_drafts; k++)
+        if (needs(a, &l->drafts[i].instr, &l->drafts[k].instr)) return k;
+    return l->n_drafts;
+}
+
+/* ---- pieces of parameters, for the update ---- */
+
+/* Copies of pieces go in front of what reads them: they are a memory move, and only in the way until then. */
+static int cut_late(async *a, size_t begin, size_t end)
+{
+    hd_lowering *l = a->l;
+    int64_t *key = new_keys(a);
+    if (!key) return no_memory(l);
+    for (size_t i = begin; i < end; i++) {
+        const hd_instr *x = &l->drafts[i].instr;
+        if (!l->drafts[i].late || x->op != &hd_op_shard) continue;
+        size_t to = first_touch(a, i), k = i + 1;
+        while (k < end && !(l->drafts[k].instr.opcode == HD_VIEW && has(a, l->drafts[k].instr.out, 1, storage_of(a, x->out[0])))) k++;
+        if (k < to) to = k;
+        if (to < end) key[i] = 4 * (int64_t)to + 1;
+    }
+    return sort_by(a, key);
+}
+
 /* ---- tokens ---- */
 
 static int add_wait(hd_lowering *l, hd_instr *x, int token)
@@ -360,18 +400,6 @@ static bool waits_for(const hd_instr *x, int token)
     return false;
 }
 
-/* The first draft behind i that touches its result or writes to its operand; n_drafts: none. */
-static size_t first_touch(const async *a, size_t i)
-{
-    const hd_lowering *l = a->l;
-    const hd_instr *x = &l->drafts[i].instr;
-    for (size_t k = i + 1; k < l->n_drafts; k++) {
-        const hd_draft *d = &l->drafts[k];
-        if (touches(a, &d->instr, storage_of(a, x->out[0])) || writes(a, &d->instr, storage_of(a, x->in[0]))) return k;
-    }
-    return l->n_drafts;
-}
-
 static bool is_next(const hd_lowering *l, size_t i, size_t other)
 {
     size_t k = i + 1;
@@ -384,14 +412,15 @@ static int bound_scattered(async *a, size_t i, size_t *oldest)
 {
     hd_lowering *l = a->l;
     hd_instr *x = &l->drafts[i].instr;
-    int64_t under_way = operand_bytes(l, x);
+    int64_t under_way = operand_bytes(l, x), most = MOST_SCATTERED;
     size_t first = i;
+    if (l->bucket_bytes && 2 * l->bucket_bytes < most) most = 2 * l->bucket_bytes;
     for (size_t k = i; k-- > *oldest;) {
         const hd_draft *d = &l->drafts[k];
         if (d->segment != l->drafts[i].segment) break;
         if (d->instr.signal < 0 || d->instr.op != &hd_op_reduce_scatter) continue;
         under_way += operand_bytes(l, &d->instr);
-        if (under_way > MOST_SCATTERED) break;
+        if (under_way > most && first < i) break; /* one besides it may always be */
         first = k;
     }
     for (size_t k = *oldest; k < first; k++) {
@@ -444,7 +473,7 @@ static int assign_tokens(async *a)
     bool *open = scratch(a, n, 1);
     if (!open) return no_memory(l);
     for (size_t i = 0; i < n; i++) {
-        int rc = may_run_beside(l, &l->drafts[i].instr) ? start_early(a, i, &oldest, &open[i]) : 0;
+        int rc = hd_lower_runs_beside(l, &l->drafts[i].instr) ? start_early(a, i, &oldest, &open[i]) : 0;
         if (rc) return rc;
     }
     for (size_t i = 0; i < n; i++) {
@@ -475,6 +504,7 @@ static int move_all(async *a)
         if (loop) rc = gather_ahead(a, i, end);
         if (!rc && kind == HD_SEGMENT_BACKWARD && !l->many) rc = delay_updates(a, i, end);
         if (!rc && loop && l->many) rc = add_later(a, i, end);
+        if (!rc) rc = cut_late(a, i, end);
     }
     return rc;
 }
@@ -490,6 +520,7 @@ int hd_lower_async(hd_lowering *l)
     if (!a.storage || !a.hot_written || !a.hot_read) return no_memory(l);
     find_storage(&a);
     int rc = move_all(&a);
+    if (!rc) rc = hd_lower_buckets(l, a.storage);
     if (!rc) rc = assign_tokens(&a);
     return rc;
 }

@@ -11,6 +11,7 @@
  *       %5 += contract(%1, %2) ...      adds to what %5 holds (with @later: only from the second micro-batch on)
  *       %5 = .zero()   %5 = .copy(%6)   %5 = .view(%6)
  *       %8 = all_gather(%7) axes=tp dim=0 extent=64 ...      between ranks; with @stream=1 @signal=5 only started, until somebody has @wait=5
+ *       %8, %9 = all_reduce(%6, %7) axes=dp ...              a list: one transfer; with dim=-1 each cuts its own dimension
  *       %8 = all_reduce(%8) ... @last @stream=1 @signal=6    in the last micro-batch only
  *       () = .wait() @wait=5                                 nothing but that
  *     call forward [chunk=1] micro=0 slice=0 [$0=17]

@@ -233,22 +233,55 @@ static int keep_buffers(hd_lowering *l)
     return p->buffers ? 0 : no_memory(l);
 }
 
+/* Operands of a list of transfers lie side by side: place them as one block. Each buffer's block, and where in it the buffer begins. */
+typedef struct placed { int block; int64_t at; } placed;
+
+enum { ALIGN = 64 }; /* as place.c */
+
+static int64_t align(int64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
+
+/* buffers: of a list, or one alone. */
+static void add_block(const hd_program *p, const hd_life *lives, const int *buffers, int n, placed *where, hd_block *blocks, int *count)
+{
+    hd_block *block = &blocks[*count];
+    *block = (hd_block){.first = INT32_MAX, .last = -1};
+    for (int k = 0; k < n; k++) {
+        int b = hd_buffer_root(p, buffers[k]);
+        if (lives[b].last < 0 || where[b].block >= 0) continue;
+        where[b] = (placed){*count, align(block->bytes)};
+        block->bytes = where[b].at + p->buffers[b].bytes * p->buffers[b].copies;
+        if (lives[b].first < block->first) block->first = lives[b].first;
+        if (lives[b].last > block->last) block->last = lives[b].last;
+    }
+    *count += block->last >= 0;
+}
+
+static void add_blocks(const hd_program *p, const hd_life *lives, placed *where, hd_block *blocks, int *count)
+{
+    for (int b = 0; b < p->n_buffers; b++) where[b].block = -1;
+    for (int s = 0; s < p->n_segments; s++)
+        for (int i = 0; i < p->segments[s].n_instrs; i++) {
+            const hd_instr *x = &p->segments[s].instrs[i];
+            if (hd_instr_is_list(x)) add_block(p, lives, x->in, x->n_in, where, blocks, count);
+        }
+    for (int b = 0; b < p->n_buffers; b++)
+        if (p->buffers[b].view_of < 0) add_block(p, lives, &b, 1, where, blocks, count);
+}
+
 static int place_buffers(hd_lowering *l)
 {
     hd_program *p = l->p;
     size_t n = (size_t)p->n_buffers + 1;
     hd_life *lives = hd_arena_alloc(&l->scratch, n * sizeof *lives);
     hd_block *blocks = hd_arena_alloc(&l->scratch, n * sizeof *blocks);
-    int *buffer = hd_arena_alloc(&l->scratch, n * sizeof *buffer), count = 0;
-    if (!lives || !blocks || !buffer) return no_memory(l);
+    placed *where = hd_arena_alloc(&l->scratch, n * sizeof *where);
+    int count = 0;
+    if (!lives || !blocks || !where) return no_memory(l);
     hd_program_lives(p, lives);
-    for (int b = 0; b < p->n_buffers; b++) {
-        if (lives[b].last < 0) continue;
-        buffer[count] = b;
-        blocks[count++] = (hd_block){.bytes = p->buffers[b].bytes * p->buffers[b].copies, .first = lives[b].first, .last = lives[b].last};
-    }
+    add_blocks(p, lives, where, blocks, &count);
     int rc = hd_place(blocks, count, &p->arena_bytes, &p->arena_bound, l->err);
-    for (int i = 0; i < count && !rc; i++) p->buffers[buffer[i]].offset = blocks[i].offset;
+    for (int b = 0; b < p->n_buffers && !rc; b++)
+        if (where[b].block >= 0) p->buffers[b].offset = blocks[where[b].block].offset + where[b].at;
     return rc;
 }
 

@@ -1,4 +1,4 @@
-/* lower_int.h: what the steps of lowering share: order.c, group.c, emit.c, share.c, lower.c. */
+/* lower_int.h: what the steps of lowering share: order.c, group.c, emit.c, async.c, buckets.c, share.c, lower.c. */
 #ifndef HD_PROGRAM_LOWER_INT_H
 #define HD_PROGRAM_LOWER_INT_H
 
@@ -71,6 +71,7 @@ typedef struct hd_lowering {
     hd_draft *drafts; size_t n_drafts, cap_drafts;
     bool late;            /* of the item that is being emitted */
     int n_tokens;         /* async.c */
+    int64_t bucket_bytes; /* buckets.c: with which a bucket is full; the most of all segments; 0: there are none */
     size_t cap_buffers;
 } hd_lowering;
 
@@ -115,6 +116,8 @@ int hd_lower_order(hd_lowering *l);  /* items, segments, dependences, order */
 int hd_lower_groups(hd_lowering *l); /* sums formed in place */
 int hd_lower_emit(hd_lowering *l);   /* buffers and instructions */
 int hd_lower_async(hd_lowering *l);  /* transfers beside computing: streams, tokens, places in the order */
+int hd_lower_buckets(hd_lowering *l, const int *storage); /* gradients' reductions put together; storage[b]: the buffer whose memory b certainly is */
+bool hd_lower_runs_beside(const hd_lowering *l, const hd_instr *x); /* a collective of several ranks of one stage */
 int hd_lower_share(hd_lowering *l);  /* view_of: views, states, in place; classes and roles */
 
 #endif

@@ -419,16 +419,17 @@ static int find_opcode(parser *s, hd_instr *x)
 
 static int parse_operands(parser *s, hd_instr *x)
 {
-    int list[HD_MAX_OPERANDS + HD_MAX_RESULTS];
-    int rc = accept(s, "()") ? 0 : parse_list(s, HD_MAX_RESULTS, "", list, &x->n_out);
+    int list[HD_MAX_LIST] = {0};
+    int rc = accept(s, "()") ? 0 : parse_list(s, HD_MAX_LIST, "", list, &x->n_out);
     x->out = keep_list(s, list, x->n_out);
     bool add = !rc && accept(s, "+=");
     if (!rc && !add) rc = expect(s, "=");
     x->accumulate = add ? HD_ACCUMULATE_ALWAYS : HD_ACCUMULATE_NEVER;
     if (!rc) rc = find_opcode(s, x);
     if (!rc) rc = expect(s, "(");
-    if (!rc) rc = parse_list(s, HD_MAX_OPERANDS, ")", list, &x->n_in);
+    if (!rc) rc = parse_list(s, HD_MAX_LIST, ")", list, &x->n_in);
     x->in = keep_list(s, list, x->n_in);
+    if (!rc && x->opcode != HD_COMM && (x->n_in > HD_MAX_OPERANDS || x->n_out > HD_MAX_RESULTS)) rc = bad(s, "fewer operands");
     if (!rc && (!x->in || !x->out)) rc = no_memory(s);
     return rc;
 }

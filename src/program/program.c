@@ -143,6 +143,30 @@ void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attr
     hd_op_localise(&whole, x->splits, x->n_splits, &p->mesh, rank, attrs);
 }
 
+static int cut_dimension(const hd_program *p, const hd_buffer *in, const hd_buffer *out)
+{
+    for (int d = 0; in->layout && out->layout && d < in->whole.rank && d < out->whole.rank; d++) {
+        if (!hd_dim_layout_equal(&p->mesh, &in->layout->dim[d], &out->layout->dim[d], in->whole.dim[d])) return d;
+    }
+    return -1;
+}
+
+hd_instr hd_instr_member(const hd_program *p, const hd_instr *x, int k, hd_comm_attrs *own)
+{
+    hd_instr one = *x;
+    if (!hd_instr_is_list(x)) return one;
+    one.in = &x->in[k];
+    one.out = &x->out[k];
+    one.n_in = one.n_out = 1;
+    if (((const hd_comm_attrs *)x->attrs)->dim >= 0) return one;
+    const hd_buffer *out = &p->buffers[*one.out];
+    *own = *(const hd_comm_attrs *)x->attrs;
+    own->dim = cut_dimension(p, &p->buffers[*one.in], out);
+    own->extent = own->dim < 0 ? 0 : out->type.shape.dim[own->dim];
+    one.attrs = own;
+    return one;
+}
+
 int hd_program_segment_of(const hd_program *p, hd_segment_kind k, int chunk)
 {
     for (int s = 0; s < p->n_segments; s++)
@@ -203,15 +227,24 @@ bool hd_program_in_order(const hd_program *p)
     return true;
 }
 
+/* Instructions of the loop, numbered through all segments; false: there is none. */
+static bool find_loop(const hd_program *p, int *begin, int *end)
+{
+    *begin = INT32_MAX;
+    *end = -1;
+    for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
+        if (!is_in_loop(p, s)) continue;
+        if (at < *begin) *begin = at;
+        *end = at + p->segments[s].n_instrs - 1;
+    }
+    return *end >= *begin;
+}
+
 /* Where calls of the loop come in another order than micro-batch by micro-batch, what passes from one to another is kept through all of them. */
 static void keep_all(const hd_program *p, hd_life *lives)
 {
-    int begin = INT32_MAX, end = -1;
-    for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
-        if (!is_in_loop(p, s)) continue;
-        if (at < begin) begin = at;
-        end = at + p->segments[s].n_instrs - 1;
-    }
+    int begin, end;
+    find_loop(p, &begin, &end);
     for (int b = 0; b < p->n_buffers; b++) {
         hd_life *l = &lives[b];
         if (l->last < 0 || !hd_buffer_in_arena(p, b) || l->first > end || l->last < begin) continue;
@@ -227,12 +260,8 @@ static void keep_all(const hd_program *p, hd_life *lives)
 /* A send may go on until the next call of its segment, or until the loop's end; in prepare and update to the end of the call. */
 static void keep_sent(const hd_program *p, hd_life *lives)
 {
-    int begin = INT32_MAX, end = -1;
-    for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
-        if (!is_in_loop(p, s)) continue;
-        if (at < begin) begin = at;
-        end = at + p->segments[s].n_instrs - 1;
-    }
+    int begin, end;
+    find_loop(p, &begin, &end);
     for (int s = 0, at = 0; s < p->n_segments; at += p->segments[s++].n_instrs) {
         hd_instr_iter it = hd_segment_instrs(p, s);
         for (const hd_instr *x; (x = hd_instr_next(&it));) {
@@ -243,26 +272,50 @@ static void keep_sent(const hd_program *p, hd_life *lives)
     }
 }
 
-/* A transfer beside computing keeps its operand and its result until somebody has waited for it. */
-static void keep_transfer(const hd_program *p, hd_life *lives, const hd_instr *x)
+/* What is done in the last micro-batch only works on sums over all of them. */
+static void keep_sums(const hd_program *p, hd_life *lives)
 {
-    for (int s = 0, at = 0; s < p->n_segments; s++) {
-        for (int i = 0; i < p->segments[s].n_instrs; i++, at++) {
-            const hd_instr *y = &p->segments[s].instrs[i];
-            for (int w = 0; w < y->n_waits; w++) {
-                if (y->waits[w] != x->signal) continue;
-                touch_all(p, lives, x->in, x->n_in, at);
-                touch_all(p, lives, x->out, x->n_out, at);
-            }
+    int begin, end;
+    if (!find_loop(p, &begin, &end)) return;
+    for (int s = 0; s < p->n_segments; s++) {
+        hd_instr_iter it = hd_segment_instrs(p, s);
+        for (const hd_instr *x; (x = hd_instr_next(&it));) {
+            if (!x->last || !is_in_loop(p, s)) continue;
+            touch_all(p, lives, x->in, x->n_in, begin);
+            touch_all(p, lives, x->in, x->n_in, end);
         }
     }
+}
+
+static bool waits_for(const hd_instr *x, int token)
+{
+    for (int w = 0; w < x->n_waits; w++)
+        if (x->waits[w] == token) return true;
+    return false;
+}
+
+/* A transfer beside computing keeps its operands and its results until somebody has waited for it: the first behind it in its segment; where all who wait are
+ * in others, whichever. */
+static void keep_transfer(const hd_program *p, hd_life *lives, int segment, int instr)
+{
+    const hd_segment *own = &p->segments[segment];
+    const hd_instr *x = &own->instrs[instr];
+    int first = instr + 1;
+    while (first < own->n_instrs && !waits_for(&own->instrs[first], x->signal)) first++;
+    bool here = first < own->n_instrs;
+    for (int s = 0, at = 0; s < p->n_segments; s++)
+        for (int i = 0; i < p->segments[s].n_instrs; i++, at++) {
+            if (here ? s != segment || i != first : !waits_for(&p->segments[s].instrs[i], x->signal)) continue;
+            touch_all(p, lives, x->in, x->n_in, at);
+            touch_all(p, lives, x->out, x->n_out, at);
+        }
 }
 
 static void keep_transfers(const hd_program *p, hd_life *lives)
 {
     for (int s = 0; s < p->n_segments; s++)
         for (int i = 0; i < p->segments[s].n_instrs; i++)
-            if (p->segments[s].instrs[i].signal >= 0) keep_transfer(p, lives, &p->segments[s].instrs[i]);
+            if (p->segments[s].instrs[i].signal >= 0) keep_transfer(p, lives, s, i);
 }
 
 /* What is made outside the repeated segments and used inside them, or the other way round, lives through all of them. */
@@ -307,6 +360,7 @@ void hd_program_lives(const hd_program *p, hd_life *lives)
     int last = at > 0 ? at - 1 : 0;
     keep_sent(p, lives);
     keep_transfers(p, lives);
+    keep_sums(p, lives);
     if (!hd_program_in_order(p)) keep_all(p, lives);
     for (int i = 0; i < p->n_buffers; i++)
         if (begin >= 0 && hd_buffer_in_arena(p, i) && lives[i].last >= 0) extend_over_loop(p, &lives[i], begin, end, last);
@@ -332,7 +386,7 @@ static hd_event_kind transfer_kind(const hd_program *p, const hd_instr *x)
 {
     int8_t axes[HD_MAX_AXES];
     if (x->op == &hd_op_send || x->op == &hd_op_recv) return HD_EVENT_PIPELINE_COMM;
-    if (x->op == &hd_op_shard || x->op == &hd_op_keep_first) return HD_EVENT_COPY;
+    if (x->op->sends_nothing) return HD_EVENT_COPY;
     int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     bool model = n > 0;
     for (int i = 0; i < n; i++) model &= p->mesh.axis[axes[i]].role == HD_AXIS_MODEL;

@@ -15,10 +15,12 @@
 
 #include "base/trace.h"
 #include "graph/op.h"
+#include "kernels/attrs.h"
 #include "plan/plan.h"
 
 #define HD_MAX_SYMBOLS 8   /* as hd_graph.symbols */
 #define HD_MAX_ATTRS 1024  /* bytes of any op's parameter struct */
+#define HD_MAX_LIST 256    /* transfers of one COMM */
 
 /* ---- the data ---- */
 
@@ -65,7 +67,7 @@ typedef enum hd_opcode {
     HD_VIEW,   /* out[0] names the contents of in[0] anew, same memory: nothing to do at run time */
     HD_ZERO,   /* out[0] = 0 */
     HD_COPY,   /* out[0] = in[0], as bytes */
-    HD_COMM,   /* out[0] = op(in[0]) between ranks: op->is_comm */
+    HD_COMM,   /* out[0] = op(in[0]) between ranks: op->is_comm; a list (reductions): out[k] = op(in[k]) for every k, as one transfer */
     HD_WAIT,   /* nothing but its waits */
     HD_OPCODE_COUNT
 } hd_opcode;
@@ -195,6 +197,10 @@ hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *b
 /* The parameters of instruction x for rank: written to attrs (op->attrs_size bytes). */
 void hd_instr_attrs(const hd_program *p, const hd_instr *x, int rank, void *attrs);
 
+static inline bool hd_instr_is_list(const hd_instr *x) { return x->opcode == HD_COMM && x->n_in > 1; }
+/* Transfer k of COMM x alone. Its parameters are x's, but for a list whose `dim` is -1: each cuts the dimension in which the layouts of operand and result
+ * differ; they are written to *own, which must last as long. */
+hd_instr hd_instr_member(const hd_program *p, const hd_instr *x, int k, hd_comm_attrs *own);
 /* How a trace (base/trace.h) shows instruction x: its kind and the name of its op. */
 hd_event_kind hd_instr_event_kind(const hd_program *p, const hd_instr *x);
 const char *hd_instr_name(const hd_instr *x); /* "contract", ...; "zero", "copy", "wait" */
@@ -253,12 +259,12 @@ int hd_program_verify_world(const hd_program *const *stages, int n, hd_error *er
 
 /* What a rank (the one at coordinate 0) sends in one step, by kind and axes. */
 typedef struct hd_comm_count {
-    const char *op;   /* "all_reduce", ...; shard and keep_first, which send nothing, are left out */
+    const char *op;   /* "all_reduce", ...; those that send nothing (shard, ...) are left out */
     char axes[64];    /* "dp.tp"; of send and recv "pp", and of sums over stages of different meshes, which all ranks of the job are in */
     int64_t transfers;
     int64_t elements; /* of the larger side: what all_gather makes, reduce_scatter takes */
-    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce; of a send between stages of different
-                       * meshes its share of the rows; received for recv */
+    int64_t bytes;    /* sent by this rank: (n - 1) / n of the larger side in a group of n, twice that for all_reduce, all of it for permute; of a send between
+                       * stages of different meshes its share of the rows; received for recv */
 } hd_comm_count;
 
 /* Fills out[most]; returns how many kinds there are (all are counted, at most `most` are written). */

@@ -11,6 +11,7 @@ typedef struct sharing {
     int *frequency; /* [n_buffers] of a root: how often its contents are made anew */
     int *from, *to; /* [n_buffers] of a root: segments that touch it */
     bool *carried;  /* [n_buffers] a sum over micro-batches */
+    int *ends;      /* [n_drafts] where the transfer beside computing that begins here has ended for sure; -1: none does */
 } sharing;
 
 static void note_reads(sharing *s, const int *buffers, int n, int at)
@@ -19,20 +20,28 @@ static void note_reads(sharing *s, const int *buffers, int n, int at)
         if (buffers[i] >= 0 && s->last[buffers[i]] < at) s->last[buffers[i]] = at;
 }
 
-/* What a transfer beside computing reads and writes is taken over by nobody before it has ended. */
+/* The first wait behind it in its segment, or else the last of all. */
+static int find_end(const hd_lowering *l, size_t i)
+{
+    int end = -1;
+    for (size_t k = i + 1; k < l->n_drafts && l->drafts[i].instr.signal >= 0; k++) {
+        const hd_instr *y = &l->drafts[k].instr;
+        for (int w = 0; w < y->n_waits; w++) {
+            if (y->waits[w] != l->drafts[i].instr.signal) continue;
+            end = (int)k;
+            if (l->drafts[k].segment == l->drafts[i].segment) return end;
+        }
+    }
+    return end;
+}
+
+/* What a transfer beside computing writes is taken over by nobody before it has ended; what it reads only by its own result (place_all). */
 static void note_transfers(sharing *s)
 {
     const hd_lowering *l = s->l;
     for (size_t i = 0; i < l->n_drafts; i++) {
-        const hd_instr *x = &l->drafts[i].instr;
-        for (size_t k = i + 1; k < l->n_drafts && x->signal >= 0; k++) {
-            const hd_instr *y = &l->drafts[k].instr;
-            for (int w = 0; w < y->n_waits; w++) {
-                if (y->waits[w] != x->signal) continue;
-                note_reads(s, x->in, x->n_in, (int)k);
-                note_reads(s, x->out, x->n_out, (int)k);
-            }
-        }
+        s->ends[i] = find_end(l, i);
+        if (s->ends[i] >= 0) note_reads(s, l->drafts[i].instr.out, l->drafts[i].instr.n_out, s->ends[i]);
     }
 }
 
@@ -111,6 +120,9 @@ static bool can_take(const sharing *s, const hd_instr *x, int result, uint32_t m
 static void place_result(sharing *s, const hd_instr *x, int result, int b, int at)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_comm_attrs own;
+    hd_instr member;
+    if (hd_instr_is_list(x)) member = hd_instr_member(s->p, x, result, &own), x = &member, result = 0;
     bool kernel = (x->opcode == HD_KERNEL || x->opcode == HD_COMM) && x->accumulate == HD_ACCUMULATE_NEVER && x->op->may_alias;
     hd_sig sig = {0};
     if (kernel) sig = sig_of(s, x, in, out);
@@ -139,6 +151,8 @@ static void place_all(sharing *s)
             else if (s->root[target] < 0) place_result(s, x, k, target, (int)i);
             if (preset >= 0 && s->root[b] < 0) join(s, b, s->root[target]);
         }
+        for (int k = 0; k < x->n_in && s->ends[i] >= 0; k++)
+            if (s->last[s->root[x->in[k]]] < s->ends[i]) s->last[s->root[x->in[k]]] = s->ends[i];
     }
 }
 
@@ -209,7 +223,8 @@ int hd_lower_share(hd_lowering *l)
     s.from = new_ints(&s, INT32_MAX);
     s.to = new_ints(&s, -1);
     s.carried = hd_arena_alloc(&l->scratch, (size_t)l->p->n_buffers + 1);
-    if (!s.root || !s.last || !s.frequency || !s.from || !s.to || !s.carried)
+    s.ends = hd_arena_alloc(&l->scratch, (l->n_drafts + 1) * sizeof *s.ends);
+    if (!s.ends || !s.root || !s.last || !s.frequency || !s.from || !s.to || !s.carried)
         return hd_fail_memory(l->err, (size_t)l->p->n_buffers * sizeof(int), "lowering a graph");
     collect_reads(&s);
     join_known(&s);

@@ -44,7 +44,7 @@ static int verify_layout(const hd_program *p, const hd_buffer *b, hd_error *err)
     if (!p->mesh.n) return wrong(err, b->path, "has a layout, but the program no mesh");
     if (b->whole.rank != b->type.shape.rank || plain_bytes(&(hd_type){.dtype = b->type.dtype, .shape = b->whole}) < 0)
         return wrong(err, b->path, "is a piece of something of another rank, or of absurd size");
-    hd_shape s = hd_layout_shape(&p->mesh, b->layout, &b->whole, 0);
+    hd_shape s = hd_layout_largest(&p->mesh, b->layout, &b->whole);
     for (int i = 0; i < s.rank; i++)
         if (s.dim[i] != b->type.shape.dim[i]) return wrong(err, b->path, "isn't the piece that its layout says");
     return 0;
@@ -222,7 +222,11 @@ static int verify_comm(const hd_program *p, const hd_instr *x, hd_error *err)
     for (int k = 0; k < x->n_in + x->n_out; k++)
         if ((k < x->n_in ? x->in[k] : x->out[k - x->n_in]) < 0) return wrong(err, x->path, "has wrong operands");
     if (x->op->max_in == 0 || x->op->has_effect) return verify_pipe(p, x, err);
-    if (hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes) < 1) return wrong(err, x->path, "is over axes that the mesh lacks");
+    int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
+    if (n < 1) return wrong(err, x->path, "is over axes that the mesh lacks");
+    bool over_stages = false;
+    for (int i = 0; i < n; i++) over_stages |= p->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE;
+    if (over_stages && p->meshes.n && (n > 1 || x->op != &hd_op_all_reduce)) return wrong(err, x->path, "is over stages of different meshes, but no all_reduce over \"pp\"");
     return 0;
 }
 
@@ -234,15 +238,39 @@ static int verify_stream(const hd_program *p, const hd_instr *x, hd_error *err)
     if (x->last && x->stream != 1) return wrong(err, x->path, "is done in the last micro-batch only, but is no transfer of stream 1");
     if (x->stream == 0) return 0;
     if (x->opcode != HD_COMM || x->op->max_in == 0 || x->op->has_effect) return wrong(err, x->path, "is of stream 1, but no collective");
-    if (x->op == &hd_op_shard || x->op == &hd_op_keep_first) return wrong(err, x->path, "is of stream 1, but sends nothing");
+    if (x->op->sends_nothing) return wrong(err, x->path, "is of stream 1, but sends nothing");
     int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     for (int i = 0; i < n; i++)
         if (p->mesh.axis[axes[i]].role == HD_AXIS_PIPELINE && p->stages > 1) return wrong(err, x->path, "is of stream 1, but stages meet at it");
     return 0;
 }
 
+static int verify_instr(const hd_program *p, const hd_instr *x, hd_error *err);
+
+/* Each member by itself; and apart from the others, for all are under way at once. */
+static int verify_list(const hd_program *p, const hd_instr *x, hd_error *err)
+{
+    if (x->op != &hd_op_all_reduce && x->op != &hd_op_reduce_scatter) return wrong(err, x->path, "is a list, but no reduction");
+    if (x->n_in != x->n_out) return wrong(err, x->path, "has not as many results as operands");
+    for (int k = 0; k < x->n_in; k++)
+        if (x->in[k] < 0 || x->out[k] < 0) return wrong(err, x->path, "has wrong operands");
+    for (int k = 0; k < x->n_in; k++) {
+        hd_comm_attrs own;
+        hd_instr member = hd_instr_member(p, x, k, &own);
+        int rc = verify_instr(p, &member, err);
+        if (rc) return rc;
+        if (p->buffers[x->in[k]].type.dtype != p->buffers[x->in[0]].type.dtype) return wrong(err, x->path, "is a list of several dtypes");
+        int root = hd_buffer_root(p, x->out[k]);
+        for (int i = 0; i < x->n_in; i++)
+            if (i != k && (hd_buffer_root(p, x->in[i]) == root || hd_buffer_root(p, x->out[i]) == root))
+                return wrong(err, x->path, "writes over another of its operands or results");
+    }
+    return 0;
+}
+
 static int verify_instr(const hd_program *p, const hd_instr *x, hd_error *err)
 {
+    if (hd_instr_is_list(x)) return verify_list(p, x, err);
     if (x->opcode == HD_WAIT) return x->n_in || x->n_out || !x->n_waits ? wrong(err, x->path, "waits for nothing, or does more than wait") : verify_stream(p, x, err);
     int rc = x->op ? verify_types(p, x, err) : 0;
     if (!rc && x->accumulate && (!x->op || !x->op->can_accumulate)) rc = wrong(err, x->path, "cannot accumulate");
@@ -304,7 +332,7 @@ typedef struct walk {
     int *sent;    /* [slots] of a root: number of the write that a send under way takes; 0: none */
     int *sender;  /* [slots] segment of that send */
     int *receiving, *taking; /* [slots] of a root: transfers under way that write it; that read it */
-    struct { const hd_instr *instr; int in, out; } *token; /* [n_tokens] the transfer that will signal it, its slots; instr NULL: none under way */
+    struct { const hd_instr *instr; int micro; } *token; /* [n_tokens] the transfer that will signal it, and in which micro-batch; instr NULL: none under way */
     int n_tokens, micro_batches;
     int *held;    /* slots of roots that hold their memory now, by offset, disjoint; n_held of them */
     int n_held;
@@ -414,14 +442,22 @@ static void begin_send(walk *w, const hd_instr *x, int segment)
     if (hd_buffer_in_arena(w->p, w->buffer[root])) w->sent[root] = w->changes[root] + 1, w->sender[root] = segment;
 }
 
+/* Counts what x takes and receives in that micro-batch up, or down. */
+static void mark_transfer(walk *w, const hd_instr *x, int micro, int by)
+{
+    int now = w->micro;
+    w->micro = micro;
+    for (int k = 0; k < x->n_in; k++) w->taking[root_slot(w, x->in[k])] += by;
+    for (int k = 0; k < x->n_out; k++) w->receiving[root_slot(w, x->out[k])] += by;
+    w->micro = now;
+}
+
 static int begin_transfer(walk *w, const hd_instr *x)
 {
     if (w->token[x->signal].instr) return wrong(w->err, x->path, "is started again before it was waited for");
     w->token[x->signal].instr = x;
-    w->token[x->signal].in = root_slot(w, x->in[0]);
-    w->token[x->signal].out = root_slot(w, x->out[0]);
-    w->taking[w->token[x->signal].in]++;
-    w->receiving[w->token[x->signal].out]++;
+    w->token[x->signal].micro = w->micro;
+    mark_transfer(w, x, w->micro, 1);
     return 0;
 }
 
@@ -431,8 +467,7 @@ static int end_transfers(walk *w, const hd_instr *x)
         int t = x->waits[i];
         if (t < 0 || t >= w->n_tokens) return wrong(w->err, x->path, "waits for a token that nobody signals");
         if (!w->token[t].instr) continue;
-        w->taking[w->token[t].in]--;
-        w->receiving[w->token[t].out]--;
+        mark_transfer(w, w->token[t].instr, w->token[t].micro, -1);
         w->token[t].instr = NULL;
     }
     return 0;

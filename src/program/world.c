@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ops/ops.h"
 #include "program/program.h"
 
 static bool is_pipe(const hd_op *op)
@@ -79,7 +80,7 @@ static int pipeline_axis(const hd_mesh *m)
     return -1;
 }
 
-static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
+static void describe_one(const hd_program *p, const hd_instr *x, hd_comm_count *out)
 {
     const hd_buffer *in = x->n_in ? &p->buffers[x->in[0]] : NULL, *made = x->n_out ? &p->buffers[x->out[0]] : NULL;
     int64_t a = in ? hd_shape_count(&in->type.shape) : 0, b = made ? hd_shape_count(&made->type.shape) : 0;
@@ -96,8 +97,24 @@ static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
     int n = hd_mesh_parse_axes(&p->mesh, attrs->axes, axes);
     for (int i = 0; i < n; i++) group *= axes[i] == axis && p->meshes.n ? hd_stages_ranks(&p->meshes) : p->mesh.axis[axes[i]].size;
     snprintf(out->axes, sizeof out->axes, "%s", attrs->axes);
+    if (x->op == &hd_op_permute) return; /* the whole piece goes on */
     out->bytes = out->bytes / group * (group - 1) + out->bytes % group * (group - 1) / group;
     if (!strcmp(x->op->name, "all_reduce")) out->bytes *= 2;
+}
+
+/* A list is one transfer of what its members send. */
+static void describe(const hd_program *p, const hd_instr *x, hd_comm_count *out)
+{
+    hd_comm_attrs own;
+    hd_instr member = hd_instr_member(p, x, 0, &own);
+    describe_one(p, &member, out);
+    for (int k = 1; k < x->n_in; k++) {
+        hd_comm_count one;
+        member = hd_instr_member(p, x, k, &own);
+        describe_one(p, &member, &one);
+        out->elements += one.elements;
+        out->bytes += one.bytes;
+    }
 }
 
 static void add_count(hd_comm_count *out, int most, int *n, const hd_comm_count *c)
@@ -120,7 +137,7 @@ int hd_program_count(const hd_program *p, hd_comm_count *out, int most)
         hd_instr_iter it = hd_segment_instrs(p, c.segment);
         for (const hd_instr *x; (x = hd_instr_next(&it));) {
             hd_comm_count one;
-            if (x->opcode != HD_COMM || !strcmp(x->op->name, "shard") || !strcmp(x->op->name, "keep_first")) continue;
+            if (x->opcode != HD_COMM || x->op->sends_nothing) continue;
             if (!hd_instr_runs(x, c.micro, micro_batches)) continue;
             describe(p, x, &one);
             add_count(out, most, &n, &one);
@@ -227,7 +244,7 @@ static int take_message(world *w, int i, const hd_instr *x)
 static bool spans_stages(const hd_program *p, const hd_instr *x)
 {
     int8_t axes[HD_MAX_AXES];
-    if (!x || x->opcode != HD_COMM || is_pipe(x->op) || !strcmp(x->op->name, "shard") || !strcmp(x->op->name, "keep_first")) return false;
+    if (!x || x->opcode != HD_COMM || is_pipe(x->op) || x->op->sends_nothing) return false;
     int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     for (int i = 0; i < n; i++)
         if (axes[i] == pipeline_axis(&p->mesh)) return true;

@@ -39,7 +39,7 @@ const hd_setting hd_train_settings[] = {
     {"metrics", HD_SET_STRING, AT(metrics), NULL, 0, 0, "FILE", "JSON lines; without it, OUT/metrics.jsonl"},
     {"trace", HD_SET_STRING, AT(trace), NULL, 0, 0, "FILE", "write what every rank did in steps 3 to 5 as Chrome trace JSON, for ui.perfetto.dev and heddle plan --measured"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "replay a plan (JSON)"},
-    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute, slices; stages of different meshes parted by |: \"dp=2|tp=2\""},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute, slices, scatter, attention, order; stages of different meshes parted by |: \"dp=2|tp=2\""},
     {"ranks", HD_SET_INT, AT(ranks), "0", 0, HD_MAX_RANKS, "N", "how many there must be; 0: as many as --parallel or the plan says"},
     {"transport", HD_SET_STRING, AT(transport), "local", 0, 0, "local|mpi", "between ranks: threads of one process, or MPI processes"},
     {"restarts", HD_SET_INT, AT(restarts), "0", 0, 1e6, "N", "times to go on from the last checkpoint under --out after a failure"},

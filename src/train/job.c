@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/term.h"
+#include "train/checkpoint.h"
 #include "train/stop.h"
 
 #define SILENCE 6.0  /* seconds without a sign of life: stopped, or its machine is gone */
@@ -307,7 +308,20 @@ static void collect_child(watch *w)
     else blame(w, HD_ECOMM, "%s ended with status %d", who, WEXITSTATUS(status));
 }
 
-static int run_once(const hd_job *job, hd_error *err)
+/* How a start of the job ended. */
+typedef struct fate {
+    int died;    /* the rank that crashed, hung or was gone first; -1: none, or nobody knows */
+    int missing; /* MPI processes that nobody has heard of */
+} fate;
+
+static void judge(const watch *w, fate *out)
+{
+    *out = (fate){.died = -1};
+    if (w->code != CRASHED || sscanf(w->cause, "rank %d:", &out->died) != 1) out->died = -1;
+    for (int r = 0; r < w->job->ranks && w->job->mpi && w->code; r++) out->missing += !w->rank[r].known;
+}
+
+static int run_once(const hd_job *job, fate *how, hd_error *err)
 {
     watch w = {.job = job, .rank = hd_calloc((size_t)job->ranks, sizeof *w.rank), .fd = {-1, -1}, .deaths = job->mpi ? epoll_create1(EPOLL_CLOEXEC) : -1, .first_dead = -1};
     for (int i = 0; i < 2; i++) hd_str_init(&w.line[i]);
@@ -320,6 +334,7 @@ static int run_once(const hd_job *job, hd_error *err)
         for (int i = 0; i < 2; i++)
             if (w.fd[i] >= 0) close(w.fd[i]);
         if (w.code) rc = hd_fail(err, w.code > 0 ? HD_ECOMM : w.code, "%s", w.cause);
+        judge(&w, how);
     }
     if (w.log) fclose(w.log);
     if (w.log && (!rc || hd_file_size(w.log_path) == 0)) remove(w.log_path);
@@ -331,20 +346,70 @@ static int run_once(const hd_job *job, hd_error *err)
 
 /* ---- again and again ---- */
 
+typedef struct history {
+    fate last;
+    char saved[4096]; /* the newest checkpoint when it began */
+} history;
+
+static void note_checkpoint(const hd_job *job, char *dir, size_t size)
+{
+    *dir = 0;
+    if (job->config->out) hd_checkpoint_newest(job->config->out, dir, size);
+}
+
+/* A rank is lost when a start of the job after a failure fails before it has saved anything, with processes that never came, or in the rank that failed
+ * before. How many ranks can still be had; all of them: none is lost. */
+static int ranks_to_be_had(const hd_job *job, const history *h, const fate *now)
+{
+    char saved[sizeof h->saved];
+    note_checkpoint(job, saved, sizeof saved);
+    if (!job->again || strcmp(saved, h->saved)) return job->ranks;
+    if (now->missing) return now->missing < job->ranks ? job->ranks - now->missing : job->ranks - 1; /* nobody came: who knows */
+    return now->died >= 0 && now->died == h->last.died ? job->ranks - 1 : job->ranks;
+}
+
+/* What is started next: the same, or fewer ranks. */
+static int choose_next(hd_job *job, history *h, const fate *now, hd_train_config *config, int64_t left, const hd_error *cause, hd_error *err)
+{
+    int ranks = ranks_to_be_had(job, h, now), before = job->ranks;
+    h->last = *now;
+    if (ranks == before || !job->meshed) {
+        hd_log("%s; starting again from the last checkpoint (%lld more if need be)", cause->message, (long long)left);
+        return 0;
+    }
+    int rc = hd_job_shrink(job, ranks, err);
+    if (rc) return rc;
+    *config = *job->config;
+    config->parallel = job->parallel;
+    config->ranks = job->ranks;
+    job->config = config;
+    h->last = (fate){.died = -1};
+    hd_log("%s, again; going on with %d rank%s instead of %d, %s, from the last checkpoint (%lld more if need be)", cause->message, job->ranks,
+           job->ranks == 1 ? "" : "s", before, job->parallel, (long long)left);
+    return 0;
+}
+
 static int supervise(hd_job *job, hd_error *err)
 {
     int64_t left = job->config->restarts;
+    history h = {.last.died = -1};
+    hd_train_config smaller;
     hd_stop_catch(HD_STOP_ANYONE);
     for (;;) {
-        hd_error this = {0};
-        int rc = run_once(job, &this);
+        hd_error this = {0}, why = {0};
+        fate how = {.died = -1};
+        note_checkpoint(job, h.saved, sizeof h.saved);
+        int rc = run_once(job, &how, &this);
         bool hopeless = is_everyones(rc) || !job->config->out || hd_stop_asked();
         if (!rc || !left || hopeless) {
             hd_stop_ignore();
             return rc ? hd_fail(err, rc, "%s", this.message) : 0;
         }
         left--;
-        hd_log("%s; starting again from the last checkpoint (%lld more if need be)", this.message, (long long)left);
+        if (choose_next(job, &h, &how, &smaller, left, &this, &why)) {
+            hd_stop_ignore();
+            return hd_fail(err, rc, "%s, again; %s", this.message, why.message);
+        }
         job->again = true;
     }
 }

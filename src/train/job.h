@@ -25,6 +25,7 @@ typedef struct hd_job {
     bool meshed; /* the plan has a mesh: else one rank, which is no rank of anything */
     bool mpi;
     bool again;  /* not the first start: goes on from the newest checkpoint, whatever --resume says */
+    char parallel[2048]; /* in place of the config's, once there are fewer ranks than at the start; else "" */
 } hd_job;
 
 /* ---- ranks (job_ranks.c) ---- */
@@ -34,6 +35,12 @@ double hd_job_deadline(void); /* seconds that a rank may wait without progress: 
 void hd_job_run_threads(const hd_job *job, int fd) __attribute__((noreturn));
 /* This process is one rank of an MPI job. Supervised (by hd_job_launch), it ends the process on failure. */
 int hd_job_run_mpi(const hd_job *job, hd_error *err);
+
+/* ---- fewer ranks (shrink.c) ---- */
+
+/* Makes the job one of at most so many ranks: sets its parallel, ranks, meshed and mpi, and leaves config alone. HD_EUNSUPPORTED and one line where its plan
+ * has no smaller form; job is then as it was. */
+int hd_job_shrink(hd_job *job, int ranks, hd_error *err);
 
 /* ---- starting (launch.c) ---- */
 

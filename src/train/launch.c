@@ -1,4 +1,4 @@
-/* launch.c: starting MPI processes by Open MPI's or MPICH's mpirun. */
+/* launch.c: starting MPI processes by Open MPI's or MPICH's mpirun, or by Slurm's srun. */
 #include "train/job.h"
 
 #include <errno.h>
@@ -42,15 +42,32 @@ static void add_words(command *c, const char *text)
     for (char *w = words ? strtok_r(words, " ", &rest) : NULL; w; w = strtok_r(NULL, " ", &rest)) add(c, w);
 }
 
-/* HEDDLE_MPIRUN may hold arguments too: "mpirun.mpich -hosts a,b". */
+static bool is_in_path(const char *name)
+{
+    char line[64];
+    snprintf(line, sizeof line, "command -v %s > /dev/null 2>&1", name);
+    return system(line) == 0;
+}
+
+/* HEDDLE_MPIRUN may hold arguments too: "mpirun.mpich -hosts a,b", "srun --mpi=pmix". */
 static const char *launcher(void)
 {
     const char *named = getenv("HEDDLE_MPIRUN");
-    return named && *named ? named : "mpirun";
+    if (named && *named) return named;
+    return getenv("SLURM_JOB_ID") && !is_in_path("mpirun") && is_in_path("srun") ? "srun" : "mpirun";
 }
 
-/* Whether this is Open MPI's, by what its --version prints. */
-static int is_open_mpi(bool *yes, hd_error *err)
+/* What tells a launcher in what its --version prints, and its arguments: more processes than cores, unbound, the environment passed on, and none ended because
+ * another has: the supervisor sees to that. */
+typedef struct launcher_kind { const char *version[3], *arguments; } launcher_kind;
+
+static const launcher_kind kinds[] = {
+    {{"Open MPI", "OpenRTE", "open-mpi"}, "--oversubscribe --allow-run-as-root --bind-to none -x " SUPERVISED "=1"},
+    {{"slurm"}, "--overcommit --cpu-bind=none --kill-on-bad-exit=0 --unbuffered --export=ALL," SUPERVISED "=1"},
+    {{""}, "-disable-auto-cleanup -genv " SUPERVISED " 1"}, /* MPICH's */
+};
+
+static int find_kind(const launcher_kind **kind, hd_error *err)
 {
     char line[4096], first[256];
     snprintf(first, sizeof first, "%.*s", (int)strcspn(launcher(), " "), launcher());
@@ -60,8 +77,10 @@ static int is_open_mpi(bool *yes, hd_error *err)
     line[n] = 0;
     if (!f || pclose(f) || !n)
         return hd_fail(err, HD_EUNSUPPORTED, "there is no working %s: install Open MPI or MPICH, name its mpirun in HEDDLE_MPIRUN, or use --transport local", first);
-    *yes = strstr(line, "Open MPI") || strstr(line, "OpenRTE") || strstr(line, "open-mpi");
-    return 0;
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        for (int i = 0; i < 3 && kinds[k].version[i]; i++)
+            if (strstr(line, kinds[k].version[i])) return *kind = &kinds[k], 0;
+    return hd_fail(err, HD_EUNSUPPORTED, "%s is no launcher that is known", first);
 }
 
 /* This program's own arguments, as the system knows them. */
@@ -87,16 +106,22 @@ static int add_own_arguments(command *c, hd_error *err)
 static int make_command(const hd_job *job, command *c, hd_error *err)
 {
     char ranks[16];
-    bool open_mpi = false;
-    int rc = is_open_mpi(&open_mpi, err);
+    const launcher_kind *kind = NULL;
+    int rc = find_kind(&kind, err);
     if (rc) return rc;
     snprintf(ranks, sizeof ranks, "%d", job->ranks);
     add_words(c, launcher());
     add(c, "-n");
     add(c, ranks);
-    add_words(c, open_mpi ? "--oversubscribe --allow-run-as-root --bind-to none -x " SUPERVISED "=1" : "-disable-auto-cleanup -genv " SUPERVISED " 1");
+    add_words(c, kind->arguments);
     rc = add_own_arguments(c, err);
     if (job->again) add(c, "--resume");
+    if (job->parallel[0]) { /* the last of several is taken */
+        add(c, "--parallel");
+        add(c, job->parallel);
+        add(c, "--ranks");
+        add(c, ranks);
+    }
     c->argv[c->n] = NULL;
     return !rc && c->full ? hd_fail(err, HD_ENOMEM, "too many arguments for %s", launcher()) : rc;
 }

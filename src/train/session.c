@@ -106,20 +106,18 @@ static int cut_chunks(hd_graph *g, const hd_plan *plan, hd_error *err)
     return pass_error(g, err);
 }
 
-/* Chunks and layouts: of the whole graph, whichever stage is taken out of it afterwards. */
-static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_error *err)
+static uint32_t axes_of(const hd_mesh *m, const char *text)
 {
-    pins p = {0};
-    int rc = cut_chunks(g, plan, err);
-    if (!rc) rc = collect_pins(s, g, plan, 0, &p, err);
-    if (!rc) {
-        hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
-        if (plan->half_wire) hd_pass_narrow_gradients(g, HD_BF16);
-        if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
-        rc = pass_error(g, err);
-    }
-    hd_free(p.list);
-    return rc ? rc : hd_store_list_graph(s->names, g, 0, err);
+    int8_t axes[HD_MAX_AXES];
+    uint32_t mask = 0;
+    for (int i = 0, n = hd_mesh_parse_axes(m, text, axes); i < n; i++) mask |= 1u << axes[i];
+    return mask;
+}
+
+static void set_token_axes(hd_graph *g, const hd_plan *plan)
+{
+    g->ring = axes_of(&plan->mesh, plan->ring);
+    g->zigzag = axes_of(&plan->mesh, plan->zigzag);
 }
 
 /* ---- stages of different meshes ---- */
@@ -133,18 +131,17 @@ static int collect_all_pins(const hd_session *s, const hd_graph *g, const hd_pla
     return rc;
 }
 
-/* All stages of g, which is cut into chunks first; only: as hd_graph_stages. out: [n_stages], to be freed whatever comes back. Lists what they keep. */
-static int cut_stages(hd_session *s, hd_graph *g, const hd_plan *plan, int only, hd_graph **out, hd_error *err)
+/* All stages of g, which has its chunks, into part[plan->n_stages]; only: as hd_graph_stages. Lists what they keep. */
+static int cut_stages(hd_session *s, const hd_graph *g, const hd_plan *plan, int only, hd_graph **part, hd_error *err)
 {
     hd_arena memory = {0};
     hd_stages stages;
     pins of_mesh[HD_MAX_MESHES] = {0};
     hd_stage_pins *all = hd_calloc((size_t)plan->n_stages + 1, sizeof *all);
-    int rc = cut_chunks(g, plan, err);
-    if (!rc && (!all || hd_plan_list_stages(plan, &memory, &stages))) rc = hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline");
+    int rc = !all || hd_plan_list_stages(plan, &memory, &stages) ? hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline") : 0;
     if (!rc) rc = collect_all_pins(s, g, plan, of_mesh, all, err);
-    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, only, out, err);
-    for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, out[i], i, err);
+    if (!rc) rc = hd_graph_stages(g, &stages, all, plan->keep_gathered, only, part, err);
+    for (int i = 0; i < plan->n_stages && !rc; i++) rc = hd_store_list_graph(s->names, part[i], i, err);
     for (int m = 0; m < plan->n_meshes; m++) hd_free(of_mesh[m].list);
     hd_free(all);
     hd_arena_free(&memory);
@@ -154,27 +151,63 @@ static int cut_stages(hd_session *s, hd_graph *g, const hd_plan *plan, int only,
 /* *g becomes the stage that the rank is in. */
 static int cut_for_mesh(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
-    int own = hd_plan_stage_of(plan, rank->rank);
     hd_graph **part = hd_calloc((size_t)plan->n_stages + 1, sizeof *part);
-    int rc = part ? cut_stages(s, *g, plan, own, part, err) : hd_fail_memory(err, sizeof(hd_mesh), "the meshes of a pipeline");
+    int mine = hd_plan_stage_of(plan, rank->rank), rc = part ? cut_stages(s, *g, plan, mine, part, err) : hd_fail_memory(err, 0, "the stages of a pipeline");
+    if (!rc) {
+        hd_graph_free(*g);
+        *g = part[mine];
+    }
     for (int i = 0; part && i < plan->n_stages; i++)
-        if (rc || i != own) hd_graph_free(part[i]);
-    if (!rc) hd_graph_free(*g), *g = part[own];
+        if (rc || i != mine) hd_graph_free(part[i]);
     hd_free(part);
     return rc;
+}
+
+/* ---- all ranks' part of it ---- */
+
+/* Chunks and, where all stages are of one mesh, layouts: of the whole graph, whichever stage is taken out of it afterwards. */
+static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_error *err)
+{
+    pins p = {0};
+    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
+    int rc = cut_chunks(g, plan, err);
+    if (rc || plan->n_meshes) return rc;
+    rc = collect_pins(s, g, plan, 0, &p, err);
+    if (!rc) {
+        set_token_axes(g, plan);
+        g->rows_micro = plan->sparse ? plan->micro_batches : 0;
+        hd_pass_partition(g, &plan->mesh, p.list, p.n, plan->keep_gathered);
+        if (plan->half_wire) hd_pass_narrow_sums(g, HD_BF16);
+        if (plan->scatter) hd_pass_scatter(g, hd_plan_stages(plan));
+        rc = pass_error(g, err);
+    }
+    hd_free(p.list);
+    return rc ? rc : hd_store_list_graph(s->names, g, 0, err);
+}
+
+/* One stage of a partitioned graph. */
+static hd_graph *take_stage(const hd_graph *g, const hd_plan *plan, int stage, hd_error *err)
+{
+    hd_graph *part = hd_graph_stage(g, stage, hd_plan_stages(plan), err);
+    if (!part) return NULL;
+    part->stage = stage;
+    set_token_axes(part, plan);
+    hd_pass_deal(part);
+    if (!pass_error(part, err)) return part;
+    hd_graph_free(part);
+    return NULL;
 }
 
 /* *g becomes what the rank does of it. */
 static int cut_for_rank(hd_session *s, hd_graph **g, const hd_plan *plan, const hd_rank *rank, hd_error *err)
 {
     int stages = hd_plan_stages(plan), pp = hd_mesh_find(&plan->mesh, "pp"), stage = pp < 0 ? 0 : hd_mesh_coordinate(&plan->mesh, rank->rank, pp);
-    if (!s->names && !(s->names = hd_store_new(NULL, 0, err))) return err->code;
-    if (plan->n_meshes) return cut_for_mesh(s, g, plan, rank, err);
     int rc = partition_whole(s, *g, plan, err);
+    if (!rc && plan->n_meshes) return cut_for_mesh(s, g, plan, rank, err);
+    if (!rc && stages <= 1) rc = hd_pass_deal(*g) ? pass_error(*g, err) : 0;
     if (rc || stages <= 1) return rc;
-    hd_graph *part = hd_graph_stage(*g, stage, stages, err);
+    hd_graph *part = take_stage(*g, plan, stage, err);
     if (!part) return err->code;
-    part->stage = stage;
     hd_graph_free(*g);
     *g = part;
     return 0;
@@ -218,6 +251,7 @@ static int lower_graph(hd_graph *g, bool train, const hd_session_options *o, con
 {
     if (train && plan->n_recompute) hd_pass_recompute(g, plan->recompute, plan->n_recompute);
     if (train && !o->unfused) hd_pass_recompute_elementwise(g);
+    if (train && !plan->regather) hd_pass_share_gathers(g);
     if (!o->unfused) hd_pass_fuse_elementwise(g);
     int rc = hd_graph_verify(g, err);
     return rc ? rc : hd_lower(g, plan, target, out, err);
@@ -241,28 +275,26 @@ static int make_program(hd_session *s, int which, const hd_session_options *o, h
 
 /* ---- programs of all stages ---- */
 
-/* part: the stage, where it has been cut out already. */
-static int lower_stage(hd_programs *p, const hd_session_options *o, const hd_target *target, int stage, hd_graph *part, hd_error *err)
+/* given: the stage's graph, where it has been cut already; it is freed. */
+static int lower_stage(hd_programs *p, const hd_session_options *o, const hd_target *target, int stage, hd_graph *given, hd_error *err)
 {
-    bool own = !part && p->n > 1;
-    if (!part) part = own ? hd_graph_stage(p->graph, stage, p->n, err) : p->graph;
+    hd_graph *part = given ? given : p->n == 1 ? p->graph : take_stage(p->graph, &p->plan, stage, err);
     if (!part) return err->code;
-    part->stage = stage;
     int rc = lower_graph(part, p->train, o, &p->plan, target, &p->stage[stage], err);
-    if (own) hd_graph_free(part);
+    if (part != p->graph) hd_graph_free(part);
     return rc;
 }
 
+/* Stages of different meshes are cut together, others one by one. */
 static int lower_stages(hd_programs *p, hd_session *s, const hd_session_options *o, hd_error *err)
 {
     hd_graph **part = hd_calloc((size_t)p->n + 1, sizeof *part);
-    p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
-    int rc = !part || !p->stage ? hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline") : 0;
-    if (!rc && hd_plan_is_meshed(&p->plan) && !(s->names = hd_store_new(NULL, 0, err))) rc = err->code;
+    int rc = part ? 0 : hd_fail_memory(err, (size_t)p->n * sizeof *part, "the stages of a pipeline"), next = 0;
+    if (!rc && hd_plan_is_meshed(&p->plan)) rc = partition_whole(s, p->graph, &p->plan, err);
     if (!rc && p->plan.n_meshes) rc = cut_stages(s, p->graph, &p->plan, -1, part, err);
-    else if (!rc && hd_plan_is_meshed(&p->plan)) rc = partition_whole(s, p->graph, &p->plan, err);
-    for (int i = 0; i < p->n && !rc; i++) rc = lower_stage(p, o, &s->backend.target, i, part[i], err);
-    for (int i = 0; part && i < p->n; i++) hd_graph_free(part[i]);
+    else if (!rc && p->n == 1 && hd_pass_deal(p->graph)) rc = pass_error(p->graph, err);
+    for (; next < p->n && !rc; next++) rc = lower_stage(p, o, &s->backend.target, next, part[next], err);
+    for (; part && next < p->n; next++) hd_graph_free(part[next]);
     hd_free(part);
     return rc;
 }
@@ -295,6 +327,8 @@ int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_o
     if (!rc) rc = plan_of(o, train, g, &p->plan, err);
     if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
     p->n = rc ? 0 : hd_plan_stages(&p->plan);
+    p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
+    if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");
     if (!rc) rc = lower_stages(p, &s, o, err);
     hd_session_free(&s);
     if (rc) hd_programs_free(p);

@@ -221,7 +221,8 @@ static double scalar_output(hd_exec *e, const char *name)
     return hd_load_f64(t.data, t.dtype, 0);
 }
 
-/* HEDDLE_FAULT=RANK:STEP:KIND:FILE makes that rank crash, hang or fail before that step, once: if it can create FILE. For tests of what follows. */
+/* HEDDLE_FAULT=RANK:STEP:KIND:FILE makes that rank crash, hang or fail before that step, once: if it can create FILE; "-": every time.
+ * For tests of what follows. */
 static int inject_fault(const run *r, hd_error *err)
 {
     int rank = 0, at = 0;
@@ -229,9 +230,9 @@ static int inject_fault(const run *r, hd_error *err)
     const char *text = getenv("HEDDLE_FAULT");
     if (!text || sscanf(text, "%d:%d:%15[a-z]:%1023s", &rank, &at, kind, path) != 4) return 0;
     if (at != r->at.step + 1 || rank != (r->rank ? r->rank->rank : 0)) return 0;
-    int fd = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
-    if (fd < 0) return 0;
-    close(fd);
+    int fd = strcmp(path, "-") ? open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666) : -1;
+    if (fd < 0 && strcmp(path, "-")) return 0;
+    if (fd >= 0) close(fd);
     if (!strcmp(kind, "crash")) raise(SIGSEGV);
     while (!strcmp(kind, "hang")) pause();
     if (!strcmp(kind, "stop")) raise(SIGSTOP);

@@ -74,6 +74,18 @@ for kind in crash fail; do
     has 'rank 1: .*starting again' err
     cmp -s "broken-$kind/step-4/model.safetensors" whole/step-4/model.safetensors || fail "$kind: a run that was started again ends elsewhere"
 done
+# A rank that fails again at once is given up: fewer, of the same losses.
+ok steps --steps 6 --parallel dp=4 --out four
+for lost in 3 1; do
+    HEDDLE_FAULT=$lost:4:crash:- ok steps --steps 6 --parallel dp=4,zero=1 --out "fewer-$lost" --save-every 2 --restarts 4
+    same "restarts" "$(grep -c 'starting again' err) $(grep -c 'again; going on with' err)" "$([ $lost = 3 ] && echo '1 1' || echo '2 2')"
+    has 'again; going on with 2 ranks instead of 4, dp=2,zero=1, from the last checkpoint' err
+    close "without rank $lost" <(tail -n 3 four/metrics.jsonl) <(tail -n 3 "fewer-$lost/metrics.jsonl")
+done
+has 'again; going on with 1 rank instead of 2, dp=1, from the last checkpoint' err
+if HEDDLE_FAULT=1:3:crash:- steps --steps 4 --parallel tp=2 --out stuck --restarts 5 > out 2> err; then fail "half a matrix is no job"; fi
+same "lines" "$(wc -l < err)" 2
+has '^heddle train: .*rank 1: crashed .*, again; --parallel tp=2 has no smaller form for 1 rank: only dp can be made smaller' err
 HEDDLE_COMM_DEADLINE=2 HEDDLE_FAULT=1:3:hang:$work/fault-hang refuses 'rank [01]: ' steps --steps 4 --parallel dp=2 --out broken-hang
 unset HEDDLE_FAULT
 # Everything started here works in this script's own folder.
@@ -99,6 +111,8 @@ refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere
 refuses 'needs [0-9]+ bytes' steps --steps 1 --parallel dp=2 --memory 0.001
 refuses 'step [0-9]+: the loss is .*the first value that is not a number is [a-z].*after step 0$' \
     train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel dp=2 --out unstable
+refuses 'step [0-9]+: the loss is ' train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --parallel 'dp=2|tp=2' --out unstable-meshes
+HEDDLE_FAULT=2:3:crash:$work/fault-meshes refuses 'rank 2: ' steps --steps 4 --parallel 'dp=2|tp=2' --out broken-meshes
 
 # Traces: of every rank; the same weights with them; beside a prediction in a report.
 events() { "$heddle" inspect "$1" | sed -n 's/^events: //p'; }
@@ -131,6 +145,21 @@ if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport 
     for kind in crash kill; do
         HEDDLE_FAULT=1:3:$kind:$work/mpi-$kind refuses 'rank 1: ' steps --steps 4 --parallel dp=2 --transport mpi --out "mpi-broken-$kind"
     done
+    HEDDLE_FAULT=2:3:kill:- ok steps --steps 4 --parallel dp=3,zero=2 --transport mpi --out mpi-fewer --restarts 2
+    has 'rank 2: .*, again; going on with 1 rank instead of 3, dp=1' err
+    close "mpi without rank 2" <(tail -n 2 local-4/metrics.jsonl) <(tail -n 2 mpi-fewer/metrics.jsonl)
+    HEDDLE_FAULT=3:3:kill:- ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-half --restarts 2
+    has 'rank 3: .*, again; going on with 2 ranks instead of 4, dp=1,tp=2' err
+    close "mpi without rank 3" <(tail -n 2 local-4/metrics.jsonl) <(tail -n 2 mpi-half/metrics.jsonl)
+    # As Slurm's srun would start them: a stand-in with its --version and its way to pass the environment on.
+    mkdir bin
+    printf '%s\n' '#!/usr/bin/env bash' '[ "$1" != --version ] || { echo "slurm 22.05.8"; exit; }' 'n=$2' 'shift 2' \
+        'while [[ $1 == --* ]]; do case $1 in --export=ALL,*) export "${1#--export=ALL,}" ;; esac; shift; done' \
+        'if mpirun --version | grep -qE "Open MPI|OpenRTE"; then exec mpirun --oversubscribe --allow-run-as-root -x HEDDLE_SUPERVISED -n "$n" "$@"; fi' \
+        'exec mpirun -n "$n" "$@"' > bin/srun
+    chmod +x bin/srun
+    HEDDLE_MPIRUN=$work/bin/srun ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out slurm-4
+    cmp -s local-4/step-4/model.safetensors slurm-4/step-4/model.safetensors || fail "srun's result is not that of threads"
 else
     echo "no MPI that works: passed over"
 fi

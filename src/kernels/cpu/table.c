@@ -20,6 +20,7 @@
     X(optimizer) \
     X(attention) \
     X(attention_grad) \
+    X(attention_merge) \
     X(index) \
     X(move) \
     X(position) \

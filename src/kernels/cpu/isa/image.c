@@ -75,19 +75,53 @@ static void run_batch_norm(const hd_kernel_args *a)
     }
 }
 
+/* Elements that a channel has in all pieces. */
+static double count_of(const hd_kernel_args *a, image m)
+{
+    const hd_norm_attrs *at = a->attrs;
+    return (double)(at->count ? at->count : m.samples * m.pixels);
+}
+
+static void run_batch_norm_squares(const hd_kernel_args *a)
+{
+    const hd_tensor *x = &a->in[0];
+    image m = image_of(x);
+    int64_t begin, end;
+    hd_split(m.channels, 1, a->tid, a->threads, &begin, &end);
+    for (int64_t c = begin; c < end; c++)
+        store_channel(a, 0, c, channel_sum(m, c, x, x, (float)(f32_load_as(a->in[1].data, a->in[1].dtype, c) / count_of(a, m)), TERM_SQUARE));
+}
+
+static void run_batch_norm_finish(const hd_kernel_args *a)
+{
+    const hd_norm_attrs *at = a->attrs;
+    const hd_tensor *gamma = &a->in[1], *beta = &a->in[2];
+    image m = image_of(&a->in[0]);
+    int64_t begin, end;
+    hd_split(m.channels, 1, a->tid, a->threads, &begin, &end);
+    for (int64_t c = begin; c < end; c++) {
+        double mean = f32_load_as(a->in[3].data, a->in[3].dtype, c) / count_of(a, m);
+        double var = f32_load_as(a->in[4].data, a->in[4].dtype, c) / count_of(a, m), rstd = 1 / sqrt(var + at->eps);
+        float gain = (float)rstd * f32_load_as(gamma->data, gamma->dtype, c);
+        if (a->out[0].data) channel_map(m, c, &a->out[0], &a->in[0], (float)mean, gain, f32_load_as(beta->data, beta->dtype, c), NULL, 0);
+        store_channel(a, 1, c, mean);
+        store_channel(a, 2, c, rstd);
+        store_channel(a, 3, c, var);
+    }
+}
+
 /* dx = gamma * rstd * (dy - mean(dy) - xhat * mean(dy * xhat)) */
 static void run_batch_norm_grad_x(const hd_kernel_args *a)
 {
     const hd_tensor *dy = &a->in[0], *x = &a->in[1], *gamma = &a->in[2];
     const float *mean = a->in[3].data, *rstd = a->in[4].data;
     image m = image_of(x);
-    double count = (double)(m.samples * m.pixels);
     int64_t begin, end;
     if (!a->out[0].data) return;
     hd_split(m.channels, 1, a->tid, a->threads, &begin, &end);
     for (int64_t c = begin; c < end; c++) {
-        double mean_dy = channel_sum(m, c, dy, NULL, 0, TERM_X) / count;
-        double slope = channel_sum(m, c, dy, x, mean[c], TERM_X_DEVIATION) / count * rstd[c] * rstd[c];
+        double slope = f32_load_as(a->in[5].data, a->in[5].dtype, c) / count_of(a, m) * rstd[c];
+        double mean_dy = f32_load_as(a->in[6].data, a->in[6].dtype, c) / count_of(a, m);
         float gain = f32_load_as(gamma->data, gamma->dtype, c) * rstd[c];
         channel_map(m, c, &a->out[0], x, mean[c], (float)(-gain * slope), (float)(-gain * mean_dy), dy, gain);
     }
@@ -245,6 +279,8 @@ static bool supports_pool(const hd_kernel_args *a)
 
 const hd_kernel HD_ISA(hd_kernels_image)[] = {
     {"batch_norm", supports_batch_norm, NULL, run_batch_norm},
+    {"batch_norm_squares", supports_batch_norm, NULL, run_batch_norm_squares},
+    {"batch_norm_finish", supports_batch_norm, NULL, run_batch_norm_finish},
     {"batch_norm_grad_x", supports_batch_norm, NULL, run_batch_norm_grad_x},
     {"batch_norm_grad_gamma", supports_batch_gamma, NULL, run_batch_norm_grad_gamma},
     {"max_pool2d", supports_pool, NULL, run_max_pool},

@@ -1,0 +1,471 @@
+/* layouts.c: see layouts.h: from a Graph to a problem of factor.h, and back. Variables are the nodes (which way each is divided), then the values (how each is
+ * held); links are the operands and results. Costs are picoseconds. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/term.h"
+#include "passes/partition_int.h"
+#include "planners/layouts.h"
+
+#define PICO 1e12
+
+static const char *const collective_names[HD_COLL_KINDS] = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"};
+const char *hd_collective_name(hd_collective k) { return collective_names[k]; }
+
+int hd_collective_parse(const char *name, hd_collective *out)
+{
+    for (int k = 0; k < HD_COLL_KINDS; k++)
+        if (!strcmp(name, collective_names[k])) return *out = (hd_collective)k, 0;
+    return HD_EINVAL;
+}
+
+/* ---- what is built ---- */
+
+typedef struct way { int8_t loop[HD_MAX_AXES]; hd_layout *in, *out; } way; /* [n_in], [n_out] */
+typedef struct ways { way *list; int n; } ways;
+typedef struct holding { hd_layout *list; int n; size_t room; } holding;
+
+typedef struct builder {
+    const hd_layout_problem *p;
+    const hd_graph *g;
+    hd_part part;           /* types and uses of the values: nothing is held yet */
+    hd_arena memory;
+    ways *ways;             /* [n_nodes] */
+    holding *held;          /* [n_values]; n 0: no variable */
+    bool *saved;            /* [n_values]: made in forward, read in backward */
+    bool *late;             /* [n_values]: read by the update, or an output, only */
+    int *variable;          /* [n_values]: -1: none */
+    int *states;
+    int64_t **cost, **bytes;
+    hd_factor_link *links; size_t link_room;
+    hd_factor_problem problem;
+} builder;
+
+/* ---- what a conversion costs ---- */
+
+static const struct { const char *op; hd_collective kind; double factor; } prices[] = {
+    {"all_reduce", HD_COLL_ALL_REDUCE, 2}, {"all_gather", HD_COLL_ALL_GATHER, 1}, {"reduce_scatter", HD_COLL_REDUCE_SCATTER, 1}, {"all_to_all", HD_COLL_ALL_TO_ALL, 1}};
+
+static int price_of(const hd_convert_step *s)
+{
+    for (int k = 0; k < (int)(sizeof prices / sizeof *prices); k++)
+        if (!strcmp(s->op, prices[k].op)) return k;
+    return -1; /* sends nothing */
+}
+
+/* Bytes on the larger side of a step: what an all-gather makes, what others take. */
+static double step_bytes(const builder *b, hd_value v, const hd_convert_step *s, const hd_layout *before)
+{
+    return hd_part_bytes(&b->part, v, prices[price_of(s)].kind == HD_COLL_ALL_GATHER ? &s->after : before);
+}
+
+static double step_seconds(const builder *b, hd_value v, const hd_convert_step *s, const hd_layout *before)
+{
+    const hd_layout_problem *p = b->p;
+    int k = price_of(s);
+    double bytes = step_bytes(b, v, s, before), seconds = 0;
+    if (p->forbidden >> prices[k].kind & 1) return INFINITY;
+    for (int i = 0; i < s->n_axes; i++) {
+        int a = s->axes[i];
+        double n = p->mesh.axis[a].size, halves = p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE ? 2 : 1;
+        if (n > 1) seconds += halves * p->alpha[a] + prices[k].factor * (n - 1) / n * p->beta[a] * bytes;
+    }
+    return seconds;
+}
+
+static int64_t conversion_cost(const builder *b, hd_value v, const hd_layout *from, const hd_layout *to)
+{
+    hd_convert_step steps[HD_MAX_STEPS];
+    int n = hd_part_steps(&b->p->mesh, &b->part.value[v].whole, from, to, steps);
+    double seconds = 0;
+    for (int i = 0; i < n; i++)
+        if (price_of(&steps[i]) >= 0) seconds += step_seconds(b, v, &steps[i], i ? &steps[i - 1].after : from);
+    return isinf(seconds) ? HD_NEVER : (int64_t)(seconds * PICO + 0.5);
+}
+
+/* ---- ways to divide nodes ---- */
+
+static bool is_heavy(const hd_node *n)
+{
+    static const char *const ops[] = {"contract", "conv2d", "attention"};
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
+        if (!strncmp(n->op->name, ops[i], strlen(ops[i]))) return true;
+    return false;
+}
+
+static int axes_used(const builder *b, const hd_strategy *s)
+{
+    int used = 0;
+    for (int i = 0; i < b->part.n_axes; i++) used += s->option[b->part.axis[i]].kind == HD_PART_LOOP;
+    return used;
+}
+
+static int add_way(builder *b, const hd_node *n, const hd_strategy *s, way *out)
+{
+    out->in = hd_arena_copy(&b->memory, s->in, (size_t)n->n_in * sizeof *s->in);
+    out->out = hd_arena_copy(&b->memory, s->out, (size_t)n->n_out * sizeof *s->out);
+    for (int a = 0; a < HD_MAX_AXES; a++) {
+        const hd_part_option *o = &s->option[a];
+        out->loop[a] = (int8_t)(o->kind == HD_PART_LOOP ? o->loop : o->kind == HD_PART_LINEAR ? -2 : -1);
+    }
+    return out->in && out->out ? 0 : HD_ENOMEM;
+}
+
+/* Whether s cuts the samples, and nothing else, wherever n has them. samples: the loop of n that runs over them, or -1. */
+static bool follows_samples(const builder *b, const hd_strategy *s, int samples)
+{
+    for (int i = 0; samples >= 0 && i < b->part.n_axes; i++) {
+        const hd_part_option *o = &s->option[b->part.axis[i]];
+        if (o->kind != HD_PART_LOOP || o->loop != samples) return false;
+    }
+    return true;
+}
+
+static int list_ways(builder *b, const hd_node *n, int samples, ways *out, hd_error *err)
+{
+    int most = hd_part_list(&b->part, n, NULL, 0), full = 0;
+    hd_strategy *all = hd_calloc((size_t)most + 1, sizeof *all);
+    out->list = hd_arena_alloc(&b->memory, (size_t)most * sizeof *out->list);
+    int rc = all && out->list ? 0 : hd_fail_memory(err, (size_t)most * sizeof *all, "ways to divide a node");
+    if (!rc) hd_part_list(&b->part, n, all, most);
+    for (int i = 0; !rc && i < most && is_heavy(n); i++) {
+        int used = axes_used(b, &all[i]);
+        if (used > full) full = used;
+    }
+    for (int i = 0; !rc && i < most; i++) {
+        if (axes_used(b, &all[i]) < full || (b->p->data_parallel && !follows_samples(b, &all[i], samples))) continue;
+        if (add_way(b, n, &all[i], &out->list[out->n++])) rc = hd_fail_memory(err, 0, "ways to divide a node");
+    }
+    hd_free(all);
+    if (!rc && !out->n) rc = hd_fail(err, HD_EINVAL, "%s (%s): nothing of it can be cut over samples", n->path, n->op->name);
+    return rc;
+}
+
+/* For data parallelism: which dimension of each value runs over samples, from the inputs' first on; -1: none. */
+typedef struct sampled { int8_t *dim; } sampled;
+
+static int samples_loop(const builder *b, const hd_node *n, sampled *s)
+{
+    hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
+    hd_sig sig;
+    hd_loops loops = {0};
+    int loop = -1;
+    hd_part_signature(&b->part, n, &sig, in, out);
+    n->op->loops(&sig, &loops);
+    for (int i = 0; i < n->n_in && loop < 0; i++) {
+        int d = n->in[i] == HD_NONE ? -1 : s->dim[n->in[i]];
+        if (d >= 0 && loops.in[i][d].n) loop = loops.in[i][d].loop[0];
+    }
+    for (int r = 0; r < n->n_out; r++)
+        for (int d = 0; loop >= 0 && d < out[r].shape.rank; d++)
+            if (loops.out[r][d].n && loops.out[r][d].loop[0] == loop) s->dim[n->out[r]] = (int8_t)d;
+    return loop >= 0 && loops.extent[loop] > 1 && !(loops.whole >> loop & 1) ? loop : -1;
+}
+
+static int list_all_ways(builder *b, hd_error *err)
+{
+    const hd_graph *g = b->g;
+    sampled s = {hd_arena_alloc(&b->memory, g->n_values + 1)};
+    int rc = s.dim ? 0 : hd_fail_memory(err, g->n_values, "a layout search");
+    for (size_t v = 0; !rc && v < g->n_values; v++)
+        s.dim[v] = (int8_t)(g->values[v].kind == HD_INPUT && g->values[v].micro == HD_TIME_SPLIT && g->values[v].type.shape.rank ? 0 : -1);
+    for (size_t i = 0; !rc && i < g->n_nodes; i++) rc = list_ways(b, g->nodes[i], samples_loop(b, g->nodes[i], &s), &b->ways[i], err);
+    return rc;
+}
+
+/* ---- how values are held ---- */
+
+static int add_held(builder *b, hd_value v, const hd_layout *l)
+{
+    holding *h = &b->held[v];
+    for (int i = 0; i < h->n; i++)
+        if (hd_layout_equal(&b->p->mesh, &h->list[i], l, &b->part.value[v].whole)) return 0;
+    if (hd_grow(&h->list, &h->room, (size_t)h->n + 1, sizeof *h->list)) return HD_ENOMEM;
+    h->list[h->n++] = *l;
+    return 0;
+}
+
+/* Leaves are held in no addends. Whole comes first: where costs are equal it is taken. */
+static int list_held(builder *b, hd_error *err)
+{
+    const hd_graph *g = b->g;
+    static const hd_layout whole;
+    int rc = 0;
+    for (size_t v = 0; !rc && v < g->n_values; v++)
+        if (b->part.value[v].used) rc = add_held(b, (hd_value)v, &whole);
+    for (size_t i = 0; !rc && i < g->n_nodes; i++)
+        for (int k = 0; k < g->nodes[i]->n_in + g->nodes[i]->n_out; k++) {
+            const hd_node *n = g->nodes[i];
+            hd_value v = k < n->n_in ? n->in[k] : n->out[k - n->n_in];
+            for (int w = 0; !rc && v != HD_NONE && b->part.value[v].used && w < b->ways[i].n; w++) {
+                const hd_layout *l = k < n->n_in ? &b->ways[i].list[w].in[k] : &b->ways[i].list[w].out[k - n->n_in];
+                if (!l->partial || g->values[v].kind == HD_RESULT) rc = add_held(b, v, l);
+            }
+        }
+    for (size_t k = 0; !rc && k < g->n_pairs; k++)
+        for (int i = 0; !rc && i < b->held[g->pairs[k].out].n; i++)
+            if (!b->held[g->pairs[k].out].list[i].partial) rc = add_held(b, g->pairs[k].in, &b->held[g->pairs[k].out].list[i]);
+    return rc ? hd_fail_memory(err, 0, "a layout search") : 0;
+}
+
+static void learn(builder *b)
+{
+    const hd_graph *g = b->g;
+    for (size_t v = 0; v < g->n_values; v++) {
+        hd_part_value *x = &b->part.value[v];
+        x->dtype = g->values[v].type.dtype;
+        x->whole = g->values[v].type.shape;
+        b->late[v] = true;
+    }
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        for (int k = 0; k < n->n_in; k++) {
+            if (n->in[k] == HD_NONE) continue;
+            const hd_value_info *x = &g->values[n->in[k]];
+            b->part.value[n->in[k]].used = true;
+            b->part.value[n->in[k]].readers++;
+            b->late[n->in[k]] &= n->phase == HD_UPDATE;
+            b->saved[n->in[k]] |= n->phase == HD_BACKWARD && x->kind == HD_RESULT && g->nodes[x->node]->phase == HD_FORWARD;
+        }
+    }
+    for (size_t i = 0; i < g->n_outputs; i++) b->part.value[g->outputs[i].value].used = true;
+    for (size_t i = 0; i < g->n_pairs; i++) b->part.value[g->pairs[i].out].used = true;
+}
+
+/* ---- variables and links ---- */
+
+static bool takes_memory(const builder *b, hd_value v)
+{
+    const hd_value_info *x = &b->g->values[v];
+    bool gradient = x->kind == HD_RESULT && b->late[v] && b->g->nodes[x->node]->phase != HD_UPDATE && x->type.shape.rank;
+    return x->kind == HD_PARAM || x->kind == HD_STATE || b->saved[v] || gradient;
+}
+
+static int set_variables(builder *b, hd_error *err)
+{
+    size_t most = b->g->n_nodes + b->g->n_values + 1;
+    b->states = hd_arena_alloc(&b->memory, most * sizeof *b->states);
+    b->cost = hd_arena_alloc(&b->memory, most * sizeof *b->cost);
+    b->bytes = hd_arena_alloc(&b->memory, most * sizeof *b->bytes);
+    if (!b->states || !b->cost || !b->bytes) return hd_fail_memory(err, 0, "a layout search");
+    int n = 0;
+    for (size_t i = 0; i < b->g->n_nodes; i++) b->states[n++] = b->ways[i].n;
+    for (size_t v = 0; v < b->g->n_values; v++) {
+        b->variable[v] = b->held[v].n ? n : -1;
+        if (b->held[v].n) b->states[n++] = b->held[v].n;
+    }
+    for (int k = 0; k < n; k++) {
+        b->cost[k] = hd_arena_alloc(&b->memory, (size_t)b->states[k] * sizeof(int64_t));
+        b->bytes[k] = hd_arena_alloc(&b->memory, (size_t)b->states[k] * sizeof(int64_t));
+        if (!b->cost[k] || !b->bytes[k]) return hd_fail_memory(err, 0, "a layout search");
+    }
+    for (size_t v = 0; v < b->g->n_values; v++)
+        for (int i = 0; i < b->held[v].n && takes_memory(b, (hd_value)v); i++)
+            b->bytes[b->variable[v]][i] = (int64_t)hd_part_bytes(&b->part, (hd_value)v, &b->held[v].list[i]);
+    b->problem.n = n;
+    return 0;
+}
+
+static int64_t *new_link(builder *b, int x, int y)
+{
+    int64_t *cost = hd_arena_alloc(&b->memory, (size_t)b->states[x] * (size_t)b->states[y] * sizeof *cost);
+    if (!cost || hd_grow(&b->links, &b->link_room, (size_t)b->problem.n_links + 1, sizeof *b->links)) return NULL;
+    b->links[b->problem.n_links++] = (hd_factor_link){x, y, cost};
+    return cost;
+}
+
+/* An operand that stands twice is brought into one layout once. */
+static bool is_read_before(const builder *b, const hd_node *n, const way *w, int k)
+{
+    for (int i = 0; i < k; i++)
+        if (n->in[i] == n->in[k] && hd_layout_equal(&b->p->mesh, &w->in[i], &w->in[k], &b->part.value[n->in[k]].whole)) return true;
+    return false;
+}
+
+static int link_operand(builder *b, int node, int k)
+{
+    const hd_node *n = b->g->nodes[node];
+    const holding *h = &b->held[n->in[k]];
+    int64_t *cost = new_link(b, b->variable[n->in[k]], node);
+    for (int i = 0; cost && i < h->n; i++)
+        for (int w = 0; w < b->ways[node].n; w++) {
+            const way *x = &b->ways[node].list[w];
+            cost[i * b->ways[node].n + w] = is_read_before(b, n, x, k) ? 0 : conversion_cost(b, n->in[k], &h->list[i], &x->in[k]);
+        }
+    return cost ? 0 : HD_ENOMEM;
+}
+
+static int link_result(builder *b, int node, int r)
+{
+    const hd_node *n = b->g->nodes[node];
+    const holding *h = &b->held[n->out[r]];
+    if (!h->n) return 0;
+    int64_t *cost = new_link(b, node, b->variable[n->out[r]]);
+    for (int w = 0; cost && w < b->ways[node].n; w++)
+        for (int i = 0; i < h->n; i++) cost[w * h->n + i] = conversion_cost(b, n->out[r], &b->ways[node].list[w].out[r], &h->list[i]);
+    return cost ? 0 : HD_ENOMEM;
+}
+
+static int link_pair(builder *b, const hd_state_pair *pair)
+{
+    const holding *in = &b->held[pair->in], *out = &b->held[pair->out];
+    if (!in->n || pair->in == pair->out) return 0;
+    int64_t *cost = new_link(b, b->variable[pair->in], b->variable[pair->out]);
+    for (int i = 0; cost && i < in->n; i++)
+        for (int k = 0; k < out->n; k++) cost[i * out->n + k] = conversion_cost(b, pair->out, &out->list[k], &in->list[i]);
+    return cost ? 0 : HD_ENOMEM;
+}
+
+static int link_all(builder *b, hd_error *err)
+{
+    const hd_graph *g = b->g;
+    static const hd_layout whole;
+    int rc = 0;
+    for (size_t i = 0; !rc && i < g->n_nodes; i++) {
+        for (int k = 0; !rc && k < g->nodes[i]->n_in; k++)
+            if (g->nodes[i]->in[k] != HD_NONE) rc = link_operand(b, (int)i, k);
+        for (int r = 0; !rc && r < g->nodes[i]->n_out; r++) rc = link_result(b, (int)i, r);
+    }
+    for (size_t k = 0; !rc && k < g->n_pairs; k++) rc = link_pair(b, &g->pairs[k]);
+    for (size_t k = 0; !rc && k < g->n_outputs; k++) {
+        hd_value v = g->outputs[k].value;
+        for (int i = 0; i < b->held[v].n; i++) {
+            int64_t cost = conversion_cost(b, v, &b->held[v].list[i], &whole);
+            b->cost[b->variable[v]][i] = cost >= HD_NEVER ? HD_NEVER : b->cost[b->variable[v]][i] + cost;
+        }
+    }
+    b->problem.states = b->states, b->problem.links = b->links;
+    b->problem.cost = (const int64_t *const *)b->cost, b->problem.bytes = (const int64_t *const *)b->bytes;
+    b->problem.limit = b->p->memory;
+    return rc ? hd_fail_memory(err, 0, "a layout search") : 0;
+}
+
+/* ---- the answer ---- */
+
+typedef struct counter { hd_layout_answer *out; uint32_t late[HD_COLL_KINDS][64]; int n_late[HD_COLL_KINDS]; } counter;
+
+/* Late collectives of one kind over the same axes go as one message. */
+static bool is_joined(counter *c, hd_collective kind, uint32_t axes)
+{
+    for (int i = 0; i < c->n_late[kind]; i++)
+        if (c->late[kind][i] == axes) return true;
+    if (c->n_late[kind] < 64) c->late[kind][c->n_late[kind]++] = axes;
+    return false;
+}
+
+static void count_conversion(const builder *b, counter *c, hd_value v, const hd_layout *from, const hd_layout *to, bool late)
+{
+    hd_convert_step steps[HD_MAX_STEPS];
+    int n = hd_part_steps(&b->p->mesh, &b->part.value[v].whole, from, to, steps);
+    for (int i = 0; i < n; i++) {
+        int k = price_of(&steps[i]);
+        uint32_t axes = 0;
+        if (k < 0) continue;
+        for (int a = 0; a < steps[i].n_axes; a++) axes |= 1u << steps[i].axes[a];
+        hd_layout_traffic *t = &c->out->traffic[prices[k].kind];
+        bool joins = late && (prices[k].kind == HD_COLL_ALL_REDUCE || prices[k].kind == HD_COLL_REDUCE_SCATTER);
+        t->count++;
+        t->combined += !(joins && is_joined(c, prices[k].kind, axes));
+        t->bytes += step_bytes(b, v, &steps[i], i ? &steps[i - 1].after : from);
+    }
+}
+
+static void count_traffic(const builder *b, const int *choice, hd_layout_answer *out)
+{
+    const hd_graph *g = b->g;
+    static const hd_layout whole;
+    counter c = {.out = out};
+    for (size_t i = 0; i < g->n_nodes; i++) {
+        const hd_node *n = g->nodes[i];
+        const way *w = &b->ways[i].list[choice[i]];
+        for (int k = 0; k < n->n_in; k++)
+            if (n->in[k] != HD_NONE && !is_read_before(b, n, w, k)) count_conversion(b, &c, n->in[k], &out->held[n->in[k]], &w->in[k], n->phase == HD_UPDATE);
+        for (int r = 0; r < n->n_out; r++)
+            if (b->held[n->out[r]].n) count_conversion(b, &c, n->out[r], &w->out[r], &out->held[n->out[r]], b->late[n->out[r]]);
+    }
+    for (size_t k = 0; k < g->n_pairs; k++)
+        if (g->pairs[k].in != g->pairs[k].out) count_conversion(b, &c, g->pairs[k].out, &out->held[g->pairs[k].out], &out->held[g->pairs[k].in], true);
+    for (size_t k = 0; k < g->n_outputs; k++) count_conversion(b, &c, g->outputs[k].value, &out->held[g->outputs[k].value], &whole, true);
+}
+
+static int take_answer(const builder *b, const hd_factor_answer *f, hd_layout_answer *out, hd_error *err)
+{
+    out->feasible = f->feasible;
+    out->proven = f->bound >= (f->feasible ? f->cost : HD_NEVER);
+    out->seconds = (double)f->cost / PICO, out->bound = (double)f->bound / PICO;
+    out->memory = f->bytes, out->widest = f->widest, out->branches = f->nodes, out->variables = b->problem.n;
+    if (!f->feasible) return 0;
+    out->held = hd_calloc(b->g->n_values + 1, sizeof *out->held);
+    out->nodes = hd_calloc(b->g->n_nodes + 1, sizeof *out->nodes);
+    if (!out->held || !out->nodes) return hd_fail_memory(err, 0, "a layout search");
+    for (size_t v = 0; v < b->g->n_values; v++)
+        if (b->held[v].n) out->held[v] = b->held[v].list[f->choice[b->variable[v]]];
+    for (size_t i = 0; i < b->g->n_nodes; i++) {
+        out->nodes[i].node = b->g->nodes[i];
+        memcpy(out->nodes[i].loop, b->ways[i].list[f->choice[i]].loop, sizeof out->nodes[i].loop);
+    }
+    out->n_nodes = (int)b->g->n_nodes;
+    count_traffic(b, f->choice, out);
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+static int open_builder(builder *b, const hd_layout_problem *p, hd_error *err)
+{
+    const hd_graph *g = p->graph;
+    *b = (builder){.p = p, .g = g, .part = {.g = (hd_graph *)(uintptr_t)g, .mesh = &p->mesh, .n_values = g->n_values}};
+    for (int a = 0; a < p->mesh.n; a++)
+        if (p->mesh.axis[a].size > 1) b->part.axis[b->part.n_axes++] = a;
+    if (b->part.n_axes > 3) return hd_fail(err, HD_EUNSUPPORTED, "a mesh of over 3 axes is too much for the layout search");
+    b->part.value = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->part.value);
+    b->ways = hd_arena_alloc(&b->memory, (g->n_nodes + 1) * sizeof *b->ways);
+    b->held = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->held);
+    b->saved = hd_arena_alloc(&b->memory, g->n_values + 1);
+    b->late = hd_arena_alloc(&b->memory, g->n_values + 1);
+    b->variable = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->variable);
+    return b->part.value && b->ways && b->held && b->saved && b->late && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
+}
+
+static void close_builder(builder *b)
+{
+    for (size_t v = 0; b->held && v < b->g->n_values; v++) hd_free(b->held[v].list);
+    hd_free(b->links);
+    hd_arena_free(&b->memory);
+}
+
+static int build(builder *b, hd_error *err)
+{
+    learn(b);
+    int rc = list_all_ways(b, err);
+    if (!rc) rc = list_held(b, err);
+    if (!rc) rc = set_variables(b, err);
+    return rc ? rc : link_all(b, err);
+}
+
+int hd_layouts_solve(const hd_layout_problem *p, hd_layout_answer *out, hd_error *err)
+{
+    builder b;
+    hd_factor_answer f = {0};
+    double start = hd_time();
+    *out = (hd_layout_answer){0};
+    int rc = open_builder(&b, p, err);
+    if (!rc) rc = build(&b, err);
+    out->build_seconds = hd_time() - start;
+    start = hd_time();
+    if (!rc) rc = p->ilp ? hd_factor_solve_ilp(&b.problem, p->ilp_seconds, &f, err) : hd_factor_solve(&b.problem, &p->search, &f, err);
+    out->solve_seconds = hd_time() - start;
+    if (!rc) rc = take_answer(&b, &f, out, err);
+    hd_factor_answer_free(&f);
+    close_builder(&b);
+    if (rc) hd_layout_answer_free(out);
+    return rc;
+}
+
+void hd_layout_answer_free(hd_layout_answer *a)
+{
+    hd_free(a->held);
+    hd_free(a->nodes);
+    *a = (hd_layout_answer){0};
+}
