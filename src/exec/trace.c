@@ -75,29 +75,33 @@ double hd_exec_trace_begin(const hd_exec *e)
     return e->notes ? e->notes->begin : 0;
 }
 
+/* The step of an instruction that is no VIEW. */
+static const hd_step *find_step(const hd_exec *e, int segment, int instr)
+{
+    const hd_steps *s = &e->segments[segment];
+    int lo = 0, hi = s->n - 1;
+    while (lo < hi) {
+        int mid = (lo + hi) / 2;
+        if (s->steps[mid].index < instr) lo = mid + 1;
+        else hi = mid;
+    }
+    return &s->steps[lo];
+}
+
 static int64_t piece_bytes(const hd_exec *e, int b, const int64_t *binding)
 {
-    hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, hd_program_place(e->program, e->rank.rank), binding);
+    hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, e->place, binding);
     return b < 0 ? 0 : (int64_t)hd_tensor_bytes(&t);
 }
 
-/* Between stages of different meshes a rank sends and gets its share. */
-static int64_t message_bytes(const hd_exec *e, const hd_instr *x, int segment)
+/* Of a send or recv what its messages hold; of a collective the larger side, of a list that of each member. */
+static int64_t moved_bytes(const hd_exec *e, const hd_step *s, const int64_t *binding)
 {
-    const hd_steps *g = &e->segments[segment];
-    int64_t sum = 0;
-    for (int i = 0; i < g->n; i++)
-        for (int k = 0; g->steps[i].instr == x && k < g->steps[i].n_messages; k++)
-            sum += g->steps[i].messages[k].transfer.count * (int64_t)hd_dtype_size(g->steps[i].messages[k].transfer.dtype);
-    return sum;
-}
-
-/* The larger side; of a list that of each member. */
-static int64_t moved_bytes(const hd_exec *e, const hd_instr *x, int segment, const int64_t *binding)
-{
+    const hd_instr *x = s->instr;
     int64_t sum = 0;
     if (x->opcode != HD_COMM || x->op->sends_nothing) return 0;
-    if (hd_instr_event_kind(e->program, x) == HD_EVENT_PIPELINE_COMM && e->program->meshes.n) return message_bytes(e, x, segment);
+    for (int i = 0; i < s->n_messages; i++) sum += s->messages[i].transfer.count * (int64_t)hd_dtype_size(s->messages[i].transfer.dtype);
+    if (hd_instr_event_kind(e->program, x) == HD_EVENT_PIPELINE_COMM) return sum;
     for (int k = 0; k < x->n_in || k < x->n_out; k++) {
         int64_t in = k < x->n_in ? piece_bytes(e, x->in[k], binding) : 0, out = k < x->n_out ? piece_bytes(e, x->out[k], binding) : 0;
         sum += in > out ? in : out;
@@ -115,7 +119,7 @@ static hd_trace_event make_event(const hd_exec *e, const hd_note *n, double zero
                             .name = n->wait ? "wait" : hd_instr_name(x), .path = x->path, .segment = hd_segment_name(s->kind),
                                 .chunk = s->chunk,
                             .micro = c->micro, .slice = c->slice, .instr = n->instr, .start = n->start - zero, .end = n->end - zero,
-                            .bytes = n->wait ? 0 : moved_bytes(e, x, c->segment, c->binding)};
+                            .bytes = n->wait ? 0 : moved_bytes(e, find_step(e, c->segment, n->instr), c->binding)};
 }
 
 int hd_exec_trace_take(hd_exec *e, double zero, hd_trace *t, hd_error *err)
