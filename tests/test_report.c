@@ -35,7 +35,7 @@ static char *file_in(void **state, const char *name)
 
 /* ---- traces by hand ---- */
 
-static const hd_mesh two_by_two = {2, {{"pp", 2, HD_AXIS_PIPELINE}, {"dp", 2, HD_AXIS_DATA}}};
+static const hd_program two_by_two = {.mesh = {2, {{"pp", 2, HD_AXIS_PIPELINE}, {"dp", 2, HD_AXIS_DATA}}}, .stages = 2};
 
 /* Rank 0 forwards and sends, rank 2 receives and waits for that; both reduce beside computing, and update together. */
 static const hd_trace_event events[] = {
@@ -262,7 +262,7 @@ static void test_memory(void **state)
 {
     (void)state;
     static const char *const plans[] = {"", "pp=2", "pp=2,schedule=zero-bubble", "pp=2,schedule=gpipe", "pp=2,v=2", "pp=2,slices=3",
-                                        "dp=2,zero=3", "dp=2,pp=2,zero=2", "tp=2,pp=2,recompute=full"};
+                                        "dp=2,zero=3", "dp=2,pp=2,zero=2", "tp=2,pp=2,recompute=full", "dp=2|tp=2"};
     for (int i = 0; i < COUNT(plans); i++) {
         plan_rig r;
         open_rig(&r, plans[i], 4);
@@ -271,7 +271,7 @@ static void test_memory(void **state)
             hd_memory m;
             int64_t most = 0, last = 0;
             const hd_program *p = r.programs.stage[s];
-            int rank = s * (hd_mesh_size(&p->mesh) / r.programs.n);
+            int rank = hd_program_first_rank(p);
             need(hd_program_memory(p, &m, &e), &e);
             for (int64_t k = 0; k < r.trace.n_memory; k++) {
                 if (r.trace.memory[k].rank != rank) continue;

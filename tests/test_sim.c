@@ -352,6 +352,9 @@ static void test_alike(void **state)
     assert_true(check_merging("dp=3,tp=3,pp=3,sp", 5, 4, 5, 101, "p3.16xlarge:32") <= 27);
     assert_true(check_merging("dp=2,cp=2,tp=2,pp=2,v=2,zero=3", 2, 4, 4, 101, "dgx-h100:16") < 16);
     assert_true(check_merging("dp=2,tp=2", 4, 2, 2, 101, "cpu:4") <= 4);
+    /* keys and values round a ring, within nodes and across */
+    assert_true(check_merging("dp=2,cp=4,attention=ring", 2, 4, 2, 96, "dgx-a100-80:8") <= 8);
+    assert_true(check_merging("cp=16,attention=ring", 1, 2, 2, 96, "dgx-a100-80:16") <= 16);
     /* stages of different meshes */
     assert_true(check_merging("dp=4,tp=2|pp=2,dp=2,tp=2|dp=8", 8, 4, 4, 96, "dgx-a100-80:24") < 24);
     assert_true(check_merging("dp=3|pp=2,dp=2,tp=2", 5, 4, 5, 101, "dgx-a100-80:16") <= 11);

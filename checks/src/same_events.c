@@ -66,7 +66,7 @@ static int simulate(const run_job *j, const hd_plan *plan, hd_trace *said, hd_pr
     o.plan = *plan;
     hd_graph *g = run_graph(j, err);
     int rc = g ? hd_programs_make(programs, g, true, &o, err) : err->code;
-    snprintf(name, sizeof name, "cpu:%d", hd_mesh_size(&plan->mesh));
+    snprintf(name, sizeof name, "cpu:%d", hd_plan_ranks(plan));
     if (!rc) rc = hd_cluster_find(name, &cluster, err);
     if (!rc) rc = hd_simulate((const hd_program *const *)programs->stage, programs->n, &cluster,
                               &(hd_sim_options){.no_merge = true, .trace = said}, &result, err);

@@ -38,7 +38,7 @@ typedef struct hd_trace_event {
     int chunk, micro, slice;
     int instr;               /* in its segment */
     double start, end;
-    int64_t bytes;           /* of a transfer: its larger side on this rank; 0: none, or not known */
+    int64_t bytes;           /* of a transfer: its larger side on this rank, of a send or recv what goes over; else 0 */
 } hd_trace_event;
 
 #define HD_TRACE_SYMBOLS 8   /* at least HD_MAX_SYMBOLS */

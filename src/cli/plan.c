@@ -195,7 +195,7 @@ static int write_files(const planned *p, hd_error *err)
 {
     const plan_config *c = p->config;
     int rc = c->out ? save_plan(p, err) : 0;
-    if (!rc && c->trace) rc = hd_chrome_write(c->trace, &p->trace, &p->programs.plan.mesh, p->sim.ranks > MOST_SHOWN, err);
+    if (!rc && c->trace) rc = hd_chrome_write(c->trace, &p->trace, p->programs.stage[0], p->sim.ranks > MOST_SHOWN, err);
     return rc || !c->report ? rc : write_report(p, err);
 }
 

@@ -83,12 +83,26 @@ static json_t *describe_ranks(const planned *p)
     return out;
 }
 
+static json_t *describe_mesh(const hd_mesh *m)
+{
+    json_t *j = json_object();
+    for (int a = 0; a < m->n; a++) json_object_set_new(j, m->axis[a].name, json_integer(m->axis[a].size));
+    return j;
+}
+
+/* Where they are of different meshes: each stage's; else none. */
+static json_t *describe_stages(const hd_plan *plan)
+{
+    json_t *j = json_array();
+    for (int i = 0; i < plan->n_stages && plan->n_meshes; i++) json_array_append_new(j, describe_mesh(&plan->meshes[plan->stages[i]]));
+    return j;
+}
+
 static json_t *describe_plan(const planned *p)
 {
     const hd_plan *plan = &p->programs.plan;
-    json_t *mesh = json_object();
-    for (int a = 0; a < plan->mesh.n; a++) json_object_set_new(mesh, plan->mesh.axis[a].name, json_integer(plan->mesh.axis[a].size));
-    return json_pack("{s:i, s:o, s:s, s:i, s:I, s:I, s:I, s:s, s:s, s:s?}", "ranks", p->sim.ranks, "mesh", mesh, "schedule", hd_schedule_name(plan->schedule), "chunks",
+    json_t *mesh = describe_mesh(&plan->mesh);
+    return json_pack("{s:i, s:o, s:o, s:s, s:i, s:I, s:I, s:I, s:s, s:s, s:s?}", "ranks", p->sim.ranks, "mesh", mesh, "stages", describe_stages(plan), "schedule", hd_schedule_name(plan->schedule), "chunks",
                      plan->chunks, "micro_batches", (json_int_t)plan->micro_batches, "batch", (json_int_t)p->config->batch, "sequence",
                      (json_int_t)(p->model.is_network ? 0 : p->config->sequence), "precision", hd_dtype_name(p->precision), "attention", p->config->attention, "parallel",
                      p->config->parallel);
@@ -127,6 +141,11 @@ static void print_plan(const planned *p, hd_str *out)
     const hd_plan *plan = &p->programs.plan;
     hd_str_printf(out, "plan            ");
     for (int a = 0; a < plan->mesh.n; a++) hd_str_printf(out, "%s %d x ", plan->mesh.axis[a].name, plan->mesh.axis[a].size);
+    for (int i = 0; i < plan->n_stages && plan->n_meshes; i++) {
+        const hd_mesh *m = &plan->meshes[plan->stages[i]];
+        for (int a = 0; a < m->n; a++) hd_str_printf(out, "%s%s %d", a ? " x " : "", m->axis[a].name, m->axis[a].size);
+        hd_str_puts(out, i + 1 < plan->n_stages ? " | " : ": ");
+    }
     hd_str_printf(out, "%d rank%s in all; %lld micro-batch%s of %lld", p->sim.ranks, p->sim.ranks == 1 ? "" : "s", (long long)plan->micro_batches,
                   plan->micro_batches == 1 ? "" : "es", (long long)p->config->batch);
     if (!p->model.is_network) hd_str_printf(out, " sequences of %lld tokens", (long long)p->config->sequence);

@@ -75,17 +75,38 @@ double hd_exec_trace_begin(const hd_exec *e)
     return e->notes ? e->notes->begin : 0;
 }
 
-static int64_t moved_bytes(const hd_exec *e, const hd_instr *x, const int64_t *binding)
+/* The step of an instruction that is no VIEW. */
+static const hd_step *find_step(const hd_exec *e, int segment, int instr)
 {
-    int64_t most = 0;
-    if (x->opcode != HD_COMM || hd_instr_event_kind(e->program, x) == HD_EVENT_COPY) return 0;
-    for (int i = 0; i < x->n_in + x->n_out; i++) {
-        int b = i < x->n_in ? x->in[i] : x->out[i - x->n_in];
-        hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, e->rank.rank, binding);
-        int64_t bytes = b < 0 ? 0 : (int64_t)hd_tensor_bytes(&t);
-        if (bytes > most) most = bytes;
+    const hd_steps *s = &e->segments[segment];
+    int lo = 0, hi = s->n - 1;
+    while (lo < hi) {
+        int mid = (lo + hi) / 2;
+        if (s->steps[mid].index < instr) lo = mid + 1;
+        else hi = mid;
     }
-    return most;
+    return &s->steps[lo];
+}
+
+static int64_t piece_bytes(const hd_exec *e, int b, const int64_t *binding)
+{
+    hd_tensor t = b < 0 ? (hd_tensor){0} : hd_buffer_piece(e->program, b, e->place, binding);
+    return b < 0 ? 0 : (int64_t)hd_tensor_bytes(&t);
+}
+
+/* Of a send or recv what its messages hold; of a collective the larger side, of a list that of each member. */
+static int64_t moved_bytes(const hd_exec *e, const hd_step *s, const int64_t *binding)
+{
+    const hd_instr *x = s->instr;
+    int64_t sum = 0;
+    if (x->opcode != HD_COMM || x->op->sends_nothing) return 0;
+    for (int i = 0; i < s->n_messages; i++) sum += s->messages[i].transfer.count * (int64_t)hd_dtype_size(s->messages[i].transfer.dtype);
+    if (hd_instr_event_kind(e->program, x) == HD_EVENT_PIPELINE_COMM) return sum;
+    for (int k = 0; k < x->n_in || k < x->n_out; k++) {
+        int64_t in = k < x->n_in ? piece_bytes(e, x->in[k], binding) : 0, out = k < x->n_out ? piece_bytes(e, x->out[k], binding) : 0;
+        sum += in > out ? in : out;
+    }
+    return sum;
 }
 
 static hd_trace_event make_event(const hd_exec *e, const hd_note *n, double zero)
@@ -98,7 +119,7 @@ static hd_trace_event make_event(const hd_exec *e, const hd_note *n, double zero
                             .name = n->wait ? "wait" : hd_instr_name(x), .path = x->path, .segment = hd_segment_name(s->kind),
                                 .chunk = s->chunk,
                             .micro = c->micro, .slice = c->slice, .instr = n->instr, .start = n->start - zero, .end = n->end - zero,
-                            .bytes = n->wait ? 0 : moved_bytes(e, x, c->binding)};
+                            .bytes = n->wait ? 0 : moved_bytes(e, find_step(e, c->segment, n->instr), c->binding)};
 }
 
 int hd_exec_trace_take(hd_exec *e, double zero, hd_trace *t, hd_error *err)

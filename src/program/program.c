@@ -386,7 +386,7 @@ static hd_event_kind transfer_kind(const hd_program *p, const hd_instr *x)
 {
     int8_t axes[HD_MAX_AXES];
     if (x->op == &hd_op_send || x->op == &hd_op_recv) return HD_EVENT_PIPELINE_COMM;
-    if (x->op == &hd_op_shard || x->op == &hd_op_keep_first) return HD_EVENT_COPY;
+    if (x->op->sends_nothing) return HD_EVENT_COPY;
     int n = hd_mesh_parse_axes(&p->mesh, ((const hd_comm_attrs *)x->attrs)->axes, axes);
     bool model = n > 0;
     for (int i = 0; i < n; i++) model &= p->mesh.axis[axes[i]].role == HD_AXIS_MODEL;

@@ -239,6 +239,8 @@ int hd_program_verify(const hd_program *p, hd_error *err);
 
 int hd_program_ranks(const hd_program *p);           /* of the job: of all stages */
 int hd_program_first_rank(const hd_program *p);      /* the first in the job whose program this is */
+int hd_program_stage_of(const hd_program *p, int rank); /* the stage that a rank of the job is in; p: any stage's program */
+bool hd_program_leads_stage(const hd_program *p, int rank); /* it is the first of its stage */
 int hd_program_place(const hd_program *p, int rank); /* number in p->mesh of a rank of the job: the same unless stages are of different meshes */
 
 /* A send or recv between stages of different meshes: both ends. */

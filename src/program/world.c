@@ -27,6 +27,18 @@ int hd_program_place(const hd_program *p, int rank)
     return p->meshes.n ? rank - p->meshes.first[p->stage] : rank;
 }
 
+int hd_program_stage_of(const hd_program *p, int rank)
+{
+    int ranks = hd_program_ranks(p);
+    if (rank >= ranks) rank = ranks - 1;
+    return p->meshes.n ? hd_stages_of_rank(&p->meshes, rank) : rank / (ranks / p->stages);
+}
+
+bool hd_program_leads_stage(const hd_program *p, int rank)
+{
+    return p->meshes.n ? rank == p->meshes.first[hd_program_stage_of(p, rank)] : rank % (hd_program_ranks(p) / p->stages) == 0;
+}
+
 int hd_program_crossing(const hd_program *p, const hd_instr *x, hd_crossing *out, hd_error *err)
 {
     const hd_pipe_attrs *a = x->attrs;

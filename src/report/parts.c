@@ -6,8 +6,8 @@
 
 /* ---- who waits for whom ---- */
 
-/* One end of a transfer between stages, or one stage's part in what all do together. Those of equal keys belong together, in order of
- * their begin. */
+/* One end of a transfer between stages, or one stage's part in what all do together. Of those with equal keys
+ * the k-th of each rank, in order of their begin, belong together. */
 typedef struct end {
     const char *base; int length; /* path of what is sent: ends' paths without ".to7" (send) and ".copy" (recv) */
     int micro, slice;
@@ -30,13 +30,6 @@ static int compare_keys(const end *a, const end *b)
     return c ? c : a->place - b->place;
 }
 
-static int by_key(const void *x, const void *y)
-{
-    const end *a = x, *b = y;
-    int c = compare_keys(a, b);
-    return c ? c : (a->start > b->start) - (a->start < b->start);
-}
-
 static int by_key_and_rank(const void *x, const void *y)
 {
     const end *a = x, *b = y;
@@ -45,34 +38,18 @@ static int by_key_and_rank(const void *x, const void *y)
     return c ? c : (a->start > b->start) - (a->start < b->start);
 }
 
-typedef struct places { const hd_mesh *m; int axis, stages; } places; /* axis: the pipeline's, or -1 */
-
-static places find_places(const hd_mesh *m)
+/* The same for ranks that exchange messages with each other in each transfer: those that differ only in their stage; where stages are of different
+ * meshes, all. */
+static int place_of(const hd_program *p, int rank)
 {
-    places p = {.m = m, .axis = -1, .stages = 1};
-    for (int a = 0; a < m->n; a++)
-        if (m->axis[a].role == HD_AXIS_PIPELINE) p.axis = a, p.stages = m->axis[a].size;
-    return p;
-}
-
-static int stage_of(const places *p, int rank)
-{
-    return p->axis < 0 ? 0 : hd_mesh_coordinate(p->m, rank, p->axis);
-}
-
-/* The same for ranks that differ only in their stage. */
-static int place_of(const places *p, int rank)
-{
-    int stride = 1;
-    for (int a = p->m->n - 1; a > p->axis; a--) stride *= p->m->axis[a].size;
-    return rank - stage_of(p, rank) * stride;
+    return p->meshes.n ? 0 : rank % (hd_program_ranks(p) / p->stages);
 }
 
 static bool is_send(const hd_trace_event *e) { return !strcmp(e->name, "send"); }
 
-static end end_of(const places *p, const hd_trace_event *e, int64_t i)
+static end end_of(const hd_program *p, const hd_trace_event *e, int64_t i)
 {
-    end x = {.base = e->path, .length = (int)strlen(e->path), .micro = e->micro, .slice = e->slice, .stage = stage_of(p, e->rank),
+    end x = {.base = e->path, .length = (int)strlen(e->path), .micro = e->micro, .slice = e->slice, .stage = hd_program_stage_of(p, e->rank),
              .place = place_of(p, e->rank),
              .rank = e->rank, .start = e->start, .event = i};
     const char *to = is_send(e) ? strstr(e->path, ".to") : NULL;
@@ -90,7 +67,7 @@ static bool is_together(const hd_trace_event *e)
 
 typedef enum end_kind { SENDS, RECVS, TOGETHER } end_kind;
 
-static int find_ends(const hd_trace *t, const places *p, end_kind kind, ends *out, hd_error *err)
+static int find_ends(const hd_trace *t, const hd_program *p, end_kind kind, ends *out, hd_error *err)
 {
     *out = (ends){.list = hd_malloc((size_t)t->n_events * sizeof *out->list + 1)};
     if (!out->list) return hd_fail_memory(err, (size_t)t->n_events * sizeof *out->list, "what ranks wait for");
@@ -102,7 +79,7 @@ static int find_ends(const hd_trace *t, const places *p, end_kind kind, ends *ou
         if (kind == TOGETHER) out->list[out->n].stage = out->list[out->n].place = 0;
         out->n++;
     }
-    if (out->n) qsort(out->list, (size_t)out->n, sizeof *out->list, kind == TOGETHER ? by_key_and_rank : by_key);
+    if (out->n) qsort(out->list, (size_t)out->n, sizeof *out->list, by_key_and_rank);
     return 0;
 }
 
@@ -111,25 +88,48 @@ static double within(const hd_trace_event *e, double until)
     return fmin(fmax(until - e->start, 0), e->end - e->start);
 }
 
-/* Each recv with the send of its key that has as many before it. */
+/* How many of list[0 .. n-1] have the key of the first. */
+static int64_t count_alike(const end *list, int64_t n)
+{
+    int64_t k = 1;
+    while (k < n && !compare_keys(list, list + k)) k++;
+    return k;
+}
+
+/* When the last rank has begun its k-th send; list[0 .. n-1]: of one key, by rank and then by begin. */
+static double kth_begin(const end *list, int64_t n, int64_t k)
+{
+    double last = -INFINITY;
+    for (int64_t i = 0, nth = 0; i < n; i++) {
+        nth = i && list[i].rank == list[i - 1].rank ? nth + 1 : 0;
+        if (nth == k) last = fmax(last, list[i].start);
+    }
+    return last;
+}
+
+/* The k-th recv of a rank waits for the k-th send of all that send with its key. */
 static void wait_for_sends(const hd_trace *t, const ends *sends, const ends *recvs, double *waiting)
 {
-    int64_t s = 0;
-    for (int64_t r = 0; r < recvs->n; r++) {
-        while (s < sends->n && compare_keys(&sends->list[s], &recvs->list[r]) < 0) s++;
-        if (s == sends->n || compare_keys(&sends->list[s], &recvs->list[r])) continue;
-        const hd_trace_event *e = &t->events[recvs->list[r].event];
-        waiting[recvs->list[r].event] = within(e, sends->list[s++].start);
+    for (int64_t r = 0, s = 0, n; r < recvs->n; r += n) {
+        const end *first = &recvs->list[r];
+        n = count_alike(first, recvs->n - r);
+        while (s < sends->n && compare_keys(&sends->list[s], first) < 0) s++;
+        if (s == sends->n || compare_keys(&sends->list[s], first)) continue;
+        int64_t m = count_alike(&sends->list[s], sends->n - s);
+        for (int64_t i = 0, k = 0; i < n; i++) {
+            k = i && first[i].rank == first[i - 1].rank ? k + 1 : 0;
+            waiting[first[i].event] = within(&t->events[first[i].event], kth_begin(&sends->list[s], m, k));
+        }
     }
 }
 
 /* list[0 .. n-1]: of one key, by rank and then by begin. The k-th of each rank belong together; only what spans stages counts. */
-static void wait_for_last(const hd_trace *t, const places *p, const end *list, int64_t n, double *waiting)
+static void wait_for_last(const hd_trace *t, const hd_program *p, const end *list, int64_t n, double *waiting)
 {
     bool spans = false;
     int64_t each = 0;
     for (int64_t i = 0; i < n; i++) {
-        spans |= stage_of(p, list[i].rank) != stage_of(p, list[0].rank);
+        spans |= hd_program_stage_of(p, list[i].rank) != hd_program_stage_of(p, list[0].rank);
         each += list[i].rank == list[0].rank;
     }
     if (!spans || n % each) return;
@@ -140,18 +140,17 @@ static void wait_for_last(const hd_trace *t, const places *p, const end *list, i
     }
 }
 
-int hd_trace_waiting(const hd_trace *t, const hd_mesh *m, double **out, hd_error *err)
+int hd_trace_waiting(const hd_trace *t, const hd_program *p, double **out, hd_error *err)
 {
-    places p = find_places(m);
     ends of[3] = {{0}};
     *out = hd_calloc((size_t)t->n_events + 1, sizeof **out);
     int rc = *out ? 0 : hd_fail_memory(err, (size_t)t->n_events * sizeof **out, "what ranks wait for");
-    for (int k = 0; k < 3 && !rc && p.axis >= 0; k++) rc = find_ends(t, &p, (end_kind)k, &of[k], err);
+    for (int k = 0; k < 3 && !rc && p->stages > 1; k++) rc = find_ends(t, p, (end_kind)k, &of[k], err);
     if (!rc) wait_for_sends(t, &of[SENDS], &of[RECVS], *out);
     for (int64_t i = 0, n; i < of[TOGETHER].n && !rc; i += n) {
         const end *first = &of[TOGETHER].list[i];
-        for (n = 1; i + n < of[TOGETHER].n && !compare_keys(first, first + n);) n++;
-        wait_for_last(t, &p, first, n, *out);
+        n = count_alike(first, of[TOGETHER].n - i);
+        wait_for_last(t, p, first, n, *out);
     }
     for (int k = 0; k < 3; k++) hd_free(of[k].list);
     if (rc) {

@@ -7,8 +7,9 @@
 
 /* *out[n_events]: how many seconds at the begin of each event are waiting for another stage: of a recv until its send has been begun, of
  * a collective between stages until the last of them has come. Events of other kinds wait for nobody. *out is to be freed with hd_free.
- * m: of the job. */
-int hd_trace_waiting(const hd_trace *t, const hd_mesh *m, double **out, hd_error *err);
+ * program:
+ * of any stage. */
+int hd_trace_waiting(const hd_trace *t, const hd_program *program, double **out, hd_error *err);
 
 /* Seconds of one step of a rank (t's seconds over its steps); waiting: as above. They add up to the step; what lies between instructions
  * counts as idle. */

@@ -59,34 +59,19 @@ static void end_text(hd_str *s, hd_str *text)
 
 typedef struct page {
     const hd_report *r;
-    const hd_mesh *mesh;
+    const hd_program *program; /* of the first stage */
     hd_str *s;
     hd_error *err;
 } page;
 
-static int stage_of(const hd_mesh *m, int rank)
-{
-    for (int a = 0; a < m->n; a++)
-        if (m->axis[a].role == HD_AXIS_PIPELINE) return hd_mesh_coordinate(m, rank, a);
-    return 0;
-}
-
-static bool leads_stage(const hd_mesh *m, int rank)
-{
-    for (int a = 0; a < m->n; a++)
-        if (m->axis[a].role != HD_AXIS_PIPELINE && hd_mesh_coordinate(m, rank, a)) return false;
-    return true;
-}
-
 /* ---- the plan ---- */
 
-static void put_mesh(const page *p)
+static void put_mesh(const page *p, const hd_mesh *m)
 {
     static const char *const roles[] = {[HD_AXIS_DATA] = "data", [HD_AXIS_MODEL] = "model", [HD_AXIS_PIPELINE] = "pipeline"};
     hd_str_puts(p->s, "\"mesh\":[");
-    for (int a = 0; a < p->mesh->n; a++)
-        hd_str_printf(p->s, "%s[\"%s\",%d,\"%s\"]", a ? "," : "", p->mesh->axis[a].name, p->mesh->axis[a].size,
-                      roles[p->mesh->axis[a].role]);
+    for (int a = 0; a < m->n; a++)
+        hd_str_printf(p->s, "%s[\"%s\",%d,\"%s\"]", a ? "," : "", m->axis[a].name, m->axis[a].size, roles[m->axis[a].role]);
     hd_str_puts(p->s, "],");
 }
 
@@ -158,14 +143,15 @@ static int64_t parameter_bytes(const hd_program *p)
 
 static int put_stages(const page *p)
 {
-    int world = hd_mesh_size(p->mesh);
     hd_str_puts(p->s, "\"stages\":[");
     for (int i = 0; i < p->r->n_programs; i++) {
         const hd_program *x = p->r->programs[i];
         hd_memory m;
         int rc = hd_program_memory(x, &m, p->err);
         if (rc) return rc;
-        hd_str_printf(p->s, "%s{\"stage\":%d,\"ranks\":%d,", i ? "," : "", x->stage, world / x->stages);
+        int first = hd_program_first_rank(x), ranks = x->meshes.n ? hd_mesh_size(&x->mesh) : hd_program_ranks(x) / x->stages;
+        hd_str_printf(p->s, "%s{\"stage\":%d,\"first\":%d,\"ranks\":%d,", i ? "," : "", x->stage, first, ranks);
+        put_mesh(p, &x->mesh);
         put_layers(p->s, x);
         hd_str_printf(p->s, ",\"parameters\":%lld,\"total\":%lld,\"roles\":", (long long)parameter_bytes(x), (long long)m.total);
         put_sizes(p->s, m.role, HD_ROLE_COUNT);
@@ -177,7 +163,7 @@ static int put_stages(const page *p)
 
 /* ---- what is split how ---- */
 
-typedef struct split { char pattern[96], shape[64], layout[160]; hd_role role; int count; int64_t bytes; } split;
+typedef struct split { int stage; char pattern[96], shape[64], layout[160]; hd_role role; int count; int64_t bytes; } split;
 typedef struct splits { split list[160]; int n; } splits;
 
 /* Numbers of layers as "*". */
@@ -205,7 +191,7 @@ static void print_shape(char *out, size_t n, const hd_shape *s)
 
 static void note_split(hd_str *s, splits *all, const hd_program *p, const hd_buffer *b)
 {
-    split x = {.role = b->role};
+    split x = {.role = b->role, .stage = p->stage};
     hd_shape whole = b->layout ? b->whole : b->type.shape;
     hd_str layout;
     hd_str_init(&layout);
@@ -242,7 +228,7 @@ static void put_splits(const page *p)
         const split *x = &all->list[i];
         hd_str_puts(p->s, i ? ",{\"path\":" : "{\"path\":");
         put_string(p->s, x->pattern);
-        hd_str_printf(p->s, ",\"role\":\"%s\",\"count\":%d,\"bytes\":%lld,\"shape\":\"%s\",\"layout\":", hd_role_name(x->role), x->count,
+        hd_str_printf(p->s, ",\"stage\":%d,\"role\":\"%s\",\"count\":%d,\"bytes\":%lld,\"shape\":\"%s\",\"layout\":", x->stage, hd_role_name(x->role), x->count,
                       (long long)x->bytes, x->shape);
         put_string(p->s, x->layout);
         hd_str_putc(p->s, '}');
@@ -327,7 +313,7 @@ static int choose_rows(timeline *l)
     for (int r = 0; r < n; r++) present += r < l->t->latest_room && l->t->latest[r] >= 0;
     for (int r = 0; r < n; r++) {
         bool has = r < l->t->latest_room && l->t->latest[r] >= 0;
-        l->row[r] = has && (present <= MOST_ROWS || leads_stage(l->p->mesh, r)) ? l->rows++ : -1;
+        l->row[r] = has && (present <= MOST_ROWS || hd_program_leads_stage(l->p->program, r)) ? l->rows++ : -1;
     }
     int64_t shown = 0;
     for (int64_t i = 0; i < l->t->n_events; i++) shown += l->row[l->t->events[i].rank] >= 0;
@@ -479,7 +465,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
     timeline l = {.p = p, .t = t, .unit = t->seconds > 0 ? t->seconds / SPAN : 1};
     names n = {0};
     int rc = choose_rows(&l);
-    if (!rc) rc = hd_trace_waiting(t, p->mesh, &l.waiting, p->err);
+    if (!rc) rc = hd_trace_waiting(t, p->program, &l.waiting, p->err);
     if (rc) {
         hd_free(l.row);
         return rc;
@@ -490,7 +476,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
     for (int r = 0; r < t->ranks; r++) {
         double part[HD_SIM_PARTS];
         if (l.row[r] < 0) continue;
-        hd_str_printf(p->s, "%s{\"rank\":%d,\"stage\":%d,", comma, r, stage_of(p->mesh, r));
+        hd_str_printf(p->s, "%s{\"rank\":%d,\"stage\":%d,", comma, r, hd_program_stage_of(p->program, r));
         comma = ",";
         put_calls(&l, r);
         put_sums(&l, r);
@@ -618,7 +604,7 @@ static void put_facts(const page *p)
 
 static void put_sim_rank(const page *p, const hd_sim_rank *k, bool first)
 {
-    hd_str_printf(p->s, "%s{\"rank\":%d,\"stage\":%d,\"alike\":%d,\"parts\":", first ? "" : ",", k->rank, stage_of(p->mesh, k->rank),
+    hd_str_printf(p->s, "%s{\"rank\":%d,\"stage\":%d,\"alike\":%d,\"parts\":", first ? "" : ",", k->rank, hd_program_stage_of(p->program, k->rank),
                   k->alike);
     put_numbers(p->s, k->part, HD_SIM_PARTS);
     hd_str_puts(p->s, ",\"hidden\":");
@@ -636,7 +622,7 @@ static void put_sim(const page *p)
     bool first = true;
     hd_str_puts(p->s, "\"ranks\":[");
     for (int i = 0; s && i < s->n_ranks; i++) {
-        if (s->n_ranks > MOST_ROWS && !leads_stage(p->mesh, s->rank[i].rank)) continue;
+        if (s->n_ranks > MOST_ROWS && !hd_program_leads_stage(p->program, s->rank[i].rank)) continue;
         put_sim_rank(p, &s->rank[i], first);
         first = false;
     }
@@ -714,9 +700,9 @@ static int put_data(const page *p)
     put_string(p->s, p->r->command);
     hd_str_printf(p->s, ",\"schedule\":\"%s\",\"chunks\":%d,\"micro_batches\":%lld,\"precision\":\"%s\",\"world\":%d,\"slices\":%d,",
                   hd_schedule_name(plan->schedule), plan->chunks,
-                  (long long)plan->micro_batches, hd_dtype_name(plan->precision), hd_mesh_size(p->mesh), plan->n_slices);
+                  (long long)plan->micro_batches, hd_dtype_name(plan->precision), hd_program_ranks(p->program), plan->n_slices);
     put_lists(p->s, p->r->sim != NULL);
-    put_mesh(p);
+    put_mesh(p, &p->r->plan->mesh);
     put_facts(p);
     put_cluster(p);
     put_splits(p);
@@ -736,8 +722,12 @@ int hd_report_html(const hd_report *r, const char *path, hd_error *err)
     hd_str s;
     hd_error local = {0};
     hd_str_init(&s);
-    page p = {.r = r, .mesh = &r->programs[0]->mesh, .s = &s, .err = err ? err : &local};
+    page p = {.r = r, .program = r->programs[0], .s = &s, .err = err ? err : &local};
     const char *text = (const char *)hd_plan_page, *at = strstr(text, mark);
+    int ranks = hd_program_ranks(p.program);
+    if (r->measured && r->measured->ranks != ranks)
+        return hd_fail(p.err, HD_EINVAL, "the trace is of a run of %d rank%s, the plan for %d", r->measured->ranks,
+                       r->measured->ranks == 1 ? "" : "s", ranks);
     hd_str_add(&s, text, (size_t)(at - text));
     int rc = put_data(&p);
     hd_str_puts(&s, at + sizeof mark - 1);

@@ -98,24 +98,9 @@ static void put_escaped(hd_str *s, const char *text)
     }
 }
 
-static int stage_of(const hd_mesh *m, int rank)
-{
-    for (int a = 0; m && a < m->n; a++)
-        if (m->axis[a].role == HD_AXIS_PIPELINE) return hd_mesh_coordinate(m, rank, a);
-    return 0;
-}
-
-/* Whether a rank is at coordinate 0 of all axes but the pipeline's. */
-static bool leads_stage(const hd_mesh *m, int rank)
-{
-    for (int a = 0; m && a < m->n; a++)
-        if (m->axis[a].role != HD_AXIS_PIPELINE && hd_mesh_coordinate(m, rank, a)) return false;
-    return true;
-}
-
 static bool is_shown(const hd_chrome *c, int rank)
 {
-    return !c->one_per_stage || leads_stage(c->mesh, rank);
+    return !c->one_per_stage || !c->program || hd_program_leads_stage(c->program, rank);
 }
 
 static void put_thread(hd_chrome *c, int rank, int tid)
@@ -127,7 +112,7 @@ static void put_thread(hd_chrome *c, int rank, int tid)
 static void put_names(hd_chrome *c, int rank)
 {
     hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"stage %d, rank %d\"}},\n", rank,
-                  stage_of(c->mesh, rank), rank);
+                  c->program ? hd_program_stage_of(c->program, rank) : 0, rank);
     hd_str_printf(&c->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}},\n", rank, rank);
     put_thread(c, rank, 0);
 }
@@ -216,11 +201,11 @@ int hd_chrome_add(hd_chrome *c, const hd_trace *t, hd_error *err)
     return check_written(c, err);
 }
 
-int hd_chrome_write(const char *path, const hd_trace *t, const hd_mesh *mesh, bool one_per_stage, hd_error *err)
+int hd_chrome_write(const char *path, const hd_trace *t, const hd_program *program, bool one_per_stage, hd_error *err)
 {
     hd_chrome c;
     int rc = hd_chrome_begin(&c, path, err);
-    c.mesh = mesh;
+    c.program = program;
     c.one_per_stage = one_per_stage;
     if (!rc) rc = hd_chrome_add(&c, t, err);
     if (!rc) return hd_chrome_end(&c, err);

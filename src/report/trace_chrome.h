@@ -9,7 +9,7 @@
 
 #include <stdio.h>
 #include "base/trace.h"
-#include "graph/layout.h"
+#include "program/program.h"
 
 /* A file that is being written, piece by piece, under another name until it is whole. */
 typedef struct hd_chrome {
@@ -17,7 +17,7 @@ typedef struct hd_chrome {
     FILE *file;
     hd_str text;      /* not written yet */
     int written_errno;
-    const hd_mesh *mesh;   /* borrowed; NULL, or n = 0: ranks have no stages */
+    const hd_program *program; /* borrowed: of any stage; says which stage a rank is in. NULL: there is one */
     bool one_per_stage;    /* only the first rank of each stage: for jobs of thousands */
     hd_trace whole;        /* ranks, steps, seconds of all that was added */
 } hd_chrome;
@@ -31,8 +31,8 @@ int hd_chrome_put(hd_chrome *c, const void *text, size_t n, hd_error *err);
 int hd_chrome_end(hd_chrome *c, hd_error *err);
 void hd_chrome_drop(hd_chrome *c); /* the same without a file in the end */
 
-/* begin, add, end. mesh may be NULL. */
-int hd_chrome_write(const char *path, const hd_trace *t, const hd_mesh *mesh, bool one_per_stage, hd_error *err);
+/* begin, add, end. program may be NULL. */
+int hd_chrome_write(const char *path, const hd_trace *t, const hd_program *program, bool one_per_stage, hd_error *err);
 
 /* Reads such a file that Heddle wrote. HD_EFORMAT and one line for any other. Free *out with hd_trace_free; it is empty on failure. */
 int hd_chrome_read(const char *path, hd_trace *out, hd_error *err);

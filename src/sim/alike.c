@@ -15,6 +15,7 @@ typedef struct stage_look {
     struct { const hd_dim_layout *dim; int64_t extent; } *cut; size_t n_cuts, cap_cuts; /* distinct ways in which dimensions are cut */
     const hd_instr **localised; size_t n_localised, cap_localised; /* kernels whose parameters follow from the piece */
     int *axes; size_t n_axes, cap_axes;    /* of its collectives */
+    int *rings; size_t n_rings, cap_rings; /* of those that go round */
     const hd_instr **pipes; size_t n_pipes, cap_pipes; /* sends and receives; of one mesh one for each other stage */
 } stage_look;
 
@@ -92,7 +93,9 @@ static int look_at_instr(alike *a, stage_look *l, int stage, const hd_instr *x)
     if (sim_is_pipe(x)) return add_pipe(a, l, x);
     if (!sim_is_collective(x)) return 0;
     int axes = sim_find_axes(a->s, stage, ((const hd_comm_attrs *)x->attrs)->axes);
-    return axes < 0 ? axes : add_number(a, &l->axes, &l->n_axes, &l->cap_axes, axes);
+    if (axes < 0) return axes;
+    if (x->op == &hd_op_permute && add_number(a, &l->rings, &l->n_rings, &l->cap_rings, axes)) return HD_ENOMEM;
+    return add_number(a, &l->axes, &l->n_axes, &l->cap_axes, axes);
 }
 
 static int look_at(alike *a, int stage)
@@ -136,6 +139,16 @@ static void color_groups(alike *a, const stage_look *l, int first, int last)
             a->next[r] = h;
             a->color[r] = mix(a->color[r], h);
         }
+}
+
+/* What goes round a ring goes from each to its neighbour. */
+static void color_rings(alike *a, const stage_look *l, int rank)
+{
+    for (size_t i = 0; i < l->n_rings; i++) {
+        int n = sim_group(a->s, l->rings[i], rank, a->ranks), own = 0;
+        while (a->ranks[own] != rank) own++;
+        a->color[rank] = mix_move(a->s, a->color[rank], HD_MOVE_SEND, (int[]){rank, a->ranks[(own + 1) % n]}, 2);
+    }
 }
 
 /* What it is to the rank to be each end's other end; by: adds what is known of the ends. */
@@ -182,7 +195,7 @@ static void color_stage(alike *a, int stage)
     int first = sim_first_rank(a->s, stage), last = sim_first_rank(a->s, stage + 1);
     for (int r = first; r < last; r++) color_pieces(a, l, stage, r);
     color_groups(a, l, first, last);
-    for (int r = first; r < last; r++) color_pipes(a, l, stage, r);
+    for (int r = first; r < last; r++) color_rings(a, l, r), color_pipes(a, l, stage, r);
 }
 
 /* ---- refining ---- */
@@ -291,6 +304,7 @@ int sim_find_alike(sim *s)
         hd_free(a.look[i].cut);
         hd_free(a.look[i].localised);
         hd_free(a.look[i].axes);
+        hd_free(a.look[i].rings);
         hd_free(a.look[i].pipes);
     }
     hd_free(a.look);

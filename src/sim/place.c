@@ -122,10 +122,7 @@ int sim_ends(sim *s, const hd_program *p, const hd_instr *x, int rank, sim_end *
 
 bool sim_is_pipe(const hd_instr *x) { return x->opcode == HD_COMM && (x->op == &hd_op_send || x->op == &hd_op_recv); }
 
-bool sim_is_collective(const hd_instr *x)
-{
-    return x->opcode == HD_COMM && !sim_is_pipe(x) && x->op != &hd_op_shard && x->op != &hd_op_keep_first;
-}
+bool sim_is_collective(const hd_instr *x) { return x->opcode == HD_COMM && !sim_is_pipe(x) && !x->op->sends_nothing; }
 
 hd_move sim_move_kind(const hd_instr *x)
 {

@@ -49,21 +49,25 @@ static void fill_kernel(sim *s, const sim_actor *a, sim_step *t, const int64_t *
 /* Zeroing, copying, and what a rank takes out of its own memory. A first addend that stays where it is is zeroed by all others. */
 static void fill_copy(sim *s, const sim_actor *a, sim_step *t, const int64_t *binding)
 {
-    hd_type out = piece_type(a->program, t->instr->out[0], a->rank, binding);
+    int64_t bytes = 0;
+    for (int k = 0; k < t->instr->n_out; k++) {
+        hd_type out = piece_type(a->program, t->instr->out[k], a->rank, binding);
+        bytes += type_bytes(&out);
+    }
     t->part = HD_SIM_MEMORY_BOUND;
-    t->seconds = hd_cost_copy(s->cluster, type_bytes(&out), a->program->threads, s->teams);
+    t->seconds = hd_cost_copy(s->cluster, bytes, a->program->threads, s->teams);
 }
 
 /* ---- transfers ---- */
 
 int64_t sim_transfer_bytes(const hd_program *p, const hd_instr *x, int rank, const int64_t *binding)
 {
-    int64_t most = 0;
-    for (int i = 0; i < x->n_in + x->n_out; i++) {
-        hd_type t = piece_type(p, i < x->n_in ? x->in[i] : x->out[i - x->n_in], rank, binding);
-        if (type_bytes(&t) > most) most = type_bytes(&t);
+    int64_t sum = 0; /* over the members of a list */
+    for (int k = 0; k < x->n_in || k < x->n_out; k++) {
+        hd_type in = piece_type(p, k < x->n_in ? x->in[k] : -1, rank, binding), out = piece_type(p, k < x->n_out ? x->out[k] : -1, rank, binding);
+        sum += type_bytes(&in) > type_bytes(&out) ? type_bytes(&in) : type_bytes(&out);
     }
-    return most;
+    return sum;
 }
 
 static hd_dtype transfer_dtype(const hd_program *p, const hd_instr *x) { return p->buffers[x->n_in ? x->in[0] : x->out[0]].type.dtype; }
@@ -101,7 +105,10 @@ static int fill_collective(sim *s, const sim_actor *a, sim_step *t, int *ranks, 
     t->across = s->axes[axes].across;
     t->part = t->event == HD_EVENT_TENSOR_COMM ? HD_SIM_TENSOR : HD_SIM_DATA;
     t->bytes = sim_transfer_bytes(a->program, t->instr, a->rank, binding);
-    int rc = set_move(s, t, a, sim_move_kind(t->instr), ranks, n);
+    int own = 0;
+    while (ranks[own] != a->rank) own++;
+    bool round = t->instr->op == &hd_op_permute; /* each to its neighbour */
+    int rc = round ? set_move(s, t, a, HD_MOVE_SEND, (int[]){a->rank, ranks[(own + 1) % n]}, 2) : set_move(s, t, a, sim_move_kind(t->instr), ranks, n);
     if (rc) return rc;
     for (int i = 0; i < n; i++) ranks[i] = s->class_of[ranks[i]];
     qsort(ranks, (size_t)n, sizeof *ranks, compare_ints);

@@ -15,7 +15,7 @@ int hd_tracing_begin(hd_tracing *t, const char *path, const hd_rank *rank, hd_ex
     *t = (hd_tracing){.path = path, .rank = rank, .exec = exec, .skip = skip,
                       .steps = remaining - skip < STEPS ? (int)(remaining - skip) : STEPS};
     int rc = hd_chrome_begin(&t->file, hd_rank_is_first(rank) ? path : NULL, err);
-    t->file.mesh = &hd_exec_program(exec)->mesh;
+    t->file.program = hd_exec_program(exec);
     return rc;
 }
 
