@@ -573,11 +573,9 @@ static int check_slices(const hd_parallel *p, int part, const hd_plan *plan, hd_
 
 static int expand(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
-    int64_t cp = 1; /* the most of any stage */
     for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
         hd_parallel one = hd_parallel_of_part(p, i);
         if (check_network(&one, o, plan, err)) return HD_EINVAL;
-        cp = one.cp > cp ? one.cp : cp;
     }
     plan->overlap = p->overlap;
     plan->bucket = p->bucket;

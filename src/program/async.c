@@ -441,7 +441,7 @@ static size_t waiter_of(const async *a, size_t i, size_t at)
     for (size_t k = at; k > i; k--) {
         const hd_instr *y = &l->drafts[k].instr;
         bool runs = k == at || (y->opcode != HD_VIEW && (!y->last || l->drafts[i].instr.last));
-        if (runs && y->n_waits < WAITS_AT_ONCE) return k;
+        if (runs && y->n_waits < HD_MAX_WAITS) return k;
     }
     return i;
 }
