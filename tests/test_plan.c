@@ -122,7 +122,7 @@ static void test_form_errors(void **state)
         {"dp=65536,tp=2", "more than 65536 ranks"}, {"pp=200,v=2", "257 chunks"}, {"dp=99999999999999999999", "from 1"},
         {"attention=ring", "cp=2 or more"}, {"order=plain", "cp=2 or more"}, {"cp=2,attention=tree", "ring or gather"}, {"cp=2,order=zig", "zigzag or plain"},
         {"cp=2,order", "needs a value"},
-        {"tp=2,scatter", "give tp=2 and pp=2"}, {"pp=2,scatter", "give tp=2 and pp=2"}, {"dp=2,regather", "give zero=3"}, {"dp=2,half_wire|tp=2", "of one mesh"},
+        {"tp=2,scatter", "give tp=2 and pp=2"}, {"pp=2,scatter", "give tp=2 and pp=2"}, {"dp=2,regather", "give zero=3"}, {"dp=2,tp=2,scatter|tp=2", "leave scatter out"},
         {"half_wire=2", "from 0 to 1"},
     };
     (void)state;

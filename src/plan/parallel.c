@@ -215,8 +215,7 @@ static int check_form(const hd_parallel *p, hd_error *err)
         return hd_fail(err, HD_EINVAL, "--parallel: %s is about the tokens that cp splits: give cp=2 or more with it", p->has_attention ? "attention" : "order");
     if (p->keep && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: keep is about what zero=3 gathers: give zero=3 with it");
     if (p->regather && !gathers) return hd_fail(err, HD_EINVAL, "--parallel: regather is about what zero=3 gathers: give zero=3 with it");
-    if (p->n_parts && (p->scatter || p->half_wire))
-        return hd_fail(err, HD_EINVAL, "--parallel: scatter and half_wire are for stages of one mesh: leave them out, or the |");
+    if (p->n_parts && p->scatter) return hd_fail(err, HD_EINVAL, "--parallel: stages of different meshes send each byte once anyway: leave scatter out");
     if (p->scatter && (p->tp == 1 || p->pp == 1))
         return hd_fail(err, HD_EINVAL, "--parallel: scatter is about what tp ranks send between stages: give tp=2 and pp=2 or more with it");
     if (p->chunks > 1 && p->pp == 1) return hd_fail(err, HD_EINVAL, "--parallel: v=%d cuts a pipeline's stages: give pp=2 or more with it", (int)p->chunks);
