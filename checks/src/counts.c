@@ -198,13 +198,13 @@ static void check_tensor_parallel(void)
                  ((d.gather_bytes - c.gather_bytes) * 4 / gathers + d.scatter_bytes - c.scatter_bytes) / 2 / (b.reduce_bytes - a.reduce_bytes), 1);
 }
 
-/* As many transfers as the rule gives: a bucket ends with the gradient that brings it to an eighth of all. */
+/* As many transfers as the rule gives: a bucket ends with the gradient that brings it to an eighth of all, the first to a quarter of that, the second to half. */
 static void check_buckets(const text_facts *f, double parameters)
 {
     text_facts each;
     run_job j = job_of("gpt2", "dp=2,bucket=0", 1);
     double bytes, transfers = count_comm(f, "all_reduce", "dp", 16, NULL);
-    report("data parallel: transfers of gradients in buckets", transfers, "<=", 9, transfers <= 9 && transfers > 1);
+    report("data parallel: transfers of gradients in buckets", transfers, "<=", 10, transfers <= 10 && transfers > 1);
     if (stage_facts(&j, 0, &each, NULL)) return;
     double alone = count_comm(&each, "all_reduce", "dp", 16, &bytes);
     report("... and without: one for each parameter", alone, ">=", 4 * transfers, alone >= 4 * transfers);

@@ -1,7 +1,7 @@
 /* parallel.h: the by-hand form of a plan of many ranks, "dp=2,tp=2,pp=2,sp,zero=1": Megatron's rules written out as mesh, pins and cuts.
  *
  *   overlap=0   transfers don't run beside computing (to compare, or to save the memory of gradients that wait)
- *   bucket=N    gradients are reduced together once there are N bytes (default 25 MiB; 0: each by itself)
+ *   bucket=N    gradients are reduced together once there are N bytes (default 4 MiB; 0: each by itself)
  *   sparse=0    gradients of embedding tables are always reduced whole over dp; else their rows are exchanged where that is fewer bytes
  *   dp=N        data parallel: sequences (samples) over N ranks
  *   tp=N        tensor parallel (Shoeybi et al. 2019): q, k, v, up, gate by columns; o, down by rows; embedding and head over the vocabulary

@@ -9,7 +9,7 @@
 #include "passes/partition.h"
 
 #define HD_PLAN_VERSION 1
-#define HD_PLAN_BUCKET ((int64_t)25 << 20) /* PyTorch DDP's default: Li et al. 2020, section 4.2 */
+#define HD_PLAN_BUCKET ((int64_t)4 << 20) /* bytes: a transfer of an MPI transport is one message to each peer, and the wire is idle between the two halves of a large sum */
 
 enum { HD_MAX_PINS = 512, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
 

@@ -8,7 +8,9 @@
 #include "ops/ops.h"
 #include "program/lower_int.h"
 
-enum { AT_LEAST = 8 /* buckets that a segment's reductions make, if they can */, MOST_OPEN = 8 /* kinds at a time */ };
+/* Buckets that a segment's reductions make, if they can; of a full one, what the first is (each later one twice as much, until they are full: the sooner
+ * something is under way the better, as DDP's first bucket of 1 MiB); kinds at a time. */
+enum { AT_LEAST = 8, FIRST_PART = 4, MOST_OPEN = 8 };
 
 typedef struct bucket {
     int member[HD_MAX_LIST]; /* drafts */
@@ -20,7 +22,7 @@ typedef struct bucket {
 typedef struct bucketing {
     hd_lowering *l;
     const int *storage;  /* [n_buffers] */
-    int64_t enough;      /* bytes */
+    int64_t full, enough; /* bytes: of a full bucket; of the next */
     bucket *open;        /* [MOST_OPEN] n = 0: free */
     int made;
 } bucketing;
@@ -135,7 +137,9 @@ static int join(bucketing *b, size_t i)
     k->member[k->n++] = (int)i;
     k->bytes += operand_bytes(b->l, x);
     if (before < k->before) k->before = before;
-    return k->bytes >= b->enough || k->n == HD_MAX_LIST ? close_bucket(b, k) : 0;
+    if (k->bytes < b->enough && k->n < HD_MAX_LIST) return 0;
+    b->enough = 2 * b->enough < b->full ? 2 * b->enough : b->full;
+    return close_bucket(b, k);
 }
 
 /* Drafts begin .. end, a segment. */
@@ -146,8 +150,9 @@ static int fill_buckets(bucketing *b, size_t begin, size_t end)
     int rc = 0;
     for (size_t i = begin; i < end; i++)
         if (may_join(l, &l->drafts[i].instr)) total += operand_bytes(l, &l->drafts[i].instr);
-    b->enough = total / AT_LEAST < l->plan->bucket ? total / AT_LEAST : l->plan->bucket;
-    if (b->enough > l->bucket_bytes) l->bucket_bytes = b->enough;
+    b->full = total / AT_LEAST < l->plan->bucket ? total / AT_LEAST : l->plan->bucket;
+    b->enough = b->full / FIRST_PART;
+    if (b->full > l->bucket_bytes) l->bucket_bytes = b->full;
     for (size_t i = begin; i < end && !rc; i++) {
         for (int k = 0; k < MOST_OPEN && !rc; k++)
             if (b->open[k].n && b->open[k].before <= i) rc = close_bucket(b, &b->open[k]);
