@@ -8,7 +8,7 @@
 #include "kernels/kernel.h"
 
 static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect, &hd_cmd_plan, &hd_cmd_plan_stages,
-                                             &hd_cmd_plan_slices, &hd_cmd_plan_pipedream, &hd_cmd_calibrate, &hd_cmd_bench};
+                                             &hd_cmd_plan_slices, &hd_cmd_plan_pipedream, &hd_cmd_plan_layouts, &hd_cmd_calibrate, &hd_cmd_bench};
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 #define MAX_WORDS 64
 

@@ -77,8 +77,7 @@ static void learn_values(hd_part *p)
     for (size_t i = 0; i < g->n_pairs; i++) p->value[g->pairs[i].out].used = true;
 }
 
-/* What only leads to sums over micro-batches, through ops that keep it what it is. */
-static bool passes_gradient(const hd_node *n)
+bool hd_part_passes_gradient(const hd_node *n)
 {
     static const char *const ops[] = {"add", "cast", "reshape", "scale", "mul", "transpose", "broadcast", "reduce_sum"};
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
@@ -86,7 +85,7 @@ static bool passes_gradient(const hd_node *n)
     return false;
 }
 
-static bool passes_gradient_on(const hd_node *n) { return passes_gradient(n) || !strcmp(n->op->name, "micro_sum"); }
+static bool passes_gradient_on(const hd_node *n) { return hd_part_passes_gradient(n) || !strcmp(n->op->name, "micro_sum"); }
 
 static int learn_gradients(hd_part *p)
 {
@@ -96,7 +95,7 @@ static int learn_gradients(hd_part *p)
     for (size_t i = 0; i < g->n_outputs; i++) other[g->outputs[i].value] = true;
     for (size_t i = g->n_nodes; i-- > 0;) {
         const hd_node *n = g->nodes[i];
-        bool leads = n->n_out > 0 && passes_gradient(n);
+        bool leads = n->n_out > 0 && hd_part_passes_gradient(n);
         for (int k = 0; k < n->n_out; k++) {
             hd_part_value *v = &p->value[n->out[k]];
             v->gradient = v->used && !other[n->out[k]];

@@ -99,6 +99,9 @@ int hd_part_hold(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, in
 
 /* ---- partition.c ---- */
 
+/* Whether n is of an op that keeps a gradient what it is: it then only leads to sums over micro-batches if its results do. */
+bool hd_part_passes_gradient(const hd_node *n);
+
 /* v, a result of maker's, is there as x in that layout; if it is pinned to another, it is brought there. Errors in g->err. */
 void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *layout, const hd_node *maker);
 

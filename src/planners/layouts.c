@@ -34,7 +34,7 @@ typedef struct builder {
     ways *ways;             /* [n_nodes] */
     holding *held;          /* [n_values]; n 0: no variable */
     bool *saved;            /* [n_values]: made in forward, read in backward */
-    bool *late;             /* [n_values]: read by the update, or an output, only */
+    bool *late;             /* [n_values]: leads to the update, or is an output, and to nothing else */
     int *variable;          /* [n_values]: -1: none */
     int *states;
     int64_t **cost, **bytes;
@@ -218,14 +218,14 @@ static void learn(builder *b)
         x->whole = g->values[v].type.shape;
         b->late[v] = true;
     }
-    for (size_t i = 0; i < g->n_nodes; i++) {
+    for (size_t i = g->n_nodes; i-- > 0;) {
         const hd_node *n = g->nodes[i];
         for (int k = 0; k < n->n_in; k++) {
             if (n->in[k] == HD_NONE) continue;
             const hd_value_info *x = &g->values[n->in[k]];
             b->part.value[n->in[k]].used = true;
             b->part.value[n->in[k]].readers++;
-            b->late[n->in[k]] &= n->phase == HD_UPDATE;
+            b->late[n->in[k]] &= n->phase == HD_UPDATE || (hd_part_passes_gradient(n) && b->late[n->out[0]]);
             b->saved[n->in[k]] |= n->phase == HD_BACKWARD && x->kind == HD_RESULT && g->nodes[x->node]->phase == HD_FORWARD;
         }
     }
@@ -380,7 +380,7 @@ static void count_traffic(const builder *b, const int *choice, hd_layout_answer 
         const hd_node *n = g->nodes[i];
         const way *w = &b->ways[i].list[choice[i]];
         for (int k = 0; k < n->n_in; k++)
-            if (n->in[k] != HD_NONE && !is_read_before(b, n, w, k)) count_conversion(b, &c, n->in[k], &out->held[n->in[k]], &w->in[k], n->phase == HD_UPDATE);
+            if (n->in[k] != HD_NONE && !is_read_before(b, n, w, k)) count_conversion(b, &c, n->in[k], &out->held[n->in[k]], &w->in[k], b->late[n->in[k]]);
         for (int r = 0; r < n->n_out; r++)
             if (b->held[n->out[r]].n) count_conversion(b, &c, n->out[r], &w->out[r], &out->held[n->out[r]], b->late[n->out[r]]);
     }
