@@ -741,7 +741,7 @@ static void check_merge(int64_t rows, int64_t heads, int64_t n, hd_dtype in, hd_
         assert_true(r % 4 == 2 ? isinf(lse) && lse < 0 : isfinite(lse));
         for (int64_t c = 0; c < n; c++) assert_true(isfinite(hd_load_f64(got[0].data, out, r * n + c)));
     }
-    hd_free(got[0].data);
+    results_free(&t, got);
     trial_free(&t);
 }
 

@@ -103,7 +103,7 @@ static void test_scalar(void **state)
 static void test_start(void **state)
 {
     (void)state;
-    hd_layout l = {.dim = {{1, {1}, {4}}, {1, {2}, {2}}}, .partial = 1u << 3}, to = hd_crossing_start(&l, 2);
+    hd_layout l = {.dim = {{.n = 1, .axis = {1}, .unit = {4}}, {.n = 1, .axis = {2}, .unit = {2}}}, .partial = 1u << 3}, to = hd_crossing_start(&l, 2);
     assert_false(hd_crossing_fits(&l, 2));
     assert_true(hd_crossing_fits(&to, 2));
     assert_true(to.dim[0].n == 3 && to.dim[0].axis[0] == 1 && to.dim[0].axis[1] == 2 && to.dim[0].axis[2] == 3 && to.dim[1].n == 0 && !to.partial);

@@ -256,7 +256,7 @@ static void expect_all_pairs(const char *axis, int ranks, int64_t tokens, int64_
     snprintf(c.pins[1].layout, sizeof c.pins[1].layout, "%s", axis);
     for (int i = 0; i < 7; i++) {
         hd_type t = i < 3 ? hd_type_of(HD_F32, 3, (int64_t[]){tokens, 1, 2}) : hd_type_of(HD_I32, 1, &tokens);
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "%s%d", i < 3 ? "x" : "id", i);
         in[i] = hd_graph_input(g, name, t, HD_TIME_SPLIT);
     }

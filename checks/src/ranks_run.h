@@ -315,7 +315,8 @@ static inline run_tensor *run_find_tensor(run_result *r, const char *path, int64
         if (!strcmp(r->tensor[i].path, path)) return &r->tensor[i];
     if (r->n_tensors == RUN_MAX_TENSORS) return NULL;
     run_tensor *t = &r->tensor[r->n_tensors++];
-    snprintf(t->path, sizeof t->path, "%s", path);
+    memset(t->path, 0, sizeof t->path);
+    memmove(t->path, path, strnlen(path, sizeof t->path - 1));
     t->count = count;
     t->data = calloc((size_t)count, sizeof *t->data);
     return t;

@@ -104,7 +104,7 @@ static void check_job(const run_job *j)
 
 int main(int argc, char **argv)
 {
-    char line[512], root[512], seen[256][160];
+    char line[512], root[512], seen[256][208];
     int n = 0;
     FILE *f = argc > 1 ? fopen(argv[1], "r") : NULL;
     if (!f) return fprintf(stderr, "check_same_events TABLE [PATTERN]\n"), 2;
@@ -113,7 +113,7 @@ int main(int argc, char **argv)
     while (fgets(line, sizeof line, f)) {
         run_job j;
         if (line[0] == '#' || !run_read_job(line, root, &j) || (argc > 2 && !strstr(j.parallel, argv[2]))) continue;
-        char key[160];
+        char key[208];
         int known = 0;
         snprintf(key, sizeof key, "%s %s %lld", j.model, j.parallel, (long long)j.micro);
         while (known < n && strcmp(seen[known], key)) known++;

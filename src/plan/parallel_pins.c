@@ -92,7 +92,7 @@ static const struct { const char *pattern; char letter; part part; } rules[] = {
 static void split_model(const pinner *s, hd_dim_layout *d, part what)
 {
     int n = what == KEY_HEADS ? s->n_kv : s->n_tp;
-    int64_t group = s->o->heads / s->o->kv_heads;
+    int64_t group = s->o->kv_heads ? s->o->heads / s->o->kv_heads : 1;
     for (int i = 0; i < n; i++) append(d, s->tp[i], what == QUERY_HEADS && i < s->n_kv ? group : 1);
 }
 

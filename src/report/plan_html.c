@@ -500,7 +500,7 @@ static int put_timeline(const page *p, const char *key, const hd_trace *t)
 
 static void put_fact(hd_str *s, const char *label, const char *value, const char *note)
 {
-    hd_str_puts(s, s->data[s->len - 1] == '[' ? "[" : ",[");
+    hd_str_puts(s, !s->len || s->data[s->len - 1] == '[' ? "[" : ",["); /* empty: out of memory, which is said at the end */
     put_string(s, label);
     hd_str_putc(s, ',');
     put_string(s, value);

@@ -63,8 +63,8 @@ typedef struct launcher_kind { const char *version[3], *arguments; } launcher_ki
 
 static const launcher_kind kinds[] = {
     {{"Open MPI", "OpenRTE", "open-mpi"}, "--oversubscribe --allow-run-as-root --bind-to none -x " SUPERVISED "=1"},
+    {{"HYDRA", "MPICH"}, "-disable-auto-cleanup -genv " SUPERVISED " 1"}, /* which names slurm, too, among those that it can start by */
     {{"slurm"}, "--overcommit --cpu-bind=none --kill-on-bad-exit=0 --unbuffered --export=ALL," SUPERVISED "=1"},
-    {{""}, "-disable-auto-cleanup -genv " SUPERVISED " 1"}, /* MPICH's */
 };
 
 static int find_kind(const launcher_kind **kind, hd_error *err)

@@ -134,6 +134,10 @@ refuses '--optimizer must be' steps --steps 1 --optimizer sgd:0.9x
 
 # The same over MPI, where there is one.
 if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport mpi > /dev/null 2>&1; then
+    # MPICH's launcher is told from others, whatever its --version lists.
+    if command -v mpirun.mpich > /dev/null && mpirun.mpich -n 1 true > /dev/null 2>&1; then
+        HEDDLE_MPIRUN=mpirun.mpich ok steps --steps 2 --parallel dp=2 --transport mpi --out by-mpich
+    fi
     ok steps --steps 4 --parallel dp=2,tp=2 --out local-4
     ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-4
     cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
