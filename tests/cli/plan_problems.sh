@@ -56,4 +56,24 @@ echo 'rubbish' > bad
 refuses 'expected' "$heddle" plan pipedream --profile bad --devices 2 --bandwidth 1
 head -c 40 graph > bad
 refuses 'bad:1' "$heddle" plan pipedream --profile bad --devices 2 --bandwidth 1
+
+layouts() { "$heddle" plan layouts "$@"; }
+ok layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --optimizer sgd
+grep -q 'all-reduce  *7, ' out && grep -q 'fc1.w  *-,x$' out && grep -q 'fc2.w  *x,-$' out || fail "a wide MLP is cut by columns and rows in turn"
+ok layouts --graph "$root/examples/layouts/mlp-128.json" --mesh 4 --optimizer sgd --json
+grep -q '"optimal": true' out || fail "layouts: not proven best"
+ok layouts --graph "$root/examples/layouts/mlp-128.json" --mesh 4 --optimizer sgd --force data-parallel
+grep -q 'all-reduce  *9, 1 with' out || fail "data parallelism is one all-reduce"
+ok layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 2x2 --forbid all-reduce,all-to-all
+grep -q 'all-reduce' out && fail "a forbidden collective is used"
+least=$(layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --memory 1000 2>&1 | sed -n 's/.*at least \([0-9]*\).*/\1/p')
+ok layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --memory "$least"
+refuses 'at least' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --memory $((least - 1))
+refuses 'numbers from 1' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4y
+refuses 'each of the mesh.s 2 axes' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 2x2 --alpha 1,2,3
+refuses 'alpha' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 2x2 --alpha -1
+refuses 'no collective' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --forbid gossip
+refuses 'must be data-parallel' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --force tensor-parallel
+refuses 'missing' layouts --mesh 4
+refuses 'no such file' layouts --graph nothing.json --mesh 4
 finish
