@@ -100,12 +100,15 @@ static void blame_death(watch *w, int rank)
     blame(w, CRASHED, "rank %d: its process was killed or ended without a word", rank);
 }
 
-/* A process of an MPI job that died without a word; -1: there is none. */
+static bool is_silent(const struct process *p) { return p->dead && !p->done && !p->crashed; }
+
+/* A process of an MPI job that died without a word, the first to die before others: what these had to say may not have been read yet. -1: there is none. */
 static int silent_death(watch *w)
 {
     note_death(w);
+    if (w->first_dead >= 0 && is_silent(&w->rank[w->first_dead])) return w->first_dead;
     for (int r = 0; r < w->job->ranks; r++)
-        if (w->rank[r].dead && !w->rank[r].done && !w->rank[r].crashed) return r;
+        if (is_silent(&w->rank[r])) return r;
     return -1;
 }
 
