@@ -10,13 +10,19 @@
 
 typedef struct number_key { const char *name; size_t offset; int64_t lo, hi; } number_key;
 #define AT(field) offsetof(hd_parallel, field)
-static const number_key number_keys[] = {
-    {"overlap", AT(overlap), 0, 1}, {"bucket", AT(bucket), 0, (int64_t)1 << 40}, {"sparse", AT(sparse), 0, 1},
-    {"dp", AT(dp), 1, HD_MAX_RANKS}, {"tp", AT(tp), 1, HD_MAX_RANKS}, {"pp", AT(pp), 1, HD_MAX_CUTS + 1}, {"cp", AT(cp), 1, HD_MAX_RANKS},
-    {"sp", AT(sp), 0, 1}, {"keep", AT(keep), 0, 1}, {"scatter", AT(scatter), 0, 1}, {"half_wire", AT(half_wire), 0, 1}, {"regather", AT(regather), 0, 1}, {"zero", AT(zero), 0, 3}, {"v", AT(chunks), 1, 64},
+enum { NUMBER_KEYS = HD_KEY_V + 1 };
+static const number_key number_keys[NUMBER_KEYS] = {
+    [HD_KEY_OVERLAP] = {"overlap", AT(overlap), 0, 1}, [HD_KEY_BUCKET] = {"bucket", AT(bucket), 0, (int64_t)1 << 40}, [HD_KEY_SPARSE] = {"sparse", AT(sparse), 0, 1},
+    [HD_KEY_DP] = {"dp", AT(dp), 1, HD_MAX_RANKS}, [HD_KEY_TP] = {"tp", AT(tp), 1, HD_MAX_RANKS}, [HD_KEY_PP] = {"pp", AT(pp), 1, HD_MAX_CUTS + 1},
+    [HD_KEY_CP] = {"cp", AT(cp), 1, HD_MAX_RANKS}, [HD_KEY_SP] = {"sp", AT(sp), 0, 1}, [HD_KEY_KEEP] = {"keep", AT(keep), 0, 1},
+    [HD_KEY_SCATTER] = {"scatter", AT(scatter), 0, 1}, [HD_KEY_HALF_WIRE] = {"half_wire", AT(half_wire), 0, 1}, [HD_KEY_REGATHER] = {"regather", AT(regather), 0, 1},
+    [HD_KEY_ZERO] = {"zero", AT(zero), 0, 3}, [HD_KEY_V] = {"v", AT(chunks), 1, 64},
 };
-enum { NUMBER_KEYS = sizeof number_keys / sizeof *number_keys, SCHEDULE = NUMBER_KEYS, RECOMPUTE, LAYERS, SLICES, ATTENTION, ORDER, TABLES, KEYS };
-static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "attention", "order", "tables"};
+static const char *const other_keys[] = {"schedule", "recompute", "layers", "slices", "attention", "order", "tables", "auto"};
+static const char *const recompute_names[] = {"none", "full", "selective"};
+
+const char *hd_parallel_key_name(hd_parallel_key k) { return (int)k < NUMBER_KEYS ? number_keys[k].name : other_keys[(int)k - NUMBER_KEYS]; }
+
 /* Those that each part has for itself. */
 static const char *const part_keys[] = {"dp", "tp", "pp", "cp", "sp", "zero"};
 
@@ -24,10 +30,8 @@ typedef struct parallel_reader { hd_parallel *out; uint32_t seen; hd_error *err;
 
 static int find_key(const char *key)
 {
-    for (int i = 0; i < NUMBER_KEYS; i++)
-        if (!strcmp(key, number_keys[i].name)) return i;
-    for (int i = NUMBER_KEYS; i < KEYS; i++)
-        if (!strcmp(key, other_keys[i - NUMBER_KEYS])) return i;
+    for (int i = 0; i < HD_PARALLEL_KEYS; i++)
+        if (!strcmp(key, hd_parallel_key_name((hd_parallel_key)i))) return i;
     return -1;
 }
 
@@ -51,10 +55,9 @@ static int read_number(parallel_reader *r, const number_key *k, const char *valu
 
 static int read_recompute(parallel_reader *r, const char *value)
 {
-    static const char *const names[] = {"none", "full", "selective"};
     const char *at = value + 6;
     for (int i = 0; i < 3; i++)
-        if (!strcmp(value, names[i])) return r->out->recompute = (hd_recompute)i, 0;
+        if (!strcmp(value, recompute_names[i])) return r->out->recompute = (hd_recompute)i, 0;
     r->out->recompute = HD_RECOMPUTE_EVERY;
     if (!strncmp(value, "every:", 6) && take_number(&at, 1, 1000000, &r->out->every) && !*at) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: recompute must be none, full, selective or every:K, not \"%s\"", value);
@@ -115,18 +118,20 @@ static int read_item(parallel_reader *r, char *item)
     if (key < 0)
         return hd_fail(r->err, HD_EINVAL,
                        "--parallel: there is no \"%s\"; there are dp, tp, pp, cp, sp, zero, keep, scatter, half_wire, regather, v, schedule, layers, recompute, slices, attention, order, tables, "
-                       "bucket, sparse and overlap", item);
+                       "bucket, sparse, overlap and auto", item);
     if (r->seen >> key & 1) return hd_fail(r->err, HD_EINVAL, "--parallel: %s is given twice", item);
     r->seen |= 1u << key;
+    r->out->given |= 1u << key;
+    if (key == HD_KEY_AUTO) return value ? hd_fail(r->err, HD_EINVAL, "--parallel: auto takes no value") : (r->out->open = true, 0);
     if (!value && (!strcmp(item, "sp") || !strcmp(item, "keep") || !strcmp(item, "scatter") || !strcmp(item, "half_wire") || !strcmp(item, "regather"))) value = "1";
     if (!value || !*value) return hd_fail(r->err, HD_EINVAL, "--parallel: %s needs a value: %s=...", item, item);
     if (key < NUMBER_KEYS) return read_number(r, &number_keys[key], value);
-    if (key == RECOMPUTE) return read_recompute(r, value);
-    if (key == LAYERS) return read_layers(r, value);
-    if (key == SLICES) return read_slices(r, value);
-    if (key == ATTENTION) return read_either(r, item, value, (const char *const[]){"ring", "gather"}, &r->out->has_attention, &r->out->gather);
-    if (key == ORDER) return read_either(r, item, value, (const char *const[]){"zigzag", "plain"}, &r->out->has_order, &r->out->plain);
-    if (key == TABLES) return read_tables(r, value);
+    if (key == HD_KEY_RECOMPUTE) return read_recompute(r, value);
+    if (key == HD_KEY_LAYERS) return read_layers(r, value);
+    if (key == HD_KEY_SLICES) return read_slices(r, value);
+    if (key == HD_KEY_ATTENTION) return read_either(r, item, value, (const char *const[]){"ring", "gather"}, &r->out->has_attention, &r->out->gather);
+    if (key == HD_KEY_ORDER) return read_either(r, item, value, (const char *const[]){"zigzag", "plain"}, &r->out->has_order, &r->out->plain);
+    if (key == HD_KEY_TABLES) return read_tables(r, value);
     r->out->has_schedule = true;
     if (!hd_schedule_parse(value, &r->out->schedule)) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: schedule must be gpipe, 1f1b, interleaved or zero-bubble, not \"%s\"", value);
@@ -265,17 +270,72 @@ static int read_parts(parallel_reader *r, char *text)
     return 0;
 }
 
+hd_parallel hd_parallel_default(void)
+{
+    return (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1, .bucket = HD_PLAN_BUCKET, .sparse = 1};
+}
+
 int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
 {
     char copy[2048];
     parallel_reader r = {.out = out, .err = err};
-    *out = (hd_parallel){.dp = 1, .tp = 1, .pp = 1, .cp = 1, .chunks = 1, .slices = 1, .overlap = 1, .bucket = HD_PLAN_BUCKET, .sparse = 1};
+    *out = hd_parallel_default();
     if (strlen(text) >= sizeof copy) return hd_fail(err, HD_EINVAL, "--parallel: more than %zu characters", sizeof copy - 1);
     memcpy(copy, text, strlen(text) + 1);
     int rc = strchr(copy, '|') ? read_parts(&r, copy) : read_items(&r, copy);
     if (rc) return rc;
     join_parts(out);
     return check_form(out, err);
+}
+
+/* ---- writing ---- */
+
+static void print_numbers(const hd_parallel *p, const hd_parallel *none, uint32_t keys, hd_str *out, size_t begin)
+{
+    for (int k = 0; k < NUMBER_KEYS; k++) {
+        int64_t n = *(const int64_t *)((const char *)p + number_keys[k].offset);
+        if (!(keys >> k & 1) || n == *(const int64_t *)((const char *)none + number_keys[k].offset)) continue;
+        hd_str_printf(out, "%s%s", out->len > begin ? "," : "", number_keys[k].name);
+        if (number_keys[k].hi != 1 || !n) hd_str_printf(out, "=%" PRId64, n);
+    }
+}
+
+static void print_list(const char *name, const int64_t *list, int n, hd_str *out, size_t begin)
+{
+    hd_str_printf(out, "%s%s=", out->len > begin ? "," : "", name);
+    for (int i = 0; i < n; i++) hd_str_printf(out, "%s%" PRId64, i ? ":" : "", list[i]);
+}
+
+static void print_words(const hd_parallel *p, hd_str *out, size_t begin)
+{
+    const char *comma[] = {"", ","};
+    if (p->has_schedule) hd_str_printf(out, "%sschedule=%s", comma[out->len > begin], hd_schedule_name(p->schedule));
+    if (p->recompute == HD_RECOMPUTE_EVERY) hd_str_printf(out, "%srecompute=every:%" PRId64, comma[out->len > begin], p->every);
+    else if (p->recompute) hd_str_printf(out, "%srecompute=%s", comma[out->len > begin], recompute_names[p->recompute]);
+    if (p->n_layers) print_list("layers", p->layers, p->n_layers, out, begin);
+    if (p->n_lengths) print_list("slices", p->lengths, p->n_lengths, out, begin);
+    else if (p->slices > 1) hd_str_printf(out, "%sslices=%" PRId64, comma[out->len > begin], p->slices);
+    if (p->has_attention) hd_str_printf(out, "%sattention=%s", comma[out->len > begin], p->gather ? "gather" : "ring");
+    if (p->has_order) hd_str_printf(out, "%sorder=%s", comma[out->len > begin], p->plain ? "plain" : "zigzag");
+    if (p->tables) hd_str_printf(out, "%stables=%s", comma[out->len > begin], p->tables == HD_TABLES_ROWS ? "rows" : "columns");
+}
+
+/* Keys of a part stand in it, all others in the first. */
+int hd_parallel_print(const hd_parallel *p, hd_str *out)
+{
+    hd_parallel none = hd_parallel_default();
+    uint32_t of_parts = 0;
+    for (size_t i = 0; i < sizeof part_keys / sizeof *part_keys; i++) of_parts |= 1u << find_key(part_keys[i]);
+    for (int i = 0; i < (p->n_parts ? p->n_parts : 1); i++) {
+        hd_parallel one = hd_parallel_of_part(p, i);
+        if (p->n_parts) one.pp = p->part[i].pp;
+        if (i) hd_str_printf(out, "|");
+        size_t begin = out->len;
+        print_numbers(&one, &none, i ? of_parts : ~0u, out, begin);
+        if (p->n_parts && out->len == begin) hd_str_printf(out, "dp=1");
+        if (!i) print_words(p, out, begin);
+    }
+    return out->failed ? HD_ENOMEM : 0;
 }
 
 /* ---- what the network is ---- */
@@ -367,10 +427,10 @@ static int check_rows(const hd_parallel *p, const hd_outline *o, hd_error *err)
 {
     int64_t batch = o->rows / o->sequence;
     const char *unit = o->language ? "sequences" : "samples";
-    if (!o->language && p->tp > 1 && p->dp * p->tp > batch)
+    if (!o->language && p->tp > 1 && !p->n_pins && p->dp * p->tp > batch)
         return hd_fail(err, HD_EINVAL, "--parallel: dp x tp = %" PRId64 " and %" PRId64 " samples in a micro-batch: give --batch %" PRId64, p->dp * p->tp, batch,
                        p->dp * p->tp);
-    if (p->dp > batch)
+    if (p->dp > batch && !p->n_pins)
         return hd_fail(err, HD_EINVAL, "--parallel: dp=%" PRId64 " and %" PRId64 " %s in a micro-batch: give at most dp=%" PRId64 ", or --batch %" PRId64, p->dp, batch,
                        unit, batch, p->dp);
     if (p->cp > 1 && batch != p->dp)
@@ -386,9 +446,9 @@ static int check_network(const hd_parallel *p, const hd_outline *o, const hd_pla
     bool asked = (p->has_attention && !p->gather) || (p->has_order && !p->plain);
     if (p->slices > 1 && p->cp > 1 && asked)
         return hd_fail(err, HD_EINVAL, "--parallel: slices with cp takes attention=gather and order=plain: keys and values of earlier slices are whole on every rank");
-    if (!o->language && p->tp > 1 && !p->tables)
+    if (!o->language && p->tp > 1 && !p->tables && !p->n_pins)
         return hd_fail(err, HD_EINVAL, "--parallel: tp goes by the names of a language model's layers; for this network's tables give tables=columns or tables=rows with it");
-    if (!o->language && (p->sp || p->cp > 1 || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
+    if (!o->language && (p->sp || (p->cp > 1 && !p->n_pins) || p->n_layers || p->recompute != HD_RECOMPUTE_NONE))
         return hd_fail(err, HD_EINVAL, "--parallel: sp, cp, layers and recompute go by the names of a language model's layers; this network takes dp, tp with tables, zero and pp");
     if (plan->micro_batches % p->pp && (p->chunks > 1 || (p->has_schedule && p->schedule == HD_SCHEDULE_INTERLEAVED)) && p->pp > 1)
         return hd_fail(err, HD_EINVAL, "--parallel: the interleaved schedule wants a multiple of pp=%" PRId64 " micro-batches, not %" PRId64, p->pp, plan->micro_batches);
@@ -532,7 +592,11 @@ static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outlin
     plan->n_meshes = plan->n_stages = 0;
     memset(plan->pin_mesh, 0, sizeof plan->pin_mesh);
     make_mesh(p, o, &plan->mesh);
-    return hd_parallel_pins(p, g, o, plan, err);
+    if (!p->n_pins) return hd_parallel_pins(p, g, o, plan, err);
+    if (p->n_pins > HD_MAX_PINS) return hd_fail(err, HD_EINVAL, "%d layouts are named, and a plan holds %d", p->n_pins, HD_MAX_PINS);
+    memcpy(plan->pins, p->pins, (size_t)p->n_pins * sizeof *p->pins);
+    plan->n_pins = p->n_pins;
+    return 0;
 }
 
 /* Whether something counts keys in the order of their rows: dropout of attention's weights that are written out. */

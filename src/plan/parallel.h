@@ -23,6 +23,7 @@
  *   half_wire   gradients over dp and cp, and activations in bf16 over tp, are sent for summing in bf16: half the bytes, each addend rounded
  *   recompute   none; full: all of a layer from its input; selective: norms, biases, rotations and activations, whose inputs are kept anyway or
  *               are cheaper to keep (attention's scores never are kept); every:K: layers 0, K, 2K, ... whole
+ *   auto        what isn't given is searched for; without it everything else has its default (who reads a --parallel may take it for given: planners/planner.h)
  *   slices=N    each sequence in N slices of tokens, one after the other through the pipeline (TeraPipe, Li et al. 2021); slices=512:256:256 of these
  *               lengths. With cp each slice's tokens are over its ranks, and attention=gather, order=plain
  *
@@ -39,6 +40,14 @@
 typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_SELECTIVE, HD_RECOMPUTE_EVERY } hd_recompute;
 
 typedef enum hd_tables { HD_TABLES_OPEN, HD_TABLES_ROWS, HD_TABLES_COLUMNS } hd_tables;
+/* The keys of the text; bits of hd_parallel.given. */
+typedef enum hd_parallel_key {
+    HD_KEY_OVERLAP, HD_KEY_BUCKET, HD_KEY_SPARSE, HD_KEY_DP, HD_KEY_TP, HD_KEY_PP, HD_KEY_CP, HD_KEY_SP, HD_KEY_KEEP, HD_KEY_SCATTER, HD_KEY_HALF_WIRE,
+    HD_KEY_REGATHER, HD_KEY_ZERO, HD_KEY_V, /* so far numbers */
+    HD_KEY_SCHEDULE, HD_KEY_RECOMPUTE, HD_KEY_LAYERS, HD_KEY_SLICES, HD_KEY_ATTENTION, HD_KEY_ORDER, HD_KEY_TABLES, HD_KEY_AUTO, HD_PARALLEL_KEYS
+} hd_parallel_key;
+const char *hd_parallel_key_name(hd_parallel_key k); /* "dp" */
+
 /* Stages in a row that are of one mesh. */
 typedef struct hd_parallel_part { int64_t pp, dp, tp, cp, sp, zero; } hd_parallel_part;
 
@@ -61,10 +70,19 @@ typedef struct hd_parallel {
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
     hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero
                                                                   * say nothing */
+    uint32_t given;             /* bit hd_parallel_key: stands in the text (of any part) */
+    bool open;                  /* auto: what isn't given is left to a planner */
+    /* Set by planners only; borrowed. */
+    const hd_pin *pins; int n_pins;      /* layouts in place of those that the form stands for, over the form's mesh; 0: the form's */
+    const char (*cuts)[64]; int n_cuts;  /* where chunks 1, 2, ... begin, as in hd_plan; 0: `layers`, or balanced */
 } hd_parallel;
+
+hd_parallel hd_parallel_default(void); /* one rank */
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */
 int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err);
+/* The text of a form, of what is not as by default; appended to out. 0 or HD_ENOMEM. Pins and cuts are not in it. */
+int hd_parallel_print(const hd_parallel *p, hd_str *out);
 int64_t hd_parallel_ranks(const hd_parallel *p);
 /* The form as a part sees it: with its dp, tp, cp, sp and zero, and no parts. Part 0 of none is p itself. */
 hd_parallel hd_parallel_of_part(const hd_parallel *p, int part);

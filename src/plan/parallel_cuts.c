@@ -152,7 +152,8 @@ static int cut_by_work(const hd_parallel *p, const hd_graph *g, int chunks, hd_p
 int hd_parallel_cuts(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     int chunks = (int)(p->pp * p->chunks);
-    plan->n_cuts = 0;
+    plan->n_cuts = p->n_cuts;
+    if (p->n_cuts) return memcpy(plan->cuts, p->cuts, (size_t)p->n_cuts * sizeof *p->cuts), 0;
     if (chunks == 1 && !p->n_layers) return 0;
     return o->language ? cut_layers(p, g, o, chunks, plan, err) : cut_by_work(p, g, chunks, plan, err);
 }

@@ -350,14 +350,6 @@ int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_o
     return rc;
 }
 
-void hd_programs_free(hd_programs *p)
-{
-    for (int i = 0; p->stage && i < p->n; i++) hd_program_free(p->stage[i]);
-    hd_free(p->stage);
-    hd_graph_free(p->graph);
-    *p = (hd_programs){0};
-}
-
 /* ---- memory ---- */
 
 static bool shares_process(const hd_rank *rank)

@@ -8,6 +8,7 @@
 #include "exec/exec.h"
 #include "passes/passes.h"
 #include "plan/parallel.h"
+#include "program/programs.h"
 #include "train/step.h"
 
 typedef enum hd_role_of_program { HD_TRAIN_PROGRAM, HD_EVAL_PROGRAM, HD_SESSION_PROGRAMS } hd_role_of_program;
@@ -57,19 +58,8 @@ int hd_session_merge_lora(hd_session *s, const hd_session_options *o, hd_error *
 
 /* ---- the programs of all stages, without weights, data or executors: for inspecting and simulating ---- */
 
-typedef struct hd_programs {
-    hd_program **stage; int n; /* [n] one of each stage; owned */
-    hd_graph *graph;           /* cut into chunks and over the mesh, not into stages; of one stage, as it was lowered; owned */
-    bool train;
-    hd_plan plan;              /* with all that was open filled in */
-    uint64_t fingerprint;      /* of the graph before it was cut */
-    int64_t parameters;
-    double flops;              /* of products, convolutions and attention in a step (a call), all ranks, nothing computed again */
-} hd_programs;
-
 /* Takes over the forward graph g, makes it whole and lowers each stage of it. On failure *p is empty, and g is freed. */
 int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_options *o, hd_error *err);
-void hd_programs_free(hd_programs *p);
 
 /* Floating-point operations of every node of a graph. */
 double hd_graph_flops(const hd_graph *g);
