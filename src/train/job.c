@@ -297,6 +297,14 @@ static void listen_to(watch *w)
     }
 }
 
+/* Every MPI process has said so: a launcher that fails afterwards has lost nothing. */
+static bool all_done(const watch *w)
+{
+    for (int r = 0; r < w->job->ranks && w->job->mpi; r++)
+        if (!w->rank[r].done) return false;
+    return w->job->mpi;
+}
+
 /* Whether the child ended well; else there is a cause. */
 static void collect_child(watch *w)
 {
@@ -306,6 +314,10 @@ static void collect_child(watch *w)
         return;
     }
     if (WIFEXITED(status) && !WEXITSTATUS(status)) return;
+    if (!w->code && all_done(w)) {
+        hd_log("all ranks have done their work; then the launcher ended with status %d", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+        return;
+    }
     if (w->deaths >= 0 && w->first_dead < 0) note_death(w);
     if (w->first_dead >= 0) blame_death(w, w->first_dead);
     const char *who = w->job->mpi ? "the launcher" : "the ranks' process";
