@@ -637,17 +637,22 @@ static int make_parts(const hd_parallel *p, const hd_graph *g, const hd_outline 
     return rc;
 }
 
+static int append_pins(const hd_pin *pins, int n, hd_plan *plan, hd_error *err)
+{
+    if (plan->n_pins + n > HD_MAX_PINS) return hd_fail(err, HD_EINVAL, "%d layouts are named, and a plan holds %d", plan->n_pins + n, HD_MAX_PINS);
+    if (n) memcpy(plan->pins + plan->n_pins, pins, (size_t)n * sizeof *pins);
+    plan->n_pins += n;
+    return 0;
+}
+
 static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     if (p->n_parts) return make_parts(p, g, o, plan, err);
-    plan->n_meshes = plan->n_stages = 0;
+    plan->n_meshes = plan->n_stages = plan->n_pins = 0;
     memset(plan->pin_mesh, 0, sizeof plan->pin_mesh);
     make_mesh(p, o, &plan->mesh);
-    if (!p->n_pins) return hd_parallel_pins(p, g, o, plan, err);
-    if (p->n_pins > HD_MAX_PINS) return hd_fail(err, HD_EINVAL, "%d layouts are named, and a plan holds %d", p->n_pins, HD_MAX_PINS);
-    memcpy(plan->pins, p->pins, (size_t)p->n_pins * sizeof *p->pins);
-    plan->n_pins = p->n_pins;
-    return 0;
+    int rc = p->n_pins ? append_pins(p->pins, p->n_pins, plan, err) : hd_parallel_pins(p, g, o, plan, err);
+    return rc ? rc : append_pins(p->also, p->n_also, plan, err);
 }
 
 /* Whether something counts keys in the order of their rows: dropout of attention's weights that are written out. */

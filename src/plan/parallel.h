@@ -75,6 +75,7 @@ typedef struct hd_parallel {
     bool open;                  /* auto: what isn't given is left to a planner */
     /* Set by planners only; borrowed. */
     const hd_pin *pins; int n_pins;      /* layouts in place of those that the form stands for, over the form's mesh; 0: the form's */
+    const hd_pin *also; int n_also;      /* layouts beside those, which win over them */
     const char (*cuts)[64]; int n_cuts;  /* where chunks 1, 2, ... begin, as in hd_plan; 0: `layers`, or balanced */
 } hd_parallel;
 

@@ -11,14 +11,15 @@ hd_block_key hd_block_key_of(const hd_planner_job *job, const hd_form *f, bool e
     int64_t batch = job->network.samples / f->micro_batches;
     bool whole = exact || batch % f->dp || job->cluster->device.cores; /* CPU ranks: as many at once as there are */
     return (hd_block_key){
-        .dp = whole ? f->dp : 1, .cp = f->cp, .tp = f->tp, .slices = f->slices, .world = hd_form_ranks(f), .micro_batches = f->micro_batches * (whole ? 1 : f->dp),
-        .sp = f->sp, .tables = f->tables, .recompute = f->recompute, .zero = whole ? f->zero : 0, .hold = whole ? f->hold : 0};
+        .dp = whole ? f->dp : 1, .cp = f->cp, .tp = f->tp, .slices = exact ? f->slices : 1, .world = hd_form_ranks(f), .micro_batches = f->micro_batches * (whole ? 1 : f->dp),
+        .sp = f->sp, .scatter = f->scatter, .tables = f->tables, .recompute = f->recompute, .zero = whole ? f->zero : 0, .hold = whole ? f->hold : 0,
+        .single = exact && f->pp == 1};
 }
 
 int hd_block_key_compare(const hd_block_key *a, const hd_block_key *b)
 {
-    const int64_t x[] = {a->micro_batches, a->tp, a->dp, a->cp, a->slices, a->world, a->sp, a->zero, a->hold, a->recompute, a->tables};
-    const int64_t y[] = {b->micro_batches, b->tp, b->dp, b->cp, b->slices, b->world, b->sp, b->zero, b->hold, b->recompute, b->tables};
+    const int64_t x[] = {a->micro_batches, a->tp, a->dp, a->cp, a->slices, a->world, a->sp, a->zero, a->hold, a->recompute, a->tables, a->single, a->scatter};
+    const int64_t y[] = {b->micro_batches, b->tp, b->dp, b->cp, b->slices, b->world, b->sp, b->zero, b->hold, b->recompute, b->tables, b->single, b->scatter};
     for (size_t i = 0; i < sizeof x / sizeof *x; i++)
         if (x[i] != y[i]) return x[i] < y[i] ? -1 : 1;
     return 0;
@@ -29,7 +30,7 @@ int hd_block_key_compare(const hd_block_key *a, const hd_block_key *b)
 /* GPipe keeps every micro-batch's values: it shows which there are. */
 static hd_parallel short_form(const hd_planner_job *job, const hd_block_key *k, int stages)
 {
-    hd_form f = {.pp = stages, .dp = k->dp, .cp = k->cp, .tp = k->tp, .chunks = 1, .slices = k->slices, .micro_batches = k->micro_batches, .sp = k->sp,
+    hd_form f = {.pp = stages, .dp = k->dp, .cp = k->cp, .tp = k->tp, .chunks = 1, .slices = k->slices, .micro_batches = k->micro_batches, .sp = k->sp, .scatter = stages > 1 && k->scatter,
                  .zero = k->zero, .hold = k->hold, .recompute = k->recompute, .schedule = HD_SCHEDULE_GPIPE, .tables = k->tables};
     hd_parallel p;
     hd_form_write(job, &f, NULL, NULL, &p);
@@ -62,9 +63,9 @@ static void set_threads(const hd_planner_job *job, hd_programs *programs, int wo
 
 /* ---- measuring ---- */
 
-static hd_block block_of(const hd_sim_stage *s)
+static hd_block_cost block_of(const hd_sim_stage *s)
 {
-    hd_block b = {.saved = s->saved, .held = s->held, .rest = s->rest};
+    hd_block_cost b = {.saved = s->saved, .held = s->held, .rest = s->rest};
     const int64_t *role = s->memory.role;
     b.params = role[HD_ROLE_PARAMETER];
     b.optimizer = role[HD_ROLE_OPTIMIZER] + role[HD_ROLE_STATE];
@@ -72,7 +73,7 @@ static hd_block block_of(const hd_sim_stage *s)
     for (int i = 0; i < s->n; i++) {
         const hd_sim_segment *x = &s->segment[i];
         b.beside_last += x->beside_last;
-        if (x->kind == HD_SEGMENT_PREPARE || x->kind == HD_SEGMENT_UPDATE) b.once += x->seconds + x->beside;
+        if (x->kind == HD_SEGMENT_PREPARE || x->kind == HD_SEGMENT_UPDATE) b.once += x->seconds + x->beside, b.once_sent += x->sent;
         else if (x->kind == HD_SEGMENT_FORWARD) b.forward += x->seconds, b.beside_forward += x->beside, b.sent += x->sent;
         else b.backward += x->seconds, b.beside_backward += x->beside;
     }
@@ -100,12 +101,42 @@ static int copy_cuts(const hd_programs *programs, hd_blocks *out, hd_error *err)
     return 0;
 }
 
+/* Two simulations of a few layers, or one of a network whose nodes don't repeat. */
+static int make_single(const hd_planner_job *job, const hd_block_key *key, hd_blocks *out, hd_error *err)
+{
+    int layers = (int)job->network.layers, few = layers < SHORT ? layers : SHORT;
+    out->single = hd_calloc(1, sizeof *out->single);
+    out->list = hd_calloc(1, sizeof *out->list);
+    if (!out->single || !out->list) return hd_fail_memory(err, 0, "the blocks of a network");
+    out->single->layers = layers ? few : 1;
+    out->n = layers ? layers : 1;
+    out->classes = 1;
+    for (int i = 0; i < 2; i++) {
+        hd_parallel p = short_form(job, key, 1);
+        hd_programs programs = {0};
+        hd_sim_result s = {0};
+        hd_error local = {0};
+        int use = layers ? few - 1 + i : 0;
+        if (layers && !use) continue;
+        int rc = job->network.lower(job->network.context, &p, key->micro_batches, use, &programs, &local);
+        if (!rc) rc = hd_simulate((const hd_program *const *)programs.stage, programs.n, job->cluster, NULL, &s, &local);
+        out->single->step[i] = s.step;
+        for (int r = 0; r < s.n_ranks; r++) out->single->peak[i] = s.rank[r].peak > out->single->peak[i] ? s.rank[r].peak : out->single->peak[i];
+        hd_sim_result_free(&s);
+        hd_programs_free(&programs);
+        if (rc == HD_ENOMEM) return hd_fail_memory(err, 0, "the blocks of a network");
+        if (rc) out->n = 0;
+    }
+    return 0;
+}
+
 int hd_blocks_make(const hd_planner_job *job, const hd_block_key *key, hd_blocks *out, hd_error *err)
 {
     hd_programs programs = {0};
     hd_sim_stage stage[PIECES];
     int n = 0;
     *out = (hd_blocks){.key = *key};
+    if (key->single) return make_single(job, key, out, err);
     int rc = lower_short(job, key, &programs, &n, err);
     if (rc) {
         hd_programs_free(&programs);
@@ -125,6 +156,7 @@ int hd_blocks_make(const hd_planner_job *job, const hd_block_key *key, hd_blocks
 void hd_blocks_free(hd_blocks *b)
 {
     hd_free(b->list);
+    hd_free(b->single);
     hd_free(b->cuts);
     *b = (hd_blocks){0};
 }
@@ -152,9 +184,9 @@ void hd_spread_make(const hd_planner_job *job, const hd_form *f, hd_spread *out)
 }
 
 /* Parameters are gathered in the type of products, if a copy of them is held in it. */
-hd_block hd_block_spread(const hd_block *b, const hd_spread *s)
+hd_block_cost hd_block_spread(const hd_block_cost *b, const hd_spread *s)
 {
-    hd_block x = *b;
+    hd_block_cost x = *b;
     if (s->group == 1) return x;
     double gradients = (double)(b->gradients > b->params ? b->gradients : b->params), wire = (double)(b->held ? b->params / 2 : b->params);
     int n = s->group;

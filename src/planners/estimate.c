@@ -4,25 +4,26 @@
 #include <string.h>
 
 /* Of a stage. */
-typedef struct stage {
+typedef struct stage_cost {
     double forward, backward; /* a micro-batch */
     double last, once;
-    int64_t fixed, saved, rest, sent;
+    int64_t fixed, saved, rest, sent, once_sent;
     double beside_forward, beside_backward;
-} stage;
+    double time, transfer;     /* of a micro-batch, both ways; to the next stage and back, of one slice */
+} stage_cost;
 
 typedef struct work {
     const hd_planner_job *job;
     const hd_form *f;
     hd_estimate *out;
     const hd_blocks *blocks; /* how many there are, and of which class */
-    hd_block kept[HD_BLOCK_CLASSES], again[HD_BLOCK_CLASSES]; /* by class */
+    hd_block_cost kept[HD_BLOCK_CLASSES], again[HD_BLOCK_CLASSES]; /* by class */
     bool choose;             /* layers to be made again are to be found */
-    stage stages[HD_MAX_CUTS + 1];
+    stage_cost stages[HD_MAX_CUTS + 1];
 } work;
 
-static const hd_block *block_at(const work *w, int i) { return &w->kept[hd_block_class(w->blocks, i)]; }
-static double time_of(const hd_block *b) { return b->forward + b->backward; }
+static const hd_block_cost *block_at(const work *w, int i) { return &w->kept[hd_block_class(w->blocks, i)]; }
+static double time_of(const hd_block_cost *b) { return b->forward + b->backward; }
 
 /* ---- layers to chunks ---- */
 
@@ -87,7 +88,7 @@ static double in_flight(const hd_form *f, int s)
 }
 
 /* So many of such a block; negative: taken away again, but for what the stage needs while calls run. */
-static void add_blocks(stage *s, const hd_block *b, double flight, int n)
+static void add_blocks(stage_cost *s, const hd_block_cost *b, double flight, int n)
 {
     s->forward += n * b->forward, s->backward += n * b->backward;
     s->beside_forward += n * b->beside_forward, s->beside_backward += n * b->beside_backward;
@@ -95,6 +96,7 @@ static void add_blocks(stage *s, const hd_block *b, double flight, int n)
     s->fixed += n * (b->params + b->optimizer + b->gradients + b->held);
     s->saved += (int64_t)(flight * (double)b->saved) * n;
     s->rest = b->rest > s->rest ? b->rest : s->rest;
+    s->once_sent += n * b->once_sent;
     if (n > 0) s->sent = b->sent;
 }
 
@@ -108,9 +110,9 @@ static int first_of_chunk(const work *w, int chunk)
 static void sum_stage(work *w, int s)
 {
     const hd_form *f = w->f;
-    stage *x = &w->stages[s];
+    stage_cost *x = &w->stages[s];
     double flight = in_flight(f, s);
-    *x = (stage){0};
+    *x = (stage_cost){0};
     for (int c = s; c < f->pp * f->chunks; c += f->pp) {
         int begin = first_of_chunk(w, c), end = begin + w->out->layers[c];
         for (int i = begin, same; i < end; i += same) {
@@ -120,7 +122,7 @@ static void sum_stage(work *w, int s)
     }
 }
 
-static int64_t peak_of(const hd_planner_job *job, const stage *s)
+static int64_t peak_of(const hd_planner_job *job, const stage_cost *s)
 {
     return s->fixed + s->saved + s->rest + (job->cluster->device.cores ? 0 : HD_SIM_WORKSPACE);
 }
@@ -157,35 +159,95 @@ static bool sum_stages(work *w, int64_t capacity)
 
 /* ---- the step ---- */
 
-static double transfer_seconds(const work *w)
+/* From each stage to the next, there and back. */
+static void find_transfers(work *w)
 {
     const hd_form *f = w->f;
+    int stage = f->dp * f->cp * f->tp;
+    for (int s = 0; s + 1 < f->pp; s++) {
+        stage_cost *x = &w->stages[s];
+        hd_move_cost cost;
+        bool same = s && x->sent == x[-1].sent && hd_cluster_level(w->job->cluster, s * stage, (s + 1) * stage) == hd_cluster_level(w->job->cluster, (s - 1) * stage, s * stage);
+        if (!same) hd_cost_move(w->job->cluster, HD_MOVE_SEND, (int[]){s * stage, (s + 1) * stage}, 2, hd_form_ranks(f), x->sent, HD_F32, &cost);
+        x->transfer = same ? x[-1].transfer : 2 * cost.seconds / f->slices;
+    }
+}
+
+/* Seconds between two micro-batches in the steady state. Each of neighbouring stages a .. b waits for the others' results in turn, and over such a round
+ * b - a + 1 micro-batches go by: the slowest round counts. */
+static double cycle_seconds(const work *w)
+{
+    const hd_form *f = w->f;
+    double most = 0;
+    for (int a = 0; a < f->pp; a++) {
+        double sum = 0;
+        for (int b = a; b < f->pp; b++) {
+            sum += w->stages[b].time + (b > a ? f->chunks * f->slices * w->stages[b - 1].transfer : 0);
+            most = fmax(most, sum / (b - a + 1));
+        }
+    }
+    return most;
+}
+
+/* What goes between the first and the last stage once a step: a tied embedding and its gradient. */
+static double tied_seconds(const work *w)
+{
+    const hd_form *f = w->f;
+    int64_t bytes = 0;
     hd_move_cost cost;
-    int64_t most = 0;
-    if (f->pp == 1) return 0;
-    for (int s = 0; s + 1 < f->pp; s++) most = w->stages[s].sent > most ? w->stages[s].sent : most;
-    if (f->scatter) most /= f->tp;
-    hd_cost_move(w->job->cluster, HD_MOVE_SEND, (int[]){0, f->dp * f->cp * f->tp}, 2, hd_form_ranks(f), most, HD_F32, &cost);
+    for (int s = 0; s < f->pp; s++) bytes += w->stages[s].once_sent;
+    if (f->pp == 1 || !bytes) return 0;
+    hd_cost_move(w->job->cluster, HD_MOVE_SEND, (int[]){0, (f->pp - 1) * f->dp * f->cp * f->tp}, 2, hd_form_ranks(f), bytes, HD_F32, &cost);
     return cost.seconds;
 }
 
-/* Ranks that are threads of one machine, or processes with one wire, do a transfer while they wait for it; others' go beside. */
+/* Chunks of different lengths hold up each other's turns: of what they would if every turn took the longest one's time a third was seen. */
+static double uneven_chunks(const work *w)
+{
+    const hd_form *f = w->f;
+    int most = 0, all = 0;
+    if (f->chunks == 1) return 1;
+    for (int c = 0; c < f->pp * f->chunks; c++) {
+        most = w->out->layers[c] > most ? w->out->layers[c] : most;
+        all += w->out->layers[c];
+    }
+    return 1 + 0.35 * ((double)most * f->pp * f->chunks / all - 1);
+}
+
 static double step_seconds(work *w)
 {
     const hd_form *f = w->f;
-    double m = (double)f->micro_batches, c = transfer_seconds(w), own = w->job->cluster->device.cores ? 2 * c * f->chunks : 0, most = 0, sum = 0, last = 0, once = 0, bubble = 0;
+    double most = 0, sum = 0, last = 0, once = 0, bubble = 0, way = 0;
+    find_transfers(w);
     for (int s = 0; s < f->pp; s++) {
-        const stage *x = &w->stages[s];
-        double forward = fmax(x->forward, x->beside_forward), backward = fmax(x->backward, x->beside_backward), t = forward + backward + own;
-        most = fmax(most, t);
-        sum += t;
+        stage_cost *x = &w->stages[s];
+        double forward = fmax(x->forward, x->beside_forward), backward = fmax(x->backward, x->beside_backward);
+        x->time = forward + backward;
+        most = fmax(most, x->time);
+        sum += x->time;
+        way += x->transfer;
         last = fmax(last, fmax(x->last - 0.7 * backward, 0.05 * x->last));
         once = fmax(once, x->once);
-        bubble = fmax(bubble, fmax(0, forward + backward - 1.9 * forward));
+        bubble = fmax(bubble, fmax(0, backward - 0.9 * forward));
     }
     double fill = (sum - most) / (f->chunks * f->slices);
     if (f->schedule == HD_SCHEDULE_ZERO_BUBBLE && f->pp > 1) fill = (f->pp - 1) * bubble;
-    return m * most + fill + 2 * (f->pp - 1) * c / f->slices + last + once;
+    return ((double)f->micro_batches - 1) * cycle_seconds(w) * uneven_chunks(w) + most + fill + way + last + once + tied_seconds(w);
+}
+
+/* A single stage was simulated with fewer layers: each further one takes what the last of those did. */
+static void estimate_single(work *w, const hd_estimate_blocks *b, int64_t capacity)
+{
+    const hd_single *kept = b->kept->single, *again = w->choose ? b->again->single : kept;
+    int more = w->blocks->n - kept->layers, first = 0;
+    double layer = kept->step[1] - kept->step[0], made = again->step[1] - again->step[0];
+    int64_t bytes = kept->peak[1] - kept->peak[0], less = bytes - (again->peak[1] - again->peak[0]);
+    w->out->peak = kept->peak[1] + more * bytes;
+    w->out->step = kept->step[1] + more * layer;
+    if (!w->choose) return;
+    while (w->out->peak > capacity && less > 0 && first < w->blocks->n) first++, w->out->peak -= less, w->out->step += made - layer;
+    w->out->first[0] = first;
+    if (!first || first == w->blocks->n || w->out->peak > capacity) w->out->step = INFINITY;
 }
 
 static void take_blocks(work *w, const hd_estimate_blocks *b)
@@ -205,6 +267,10 @@ void hd_estimate_form(const hd_planner_job *job, const hd_form *f, const hd_esti
     out->peak = 0;
     if (!b->kept || b->kept->n < f->pp * f->chunks || !b->kept->n || (w.choose && b->again->n != b->kept->n)) return;
     take_blocks(&w, b);
+    if (f->pp == 1 && b->kept->single) {
+        estimate_single(&w, b, capacity);
+        return;
+    }
     place_layers(&w);
     bool possible = sum_stages(&w, capacity);
     for (int s = 0; s < f->pp; s++) out->peak = peak_of(job, &w.stages[s]) > out->peak ? peak_of(job, &w.stages[s]) : out->peak;

@@ -4,7 +4,7 @@
 
 #include "base/mem.h"
 
-enum { VALUES = 96, MOST_CHUNKS = HD_MAX_CUTS + 1, MOST_TOKENS = 1 << 17 /* of a rank's micro-batch */, MOST_MICRO = 4096, NETWORK_STAGES = 16, NETWORK_MICRO = 64 };
+enum { VALUES = 96, MOST_CHUNKS = HD_MAX_CUTS + 1, MOST_TOKENS = 1 << 15 /* of a rank's micro-batch, where there are several */, ALL_TOKENS = 1 << 17, MOST_MICRO = 4096, NETWORK_STAGES = 16, NETWORK_MICRO = 64, MOST_SLICES = 16 };
 
 typedef struct values { int64_t v[VALUES]; int n; } values;
 
@@ -89,7 +89,7 @@ static void list_micro(const space *s, int64_t dp, int64_t cp, values *v)
         for (int64_t m = 1; m <= samples && m <= (s->language ? MOST_MICRO : NETWORK_MICRO); m++) {
             int64_t batch = samples / m, share = (batch + dp - 1) / dp;
             if (samples % m || batch < dp || (equal && batch % dp) || (cp > 1 && batch != dp)) continue;
-            if (j->micro_batches ? m != j->micro_batches : s->language && share > 1 && share * tokens > MOST_TOKENS) continue;
+            if (j->micro_batches ? m != j->micro_batches : s->language && share > 1 && share * tokens > (m == 1 ? ALL_TOKENS : MOST_TOKENS)) continue;
             add(v, m);
         }
 }
@@ -153,8 +153,8 @@ static void list_slices(const space *s, const hd_form *f, values *v)
 {
     if (is_settled(s, HD_KEY_SLICES, s->pinned->slices, 1, v)) return;
     add(v, 1);
-    bool short_of_work = f->pp > 1 && s->language && f->micro_batches < 4 * f->pp && f->chunks == 1;
-    for (int64_t n = 2; short_of_work && n <= HD_MAX_SLICES && s->job->network.sequence / n >= 64 && s->job->network.sequence / n >= f->cp; n *= 2) add(v, n);
+    bool short_of_work = f->pp > 1 && s->language && f->micro_batches < 2 * f->pp && f->chunks == 1 && f->schedule != HD_SCHEDULE_ZERO_BUBBLE;
+    for (int64_t n = 2; short_of_work && n <= MOST_SLICES && s->job->network.sequence / n >= 128 && s->job->network.sequence / n >= f->cp; n *= 2) add(v, n);
 }
 
 /* ---- going through them ---- */
@@ -289,6 +289,8 @@ void hd_form_write(const hd_planner_job *job, const hd_form *f, const int *layer
     int chunks = f->pp * f->chunks;
     *out = job->pinned.dp ? job->pinned : hd_parallel_default();
     out->open = false;
+    out->also = job->pins;
+    out->n_also = job->n_pins;
     out->pp = f->pp, out->dp = f->dp, out->cp = f->cp, out->tp = f->tp;
     out->sp = f->sp, out->zero = f->zero, out->keep = f->hold == HD_HOLD_STEP, out->regather = f->hold == HD_HOLD_BRIEFLY;
     out->scatter = f->scatter, out->tables = (hd_tables)f->tables;

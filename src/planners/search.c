@@ -22,7 +22,8 @@
 #define FAR 1.35        /* forms whose first estimate is so much worse than the best are left */
 #define SLACK 1.08      /* of memory: what the first estimate may be wrong by */
 #define EXACT_SLACK 1.04
-#define SURE 1.06       /* an exact estimate so much above the best simulated step cannot win */
+#define SLICING 0.03    /* first estimates are of whole sequences: halves of them make smaller products */
+#define SURE 1.03       /* an exact estimate so much above the best simulated step cannot win */
 enum { KEPT = 384 /* forms that are estimated exactly */, AT_ONCE = 4 /* tries */, TIGHTER = 4 /* times that a form is made to fit */ };
 
 typedef struct candidate { hd_form form; double step; int64_t peak; size_t index; } candidate;
@@ -150,7 +151,7 @@ static void first_estimate(search *s, size_t i, hd_error *err, int *rc)
     if (!same) hd_spread_make(s->job, f, &last.spread), last.of = *f, last.in = s;
     last.spread.zero = f->zero, last.spread.hold = f->hold;
     estimate(s, f, is_whole(s, f) ? NULL : &last.spread, false, capacity, &e);
-    s->step[i] = e.peak > SLACK * (double)capacity ? INFINITY : e.step;
+    s->step[i] = e.peak > SLACK * (double)capacity ? INFINITY : e.step * (1 + SLICING * log2(f->slices));
     s->peak[i] = e.peak;
 }
 
