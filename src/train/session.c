@@ -375,6 +375,7 @@ static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
         if (m.store > store) store = m.store;
     }
     int64_t all = arena + store;
+    s->rank_bytes = all;
     int rc = shares_process(&o->rank) ? hd_ranks_sum(&o->rank, &all, 1, err) : 0;
     s->predicted_bytes = (int64_t)hd_memory_resident() + all;
     return rc;
@@ -414,8 +415,25 @@ void hd_session_free(hd_session *s)
 
 /* ---- ready to run ---- */
 
+/* Of the rank that needs most, which all ranks name. */
+static int check_device(const hd_session *s, const hd_session_options *o, hd_error *err)
+{
+    char need[24], have[24];
+    int ranks = hd_session_ranks(o);
+    int64_t most = s->rank_bytes;
+    int rc = o->device_memory ? hd_ranks_max(&o->rank, &most, 1, err) : 0;
+    int64_t who = s->rank_bytes == most ? ranks - o->rank.rank : 0;
+    if (!rc && o->device_memory) rc = hd_ranks_max(&o->rank, &who, 1, err);
+    if (rc || !o->device_memory || most <= o->device_memory) return rc;
+    hd_format_bytes(need, (double)most);
+    hd_format_bytes(have, (double)o->device_memory);
+    return hd_fail(err, HD_EMEMCAP, "rank %d needs %lld bytes (%s) and --device-memory allows %lld (%s): try recompute=full or zero=1 to 3 in --parallel, more ranks, "
+                   "or a smaller --batch with more --micro-batches", (int)(ranks - who), (long long)most, need, (long long)o->device_memory, have);
+}
+
 static int check_memory(const hd_session *s, const hd_session_options *o, hd_error *err)
 {
+    if (check_device(s, o, err)) return err->code;
     char need[24], have[24];
     int64_t now = (int64_t)hd_memory_resident(), cap = o->memory ? o->memory : (int64_t)hd_memory_available() + now;
     if (s->predicted_bytes <= cap) return 0;

@@ -29,6 +29,7 @@ typedef struct run {
     hd_session_options options;
     hd_lora_options lora;
     hd_lr_schedule lr;
+    hd_train_rhythm rhythm;
     hd_task *task;
     hd_session session;
     hd_progress_point at;       /* steps and samples done */
@@ -189,7 +190,7 @@ static int evaluate(run *r, hd_error *err)
     hd_exec *e = r->session.exec[HD_EVAL_PROGRAM];
     if (!e) return 0;
     double before = hd_time();
-    int rc = r->task->evaluate(r->task, e, r->c->eval_batches, &r->evaluation, err);
+    int rc = r->task->evaluate(r->task, e, r->rhythm.eval_batches, &r->evaluation, err);
     if (rc) return rc;
     if (r->evaluation.n && !isfinite(r->evaluation.metric[0].value)) {
         char path[300];
@@ -316,7 +317,7 @@ static int save(run *r, hd_error *err)
     if (check_finite(r, err)) return err->code;
     json_t *settings = describe_settings(r);
     hd_saving saving = {.out = r->c->out, .at = r->at, .model = {write_model, r}, .store = r->session.store};
-    int rc = hd_checkpoint_save(&saving, settings, r->c->keep, r->rank, err);
+    int rc = hd_checkpoint_save(&saving, settings, r->rhythm.keep, r->rank, err);
     json_decref(settings);
     if (!rc) r->saved_step = r->at.step;
     r->last_report += hd_time() - before;
@@ -350,8 +351,8 @@ static int loop(run *r, hd_error *err)
         if (!rc) rc = one_step(r, err);
         if (!rc) rc = hd_tracing_after(&r->tracing, err);
         bool last = r->at.step == r->c->steps;
-        if (!rc && !last && due(r->c->eval_every, r->at.step)) rc = evaluate(r, err);
-        if (!rc && (last || due(r->c->save_every, r->at.step))) rc = save(r, err);
+        if (!rc && !last && due(r->rhythm.eval_every, r->at.step)) rc = evaluate(r, err);
+        if (!rc && (last || due(r->rhythm.save_every, r->at.step))) rc = save(r, err);
         if (!rc) rc = agree_to_stop(r, &stop, err);
     }
     if (rc) hd_progress_hide(&r->bar);
@@ -432,6 +433,7 @@ int hd_train_rank(const hd_train_config *config, const hd_rank *rank, hd_error *
     run r = {.c = &c, .rank = rank, .first = hd_rank_is_first(rank), .saved_step = -1, .at = {.seed = (uint64_t)c.seed}};
     if (!r.first) c.quiet = true;
     int rc = hd_train_config_check(&c, &r.options, &r.lora, &r.lr, err);
+    if (!rc) rc = hd_train_config_rhythm(&c, &r.rhythm, err);
     r.options.share_arena = true;
     if (rank) r.options.rank = *rank;
     if (!rc) rc = run_all(&r, err);
