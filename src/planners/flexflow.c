@@ -14,7 +14,7 @@
 
 enum {
     MOST_RANKS = 16, MOST_STARTS = 24, WALKS = 3,
-    PROPOSALS = 400, FEWEST_PROPOSALS = 60, /* of all walks together: as many for small graphs, fewer for those of more nodes than this: */
+    PROPOSALS = 400, FEWEST_PROPOSALS = 120, /* of all walks together: as many for small graphs, fewer for those of more nodes than this: */
     SMALL_GRAPH = 500,
     SEED = 2019
 };
