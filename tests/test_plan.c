@@ -138,6 +138,99 @@ static void test_form_errors(void **state)
     assert_int_equal(hd_parallel_ranks(&p), 12);
 }
 
+static bool same_list(const int64_t *a, int n, const int64_t *b, int m)
+{
+    return n == m && !memcmp(a, b, (size_t)n * sizeof *a);
+}
+
+/* All that a text can say, but which keys it named and auto. */
+static bool same_form(const hd_parallel *a, const hd_parallel *b)
+{
+    const int64_t of[2][17] = {
+        {a->overlap, a->bucket, a->sparse, a->tables, a->pp, a->has_attention, a->gather, a->has_order, a->plain, a->keep, a->scatter, a->half_wire, a->regather, a->chunks, a->slices,
+         a->has_schedule, a->schedule},
+        {b->overlap, b->bucket, b->sparse, b->tables, b->pp, b->has_attention, b->gather, b->has_order, b->plain, b->keep, b->scatter, b->half_wire, b->regather, b->chunks, b->slices,
+         b->has_schedule, b->schedule},
+    };
+    bool same = a->n_parts == b->n_parts && a->recompute == b->recompute && a->every == b->every && !memcmp(of[0], of[1], sizeof of[0]);
+    for (int i = 0; same && i < (a->n_parts ? a->n_parts : 1); i++) {
+        hd_parallel x = hd_parallel_of_part(a, i), y = hd_parallel_of_part(b, i);
+        same = x.dp == y.dp && x.tp == y.tp && x.cp == y.cp && x.sp == y.sp && x.zero == y.zero && (!a->n_parts || a->part[i].pp == b->part[i].pp);
+    }
+    return same && same_list(a->layers, a->n_layers, b->layers, b->n_layers) && same_list(a->lengths, a->n_lengths, b->lengths, b->n_lengths);
+}
+
+/* What is printed reads back as the same form, and prints the same. */
+static void expect_printed(const char *text)
+{
+    hd_error err = {0};
+    hd_parallel p, q;
+    hd_str once, twice;
+    hd_str_init(&once);
+    hd_str_init(&twice);
+    if (hd_parallel_parse(text, &p, &err)) fail_msg("%s: %s", text, err.message);
+    assert_int_equal(hd_parallel_print(&p, &once), 0);
+    if (hd_parallel_parse(once.data, &q, &err)) fail_msg("%s is printed as %s: %s", text, once.data, err.message);
+    if (!same_form(&p, &q)) fail_msg("%s is printed as %s, which is another form", text, once.data);
+    assert_int_equal(hd_parallel_print(&q, &twice), 0);
+    assert_string_equal(once.data, twice.data);
+    hd_str_free(&once);
+    hd_str_free(&twice);
+}
+
+/* What may stand in any text, one of which follows another: all keys, each with what is its default and what isn't. */
+static const char *const anywhere[] = {
+    "", "overlap=0", "overlap=1", "bucket=0", "bucket=4194304", "bucket=77", "sparse=0", "sparse=1", "half_wire", "half_wire=0", "recompute=none", "recompute=full", "recompute=selective",
+    "recompute=every:3", "slices=1", "slices=4", "slices=5:1:2", "schedule=gpipe", "schedule=1f1b", "schedule=zero-bubble", "auto", "keep=0", "scatter=0", "regather=0", "sp=0",
+    "zero=0", "v=1", "cp=1",
+};
+
+static void test_forms_both_ways(void **state)
+{
+    static const char *const bases[] = {
+        "dp=1", "dp=2,tp=3,pp=4", "pp=2,v=3", "pp=3,v=2,schedule=interleaved", "pp=2,layers=5:7", "tp=2,sp", "tp=2,sp=1,dp=3", "dp=2,zero=1", "dp=2,zero=3,keep", "dp=5,zero=3,regather",
+        "cp=2,attention=ring", "cp=3,attention=gather,order=plain,zero=2", "cp=2,order=zigzag", "tp=2,pp=2,scatter", "tp=2,tables=rows", "dp=2,tp=2,tables=columns",
+        "dp=2|tp=2|dp=3", "pp=2,dp=2|tp=4", "dp=1|dp=2,zero=3,keep", "tp=2,sp|dp=2,zero=1|dp=1", "cp=2|cp=2,tp=2,attention=gather", "pp=2|tp=2,layers=1:2:3", "dp=2|dp=2", "dp=2|tp=2,v=2",
+    };
+    (void)state;
+    expect_printed("");
+    for (size_t i = 0; i < sizeof bases / sizeof *bases; i++) {
+        expect_printed(bases[i]);
+        for (size_t k = 0; k < sizeof anywhere / sizeof *anywhere; k++)
+            for (size_t m = 0; m < sizeof anywhere / sizeof *anywhere; m++) {
+                char text[256];
+                hd_parallel p;
+                hd_error err = {0};
+                snprintf(text, sizeof text, "%s%s%s%s%s", bases[i], *anywhere[k] ? "," : "", anywhere[k], *anywhere[m] ? "," : "", anywhere[m]);
+                if (!hd_parallel_parse(text, &p, &err)) expect_printed(text); /* a key twice, or v with another schedule, is refused */
+            }
+    }
+}
+
+static void test_given(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    hd_str text;
+    hd_parallel p, none = hd_parallel_default();
+    assert_int_equal(hd_parallel_parse("", &p, &err), 0);
+    assert_true(same_form(&p, &none) && !p.given && !p.open && hd_parallel_ranks(&none) == 1);
+    hd_str_init(&text);
+    assert_true(!hd_parallel_print(&none, &text) && text.len == 0);
+    hd_str_free(&text);
+    assert_int_equal(hd_parallel_parse("tp=1,zero=0,schedule=1f1b,auto", &p, &err), 0);
+    assert_true(p.open && p.given == (1u << HD_KEY_TP | 1u << HD_KEY_ZERO | 1u << HD_KEY_SCHEDULE | 1u << HD_KEY_AUTO));
+    assert_int_equal(hd_parallel_parse("dp=2,bucket=5|tp=2,recompute=full", &p, &err), 0);
+    assert_true(!p.open && p.given == (1u << HD_KEY_DP | 1u << HD_KEY_BUCKET | 1u << HD_KEY_TP | 1u << HD_KEY_RECOMPUTE));
+    assert_int_equal(hd_parallel_parse("auto=1", &p, &err), HD_EINVAL);
+    assert_non_null(strstr(err.message, "auto takes no value"));
+    for (int i = 0; i < HD_PARALLEL_KEYS; i++) {
+        err.message[0] = 0;
+        hd_parallel_parse(hd_parallel_key_name((hd_parallel_key)i), &p, &err);
+        assert_null(strstr(err.message, "there is no"));
+    }
+}
+
 /* Two sequences. kv: key/value heads; 0: GPT-2. */
 static hd_graph *language_model_of(int64_t vocab, int64_t kv, hd_dtype compute, bool train)
 {
@@ -186,6 +279,37 @@ static bool is_live(const hd_graph *g, size_t v)
 {
     const hd_value_info *i = &g->values[v];
     return i->kind != HD_RESULT || ((size_t)i->node < g->n_nodes && i->result < g->nodes[i->node]->n_out && g->nodes[i->node]->out[i->result] == (hd_value)v);
+}
+
+/* Attention's scores written out, its weights dropped or not; one sequence for each of two data-parallel ranks. */
+static hd_graph *written_out(double dropout)
+{
+    hd_error err = {0};
+    hd_lm_config c;
+    hd_lm_config_preset(&c, HD_ARCH_GPT2);
+    c.vocab = 29, c.width = 24, c.layers = 1, c.heads = 4, c.kv_heads = 4, c.head_dim = 6, c.mlp_width = 40, c.max_positions = 16, c.attn_dropout = dropout;
+    hd_lm_options o = {.mode = HD_LM_TRAIN, .compute = HD_F32, .param = HD_F32, .tokens = 2 * SEQ, .sequence = SEQ, .attention = HD_ATTENTION_MATERIALISED};
+    hd_graph *g = hd_lm_graph(&c, &o, &err);
+    if (!g) fail_msg("%s", err.message);
+    hd_step_append(g, &(hd_step_options){.optimizer = HD_SGD});
+    return g;
+}
+
+static void test_order_of_dropped_weights(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    hd_plan plan;
+    hd_graph *g = written_out(0.1), *undropped = written_out(0);
+    assert_int_equal(try_expand("dp=2,cp=2,order=zigzag", g, SEQ, &plan, &err), HD_EINVAL);
+    assert_non_null(strstr(err.message, "give order=plain"));
+    assert_int_equal(try_expand("dp=2,cp=2,order=plain", g, SEQ, &plan, &err), 0);
+    assert_int_equal(try_expand("dp=2,cp=2", g, SEQ, &plan, &err), 0);
+    assert_string_equal(plan.zigzag, "");
+    assert_int_equal(try_expand("dp=2,cp=2,order=zigzag", undropped, SEQ, &plan, &err), 0);
+    assert_string_equal(plan.zigzag, "cp");
+    hd_graph_free(undropped);
+    hd_graph_free(g);
 }
 
 /* Each pin matches something, and its layout is one of whatever it matches. */
@@ -430,7 +554,7 @@ int main(void)
         cmocka_unit_test(test_json_both_ways), cmocka_unit_test(test_json_errors), cmocka_unit_test(test_form_errors), cmocka_unit_test(test_gpt2),
         cmocka_unit_test(test_tables_like_the_stream),
         cmocka_unit_test(test_cuts_by_work), cmocka_unit_test(test_llama), cmocka_unit_test(test_networks), cmocka_unit_test(test_what_cannot_be),
-        cmocka_unit_test(test_meshes),
+        cmocka_unit_test(test_meshes), cmocka_unit_test(test_forms_both_ways), cmocka_unit_test(test_given), cmocka_unit_test(test_order_of_dropped_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -619,6 +619,8 @@ static int choose_token_axes(const hd_parallel *p, const hd_graph *g, const hd_o
     }
     if (cuts && !alike && p->has_order && !p->plain)
         return hd_fail(err, HD_EINVAL, "--parallel: order=zigzag wants the same dp and cp in all stages: their ranks would have different tokens");
+    if (cuts && p->has_order && !p->plain && order_matters(g))
+        return hd_fail(err, HD_EINVAL, "--parallel: dropout of attention's weights that are written out counts keys in the order of their rows: give order=plain, or fused attention");
     snprintf(plan->ring, sizeof plan->ring, "%s", ring ? "cp" : "");
     snprintf(plan->zigzag, sizeof plan->zigzag, "%s", cuts && alike && !p->plain && p->slices == 1 && !order_matters(g) ? "cp" : "");
     return 0;

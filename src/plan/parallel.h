@@ -81,7 +81,7 @@ hd_parallel hd_parallel_default(void); /* one rank */
 
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */
 int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err);
-/* The text of a form, of what is not as by default; appended to out. 0 or HD_ENOMEM. Pins and cuts are not in it. */
+/* The text of a form, of what is not as by default; appended to out. 0 or HD_ENOMEM. Pins, cuts and auto are not in it. */
 int hd_parallel_print(const hd_parallel *p, hd_str *out);
 int64_t hd_parallel_ranks(const hd_parallel *p);
 /* The form as a part sees it: with its dp, tp, cp, sp and zero, and no parts. Part 0 of none is p itself. */

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -34,6 +35,7 @@ typedef struct watch {
     const hd_job *job;
     pid_t pid;          /* of the child: all ranks, or the launcher */
     int fd[2];          /* what it tells; a launcher's standard output, or -1 */
+    int input;          /* rank 0's standard input; -1: without a launcher */
     FILE *log;          /* the launcher's talk; NULL: none */
     char log_path[4096];
     struct process { bool known; long pid; double silent, gone; int death; bool done, dead, crashed; } *rank; /* [ranks]; MPI: each is a process; else [0] is all of them */
@@ -219,7 +221,7 @@ static void open_log(watch *w)
 static int start_child(watch *w, hd_error *err)
 {
     int ends[2];
-    if (w->job->mpi) return hd_job_launch(w->job, &w->pid, w->fd, err);
+    if (w->job->mpi) return hd_job_launch(w->job, &w->pid, w->fd, &w->input, err);
     if (pipe2(ends, O_CLOEXEC)) return hd_fail_errno(err, "a pipe");
     fflush(stdout);
     w->pid = fork();
@@ -259,7 +261,8 @@ static void pass_time(watch *w, double seconds)
     if (w->code) w->failing += seconds;
     if (w->failing > (w->force ? PATIENCE / 2 : PATIENCE)) use_force(w);
     if (hd_stop_asked() && !w->passed_on) {
-        kill(w->pid, w->job->mpi ? SIGUSR1 : SIGTERM);
+        if (!w->job->mpi) kill(w->pid, SIGTERM);
+        else if (send(w->input, HD_STOP_LINE, strlen(HD_STOP_LINE), MSG_NOSIGNAL) < 0) kill(w->pid, SIGTERM); /* it is ending anyway */
         w->passed_on = true;
     }
 }
@@ -294,6 +297,14 @@ static void listen_to(watch *w)
     }
 }
 
+/* Every MPI process has said so: a launcher that fails afterwards has lost nothing. */
+static bool all_done(const watch *w)
+{
+    for (int r = 0; r < w->job->ranks && w->job->mpi; r++)
+        if (!w->rank[r].done) return false;
+    return w->job->mpi;
+}
+
 /* Whether the child ended well; else there is a cause. */
 static void collect_child(watch *w)
 {
@@ -303,6 +314,10 @@ static void collect_child(watch *w)
         return;
     }
     if (WIFEXITED(status) && !WEXITSTATUS(status)) return;
+    if (!w->code && all_done(w)) {
+        hd_log("all ranks have done their work; then the launcher ended with status %d", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+        return;
+    }
     if (w->deaths >= 0 && w->first_dead < 0) note_death(w);
     if (w->first_dead >= 0) blame_death(w, w->first_dead);
     const char *who = w->job->mpi ? "the launcher" : "the ranks' process";
@@ -326,7 +341,7 @@ static void judge(const watch *w, fate *out)
 
 static int run_once(const hd_job *job, fate *how, hd_error *err)
 {
-    watch w = {.job = job, .rank = hd_calloc((size_t)job->ranks, sizeof *w.rank), .fd = {-1, -1}, .deaths = job->mpi ? epoll_create1(EPOLL_CLOEXEC) : -1, .first_dead = -1};
+    watch w = {.job = job, .rank = hd_calloc((size_t)job->ranks, sizeof *w.rank), .fd = {-1, -1}, .input = -1, .deaths = job->mpi ? epoll_create1(EPOLL_CLOEXEC) : -1, .first_dead = -1};
     for (int i = 0; i < 2; i++) hd_str_init(&w.line[i]);
     int rc = w.rank ? 0 : hd_fail_memory(err, sizeof *w.rank, "ranks");
     if (!rc) open_log(&w);
@@ -336,6 +351,7 @@ static int run_once(const hd_job *job, fate *how, hd_error *err)
         collect_child(&w);
         for (int i = 0; i < 2; i++)
             if (w.fd[i] >= 0) close(w.fd[i]);
+        if (w.input >= 0) close(w.input);
         if (w.code) rc = hd_fail(err, w.code > 0 ? HD_ECOMM : w.code, "%s", w.cause);
         judge(&w, how);
     }

@@ -44,8 +44,9 @@ int hd_job_shrink(hd_job *job, int ranks, hd_error *err);
 
 /* ---- starting (launch.c) ---- */
 
-/* Starts mpirun with this program and its arguments; its standard error comes out of fd[0], its standard output out of fd[1]. */
-int hd_job_launch(const hd_job *job, pid_t *pid, int fd[2], hd_error *err);
+/* Starts mpirun with this program and its arguments; its standard error comes out of fd[0], its standard output out of fd[1], and what is written to the
+ * socket *input is rank 0's standard input. */
+int hd_job_launch(const hd_job *job, pid_t *pid, int fd[2], int *input, hd_error *err);
 bool hd_job_is_supervised(void);
 
 #endif

@@ -259,7 +259,7 @@ int hd_job_run_mpi(const hd_job *job, hd_error *err)
     name_thread(rank->rank);
     if (p.supervised) report_to_launcher(&p);
     if (!pthread_create(&thread, NULL, beat, &p)) pthread_detach(thread);
-    hd_stop_catch(HD_STOP_LAUNCHER);
+    hd_stop_catch(p.supervised ? HD_STOP_INPUT : HD_STOP_LAUNCHER);
     int rc = size == job->ranks ? hd_comm_mpi(hd_job_deadline(), &rank->comm, err)
                                 : hd_fail(err, HD_EINVAL, "the plan is for %d rank%s, and mpirun started %d", job->ranks, job->ranks == 1 ? "" : "s", size);
     judge(&p, rank->comm);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "base/mem.h"
@@ -127,12 +128,11 @@ static int make_command(const hd_job *job, command *c, hd_error *err)
 }
 
 /* In a group of its own: an interrupt from the terminal is the supervisor's to pass on. */
-static void become(command *c, int out, int fd)
+static void become(command *c, int in, int out, int fd)
 {
-    int nothing = open("/dev/null", O_RDONLY);
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (nothing >= 0) dup2(nothing, STDIN_FILENO);
+    dup2(in, STDIN_FILENO);
     dup2(out, STDOUT_FILENO);
     dup2(fd, STDERR_FILENO);
     setenv(SUPERVISED, "1", 1);
@@ -141,31 +141,38 @@ static void become(command *c, int out, int fd)
     _exit(127);
 }
 
-static int open_pipes(int a[2], int b[2], hd_error *err)
+enum { IN, OUT, ERR, STREAMS }; /* of the launcher */
+
+static void close_ends(int end[STREAMS][2], int which)
 {
-    if (pipe2(a, O_CLOEXEC)) return hd_fail_errno(err, "a pipe");
-    if (!pipe2(b, O_CLOEXEC)) return 0;
-    int rc = hd_fail_errno(err, "a pipe");
-    close(a[0]);
-    close(a[1]);
+    for (int i = 0; i < STREAMS; i++)
+        if (end[i][which] >= 0) close(end[i][which]);
+}
+
+/* [0] is the supervisor's. A socket for what it says: writing to one that nobody reads any more is no signal. */
+static int open_streams(int end[STREAMS][2], hd_error *err)
+{
+    int rc = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, end[IN]);
+    for (int i = OUT; i < STREAMS && !rc; i++) rc = pipe2(end[i], O_CLOEXEC);
+    if (!rc) return 0;
+    rc = hd_fail_errno(err, "a pipe");
+    for (int k = 0; k < 2; k++) close_ends(end, k);
     return rc;
 }
 
-int hd_job_launch(const hd_job *job, pid_t *pid, int fd[2], hd_error *err)
+int hd_job_launch(const hd_job *job, pid_t *pid, int fd[2], int *input, hd_error *err)
 {
     command c = {.n = 0};
-    int ends[2], out[2];
+    int end[STREAMS][2] = {{-1, -1}, {-1, -1}, {-1, -1}};
     int rc = make_command(job, &c, err);
-    if (!rc) rc = open_pipes(ends, out, err);
+    if (!rc) rc = open_streams(end, err);
     if (!rc) {
         fflush(stdout);
         *pid = fork();
-        if (*pid == 0) become(&c, out[1], ends[1]);
-        close(ends[1]);
-        close(out[1]);
-        fd[0] = ends[0];
-        fd[1] = out[0];
-        if (*pid < 0) rc = hd_fail_errno(err, "starting %s", launcher()), close(ends[0]), close(out[0]);
+        if (*pid == 0) become(&c, end[IN][1], end[OUT][1], end[ERR][1]);
+        if (*pid < 0) rc = hd_fail_errno(err, "starting %s", launcher()), close_ends(end, 0);
+        else *input = end[IN][0], fd[0] = end[ERR][0], fd[1] = end[OUT][0];
+        close_ends(end, 1);
     }
     hd_arena_free(&c.memory);
     return rc;

@@ -244,12 +244,13 @@ bool hd_session_is_rank(const hd_session_options *o)
 static int plan_of(const hd_session_options *o, bool train, const hd_graph *whole, hd_plan *plan, hd_error *err)
 {
     *plan = o->plan;
-    if (!hd_session_is_rank(o)) {
+    bool alone = !hd_session_is_rank(o);
+    if (alone && !o->parallel.dp) {
         if (!train) plan->micro_batches = 1;
         return 0;
     }
     if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
-    if (o->lora)
+    if (o->lora && !alone)
         return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and the plan is for %d", hd_session_ranks(o));
     bool given = plan->fingerprint != 0;
     if (train) hd_plan_complete(plan, whole);
@@ -333,12 +334,18 @@ static void count_whole(hd_programs *p)
     for (size_t i = 0; i < g->n_nodes; i++) p->flops += model_flops(g, g->nodes[i]) * (double)(p->train ? p->plan.micro_batches : 1);
 }
 
+int hd_session_whole(hd_graph *g, bool train, const hd_session_options *o, hd_error *err)
+{
+    make_whole(g, train, o);
+    return pass_error(g, err);
+}
+
 int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_options *o, hd_error *err)
 {
     hd_session s = {0};
     *p = (hd_programs){.graph = g, .train = train};
     int rc = hd_backend_open(&s.backend, o->plan.backend[0] ? o->plan.backend : "cpu", err);
-    if (!rc) make_whole(g, train, o), rc = pass_error(g, err);
+    if (!rc) rc = hd_session_whole(g, train, o, err);
     if (!rc) rc = plan_of(o, train, g, &p->plan, err);
     if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
     p->n = rc ? 0 : hd_plan_stages(&p->plan);

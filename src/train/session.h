@@ -61,6 +61,9 @@ int hd_session_merge_lora(hd_session *s, const hd_session_options *o, hd_error *
 /* Takes over the forward graph g, makes it whole and lowers each stage of it. On failure *p is empty, and g is freed. */
 int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_options *o, hd_error *err);
 
+/* Makes a forward graph what is cut over a mesh and lowered: precision, adapters, slices, backward and update. The error is g's own too. */
+int hd_session_whole(hd_graph *g, bool train, const hd_session_options *o, hd_error *err);
+
 /* Floating-point operations of every node of a graph. */
 double hd_graph_flops(const hd_graph *g);
 

@@ -1,10 +1,12 @@
 #include "train/stop.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t requests;
+static volatile sig_atomic_t hears_input; /* standard input is looked at, and has not ended */
 
 static void on_signal(int sig)
 {
@@ -27,12 +29,17 @@ void hd_stop_catch(hd_stop_from who)
     struct sigaction a = {.sa_handler = on_signal};
     sigemptyset(&a.sa_mask);
     requests = 0;
+    hears_input = who == HD_STOP_INPUT;
     if (who == HD_STOP_PARENT) {
         a.sa_sigaction = on_parents_signal;
         a.sa_flags = SA_SIGINFO;
     }
     if (who == HD_STOP_LAUNCHER) {
         set(SIGUSR1, &a);
+        return;
+    }
+    if (who == HD_STOP_INPUT) {
+        signal(SIGUSR1, SIG_IGN);
         return;
     }
     set(SIGINT, &a);
@@ -47,7 +54,17 @@ void hd_stop_ignore(void)
     set(SIGTERM, &a);
 }
 
+static void look_at_input(void)
+{
+    char text[64];
+    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (poll(&p, 1, 0) <= 0) return;
+    if (read(STDIN_FILENO, text, sizeof text) > 0) requests = 1;
+    hears_input = false;
+}
+
 bool hd_stop_asked(void)
 {
+    if (hears_input) look_at_input();
     return requests > 0;
 }

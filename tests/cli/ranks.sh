@@ -93,14 +93,19 @@ left() { for p in /proc/[0-9]*; do if [ "$(readlink "$p/exe")" = "$(readlink -f 
 [ -z "$(left)" ] || fail "processes are left: $(left)"
 
 # Requests to stop are passed on.
-"$heddle" train --model model.json --data corpus --tokenizer tokenizer.json --batch 2 --sequence 16 --validation 0 --quiet --steps 1000000 --parallel dp=2 --out stopped > out 2> err &
-pid=$!
-while [ ! -s stopped/metrics.jsonl ] && kill -0 $pid 2> /dev/null; do sleep 0.05; done
-kill -TERM $pid
-wait $pid
-same "status of a stopped run" $? 130
-has 'stopped after step [0-9]+, which is saved' err
-ls stopped | grep -q '^step-' || fail "a stopped run did not save"
+stops() { # FLAGS...
+    local pid
+    rm -rf stopped
+    "$heddle" train --model model.json --data corpus --tokenizer tokenizer.json --batch 2 --sequence 16 --validation 0 --quiet --steps 1000000 --parallel dp=2 --out stopped "$@" > out 2> err &
+    pid=$!
+    while [ ! -s stopped/metrics.jsonl ] && kill -0 $pid 2> /dev/null; do sleep 0.05; done
+    kill -TERM $pid
+    wait $pid
+    same "status of a stopped run" $? 130
+    has '^heddle train: interrupted: stopped after step [0-9]+, which is saved' err
+    ls stopped | grep -q '^step-' || fail "a stopped run did not save"
+}
+stops
 
 # What does not fit together.
 refuses '--ranks 3 and --parallel dp=2' steps --steps 1 --parallel dp=2 --ranks 3
@@ -137,9 +142,11 @@ if command -v mpirun > /dev/null && steps --steps 1 --parallel dp=2 --transport 
     # MPICH's launcher is told from others, whatever its --version lists.
     if command -v mpirun.mpich > /dev/null && mpirun.mpich -n 1 true > /dev/null 2>&1; then
         HEDDLE_MPIRUN=mpirun.mpich ok steps --steps 2 --parallel dp=2 --transport mpi --out by-mpich
+        HEDDLE_MPIRUN=mpirun.mpich stops --transport mpi
     fi
     ok steps --steps 4 --parallel dp=2,tp=2 --out local-4
     ok steps --steps 4 --parallel dp=2,tp=2 --transport mpi --out mpi-4
+    stops --transport mpi
     cmp -s local-4/step-4/model.safetensors mpi-4/step-4/model.safetensors || fail "MPI's result is not that of threads"
     ok steps --steps 4 --parallel 'dp=2|tp=2' --out local-meshes
     ok steps --steps 4 --parallel 'dp=2|tp=2' --transport mpi --out mpi-meshes
