@@ -10,7 +10,3 @@ static int find(const hd_planner_job *job, hd_planner_answer *out, hd_error *err
 
 const hd_planner hd_planner_search = {"search", "everything together", find};
 const hd_planner hd_planner_exhaustive = {"exhaustive", "everything, each simulated", find};
-const hd_planner hd_planner_megatron = {"megatron", "", find};
-const hd_planner hd_planner_zero = {"zero", "", find};
-const hd_planner hd_planner_data_parallel = {"data-parallel", "", find};
-const hd_planner hd_planner_flexflow = {"flexflow", "", find};
