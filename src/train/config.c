@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "plan/parallel.h"
+#include "planners/planner.h"
 
 #define AT(field) offsetof(hd_train_config, field)
 const hd_setting hd_train_settings[] = {
@@ -93,16 +93,23 @@ static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
     return 0;
 }
 
+bool hd_train_config_is_open(const hd_train_config *c, const hd_parallel *p)
+{
+    bool closed = c->plan || c->eval_only || c->lora_rank || (c->planner && !strcmp(c->planner, "given"));
+    return !closed && (!p->dp || p->open || c->ranks > hd_parallel_ranks(p));
+}
+
 int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ranks, hd_error *err)
 {
-    hd_parallel p;
+    hd_parallel p = {0};
     *ranks = hd_plan_ranks(plan);
     if (c->parallel) {
         int rc = hd_parallel_parse(c->parallel, &p, err);
         if (rc) return rc;
         *ranks = (int)hd_parallel_ranks(&p);
     }
-    if (!c->ranks || c->ranks == *ranks) return 0;
+    if (!c->ranks || c->ranks == *ranks || (c->ranks > *ranks && hd_train_config_is_open(c, &p))) return 0;
+    if (c->lora_rank && !c->parallel && !c->plan) return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and --ranks is %d", (int)c->ranks);
     if (c->parallel) return hd_fail(err, HD_EINVAL, "--ranks %d and --parallel %s, which is %d ranks", (int)c->ranks, c->parallel, *ranks);
     if (c->plan) return hd_fail(err, HD_EINVAL, "--ranks %d and --plan %s, which is for %d ranks", (int)c->ranks, c->plan, *ranks);
     return hd_fail(err, HD_EINVAL, "--ranks %d: say how to split the work over them, such as --parallel dp=%d", (int)c->ranks, (int)c->ranks);
@@ -115,6 +122,14 @@ static int fill_ranks(const hd_train_config *c, hd_session_options *o, hd_error 
     if (rc) return rc;
     if (c->restarts && !c->out) return hd_fail(err, HD_EINVAL, "--restarts needs --out: it goes on from the last checkpoint there");
     return hd_train_config_ranks(c, &o->plan, &ranks, err);
+}
+
+static int check_planner(const hd_train_config *c, hd_error *err)
+{
+    char known[256] = "";
+    if (!c->planner || !strcmp(c->planner, "given") || hd_planner_find(c->planner)) return 0;
+    for (int i = 0; hd_planner_name(i); i++) snprintf(known + strlen(known), sizeof known - strlen(known), "%s, ", hd_planner_name(i));
+    return hd_fail(err, HD_EINVAL, "--planner must be one of %sor given, not \"%s\"", known, c->planner);
 }
 
 static int read_adam(const hd_train_config *c, hd_step_options *o, hd_error *err)
@@ -163,7 +178,7 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
     if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
     if (c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
     if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
-    if (hd_train_config_rhythm(c, &(hd_train_rhythm){0}, err)) return HD_EINVAL;
+    if (hd_train_config_rhythm(c, &(hd_train_rhythm){0}, err) || check_planner(c, err)) return HD_EINVAL;
     *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup};
     if (read_schedule(c, lr, err)) return HD_EINVAL;
     *session = (hd_session_options){.seed = (uint64_t)c->seed, .memory = (int64_t)(c->memory * 0x1p30)};

@@ -51,7 +51,10 @@ int hd_train_config_rhythm(const hd_train_config *c, hd_train_rhythm *out, hd_er
 /* "512M" in bytes; 0 for NULL. */
 int hd_train_config_size(const char *text, int64_t *bytes, hd_error *err);
 
-/* *ranks: how many --parallel makes, else plan (the one that is replayed). HD_EINVAL when --ranks is another number. */
+/* Whether settings leave to a planner how the work is split; p: their --parallel, dp 0 without. */
+bool hd_train_config_is_open(const hd_train_config *c, const hd_parallel *p);
+
+/* *ranks: how many --parallel makes, else plan (the one that is replayed). HD_EINVAL when --ranks is another number, and nobody searches for more. */
 int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ranks, hd_error *err);
 
 #endif

@@ -247,7 +247,7 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     bool alone = !hd_session_is_rank(o);
     if (alone && !o->parallel.dp) {
         if (!train) plan->micro_batches = 1;
-        return 0;
+        return train && plan->fingerprint ? hd_plan_check(plan, whole, err) : 0;
     }
     if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
     if (o->lora && !alone)
@@ -348,6 +348,8 @@ int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_o
     if (!rc) rc = hd_session_whole(g, train, o, err);
     if (!rc) rc = plan_of(o, train, g, &p->plan, err);
     if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
+    hd_plan filled = {0};
+    if (!rc) hd_plan_complete(&filled, g), p->plan.rows = filled.rows;
     p->n = rc ? 0 : hd_plan_stages(&p->plan);
     p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
     if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");
