@@ -584,6 +584,7 @@ static void test_plan(void **state)
     assert_int_equal(hd_plan_check(&q, other, &err), HD_EINVAL);
     assert_non_null(strstr(err.message, "these have"));
     q.rows = 0; /* a plan of before there were any */
+    err = (hd_error){0};
     assert_int_equal(hd_plan_check(&q, other, &err), HD_EINVAL);
     assert_non_null(strstr(err.message, "another network"));
     expect_plan_error("{\"micro_batchs\": 2}", "no key \"micro_batchs\"");
