@@ -18,6 +18,7 @@
 #define SEARCHING 0.05   /* share of the job's time that may go into planning, */
 #define LEAST_SEARCH 2.0 /* but at least so many seconds, */
 #define MOST_SEARCH 120.0
+enum { ROUNDS = 5 };     /* for measuring the peak, of some 5 ms */
 #define PREDICTION "HEDDLE_PREDICTED"
 
 /* What a choice is made from. */
@@ -51,7 +52,7 @@ static int estimate_job(maker *m, hd_error *err)
 {
     hd_graph *g = m->network.graph(&m->planning, m->c->micro_batches, 0, err);
     hd_team *team = g ? hd_team_new(hd_core_count(), true, err) : NULL;
-    double rate = team ? REACHED * hd_measure(m->planning.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32, team, hd_isa_detect(), 3, NULL) : 0;
+    double rate = team ? REACHED * hd_measure(m->planning.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32, team, hd_isa_detect(), ROUNDS, NULL) : 0;
     double flops = g ? hd_graph_flops(g) * (double)m->c->micro_batches : 0;
     bool failed = !team;
     hd_team_free(team);
@@ -74,7 +75,7 @@ static void say_short(const maker *m, const char *path)
 static int calibrate(maker *m, const char *path, hd_error *err)
 {
     hd_error why = {0};
-    hd_log("this machine is calibrated, once, for %.0f s: %s", CALIBRATION, path);
+    if (!m->c->quiet) hd_log("this machine is calibrated, once, for %.0f s: %s", CALIBRATION, path);
     if (!hd_machine_calibrate(path, CALIBRATION, m->c->quiet, &m->cluster, &why)) return 0;
     hd_log("%s: planning with a guess", why.message);
     return hd_machine_guess(&m->cluster, err);
