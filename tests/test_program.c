@@ -580,6 +580,11 @@ static void test_plan(void **state)
     assert_int_equal(hd_plan_parse(text.data, text.len, "plan.json", &q, &err), 0);
     assert_true(q.fingerprint == p.fingerprint && q.micro_batches == 8 && q.precision == HD_BF16 && q.threads == p.threads && q.pack);
     assert_string_equal(q.backend, "cpu");
+    assert_true(q.rows == p.rows && p.rows > 0);
+    assert_int_equal(hd_plan_check(&q, other, &err), HD_EINVAL);
+    assert_non_null(strstr(err.message, "these have"));
+    q.rows = 0; /* a plan of before there were any */
+    err = (hd_error){0};
     assert_int_equal(hd_plan_check(&q, other, &err), HD_EINVAL);
     assert_non_null(strstr(err.message, "another network"));
     expect_plan_error("{\"micro_batchs\": 2}", "no key \"micro_batchs\"");

@@ -43,7 +43,10 @@ static void test_at_most_40_settings(void **state)
 static void test_contradictions(void **state)
 {
     static const struct { const char *flags, *message; } cases[] = {
-        {"--ranks 4", "such as --parallel dp=4"}, {"--ranks 4 --parallel dp=2", "which is 2 ranks"}, {"--ranks 3 --parallel tp=2,pp=2", "which is 4 ranks"},
+        {"--ranks 4 --planner given", "such as --parallel dp=4"}, {"--ranks 4 --parallel dp=2 --planner given", "which is 2 ranks"},
+        {"--ranks 4 --lora-rank 2", "one rank only"}, {"--ranks 4 --eval-only", "such as --parallel"}, {"--planner best", "one of search, exhaustive"},
+        {"--eval-every x", "N:BATCHES"}, {"--eval-every 3:", "N:BATCHES, not \"3:\""}, {"--eval-every :3", "N:BATCHES"}, {"--save-every 3:-1", "N:KEEP"}, {"--save-every 3:1:2", "N:KEEP"},
+        {"--device-memory much", "such as 512M"}, {"--device-memory 0", "such as 512M"}, {"--device-memory 3X", "such as 512M"}, {"--device-memory 3GB", "such as 512M"}, {"--ranks 3 --parallel tp=2,pp=2", "which is 4 ranks"},
         {"--parallel dp=2 --plan x", "not both"}, {"--restarts 2", "needs --out"}, {"--parallel dq=2", "no \"dq\""}, {"--transport tcp", "transport"},
         {"--adam 0.9,0.95", "three numbers"}, {"--adam 0.9,1,1e-8", "below 1"}, {"--adam 0.9,0.95,1e-8,3", "three numbers"}, {"--schedule wsd:", "wsd:N"},
         {"--schedule wsd:0", "wsd:N"}, {"--schedule cosine:3", "wsd:N"}, {"--schedule round", "--schedule must be"},
@@ -77,8 +80,56 @@ static void test_values(void **state)
     hd_settings_free(&r.memory);
 }
 
+static void test_numbers_of_two(void **state)
+{
+    static const struct { const char *flags; hd_train_rhythm rhythm; } cases[] = {
+        {"", {0, 0, 0, 3}}, {"--eval-every 7", {7, 0, 0, 3}}, {"--eval-every 7:2 --save-every 5", {7, 2, 5, 3}}, {"--eval-every 0:9 --save-every 5:0", {0, 9, 5, 0}},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        read_settings r;
+        hd_train_rhythm rhythm;
+        char flags[100];
+        snprintf(flags, sizeof flags, "%s", cases[i].flags);
+        if (check(&r, flags)) fail_msg("%s", r.err.message);
+        assert_int_equal(hd_train_config_rhythm(&r.c, &rhythm, &r.err), 0);
+        assert_memory_equal(&rhythm, &cases[i].rhythm, sizeof rhythm);
+        hd_settings_free(&r.memory);
+    }
+}
+
+static void test_sizes(void **state)
+{
+    static const struct { const char *text; int64_t bytes; } cases[] = {{NULL, 0}, {"7", 7}, {"3K", 3072}, {"1.5M", 1572864}, {"2G", (int64_t)2 << 30}, {"1T", (int64_t)1 << 40}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t bytes;
+        hd_error err = {0};
+        assert_int_equal(hd_train_config_size(cases[i].text, &bytes, &err), 0);
+        assert_int_equal(bytes, cases[i].bytes);
+    }
+}
+
+static void test_what_is_open(void **state)
+{
+    static const struct { const char *flags; bool open; } cases[] = {
+        {"", true}, {"--ranks 4", true}, {"--parallel dp=2", false}, {"--parallel dp=2 --ranks 2", false}, {"--parallel dp=2 --ranks 3", true}, {"--parallel tp=2,auto", true},
+        {"--planner given", false}, {"--parallel dp=2,auto --planner given", false}, {"--eval-only", false}, {"--lora-rank 2", false}, {"--parallel dp=2 --planner zero", false},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        read_settings r;
+        char flags[100];
+        snprintf(flags, sizeof flags, "%s", cases[i].flags);
+        if (check(&r, flags)) fail_msg("%s: %s", cases[i].flags, r.err.message);
+        if (hd_train_config_is_open(&r.c, &r.session.parallel) != cases[i].open) fail_msg("%s", cases[i].flags);
+        hd_settings_free(&r.memory);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_at_most_40_settings), cmocka_unit_test(test_contradictions), cmocka_unit_test(test_values)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_at_most_40_settings), cmocka_unit_test(test_contradictions), cmocka_unit_test(test_values),
+                                       cmocka_unit_test(test_numbers_of_two), cmocka_unit_test(test_sizes), cmocka_unit_test(test_what_is_open)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,7 +32,7 @@ precision=f32
 "$heddle" --version | grep -q 'instruction set: bf16' && precision=bf16
 cp "$here/examples/demo/config.json" "$out/config.json"
 "$heddle" train "$out/config.json" --data "$out/train" --out "$out/run" --steps "$steps" --batch 8 --sequence 256 --precision $precision \
-    --learning-rate 0.003 --least-learning-rate 0.0003 --warmup 40 --validation 0.01 --eval-every 200 --keep 1
+    --learning-rate 0.003 --least-learning-rate 0.0003 --warmup 40 --validation 0.01 --eval-every 200 --save-every 0:1
 model=$out/run/step-$steps
 
 say "held-out documents: bits for each byte of text"

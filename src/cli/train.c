@@ -36,7 +36,10 @@ const hd_command hd_cmd_train = {
     .summary = "train or fine-tune a model",
     .details = "A language model (a Hugging Face directory to train further, or a config.json for a new one) learns from text: shards made by `heddle data`, or\n"
                "a .jsonl or text file. Any other network is a network file (docs/network-files.md), which names its data itself. Checkpoints are Hugging Face\n"
-               "directories with the optimizer's state beside the weights; a run goes on from the newest under --out, exactly as if it had never stopped.",
+               "directories with the optimizer's state beside the weights; a run goes on from the newest under --out, exactly as if it had never stopped.\n"
+               "How the work is split over this machine's cores is searched for where neither --parallel nor --plan says it: on the machine's calibration, which a job of\n"
+               "several minutes makes once and keeps in the user's cache (heddle/cluster-HOST.json; HEDDLE_CLUSTER=FILE: this one instead; none: nobody plans\n"
+               "unasked); a shorter job without it runs on one rank. What is found divides --batch x --micro-batches sequences of a step in its own way.",
     .settings = hd_train_settings,
     .config_size = sizeof(hd_train_config),
     .max_words = 1,

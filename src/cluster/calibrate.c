@@ -90,17 +90,22 @@ static int measure_bounds(hd_calibration *c, double seconds)
     return d->flops[HD_F32] > 0 && d->bandwidth > 0 ? 0 : hd_fail(&c->err, HD_ENOMEM, "memory for measuring bandwidth");
 }
 
+void hd_calibrate_device(hd_device *d)
+{
+    name_processor(d->name, sizeof d->name);
+    d->cores = hd_core_count();
+    d->memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
+    d->reserved = (int64_t)hd_memory_resident();
+}
+
 static void describe_device(hd_calibration *c)
 {
     hd_device *d = &c->out->device;
-    name_processor(d->name, sizeof d->name);
-    d->cores = hd_core_count();
+    hd_calibrate_device(d);
     if (c->all) { /* mpirun may have bound each rank to its share of the cores, or none to any */
         int online = (int)sysconf(_SC_NPROCESSORS_ONLN), most = d->cores * c->options->on_host;
         d->cores = most < online ? most : online;
     }
-    d->memory = (int64_t)sysconf(_SC_PHYS_PAGES) * (int64_t)sysconf(_SC_PAGESIZE);
-    d->reserved = (int64_t)hd_memory_resident();
 }
 
 /* ---- what follows from the entries ---- */

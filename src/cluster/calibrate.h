@@ -22,4 +22,7 @@ double hd_calibrate_work(const hd_calibrate_options *o); /* seconds, about */
 /* Every rank of the job calls it; *out is valid on all, and the measured entries are those of rank 0's machine. The caller frees it. */
 int hd_calibrate(const hd_calibrate_options *o, hd_cluster *out, hd_error *err);
 
+/* Fills the processor's name, cores, memory, and what this process takes of it. */
+void hd_calibrate_device(hd_device *d);
+
 #endif

@@ -12,7 +12,7 @@
 enum { MAX_THREADS = 256, MAX_PLAN_BYTES = 64 << 20, MAX_CHUNKS = 64 };
 #define MAX_MICRO_BATCHES 1000000
 
-static const char *const known_keys[] = {"version", "fingerprint", "micro_batches", "precision", "threads", "backend", "pack", "overlap", "bucket", "sparse",
+static const char *const known_keys[] = {"version", "fingerprint", "rows", "micro_batches", "precision", "threads", "backend", "pack", "overlap", "bucket", "sparse",
                                          "mesh", "meshes", "stages", "pins", "schedule", "chunks", "cuts", "slices", "keep_gathered", "scatter", "half_wire", "regather", "recompute", "ring", "zigzag"};
 static const char *const axis_keys[] = {"name", "size", "role"}, *const pin_keys[] = {"values", "layout", "mesh"};
 #define COUNT(a) ((int)(sizeof (a) / sizeof *(a)))
@@ -101,11 +101,21 @@ hd_plan hd_plan_default(void)
     return (hd_plan){.version = HD_PLAN_VERSION, .micro_batches = 1, .precision = HD_F32, .chunks = 1, .overlap = true, .bucket = HD_PLAN_BUCKET, .sparse = true};
 }
 
+/* Rows of what is cut into micro-batches. */
+static int64_t rows_of(const hd_graph *g)
+{
+    for (size_t v = 0; v < g->n_values; v++)
+        if (g->values[v].kind == HD_INPUT && g->values[v].micro == HD_TIME_SPLIT && g->values[v].type.shape.rank) return g->values[v].type.shape.dim[0];
+    return 0;
+}
+
 void hd_plan_complete(hd_plan *p, const hd_graph *g)
 {
     if (p->threads == 0) p->threads = hd_core_count() < MAX_THREADS ? hd_core_count() : MAX_THREADS;
     if (!p->backend[0]) snprintf(p->backend, sizeof p->backend, "cpu");
-    if (!p->fingerprint && g) p->fingerprint = hd_graph_fingerprint(g);
+    if (p->fingerprint || !g) return;
+    p->fingerprint = hd_graph_fingerprint(g);
+    p->rows = rows_of(g);
 }
 
 /* ---- checks of what many ranks need ---- */
@@ -265,6 +275,17 @@ static int check_ranks(const hd_plan *p, hd_error *err)
     return rc ? rc : check_pipeline(p, err);
 }
 
+static int check_graph(const hd_plan *p, const hd_graph *g, hd_error *err)
+{
+    int64_t rows = rows_of(g);
+    if (!p->fingerprint || p->fingerprint == hd_graph_fingerprint(g)) return 0;
+    if (p->rows && p->rows != rows)
+        return hd_fail(err, HD_EINVAL, "the plan was made for micro-batches of %" PRId64 " %s, these have %" PRId64 ": give the --batch and --sequence that it was made with",
+                       p->rows, hd_graph_find(g, "tokens") == HD_NONE ? "samples" : "tokens", rows);
+    return hd_fail(err, HD_EINVAL, "the plan was made for another network, optimizer or precision: its fingerprint is %016" PRIx64 ", this one's %016" PRIx64, p->fingerprint,
+                   hd_graph_fingerprint(g));
+}
+
 int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
 {
     if (p->version != HD_PLAN_VERSION)
@@ -275,10 +296,7 @@ int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err)
         return hd_fail(err, HD_EINVAL, "precision must be f32 or bf16, is %s", hd_dtype_name(p->precision));
     if (p->threads < 0 || p->threads > MAX_THREADS) return hd_fail(err, HD_EINVAL, "threads must be from 0 to %d, is %d", MAX_THREADS, p->threads);
     if (check_ranks(p, err)) return HD_EINVAL;
-    if (g && p->fingerprint && p->fingerprint != hd_graph_fingerprint(g))
-        return hd_fail(err, HD_EINVAL, "the plan was made for another network: its fingerprint is %016" PRIx64 ", this one's %016" PRIx64, p->fingerprint,
-                       hd_graph_fingerprint(g));
-    return 0;
+    return g ? check_graph(p, g, err) : 0;
 }
 
 /* ---- JSON ---- */
@@ -359,6 +377,7 @@ static json_t *to_json(const hd_plan *p)
     snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, p->fingerprint);
     json_t *j = json_pack("{s:i, s:s, s:I, s:s, s:i, s:s, s:b}", "version", p->version, "fingerprint", fingerprint, "micro_batches",
                           (json_int_t)p->micro_batches, "precision", hd_dtype_name(p->precision), "threads", p->threads, "backend", p->backend, "pack", p->pack);
+    if (j && p->rows) json_object_set_new(j, "rows", json_integer(p->rows));
     if (j) add_ranks(j, p);
     return j;
 }
@@ -597,6 +616,7 @@ static int from_json(const json_t *j, const char *name, hd_plan *p, hd_error *er
     if (!rc) rc = check_keys(j, known_keys, COUNT(known_keys), "a plan", name, err);
     if (!rc) rc = read_fingerprint(j, name, p, err);
     if (!rc) rc = hd_json_int(j, "micro_batches", 1, MAX_MICRO_BATCHES, &p->micro_batches, name, err);
+    if (!rc) rc = hd_json_int(j, "rows", 0, (int64_t)1 << 48, &p->rows, name, err);
     if (!rc) rc = read_precision(j, name, p, err);
     if (!rc) rc = hd_json_int(j, "threads", 0, MAX_THREADS, &threads, name, err);
     if (!rc) rc = read_backend(j, name, p, err);

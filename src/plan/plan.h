@@ -25,6 +25,7 @@ typedef enum hd_schedule_kind {
 typedef struct hd_plan {
     int version;           /* HD_PLAN_VERSION */
     uint64_t fingerprint;  /* hd_graph_fingerprint of the graph it was made for; 0: open, fits any */
+    int64_t rows;          /* of that graph's micro-batch: tokens of a language model, samples of another network; 0: not known */
     int64_t micro_batches; /* forward and backward calls in one step, >= 1 */
     hd_dtype precision;    /* HD_F32 or HD_BF16: of products and activations; the precision pass reads it */
     int threads;           /* of the rank's team; 0: open, one per core */
@@ -68,7 +69,7 @@ int hd_plan_list_stages(const hd_plan *p, hd_arena *memory, hd_stages *out);
 
 hd_plan hd_plan_default(void); /* one micro-batch, f32, everything else open */
 
-/* Fills what is open; g (may be NULL) gives the fingerprint. */
+/* Fills what is open; g (may be NULL) gives the fingerprint and the rows. */
 void hd_plan_complete(hd_plan *p, const hd_graph *g);
 /* HD_EINVAL unless every field makes sense and the fingerprint, if given, is that of g (may be NULL). */
 int hd_plan_check(const hd_plan *p, const hd_graph *g, hd_error *err);

@@ -413,7 +413,3 @@ static int find_exhaustive(const hd_planner_job *job, hd_planner_answer *out, hd
 
 const hd_planner hd_planner_search = {"search", "every form of parallelism together: estimated by parts, the best simulated", find};
 const hd_planner hd_planner_exhaustive = {"exhaustive", "the same space, every form that may fit simulated; for small cases", find_exhaustive};
-const hd_planner hd_planner_megatron = {"megatron", "", find};
-const hd_planner hd_planner_zero = {"zero", "", find};
-const hd_planner hd_planner_data_parallel = {"data-parallel", "", find};
-const hd_planner hd_planner_flexflow = {"flexflow", "", find};

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "plan/parallel.h"
+#include "planners/planner.h"
 
 #define AT(field) offsetof(hd_train_config, field)
 const hd_setting hd_train_settings[] = {
@@ -30,25 +30,54 @@ const hd_setting hd_train_settings[] = {
     {"lora_alpha", HD_SET_NUMBER, AT(lora_alpha), "16", 0, 1e6, "X", "adapters' scale is alpha / rank"},
     {"lora_targets", HD_SET_LIST, AT(lora_targets), NULL, 0, 0, "GLOB", "parameters to adapt, such as layers.*.attn.q; without it, those of attention and feed-forward"},
     {"validation", HD_SET_NUMBER, AT(validation), "0.01", 0, 1, "FRACTION", "of the documents, kept out of training"},
-    {"eval_every", HD_SET_INT, AT(eval_every), "0", 0, 1e12, "N", "evaluate every N steps; 0: at the end only"},
-    {"eval_batches", HD_SET_INT, AT(eval_batches), "0", 0, 1e12, "N", "batches in an evaluation; 0: all there are"},
+    {"eval_every", HD_SET_STRING, AT(eval_every), "0", 0, 0, "N[:BATCHES]", "evaluate every N steps (0: at the end only), on so many batches (0, or left out: all there are)"},
     {"eval_only", HD_SET_BOOL, AT(eval_only), NULL, 0, 0, NULL, "evaluate the model and leave: prints loss and perplexity"},
-    {"save_every", HD_SET_INT, AT(save_every), "0", 0, 1e12, "N", "save a checkpoint every N steps; 0: at the end only"},
-    {"keep", HD_SET_INT, AT(keep), "3", 0, 1e6, "N", "checkpoints to keep; 0: all"},
+    {"save_every", HD_SET_STRING, AT(save_every), "0:3", 0, 0, "N[:KEEP]", "save a checkpoint every N steps (0: at the end only), and keep the last KEEP of them (left out: 3; 0: all)"},
     {"resume", HD_SET_BOOL, AT(resume), "true", 0, 0, NULL, "go on from the newest checkpoint under --out, if there is one"},
     {"metrics", HD_SET_STRING, AT(metrics), NULL, 0, 0, "FILE", "JSON lines; without it, OUT/metrics.jsonl"},
     {"trace", HD_SET_STRING, AT(trace), NULL, 0, 0, "FILE", "write what every rank did in steps 3 to 5 as Chrome trace JSON, for ui.perfetto.dev and heddle plan --measured"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "replay a plan (JSON)"},
-    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute, slices, scatter, attention, order, tables; stages of different meshes parted by |: \"dp=2|tp=2\""},
-    {"ranks", HD_SET_INT, AT(ranks), "0", 0, HD_MAX_RANKS, "N", "how many there must be; 0: as many as --parallel or the plan says"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how to split the work, such as dp=2,tp=2,pp=2: also cp, sp, zero, v, schedule, layers, recompute, slices, scatter, attention, order, tables; with auto, or more --ranks than that makes, the rest is searched for; stages of different meshes parted by |: \"dp=2|tp=2\""},
+    {"ranks", HD_SET_INT, AT(ranks), "0", 0, HD_MAX_RANKS, "N", "at most so many, when the plan is searched for; else how many there must be. 0: one for each core; as many as --parallel or the plan says"},
+    {"planner", HD_SET_STRING, AT(planner), NULL, 0, 0, "NAME", "who searches for what --parallel leaves open: search, exhaustive, megatron, zero, data-parallel, flexflow; given: nobody"},
     {"transport", HD_SET_STRING, AT(transport), "local", 0, 0, "local|mpi", "between ranks: threads of one process, or MPI processes"},
     {"restarts", HD_SET_INT, AT(restarts), "0", 0, 1e6, "N", "times to go on from the last checkpoint under --out after a failure"},
     {"seed", HD_SET_INT, AT(seed), "0", 0, 9e15, "N", "of initial values, dropout and the order of the data"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
     {"memory", HD_SET_NUMBER, AT(memory), "0", 0, 1e6, "GIB", "most memory to use; 0: what the machine has available"},
+    {"device_memory", HD_SET_STRING, AT(device_memory), NULL, 0, 0, "SIZE", "most memory of one rank for what it computes on and keeps: bytes, or 512M, 1.5G"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no progress bar"},
     {0},
 };
+
+/* "N" or "N:COUNT". */
+static int read_every(const char *name, const char *text, int64_t preset, int64_t *every, int64_t *count, hd_error *err)
+{
+    char *end;
+    *count = preset;
+    *every = *text >= '0' && *text <= '9' ? strtoll(text, &end, 10) : -1;
+    bool ok = *every >= 0 && *every <= (int64_t)1e12;
+    if (ok && *end == ':') *count = end[1] >= '0' && end[1] <= '9' ? strtoll(end + 1, &end, 10) : -1;
+    if (ok && !*end && *count >= 0 && *count <= (int64_t)1e12) return 0;
+    return hd_fail(err, HD_EINVAL, "--%s must be a number of steps N, or N:%s, not \"%s\"", name, strcmp(name, "save-every") ? "BATCHES" : "KEEP", text);
+}
+
+int hd_train_config_rhythm(const hd_train_config *c, hd_train_rhythm *out, hd_error *err)
+{
+    int rc = read_every("eval-every", c->eval_every, 0, &out->eval_every, &out->eval_batches, err);
+    return rc ? rc : read_every("save-every", c->save_every, 3, &out->save_every, &out->keep, err);
+}
+
+int hd_train_config_size(const char *text, int64_t *bytes, hd_error *err)
+{
+    char *end = "";
+    double n = text ? strtod(text, &end) : 0;
+    const char *unit = *end ? strchr("KMGT", *end) : NULL;
+    if (unit) n *= (double)((int64_t)1024 << (10 * (unit - "KMGT"))), end++;
+    *bytes = n > 0 && n < 1e18 ? (int64_t)n : 0;
+    if (!text || (*bytes >= 1 && !*end && *text >= '0' && *text <= '9')) return 0;
+    return hd_fail(err, HD_EINVAL, "--device-memory must be a number of bytes, or one with K, M, G or T such as 512M, not \"%s\"", text);
+}
 
 /* What is adapted when the person names nothing. */
 static const char *const default_targets[] = {"layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v", "layers.*.attn.o",
@@ -64,16 +93,23 @@ static int fill_plan(const hd_train_config *c, hd_plan *plan, hd_error *err)
     return 0;
 }
 
+bool hd_train_config_is_open(const hd_train_config *c, const hd_parallel *p)
+{
+    bool closed = c->plan || c->eval_only || c->lora_rank || (c->planner && !strcmp(c->planner, "given"));
+    return !closed && (!p->dp || p->open || c->ranks > hd_parallel_ranks(p));
+}
+
 int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ranks, hd_error *err)
 {
-    hd_parallel p;
+    hd_parallel p = {0};
     *ranks = hd_plan_ranks(plan);
     if (c->parallel) {
         int rc = hd_parallel_parse(c->parallel, &p, err);
         if (rc) return rc;
         *ranks = (int)hd_parallel_ranks(&p);
     }
-    if (!c->ranks || c->ranks == *ranks) return 0;
+    if (!c->ranks || c->ranks == *ranks || (c->ranks > *ranks && hd_train_config_is_open(c, &p))) return 0;
+    if (c->lora_rank && !c->parallel && !c->plan) return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and --ranks is %d", (int)c->ranks);
     if (c->parallel) return hd_fail(err, HD_EINVAL, "--ranks %d and --parallel %s, which is %d ranks", (int)c->ranks, c->parallel, *ranks);
     if (c->plan) return hd_fail(err, HD_EINVAL, "--ranks %d and --plan %s, which is for %d ranks", (int)c->ranks, c->plan, *ranks);
     return hd_fail(err, HD_EINVAL, "--ranks %d: say how to split the work over them, such as --parallel dp=%d", (int)c->ranks, (int)c->ranks);
@@ -86,6 +122,14 @@ static int fill_ranks(const hd_train_config *c, hd_session_options *o, hd_error 
     if (rc) return rc;
     if (c->restarts && !c->out) return hd_fail(err, HD_EINVAL, "--restarts needs --out: it goes on from the last checkpoint there");
     return hd_train_config_ranks(c, &o->plan, &ranks, err);
+}
+
+static int check_planner(const hd_train_config *c, hd_error *err)
+{
+    char known[256] = "";
+    if (!c->planner || !strcmp(c->planner, "given") || hd_planner_find(c->planner)) return 0;
+    for (int i = 0; hd_planner_name(i); i++) snprintf(known + strlen(known), sizeof known - strlen(known), "%s, ", hd_planner_name(i));
+    return hd_fail(err, HD_EINVAL, "--planner must be one of %sor given, not \"%s\"", known, c->planner);
 }
 
 static int read_adam(const hd_train_config *c, hd_step_options *o, hd_error *err)
@@ -134,9 +178,11 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
     if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
     if (c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
     if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
+    if (hd_train_config_rhythm(c, &(hd_train_rhythm){0}, err) || check_planner(c, err)) return HD_EINVAL;
     *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup};
     if (read_schedule(c, lr, err)) return HD_EINVAL;
     *session = (hd_session_options){.seed = (uint64_t)c->seed, .memory = (int64_t)(c->memory * 0x1p30)};
+    if (hd_train_config_size(c->device_memory, &session->device_memory, err)) return HD_EINVAL;
     session->step = (hd_step_options){.weight_decay = c->weight_decay, .clip = c->clip};
     if (read_optimizer(c, &session->step, err) || read_adam(c, &session->step, err)) return HD_EINVAL;
     if (c->lora_rank) {

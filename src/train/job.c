@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "base/term.h"
 #include "train/checkpoint.h"
+#include "train/choose.h"
 #include "train/stop.h"
 
 #define SILENCE 6.0  /* seconds without a sign of life: stopped, or its machine is gone */
@@ -433,19 +434,54 @@ static int supervise(hd_job *job, hd_error *err)
     }
 }
 
-int hd_train(const hd_train_config *c, hd_error *err)
+/* Processes that a launcher started aren't asked what they would plan: they would have to agree. */
+static int check_launched(const hd_train_config *c, const hd_session_options *o, bool mpi, int size, hd_error *err)
+{
+    if (!mpi && size > 1)
+        return hd_fail(err, HD_EINVAL, "this is one of %d processes that mpirun started: say --transport mpi, or start heddle without mpirun", size);
+    if (!mpi || size == hd_session_ranks(o) || !hd_train_config_is_open(c, &o->parallel)) return 0;
+    return hd_fail(err, HD_EINVAL, "mpirun started %d processes: say how to split the work over them (--parallel or --plan), or start heddle without mpirun, with --ranks %d",
+                   size, size);
+}
+
+static int run_job(const hd_train_config *c, bool planned, hd_error *err)
 {
     hd_session_options o;
     hd_lora_options lora;
     hd_lr_schedule lr;
-    int rank = 0, size = 1, rc = hd_train_config_check(c, &o, &lora, &lr, err);
+    int rc = hd_train_config_check(c, &o, &lora, &lr, err);
     if (rc) return rc;
-    hd_job job = {.config = c, .ranks = hd_session_ranks(&o), .meshed = hd_session_is_rank(&o), .mpi = c->transport && !strcmp(c->transport, "mpi")};
-    bool launched = hd_comm_mpi_launched(&rank, &size);
-    if (job.mpi && launched) return hd_job_run_mpi(&job, err);
-    if (launched && size > 1)
-        return hd_fail(err, HD_EINVAL, "this is one of %d processes that mpirun started: say --transport mpi, or start heddle without mpirun", size);
+    hd_job job = {.config = c, .ranks = hd_session_ranks(&o), .meshed = hd_session_is_rank(&o), .mpi = c->transport && !strcmp(c->transport, "mpi"), .planned = planned};
     if (!job.meshed && !c->restarts) return hd_train_rank(c, NULL, err);
     if (!job.meshed) job.mpi = false;
+    if (job.mpi) hd_choice_pass_on(c);
     return supervise(&job, err);
+}
+
+static int run_launched(const hd_train_config *given, int size, hd_error *err)
+{
+    hd_session_options o;
+    hd_lora_options lora;
+    hd_lr_schedule lr;
+    hd_train_config c = *given;
+    bool mpi = c.transport && !strcmp(c.transport, "mpi");
+    int rc = hd_train_config_check(&c, &o, &lora, &lr, err);
+    if (!rc) rc = check_launched(&c, &o, mpi, size, err);
+    if (rc) return rc;
+    if (hd_job_is_supervised()) hd_choice_take_over(&c);
+    hd_job job = {.config = &c, .ranks = hd_session_ranks(&o), .meshed = hd_session_is_rank(&o), .mpi = true};
+    return mpi ? hd_job_run_mpi(&job, err) : run_job(&c, false, err);
+}
+
+int hd_train(const hd_train_config *c, hd_error *err)
+{
+    int rank = 0, size = 1;
+    if (hd_comm_mpi_launched(&rank, &size)) return run_launched(c, size, err);
+    hd_choice *choice = hd_calloc(1, sizeof *choice);
+    if (!choice) return hd_fail_memory(err, sizeof *choice, "a plan");
+    int rc = hd_choose(c, choice, err);
+    if (!rc) rc = run_job(&choice->config, choice->planned, err);
+    hd_choice_free(choice);
+    hd_free(choice);
+    return rc;
 }

@@ -25,6 +25,7 @@ typedef struct hd_job {
     bool meshed; /* the plan has a mesh: else one rank, which is no rank of anything */
     bool mpi;
     bool again;  /* not the first start: goes on from the newest checkpoint, whatever --resume says */
+    bool planned; /* config is not what this program's arguments say: a plan was searched for */
     char parallel[2048]; /* in place of the config's, once there are fewer ranks than at the start; else "" */
 } hd_job;
 

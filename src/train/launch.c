@@ -104,6 +104,35 @@ static int add_own_arguments(command *c, hd_error *err)
     return bad ? hd_fail(err, HD_EIO, "/proc/self/cmdline cannot be read") : 0;
 }
 
+static void add_number(command *c, const char *flag, int64_t n)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%lld", (long long)n);
+    add(c, flag);
+    add(c, text);
+}
+
+static void add_text(command *c, const char *flag, const char *text)
+{
+    add(c, flag);
+    add(c, text);
+}
+
+/* How the work is split, where that isn't what the arguments say. */
+static void add_plan(const hd_job *job, command *c)
+{
+    const hd_train_config *k = job->config;
+    const char *parallel = job->parallel[0] ? job->parallel : k->parallel;
+    if (parallel) add_text(c, "--parallel", parallel);
+    if (k->plan) add_text(c, "--plan", k->plan);
+    add_number(c, "--ranks", job->ranks);
+    add_text(c, "--planner", "given");
+    if (!job->planned) return;
+    add_number(c, "--batch", k->batch);
+    add_number(c, "--micro-batches", k->micro_batches);
+    add_text(c, "--eval-every", k->eval_every);
+}
+
 static int make_command(const hd_job *job, command *c, hd_error *err)
 {
     char ranks[16];
@@ -117,12 +146,7 @@ static int make_command(const hd_job *job, command *c, hd_error *err)
     add_words(c, kind->arguments);
     rc = add_own_arguments(c, err);
     if (job->again) add(c, "--resume");
-    if (job->parallel[0]) { /* the last of several is taken */
-        add(c, "--parallel");
-        add(c, job->parallel);
-        add(c, "--ranks");
-        add(c, ranks);
-    }
+    if (job->planned || job->parallel[0]) add_plan(job, c); /* the last of several is taken */
     c->argv[c->n] = NULL;
     return !rc && c->full ? hd_fail(err, HD_ENOMEM, "too many arguments for %s", launcher()) : rc;
 }

@@ -339,15 +339,9 @@ static int open_all(lm_task *t, hd_error *err)
     else if (!rc && !c->data) rc = hd_fail(err, HD_EINVAL, "--data (or --instruct) is missing: what should the model learn from?");
     else if (!rc) rc = open_data(t, err);
     if (!rc && c->data) rc = open_samplers(t, err);
-    int64_t micro = c->micro_batches;
-    if (!rc && c->plan) {
-        hd_plan plan;
-        rc = hd_plan_load(c->plan, &plan, err);
-        if (!rc) micro = plan.micro_batches;
-    }
     size_t samples = (size_t)(c->batch * c->sequence);
     if (!rc && !(t->samples = hd_calloc(samples, sizeof *t->samples))) rc = hd_fail_memory(err, samples * sizeof *t->samples, "a batch");
-    if (!rc) rc = rows_init(&t->step, c->batch * micro, c->sequence, err);
+    if (!rc) rc = rows_init(&t->step, c->batch * c->micro_batches, c->sequence, err);
     return rc ? rc : rows_init(&t->eval, c->batch, c->sequence, err);
 }
 

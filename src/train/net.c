@@ -41,7 +41,7 @@ hd_net *hd_net_open(const char *network, const char *settings, hd_error *err)
     if (!n) return hd_fail_memory(err, sizeof *n, "a network"), NULL;
     int rc = fill_config(n, network, settings, err);
     if (!rc && n->options.plan.micro_batches != 1) rc = hd_fail(err, HD_EINVAL, "micro_batches must be 1 here");
-    if (!rc && hd_session_is_rank(&n->options)) rc = hd_fail(err, HD_EUNSUPPORTED, "a plan for many ranks can only be run by heddle train");
+    if (!rc && (hd_session_is_rank(&n->options) || n->config.ranks > 1)) rc = hd_fail(err, HD_EUNSUPPORTED, "a plan for many ranks can only be run by heddle train");
     if (!rc && !(n->task = hd_network_task_new(&n->config, NULL, err))) rc = err->code;
     if (!rc) rc = n->task->graphs(n->task, &train, &eval, err);
     if (!rc) rc = hd_session_init(&n->session, train, eval, &n->options, err);

@@ -247,7 +247,7 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     bool alone = !hd_session_is_rank(o);
     if (alone && !o->parallel.dp) {
         if (!train) plan->micro_batches = 1;
-        return 0;
+        return train && plan->fingerprint ? hd_plan_check(plan, whole, err) : 0;
     }
     if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
     if (o->lora && !alone)
@@ -348,6 +348,8 @@ int hd_programs_make(hd_programs *p, hd_graph *g, bool train, const hd_session_o
     if (!rc) rc = hd_session_whole(g, train, o, err);
     if (!rc) rc = plan_of(o, train, g, &p->plan, err);
     if (!rc) p->fingerprint = hd_graph_fingerprint(g), count_whole(p);
+    hd_plan filled = {0};
+    if (!rc) hd_plan_complete(&filled, g), p->plan.rows = filled.rows;
     p->n = rc ? 0 : hd_plan_stages(&p->plan);
     p->stage = hd_calloc((size_t)p->n + 1, sizeof *p->stage);
     if (!rc && !p->stage) rc = hd_fail_memory(err, (size_t)p->n * sizeof *p->stage, "the programs of a pipeline");
@@ -375,6 +377,7 @@ static int predict(hd_session *s, const hd_session_options *o, hd_error *err)
         if (m.store > store) store = m.store;
     }
     int64_t all = arena + store;
+    s->rank_bytes = all;
     int rc = shares_process(&o->rank) ? hd_ranks_sum(&o->rank, &all, 1, err) : 0;
     s->predicted_bytes = (int64_t)hd_memory_resident() + all;
     return rc;
@@ -414,8 +417,25 @@ void hd_session_free(hd_session *s)
 
 /* ---- ready to run ---- */
 
+/* Of the rank that needs most, which all ranks name. */
+static int check_device(const hd_session *s, const hd_session_options *o, hd_error *err)
+{
+    char need[24], have[24];
+    int ranks = hd_session_ranks(o);
+    int64_t most = s->rank_bytes;
+    int rc = o->device_memory ? hd_ranks_max(&o->rank, &most, 1, err) : 0;
+    int64_t who = s->rank_bytes == most ? ranks - o->rank.rank : 0;
+    if (!rc && o->device_memory) rc = hd_ranks_max(&o->rank, &who, 1, err);
+    if (rc || !o->device_memory || most <= o->device_memory) return rc;
+    hd_format_bytes(need, (double)most);
+    hd_format_bytes(have, (double)o->device_memory);
+    return hd_fail(err, HD_EMEMCAP, "rank %d needs %lld bytes (%s) and --device-memory allows %lld (%s): try recompute=full or zero=1 to 3 in --parallel, more ranks, "
+                   "or a smaller --batch with more --micro-batches", (int)(ranks - who), (long long)most, need, (long long)o->device_memory, have);
+}
+
 static int check_memory(const hd_session *s, const hd_session_options *o, hd_error *err)
 {
+    if (check_device(s, o, err)) return err->code;
     char need[24], have[24];
     int64_t now = (int64_t)hd_memory_resident(), cap = o->memory ? o->memory : (int64_t)hd_memory_available() + now;
     if (s->predicted_bytes <= cap) return 0;

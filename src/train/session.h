@@ -23,6 +23,7 @@ typedef struct hd_session_options {
     uint64_t seed;               /* of initial values */
     bool unfused;                /* neither fuses elementwise operations nor makes their results again in backward: for measuring what each value takes */
     bool share_arena;            /* evaluation works in the training program's arena: inputs and outputs of one are lost when the other runs */
+    int64_t device_memory;       /* bytes of this rank's arena and store at most; 0: no limit */
     int64_t memory;              /* bytes that may be used at most; 0: what the machine has available */
 } hd_session_options;
 
@@ -36,6 +37,7 @@ typedef struct hd_session {
     hd_rank rank;
     hd_store *names;                      /* empty but for its list: the state of all stages; NULL with one rank */
     int64_t predicted_bytes;              /* peak of the process, with all of its ranks */
+    int64_t rank_bytes;                   /* of them this rank's arena and store */
     double flops[HD_SESSION_PROGRAMS];    /* of one step; of one call */
 } hd_session;
 

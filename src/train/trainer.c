@@ -16,6 +16,7 @@
 #include "train/tracing.h"
 
 #define PATH_SIZE 4096
+enum { PREDICTED_STEPS = 10 }; /* after which a plan's prediction is compared with them */
 
 typedef struct series {
     double *x, *y;
@@ -29,6 +30,7 @@ typedef struct run {
     hd_session_options options;
     hd_lora_options lora;
     hd_lr_schedule lr;
+    hd_train_rhythm rhythm;
     hd_task *task;
     hd_session session;
     hd_progress_point at;       /* steps and samples done */
@@ -42,6 +44,8 @@ typedef struct run {
     hd_evaluation evaluation;
     hd_progress bar;
     hd_tracing tracing;
+    double took[PREDICTED_STEPS]; int timed; /* seconds of the first steps */
+    uint64_t before;            /* bytes of this process before the session's */
 } run;
 
 /* ---- starting ---- */
@@ -72,6 +76,7 @@ static int make_session(run *r, hd_error *err)
         hd_graph_free(train);
         train = NULL;
     }
+    r->before = hd_memory_resident();
     r->options.sequence = strcmp(r->task->unit, "tokens") ? 0 : r->c->sequence;
     if (!rc) rc = hd_session_init(&r->session, train, eval, &r->options, err);
     if (rc) return rc;
@@ -189,7 +194,7 @@ static int evaluate(run *r, hd_error *err)
     hd_exec *e = r->session.exec[HD_EVAL_PROGRAM];
     if (!e) return 0;
     double before = hd_time();
-    int rc = r->task->evaluate(r->task, e, r->c->eval_batches, &r->evaluation, err);
+    int rc = r->task->evaluate(r->task, e, r->rhythm.eval_batches, &r->evaluation, err);
     if (rc) return rc;
     if (r->evaluation.n && !isfinite(r->evaluation.metric[0].value)) {
         char path[300];
@@ -249,8 +254,48 @@ static int explain_nonfinite(run *r, hd_exec *e, const hd_exec_hooks *hooks, hd_
                    (long long)r->at.step + 1, r->loss, path, (long long)(r->saved_step < 0 ? 0 : r->saved_step));
 }
 
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median_step(run *r)
+{
+    qsort(r->took, (size_t)r->timed, sizeof *r->took, by_value);
+    return (r->took[(r->timed - 1) / 2] + r->took[r->timed / 2]) / 2;
+}
+
+/* Of a plan that was searched for: what was said of it, and what is. Memory: what the process has grown by, over its ranks. */
+static void compare_prediction(run *r)
+{
+    char said[24], had[24];
+    int ranks = hd_session_is_rank(&r->options) && !strcmp(r->c->transport, "local") ? hd_session_ranks(&r->options) : 1;
+    uint64_t peak = hd_memory_peak();
+    double bytes = peak > r->before ? (double)(peak - r->before) / ranks : 0, median;
+    if (!r->timed || r->c->predicted_step <= 0 || !r->first) return;
+    median = median_step(r);
+    if (!r->c->quiet) {
+        hd_progress_hide(&r->bar);
+        hd_log("predicted %.3g ms a step, %s a rank; measured %.3g ms, %s", 1e3 * r->c->predicted_step, hd_format_bytes(said, (double)r->c->predicted_rank), 1e3 * median,
+               hd_format_bytes(had, bytes));
+    }
+    if (!r->metrics) return;
+    fprintf(r->metrics, "{\"step\": %lld, \"predicted_step_seconds\": %.6g, \"measured_step_seconds\": %.6g, \"predicted_rank_bytes\": %lld, \"measured_rank_bytes\": %.0f}\n",
+            (long long)r->at.step, r->c->predicted_step, median, (long long)r->c->predicted_rank, bytes);
+    fflush(r->metrics);
+}
+
+static void time_step(run *r, double seconds)
+{
+    if (r->timed == PREDICTED_STEPS) return;
+    r->took[r->timed++] = seconds;
+    if (r->timed == PREDICTED_STEPS) compare_prediction(r);
+}
+
 static int one_step(run *r, hd_error *err)
 {
+    double begun = hd_time();
     hd_exec *e = r->session.exec[HD_TRAIN_PROGRAM];
     double lr = hd_lr_at(&r->lr, r->at.step + 1);
     hd_exec_hooks hooks = {.arg = r, .before = before_call};
@@ -267,6 +312,7 @@ static int one_step(run *r, hd_error *err)
     r->at.samples += r->c->batch * r->options.plan.micro_batches;
     series_add(&r->train_loss, (double)r->at.step, r->loss);
     report_step(r, lr);
+    time_step(r, hd_time() - begun);
     return 0;
 }
 
@@ -316,7 +362,7 @@ static int save(run *r, hd_error *err)
     if (check_finite(r, err)) return err->code;
     json_t *settings = describe_settings(r);
     hd_saving saving = {.out = r->c->out, .at = r->at, .model = {write_model, r}, .store = r->session.store};
-    int rc = hd_checkpoint_save(&saving, settings, r->c->keep, r->rank, err);
+    int rc = hd_checkpoint_save(&saving, settings, r->rhythm.keep, r->rank, err);
     json_decref(settings);
     if (!rc) r->saved_step = r->at.step;
     r->last_report += hd_time() - before;
@@ -350,12 +396,13 @@ static int loop(run *r, hd_error *err)
         if (!rc) rc = one_step(r, err);
         if (!rc) rc = hd_tracing_after(&r->tracing, err);
         bool last = r->at.step == r->c->steps;
-        if (!rc && !last && due(r->c->eval_every, r->at.step)) rc = evaluate(r, err);
-        if (!rc && (last || due(r->c->save_every, r->at.step))) rc = save(r, err);
+        if (!rc && !last && due(r->rhythm.eval_every, r->at.step)) rc = evaluate(r, err);
+        if (!rc && (last || due(r->rhythm.save_every, r->at.step))) rc = save(r, err);
         if (!rc) rc = agree_to_stop(r, &stop, err);
     }
     if (rc) hd_progress_hide(&r->bar);
     else hd_progress_end(&r->bar, NULL);
+    if (!rc && r->timed < PREDICTED_STEPS) compare_prediction(r);
     if (rc || !stop) return rc;
     rc = save(r, err);
     return rc ? rc : hd_fail(err, HD_EINTR, "stopped after step %lld%s", (long long)r->at.step, r->c->out ? ", which is saved" : "; there is no --out to save to");
@@ -432,6 +479,8 @@ int hd_train_rank(const hd_train_config *config, const hd_rank *rank, hd_error *
     run r = {.c = &c, .rank = rank, .first = hd_rank_is_first(rank), .saved_step = -1, .at = {.seed = (uint64_t)c.seed}};
     if (!r.first) c.quiet = true;
     int rc = hd_train_config_check(&c, &r.options, &r.lora, &r.lr, err);
+    if (!rc) c.micro_batches = r.options.plan.micro_batches, c.precision = hd_dtype_name(r.options.plan.precision); /* as a plan says that is replayed */
+    if (!rc) rc = hd_train_config_rhythm(&c, &r.rhythm, err);
     r.options.share_arena = true;
     if (rank) r.options.rank = *rank;
     if (!rc) rc = run_all(&r, err);

@@ -47,7 +47,7 @@ refuses 'settings.json: line 2' "$heddle" train --config settings.json
 # A file's settings are taken, and flags win over them.
 make_corpus
 llama > model.json
-echo '{"steps": 3, "save_every": 1, "keep": 0}' > settings.json
+echo '{"steps": 3, "save_every": "1:0"}' > settings.json
 ok train --config settings.json --out run --steps 2
 same "checkpoints" "$(cd run && echo step-*)" "step-1 step-2"
 finish

@@ -6,6 +6,7 @@ heddle=$(realpath "$1")
 [ -x "$heddle" ] || { echo "there is no program $1"; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 work=$(mktemp -d)
+export XDG_CACHE_HOME=$work/cache HEDDLE_CLUSTER=none # whatever this machine's calibration is: no test depends on it, and none calibrates
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 2
 failed=0

@@ -108,8 +108,8 @@ stops() { # FLAGS...
 stops
 
 # What does not fit together.
-refuses '--ranks 3 and --parallel dp=2' steps --steps 1 --parallel dp=2 --ranks 3
-refuses '--ranks 3 and --parallel dp=2.tp=2' steps --steps 1 --parallel 'dp=2|tp=2' --ranks 3
+refuses '--ranks 3 and --parallel dp=2' steps --steps 1 --parallel dp=2 --ranks 3 --planner given
+refuses '--ranks 3 and --parallel dp=2.tp=2' steps --steps 1 --parallel 'dp=2|tp=2' --ranks 3 --planner given
 refuses 'at most dp=4' steps --steps 1 --parallel 'tp=2|dp=5'
 refuses 'one rank only' steps --steps 1 --parallel dp=2 --lora-rank 2
 refuses 'nowhere' steps --steps 1 --parallel dp=2 --data nowhere

@@ -6,7 +6,7 @@ make_corpus
 llama > model.json
 
 # A whole run, and a part of it that goes on. The learning rate follows a cosine to the same end.
-ok train --steps 6 --save-every 3 --keep 0 --out whole
+ok train --steps 6 --save-every 3:0 --out whole
 last=$(sum_of whole/step-6)
 first=$(sum_of whole/step-3)
 mkdir part
@@ -44,7 +44,7 @@ ok train --steps 6 --out part
 same "after an unfinished save" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 
 # A run that must not go on starts over.
-ok train --steps 6 --save-every 3 --keep 0 --no-resume --out part
+ok train --steps 6 --save-every 3:0 --no-resume --out part
 same "without resuming" "$(cd part && sum_of step-6)" "$(cd whole && sum_of step-6)"
 
 # SIGINT, and SIGTERM twice.
@@ -72,7 +72,7 @@ set +m
 
 # Without clipping, a gradient can overflow where the loss doesn't: what was saved until then are numbers. And what isn't is called so when evaluated.
 refuses 'step [0-9]+: .*first value that is not a number is embed.tokens; nothing was saved after step [0-9]+$' \
-    train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --save-every 1 --keep 0 --out steep
+    train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --save-every 1:0 --out steep
 evaluates() { "$heddle" train --model "$1" --data corpus --eval-only --batch 2 --sequence 16 --validation 0.2 --threads 1 --quiet; }
 for saved in steep/step-*; do
     ok evaluates "$saved"
@@ -89,7 +89,7 @@ if [ -c /dev/full ]; then
     refuses 'written|standard output' full inspect whole/step-6 --json
     refuses 'standard output' full inspect program whole/step-6
     refuses 'standard output' full generate whole/step-6 --prompt ta --max-tokens 3 --threads 1 --quiet
-    refuses 'standard output' full train --model whole/step-6 --data corpus --eval-only --quiet --threads 1 --sequence 16 --batch 1 --eval-batches 1
+    refuses 'standard output' full train --model whole/step-6 --data corpus --eval-only --quiet --threads 1 --sequence 16 --batch 1 --eval-every 0:1
 fi
 
 # Plans.

@@ -69,7 +69,7 @@ refuses 'step [0-9]+: the loss is .*the first value that is not a number is [a-z
     train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --out run
 untouched "too long steps"
 refuses 'step [0-9]+: .*the first value that is not a number is [a-z].*after step [0-9]+$' \
-    train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --out unclipped --save-every 1 --keep 1
+    train --optimizer sgd --learning-rate 1e6 --clip 0 --schedule constant --steps 40 --out unclipped --save-every 1:1
 ok "$heddle" inspect unclipped/step-* # one is there, and it is whole
 cp -r run/step-2 poisoned
 rm poisoned/manifest.json poisoned/state.safetensors
