@@ -109,7 +109,7 @@ void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *la
 
 /* What is done about one axis. */
 typedef struct hd_part_option {
-    enum { HD_PART_REPLICATED, HD_PART_LINEAR, HD_PART_LOOP } kind;
+    enum { HD_PART_REPLICATED, HD_PART_LINEAR, HD_PART_LOOP, HD_PART_EXPANDED /* as several nodes: only planners list it */ } kind;
     int loop;     /* LOOP: split over the axis */
     uint32_t set; /* LINEAR: these operands are Partial, the others whole; so are the results */
 } hd_part_option;

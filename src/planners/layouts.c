@@ -29,7 +29,7 @@ static int add_way(hd_layout_builder *b, const hd_node *n, const hd_strategy *s,
     out->out = hd_arena_copy(&b->memory, s->out, (size_t)n->n_out * sizeof *s->out);
     for (int a = 0; a < HD_MAX_AXES; a++) {
         const hd_part_option *o = &s->option[a];
-        out->loop[a] = (int8_t)(o->kind == HD_PART_LOOP ? o->loop : o->kind == HD_PART_LINEAR ? -2 : -1);
+        out->loop[a] = (int8_t)(o->kind == HD_PART_LOOP ? o->loop : o->kind == HD_PART_LINEAR ? -2 : o->kind == HD_PART_EXPANDED ? HD_WAY_EXPANDED : -1);
     }
     return out->in && out->out ? 0 : HD_ENOMEM;
 }
@@ -48,10 +48,11 @@ static int list_ways(hd_layout_builder *b, const hd_node *n, int samples, hd_way
 {
     int most = hd_part_list(&b->part, n, NULL, 0), full = 0;
     hd_strategy *all = hd_calloc((size_t)most + 1, sizeof *all);
-    out->list = hd_arena_alloc(&b->memory, (size_t)most * sizeof *out->list);
-    int rc = all && out->list ? 0 : hd_fail_memory(err, (size_t)most * sizeof *all, "ways to divide a node");
-    if (!rc) hd_part_list(&b->part, n, all, most);
-    for (int i = 0; !rc && i < most && is_heavy(n); i++) {
+    if (all) hd_part_list(&b->part, n, all, most);
+    if (all) most = hd_layout_expand(b, n, &all, most);
+    out->list = most > 0 ? hd_arena_alloc(&b->memory, (size_t)most * sizeof *out->list) : NULL;
+    int rc = all && (out->list || !most) ? 0 : hd_fail_memory(err, sizeof *all, "ways to divide a node");
+    for (int i = 0; !rc && i < most && is_heavy(n) && !b->p->cluster; i++) {
         int used = axes_used(b, &all[i]);
         if (used > full) full = used;
     }
@@ -268,11 +269,14 @@ static int take_answer(const hd_layout_builder *b, const hd_factor_answer *f, hd
     if (!f->feasible) return 0;
     out->held = hd_calloc(b->g->n_values + 1, sizeof *out->held);
     out->nodes = hd_calloc(b->g->n_nodes + 1, sizeof *out->nodes);
-    if (!out->held || !out->nodes) return hd_fail_memory(err, 0, "a layout search");
+    out->made = hd_calloc(b->g->n_values + 1, sizeof *out->made);
+    if (!out->held || !out->nodes || !out->made) return hd_fail_memory(err, 0, "a layout search");
     for (size_t v = 0; v < b->g->n_values; v++)
         if (b->held[v].n) out->held[v] = b->held[v].list[f->choice[b->variable[v]]];
     for (size_t i = 0; i < b->g->n_nodes; i++) {
         out->nodes[i].node = b->g->nodes[i];
+        out->work += (double)b->cost[i][f->choice[i]] / HD_PICO;
+        for (int r = 0; r < b->g->nodes[i]->n_out; r++) out->made[b->g->nodes[i]->out[r]] = b->ways[i].list[f->choice[i]].out[r];
         memcpy(out->nodes[i].loop, b->ways[i].list[f->choice[i]].loop, sizeof out->nodes[i].loop);
     }
     out->n_nodes = (int)b->g->n_nodes;
@@ -295,7 +299,8 @@ static int open_builder(hd_layout_builder *b, const hd_layout_problem *p, hd_err
     b->saved = hd_arena_alloc(&b->memory, g->n_values + 1);
     b->late = hd_arena_alloc(&b->memory, g->n_values + 1);
     b->variable = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->variable);
-    return b->part.value && b->ways && b->held && b->saved && b->late && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
+    bool ready = !p->cluster || !hd_layout_memo_open(b);
+    return ready && b->part.value && b->ways && b->held && b->saved && b->late && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
 }
 
 static void close_builder(hd_layout_builder *b)
@@ -336,6 +341,7 @@ int hd_layouts_solve(const hd_layout_problem *p, hd_layout_answer *out, hd_error
 void hd_layout_answer_free(hd_layout_answer *a)
 {
     hd_free(a->held);
+    hd_free(a->made);
     hd_free(a->nodes);
     *a = (hd_layout_answer){0};
 }
