@@ -289,7 +289,7 @@ static double target_cost(const chooser *c, const hd_strategy *s, int r)
     hd_value v = c->n->out[r];
     const hd_layout *to = &c->p->value[v].target;
     double more = hd_part_bytes(c->p, v, &s->out[r]) - hd_part_bytes(c->p, v, to);
-    return hd_part_conversion_cost(c->p, v, &s->out[r], to) + (more > 0 ? SLIGHT * more : 0);
+    return hd_part_pin_cost(c->p, v, &s->out[r], to) + (more > 0 ? SLIGHT * more : 0);
 }
 
 /* Work that a rank does beyond the share of it that forward left to a rank. Gathering narrow operands to have all ranks do all of it may send less than

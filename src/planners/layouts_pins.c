@@ -168,11 +168,20 @@ static bool add(pinner *s, hd_value v)
     return s->pinned[v] = true;
 }
 
+/* The way in which a node is divided follows from what it is to leave; where that is brought elsewhere at once, a pin says only where to. Those who read it
+ * may bring it there as well. */
+static bool leave_to_readers(pinner *s, hd_value v)
+{
+    if (!s->pinned[v] || s->made[v].partial || !differs(s, v, &s->held[v], &s->made[v])) return false;
+    s->held[v] = s->made[v];
+    return true;
+}
+
 /* Pins v, the first thing that goes wrong on its way; if it cannot be, what it is made of. */
 static bool put_right(pinner *s, hd_value v)
 {
     const hd_node *n = s->g->nodes[s->g->values[v].node];
-    if (add(s, v)) return true;
+    if (add(s, v) || leave_to_readers(s, v)) return true;
     bool any = false;
     for (int k = 0; k < n->n_in; k++) any |= add(s, n->in[k]);
     s->stuck[v] = !any;
@@ -195,7 +204,7 @@ static bool pin_more(pinner *s)
         const hd_node *n = s->g->nodes[i];
         if (n->phase == HD_UPDATE || follows(s, n)) continue;
         for (int r = 0; r < n->n_out; r++)
-            if (s->off[n->out[r]] && !s->pinned[n->out[r]]) any |= put_right(s, n->out[r]);
+            if (s->off[n->out[r]]) any |= put_right(s, n->out[r]);
     }
     return any;
 }
