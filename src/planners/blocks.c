@@ -117,7 +117,7 @@ static int make_single(const hd_planner_job *job, const hd_block_key *key, hd_bl
         hd_sim_result s = {0};
         hd_error local = {0};
         int use = layers ? few - 1 + i : 0;
-        if (layers && !use) continue;
+        if (!use && !(i && !layers)) continue; /* a single layer, or a network: once */
         int rc = job->network.lower(job->network.context, &p, key->micro_batches, use, &programs, &local);
         if (!rc) rc = hd_simulate((const hd_program *const *)programs.stage, programs.n, job->cluster, NULL, &s, &local);
         out->single->step[i] = s.step;

@@ -18,6 +18,7 @@
 #include "base/term.h"
 #include "base/thread.h"
 #include "planners/estimate.h"
+#include "planners/own_layouts.h"
 
 #define FAR 1.35        /* forms whose first estimate is so much worse than the best are left */
 #define SLACK 1.08      /* of memory: what the first estimate may be wrong by */
@@ -147,6 +148,10 @@ static void first_estimate(search *s, size_t i, hd_error *err, int *rc)
     hd_estimate e;
     int64_t capacity = hd_planner_capacity(s->job, hd_form_ranks(f));
     (void)err, (void)rc;
+    if (!s->job->network.layers && f->pp == 1) { /* few, and simulated whole by the exact estimate */
+        s->step[i] = 0;
+        return;
+    }
     bool same = last.in == s && last.of.dp == f->dp && last.of.cp == f->cp && last.of.tp == f->tp && hd_form_ranks(&last.of) == hd_form_ranks(f);
     if (!same) hd_spread_make(s->job, f, &last.spread), last.of = *f, last.in = s;
     last.spread.zero = f->zero, last.spread.hold = f->hold;
@@ -214,7 +219,7 @@ static int keep_best(search *s)
     double best = INFINITY;
     size_t n = 0;
     int64_t memory = 0, far = 0;
-    for (size_t i = 0; i < s->forms.n; i++) best = fmin(best, s->step[i]);
+    for (size_t i = 0; i < s->forms.n; i++) best = s->step[i] > 0 ? fmin(best, s->step[i]) : best;
     double limit = s->all ? INFINITY : best * FAR;
     for (size_t i = 0; i < s->forms.n; i++) {
         memory += isinf(s->step[i]);
@@ -342,6 +347,75 @@ static int try_best(search *s)
     return 0;
 }
 
+/* ---- layouts of its own ---- */
+
+/* Meshes and micro-batches whose layouts are searched for: of networks without names that the forms know, each mesh of all ranks; of a language model those of
+ * the best forms. */
+enum { MESHES = 6 };
+
+static bool same_mesh(const hd_form *a, const hd_form *b)
+{
+    return a->pp == b->pp && a->dp == b->dp && a->tp == b->tp && a->cp == b->cp && a->micro_batches == b->micro_batches;
+}
+
+/* The form without what layouts decide. */
+static hd_form bare(const hd_form *f)
+{
+    hd_form g = *f;
+    g.sp = g.zero = g.hold = g.scatter = g.tables = 0;
+    return g;
+}
+
+static int list_meshes(const search *s, hd_form *list)
+{
+    int n = 0;
+    bool language = s->job->network.layers > 0;
+    for (size_t i = 0; i < s->n_kept && n < (language ? 2 : MESHES); i++) {
+        const hd_form *f = &s->kept[i].form;
+        bool known = (f->dp == 1 && f->tp == 1) || f->cp > 1 || (!language && f->pp > 1);
+        for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], f);
+        if (!known) list[n++] = bare(f);
+    }
+    if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1 || !s->out->n) return n;
+    /* Model parallelism of such networks is in no form but those of tables. */
+    int ranks = hd_planner_ranks(s->job);
+    for (int tp = 2; tp <= ranks && n < 2 * MESHES; tp++) {
+        hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->best[0].micro_batches};
+        bool known = ranks % tp || (is_pinned(s, HD_KEY_DP) && f.dp != s->job->pinned.dp);
+        for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], &f);
+        if (!known) list[n++] = f;
+    }
+    return n;
+}
+
+static int try_own(search *s, const hd_form *f, hd_pin *pins)
+{
+    hd_error err = {0};
+    hd_parallel p;
+    hd_plan_found found;
+    int n = 0, rc = hd_own_layouts(s->job, f, hd_planner_capacity(s->job, hd_form_ranks(f)), pins, &n, s->err);
+    if (rc || !n) return rc;
+    hd_form_write(s->job, f, NULL, NULL, &p);
+    p.pins = pins;
+    p.n_pins = n;
+    s->out->tried++;
+    if (hd_planner_try(s->job, &p, f->micro_batches, &found, &err)) return err.code == HD_ENOMEM ? hd_fail(s->err, HD_ENOMEM, "%s", err.message) : 0;
+    hd_planner_keep(s->out, &found);
+    return 0;
+}
+
+static int try_layouts(search *s)
+{
+    hd_form list[2 * MESHES + 1];
+    hd_pin *pins = hd_malloc(HD_MESH_PINS * sizeof *pins);
+    int rc = pins ? 0 : hd_fail_memory(s->err, 0, "a search for plans"), n = rc ? 0 : list_meshes(s, list);
+    int64_t before = s->out->tried;
+    for (int i = 0; i < n && !rc && !out_of_time(s); i++) rc = try_own(s, &list[i], pins);
+    count(s, "layouts searched for, by mesh", n, n - (s->out->tried - before));
+    hd_free(pins);
+    return rc;
+}
+
 /* ---- when nothing fits ---- */
 
 static void explain_nothing(search *s)
@@ -385,6 +459,7 @@ static int run(search *s)
     if (!rc && !s->team) rc = s->err->code;
     if (!rc && s->forms.n) rc = estimate_all(s);
     if (!rc) rc = try_best(s);
+    if (!rc) rc = try_layouts(s);
     if (!rc && !s->out->n) explain_nothing(s);
     forget_blocks(s);
     hd_team_free(s->team);
