@@ -103,14 +103,14 @@ int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ra
 {
     hd_parallel p = {0};
     *ranks = hd_plan_ranks(plan);
-    if (c->parallel) {
+    if (c->parallel && !c->plan) {
         int rc = hd_parallel_parse(c->parallel, &p, err);
         if (rc) return rc;
         *ranks = (int)hd_parallel_ranks(&p);
     }
     if (!c->ranks || c->ranks == *ranks || (c->ranks > *ranks && hd_train_config_is_open(c, &p))) return 0;
     if (c->lora_rank && !c->parallel && !c->plan) return hd_fail(err, HD_EUNSUPPORTED, "adapters (--lora-rank) are trained on one rank only, and --ranks is %d", (int)c->ranks);
-    if (c->parallel) return hd_fail(err, HD_EINVAL, "--ranks %d and --parallel %s, which is %d ranks", (int)c->ranks, c->parallel, *ranks);
+    if (c->parallel && !c->plan) return hd_fail(err, HD_EINVAL, "--ranks %d and --parallel %s, which is %d ranks", (int)c->ranks, c->parallel, *ranks);
     if (c->plan) return hd_fail(err, HD_EINVAL, "--ranks %d and --plan %s, which is for %d ranks", (int)c->ranks, c->plan, *ranks);
     return hd_fail(err, HD_EINVAL, "--ranks %d: say how to split the work over them, such as --parallel dp=%d", (int)c->ranks, (int)c->ranks);
 }
@@ -118,7 +118,7 @@ int hd_train_config_ranks(const hd_train_config *c, const hd_plan *plan, int *ra
 static int fill_ranks(const hd_train_config *c, hd_session_options *o, hd_error *err)
 {
     int ranks;
-    int rc = c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
+    int rc = c->parallel && !c->plan ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0; /* beside a plan it is "" */
     if (rc) return rc;
     if (c->restarts && !c->out) return hd_fail(err, HD_EINVAL, "--restarts needs --out: it goes on from the last checkpoint there");
     return hd_train_config_ranks(c, &o->plan, &ranks, err);
@@ -176,7 +176,7 @@ int hd_train_config_check(const hd_train_config *c, hd_session_options *session,
     if (!c->model) return hd_fail(err, HD_EINVAL, "name a model: a Hugging Face directory, a config.json or a network file");
     if (c->least_learning_rate > c->learning_rate) return hd_fail(err, HD_EINVAL, "--least-learning-rate is above --learning-rate");
     if (c->warmup > c->steps) return hd_fail(err, HD_EINVAL, "--warmup is longer than --steps");
-    if (c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
+    if (c->parallel && *c->parallel && c->plan) return hd_fail(err, HD_EINVAL, "give --parallel or --plan, not both: a plan says how the work is split");
     if (c->data && c->instruct) return hd_fail(err, HD_EINVAL, "give --data or --instruct, not both");
     if (hd_train_config_rhythm(c, &(hd_train_rhythm){0}, err) || check_planner(c, err)) return HD_EINVAL;
     *lr = (hd_lr_schedule){.peak = c->learning_rate, .least = c->least_learning_rate, .steps = c->steps, .warmup = c->warmup};

@@ -123,7 +123,7 @@ static void add_plan(const hd_job *job, command *c)
 {
     const hd_train_config *k = job->config;
     const char *parallel = job->parallel[0] ? job->parallel : k->parallel;
-    if (parallel) add_text(c, "--parallel", parallel);
+    add_text(c, "--parallel", parallel ? parallel : "");
     if (k->plan) add_text(c, "--plan", k->plan);
     add_number(c, "--ranks", job->ranks);
     add_text(c, "--planner", "given");

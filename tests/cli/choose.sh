@@ -112,6 +112,18 @@ refuses '--ranks 3 and --plan' job --batch 4 --plan plan.json --ranks 3
 ok "$heddle" plan model.json --batch 4 --sequence 16 --cluster cpu:1 --out one.json
 refuses 'made for micro-batches of 64 tokens, these have 128' job --plan one.json --quiet
 
+# A plan that no text names: in a file under --out, or one that is gone in the end.
+printf '%s\n' '{"version": 1, "name": "slow", "device": {"name": "x", "cores": 2, "memory": 20000000000, "bandwidth": 2e10, "launch": 1e-6, "flops": {"f32": 1e10},
+"efficiency": {"product": 0.8, "product_half": 1e3, "depth_half": 1, "memory": 0.8}}, "levels": [{"name": "memory", "fanout": 2, "latency": 1e-6, "bandwidth": 3e7, "efficiency": 0.8, "ports": 1}]}' > slow.json
+layers() { HEDDLE_CLUSTER=slow.json TMPDIR=$work "$heddle" train "$root/examples/mlp.json" --steps 3 --planner flexflow "$@"; }
+ok layers --planner given --out layers-one
+ok layers --parallel auto --out layers-two
+has '^heddle: plan: .* with layouts of its own: 2 ranks' err
+[ -s layers-two/plan.json ] || fail "the plan is not under --out"
+close layers-one layers-two
+ok layers --parallel auto
+[ -z "$(ls heddle-plan-* 2> /dev/null)" ] || fail "a plan is left over"
+
 # A checkpoint goes on under another plan.
 HEDDLE_FAULT=0:7:fail:- refuses 'HEDDLE_FAULT' job --save-every 6 --planner given --quiet --out moved
 ok job --ranks 2 --planner zero --out moved
@@ -122,6 +134,8 @@ if command -v mpirun > /dev/null && train --steps 1 --parallel dp=2 --transport 
     ok job --ranks 2 --batch 2 --micro-batches 4 --planner data-parallel --transport mpi --out mpi
     has '^heddle: predicted .* measured ' err
     close given mpi
+    ok layers --parallel auto --transport mpi --out layers-mpi
+    close layers-one layers-mpi
     if mpirun --version | grep -q 'Open MPI'; then
         refuses_launched() { mpirun --allow-run-as-root --oversubscribe -n 2 "$@" > out 2> err && fail "was taken: $*"; has 'mpirun started 2 processes: say how to split' err; }
         refuses_launched "$heddle" train model.json --data corpus --batch 8 --sequence 16 --validation 0 --steps 2 --transport mpi
