@@ -189,6 +189,11 @@ static int list_divisors(int64_t samples, int64_t dp, bool even, int64_t *out)
     return n;
 }
 
+int64_t hd_rival_ways(const hd_rival *r, const hd_parallel *form)
+{
+    return form->dp * (r->job->network.layers ? 1 : form->tp);
+}
+
 int hd_rival_micro_batches(const hd_rival *r, int64_t dp, int64_t *out)
 {
     const hd_planner_job *job = r->job;
@@ -203,7 +208,7 @@ int hd_rival_try_largest(hd_rival *r, const hd_parallel *form, hd_rival_tried *b
     int64_t list[HD_RIVAL_DIVISORS];
     hd_parallel f = hd_rival_settle(r, form);
     hd_rival_tried t;
-    int n = hd_rival_micro_batches(r, f.dp, list), low = 0, high = n; /* all before low don't fit, all from high on do */
+    int n = hd_rival_micro_batches(r, hd_rival_ways(r, &f), list), low = 0, high = n; /* all before low don't fit, all from high on do */
     *best = (hd_rival_tried){0};
     for (int at = 0; low < high; at = low + (high - low) / 2) {
         int rc = hd_rival_try(r, form, list[at], &t, err);

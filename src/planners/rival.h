@@ -36,6 +36,8 @@ int hd_rival_try(hd_rival *r, const hd_parallel *form, int64_t micro_batches, hd
 /* Whether the bytes of parameters and states alone leave room. */
 bool hd_rival_may_fit(const hd_rival *r, const hd_parallel *form);
 
+/* Over how many ranks a form deals samples: of networks that are no language models, those of tp too. */
+int64_t hd_rival_ways(const hd_rival *r, const hd_parallel *form);
 /* Numbers of micro-batches that divide a step's samples evenly over dp ranks (or, where dp divides no number of them, as evenly as can be), ascending.
  * Returns how many; out[HD_RIVAL_DIVISORS]. One alone where it is pinned, or part of the model's definition. */
 int hd_rival_micro_batches(const hd_rival *r, int64_t dp, int64_t *out);
