@@ -168,7 +168,8 @@ static int list_choices(flex *f, hd_error *err)
     if (!f->choice) return hd_fail_memory(err, f->g->n_values, "a search");
     for (size_t v = 0; v < f->g->n_values; v++) {
         const hd_value_info *i = &f->g->values[v];
-        bool result = i->kind == HD_RESULT && i->node >= 0 && (size_t)i->node < f->g->n_nodes && f->g->nodes[i->node]->phase == HD_FORWARD && i->micro == HD_TIME_SPLIT;
+        bool result = i->kind == HD_RESULT && i->micro == HD_TIME_SPLIT && i->node >= 0 && (size_t)i->node < f->g->n_nodes;
+        result = result && f->g->nodes[i->node]->phase == HD_FORWARD;
         if (i->type.shape.rank && i->path && *i->path && (result || (i->kind == HD_PARAM && i->trainable))) f->choice[f->n_choices++] = (hd_value)v;
     }
     return 0;
@@ -189,7 +190,8 @@ static int lay_rows(flex *f, const flex_start *s, hd_error *err)
     for (size_t v = 0; v < f->g->n_values && axis >= 0; v++) {
         const hd_value_info *i = &f->g->values[v];
         char pattern[256];
-        if (i->kind != HD_PARAM || i->type.shape.rank < 2 || hd_shape_count(&i->type.shape) < LARGE || i->type.shape.dim[0] % f->plan->mesh.axis[axis].size) continue;
+        if (i->kind != HD_PARAM || i->type.shape.rank < 2 || hd_shape_count(&i->type.shape) < LARGE) continue;
+        if (i->type.shape.dim[0] % f->plan->mesh.axis[axis].size) continue;
         char layout[64] = "tp";
         for (int d = 1; d < i->type.shape.rank; d++) snprintf(layout + strlen(layout), sizeof layout - strlen(layout), ",-");
         generalise(i->path, pattern, sizeof pattern);

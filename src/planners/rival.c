@@ -57,19 +57,20 @@ void hd_rival_end(hd_rival *r, const char *who)
     a->seconds = hd_time() - r->started;
     if (a->n) return;
     if (r->lack > 0)
-        snprintf(a->why, sizeof a->why, "of the %" PRId64 " forms that %s tried, %s lacks least: it needs %.1f GB of a device and has %.1f; more devices, a smaller batch or "
-                 "the planner \"%s\" may help", a->tried, who, r->nearest_text, (double)r->nearest.peak * gb, (double)r->nearest.capacity * gb, hd_planner_name(0));
+        snprintf(a->why, sizeof a->why,
+                 "of the %" PRId64 " forms that %s tried, %s lacks least: it needs %.1f GB of a device and has %.1f; more devices, a smaller batch or the planner \"%s\" may help", a->tried, who, r->nearest_text, (double)r->nearest.peak * gb, (double)r->nearest.capacity * gb, hd_planner_name(0));
     else if (r->refused[0]) snprintf(a->why, sizeof a->why, "%s knows no form that the network can be split by: %s", who, r->refused);
     else
-        snprintf(a->why, sizeof a->why, "%s: parameters and optimizer states alone (%.1f GB) leave no room on %d devices of %.1f GB, or what is pinned leaves nothing to try", who,
-                 (r->weights + r->states) * gb, r->ranks, (double)hd_planner_capacity(r->job, r->ranks) * gb);
+        snprintf(a->why, sizeof a->why,
+                 "%s: parameters and optimizer states alone (%.1f GB) leave no room on %d devices of %.1f GB, or what is pinned leaves nothing to try", who, (r->weights + r->states) * gb, r->ranks, (double)hd_planner_capacity(r->job, r->ranks) * gb);
 }
 
 /* ---- forms ---- */
 
 #define NUMBER(key, field) {key, offsetof(hd_parallel, field)}
 static const struct { hd_parallel_key key; size_t offset; } numbers[] = {
-    NUMBER(HD_KEY_OVERLAP, overlap), NUMBER(HD_KEY_BUCKET, bucket), NUMBER(HD_KEY_SPARSE, sparse), NUMBER(HD_KEY_DP, dp), NUMBER(HD_KEY_TP, tp), NUMBER(HD_KEY_PP, pp),
+    NUMBER(HD_KEY_OVERLAP, overlap), NUMBER(HD_KEY_BUCKET, bucket), NUMBER(HD_KEY_SPARSE, sparse), NUMBER(HD_KEY_DP, dp), NUMBER(HD_KEY_TP, tp),
+    NUMBER(HD_KEY_PP, pp),
     NUMBER(HD_KEY_CP, cp), NUMBER(HD_KEY_SP, sp), NUMBER(HD_KEY_KEEP, keep), NUMBER(HD_KEY_SCATTER, scatter), NUMBER(HD_KEY_HALF_WIRE, half_wire),
     NUMBER(HD_KEY_REGATHER, regather), NUMBER(HD_KEY_ZERO, zero), NUMBER(HD_KEY_V, chunks),
 };
