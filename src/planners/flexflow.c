@@ -63,15 +63,16 @@ static int try_state(flex *f, const flex_start *s, flex_state *state, hd_error *
     hd_plan_found found;
     hd_error why = {0};
     int own = state->n;
+    state->cost = INFINITY;
+    if (!hd_rival_may_go_on(&f->r)) return 0;
     state->n = add_given(f, state->pin, own);
     form.pins = state->pin;
     form.n_pins = state->n;
     f->r.out->considered++;
     int rc = hd_planner_try(f->r.job, &form, s->micro_batches, &found, &why);
     state->n = own;
-    state->cost = INFINITY;
     if (rc == HD_ENOMEM) return *err = why, rc;
-    if (rc) return 0;
+    if (rc) return f->r.refusals++, 0;
     hd_rival_tried t = {true, found.fits, found.step, found.peak, found.capacity};
     f->r.out->tried++;
     state->cost = cost_of(&t);
@@ -207,7 +208,7 @@ static int go(flex *f, const flex_start *s, int proposals, hd_error *err)
     f->now.cost = s->cost;
     int rc = s->rows ? lay_rows(f, s, err) : 0;
     double beta = BETA / (isfinite(f->now.cost) ? f->now.cost : s->cost);
-    for (int i = 0; i < proposals && !rc && f->n_choices; i++) {
+    for (int i = 0; i < proposals && !rc && f->n_choices && hd_rival_may_go_on(&f->r); i++) {
         rc = propose(f, err);
         if (!rc) rc = try_state(f, s, &f->next, err);
         double chance = hd_rng_uniform(&f->rng);

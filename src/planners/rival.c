@@ -49,11 +49,29 @@ int hd_rival_decline(hd_planner_answer *out, const char *fmt, ...)
     return 0;
 }
 
+static void add_count(hd_planner_answer *a, const char *what, int64_t considered, int64_t cut)
+{
+    hd_planner_count *c = &a->count[a->n_counts++];
+    snprintf(c->what, sizeof c->what, "%s", what);
+    c->considered = considered;
+    c->cut = cut;
+}
+
+bool hd_rival_may_go_on(hd_rival *r)
+{
+    const hd_planner_job *job = r->job;
+    if ((job->nodes <= 0 || r->out->tried < job->nodes) && (job->seconds <= 0 || hd_time() - r->started < job->seconds)) return true;
+    return r->out->cut_off = true, false;
+}
+
 void hd_rival_end(hd_rival *r, const char *who)
 {
     hd_planner_answer *a = r->out;
     double gb = 1e-9;
-    a->estimated = a->considered;
+    a->estimated = a->considered - r->against_pins - r->over_memory;
+    add_count(a, "forms: kept to what is pinned", a->considered, r->against_pins);
+    add_count(a, "bound: parameters and states alone", a->considered - r->against_pins, r->over_memory);
+    add_count(a, "network: can be split so", a->estimated, r->refusals);
     a->seconds = hd_time() - r->started;
     if (a->n) return;
     if (r->lack > 0)
@@ -148,10 +166,12 @@ static int try_new(hd_rival *r, const hd_parallel *f, int64_t micro_batches, con
 {
     hd_plan_found found;
     hd_error why = {0};
-    if (!hd_planner_allows(r->job, f, micro_batches) || hd_parallel_ranks(f) > r->ranks || !hd_rival_may_fit(r, f)) return 0;
+    if (!hd_planner_allows(r->job, f, micro_batches) || hd_parallel_ranks(f) > r->ranks) return r->against_pins++, 0;
+    if (!hd_rival_may_fit(r, f)) return r->over_memory++, 0;
     int rc = hd_planner_try(r->job, f, micro_batches, &found, &why);
     if (rc == HD_ENOMEM) return *err = why, rc;
     if (rc) {
+        r->refusals++;
         if (!r->refused[0]) snprintf(r->refused, sizeof r->refused, "%.*s", (int)sizeof r->refused - 1, why.message);
         return 0;
     }
@@ -172,6 +192,7 @@ int hd_rival_try(hd_rival *r, const hd_parallel *form, int64_t micro_batches, hd
     uint64_t key = hd_hash_string(text);
     for (int i = 0; i < r->n_known; i++)
         if (r->key[i] == key) return *t = r->known[i], 0;
+    if (!hd_rival_may_go_on(r)) return 0;
     r->out->considered++;
     rc = try_new(r, &f, micro_batches, text, t, err);
     if (rc || r->n_known == HD_RIVAL_TRIES) return rc;
