@@ -126,7 +126,7 @@ static int read_cluster(const layouts_config *c, hd_layout_problem *p, hd_cluste
     if (c->alpha || c->beta) return hd_fail(err, HD_EINVAL, "--cluster says what collectives take: leave --alpha and --beta out");
     int rc = hd_cluster_find(c->cluster, cluster, err);
     if (rc) return rc;
-    p->cluster = cluster, p->threads = 1, p->micro_batches = c->micro_batches;
+    p->cluster = cluster, p->threads = 1, p->micro_batches = c->micro_batches, p->overlap = HD_LAYOUT_OVERLAP;
     if (cluster->device.cores && cluster->device.cores > hd_mesh_size(&p->mesh)) p->threads = cluster->device.cores / hd_mesh_size(&p->mesh);
     if (hd_mesh_size(&p->mesh) <= hd_cluster_devices(cluster)) return 0;
     return hd_fail(err, HD_EINVAL, "--mesh %s has %d devices, and --cluster %s has %d", c->mesh, hd_mesh_size(&p->mesh), c->cluster, hd_cluster_devices(cluster));
@@ -194,7 +194,7 @@ static void print_text(const hd_layout_problem *p, const hd_layout_answer *a, hd
     hd_str text;
     hd_str_init(&text);
     if (p->cluster) hd_str_printf(out, "%.6g s a step, of which %.6g s computing\n", a->seconds, a->work);
-    hd_str_printf(out, "communication %.6g s a step%s; %.4g bytes of a rank; %d choices, %.3f s to find\n", a->seconds - a->work, a->proven ? ", which is least" : "",
+    hd_str_printf(out, "communication %.6g s a step%s; %.4g bytes of a rank; %d choices, %.3f s to find\n", a->seconds > a->work ? a->seconds - a->work : 0, a->proven ? ", which is least" : "",
                   (double)a->memory, a->variables, a->build_seconds + a->solve_seconds);
     if (!a->proven) hd_str_printf(out, "no choice takes less than %.6g s: give more --search-nodes to close the gap\n", a->bound);
     for (int k = 0; k < HD_COLL_KINDS; k++)
