@@ -5,7 +5,8 @@
  * there to what each reader needs (passes/convert.c says which). State ends in the layout that it began in; outputs end whole.
  *
  * On a cluster a node takes what its kernel does on a rank's piece, and a conversion what its collectives do there (cluster/cost.h): in each micro-batch what
- * belongs to one, once what is done once a step, gradients' sums among it. Nothing runs beside anything else, and each reader pays for its own conversion.
+ * belongs to one, once what is done once a step, gradients' sums among it. But for `overlap` nothing runs beside anything else, and each reader pays for its
+ * own conversion.
  *
  * Without one only what is sent counts; products, convolutions and attention then use all axes where some way of dividing them does, so that all ranks work.
  * A collective over n ranks, of b bytes on the larger side, takes alpha + 2 (n - 1) / n beta b for an all-reduce, alpha + (n - 1) / n beta b for an all-gather or
@@ -22,6 +23,8 @@ typedef enum hd_collective { HD_COLL_ALL_REDUCE, HD_COLL_ALL_GATHER, HD_COLL_RED
 const char *hd_collective_name(hd_collective k); /* "all-reduce", ... */
 int hd_collective_parse(const char *name, hd_collective *out); /* 0 or HD_EINVAL */
 
+#define HD_LAYOUT_OVERLAP 0.9 /* by the simulator, of data-parallel steps whose sums are as long as half of backward */
+
 typedef struct hd_layout_problem {
     const hd_graph *graph;         /* whole: not partitioned; its values keep their paths */
     hd_mesh mesh;                  /* no pipeline axis; at most 3 axes of more than one rank */
@@ -29,6 +32,7 @@ typedef struct hd_layout_problem {
     int world;                     /* ranks of the job, which share ports with those of the mesh (hd_cost_move); 0: the mesh's */
     int threads, teams;            /* of a rank, and of a node (hd_cost_kernel); 0: one, and all ranks of the node */
     int64_t micro_batches;         /* of a step, of which the graph is one; 0: one */
+    double overlap;                /* share of what sums of gradients take that runs beside computing, 0 .. 1: it costs nothing */
     bool keep_gathered;            /* what is gathered of parameters over DATA axes stays for the step; else each call gathers it, forward and backward */
     double alpha[HD_MAX_AXES], beta[HD_MAX_AXES]; /* by axis: seconds; seconds a byte */
     int64_t memory;                /* bytes of a rank for parameters, states, their gradients, and what forward keeps for backward; negative: endless */

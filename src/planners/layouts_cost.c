@@ -120,12 +120,19 @@ static int64_t step_times(const hd_layout_builder *b, hd_value v, const hd_conve
     return again ? calls : 1;
 }
 
+/* The part of a conversion's time that computing waits for. */
+static double exposed(const hd_layout_builder *b, hd_value v)
+{
+    const hd_value_info *x = &b->g->values[v];
+    return x->kind == HD_RESULT && b->late[v] && b->g->nodes[x->node]->phase == HD_BACKWARD ? 1 - b->p->overlap : 1;
+}
+
 static double step_seconds(hd_layout_builder *b, hd_value v, const hd_convert_step *s, const hd_layout *before, const hd_node *reader)
 {
     int k = price_of(s);
     if (k >= 0 && b->p->forbidden >> prices[k].kind & 1) return INFINITY;
     if (!b->p->cluster) return k < 0 ? 0 : plain_seconds(b, s, k, step_bytes(b, v, s, before));
-    return (double)step_times(b, v, s, reader) * cluster_seconds(b, v, s, k, before);
+    return (k < 0 ? 1 : exposed(b, v)) * (double)step_times(b, v, s, reader) * cluster_seconds(b, v, s, k, before);
 }
 
 int64_t hd_layout_conversion(hd_layout_builder *b, hd_value v, const hd_layout *from, const hd_layout *to, const hd_node *reader)
