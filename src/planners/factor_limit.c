@@ -8,7 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "planners/factor_int.h"
+#include "base/term.h"
+#include "planners/factor_core.h"
+
+#define WIDEST 6.5e7 /* entries of all tables at most in which labels are kept */
 
 typedef struct label { double cost, bytes; int a, b; /* labels that it is made of; a < 0: variable b in state -1 - a */ } label;
 typedef struct entry { int *label, n; } entry; /* by cost, ascending; bytes descend */
@@ -23,30 +26,6 @@ typedef struct limited {
     double goal;             /* only totals below it count */
     bool full;
 } limited;
-
-/* ---- prices ---- */
-
-typedef struct point { int *choice; double cost, bytes, total; /* total: at its price */ } point;
-
-static int solve_at(const hd_factor_problem *p, const hd_factor_options *o, int *live_n, int **live, double lambda, bool bytes_only, network *net, point *out,
-                    hd_error *err)
-{
-    int64_t bytes, cost;
-    *net = (network){.p = p, .o = o, .lambda = lambda, .bytes_only = bytes_only, .live_n = live_n, .live = live};
-    int rc = hd_network_solve(net, err);
-    if (rc) return rc;
-    hd_network_trace(net, out->choice);
-    cost = hd_factor_total(p, out->choice, &bytes);
-    out->cost = cost >= HD_NEVER ? INFINITY : (double)cost, out->bytes = (double)bytes, out->total = net->constant;
-    return 0;
-}
-
-static void keep(hd_factor_answer *best, const point *x, int n, double limit)
-{
-    if (x->bytes > limit || isinf(x->cost) || (best->feasible && x->cost >= (double)best->cost)) return;
-    memcpy(best->choice, x->choice, (size_t)n * sizeof(int));
-    best->cost = (int64_t)x->cost, best->bytes = (int64_t)x->bytes, best->feasible = true;
-}
 
 /* ---- bounds from outside ---- */
 
@@ -284,63 +263,242 @@ static int close_gap(limited *s, double bound, hd_factor_answer *best, hd_error 
     return rc;
 }
 
-/* Moves the price until the bound is the greatest; net is left at that price, not closed. */
-static int find_price(const hd_factor_problem *p, const hd_factor_options *o, int *live_n, int **live, point *at, hd_factor_answer *best, network *net,
-                      double *bound, hd_error *err)
+/* ---- prices ---- */
+
+typedef struct point { int *choice; double cost, bytes; } point;
+
+typedef struct pricing {
+    const hd_factor_problem *p;
+    const hd_factor_options *o;
+    double ends;
+    hd_factor_answer *best;
+    hd_factor_problem priced;
+    int64_t **cost, **table; /* [n][states]; [links] of zeros and HD_NEVER, for bytes alone */
+    double least_bytes;      /* the least of every variable together: bytes above it are what is paid for */
+    hd_arena memory;
+    hd_error *err;
+} pricing;
+
+static int64_t least_of(const hd_factor_problem *p, int v)
 {
-    double limit = (double)p->limit;
-    point low = at[0], high = at[1], trial = at[2]; /* low: too many bytes, high: fits */
-    int rc = 0;
-    bool open = false;
-    *bound = low.total;
-    for (int round = 0; !rc && round < 60; round++) {
-        double lambda = (high.cost - low.cost) / (low.bytes - high.bytes);
-        if (open) hd_network_close(net);
-        rc = solve_at(p, o, live_n, live, lambda, false, net, &trial, err);
-        open = true;
-        if (rc) break;
-        double here = trial.total - lambda * limit, line = low.cost + lambda * low.bytes;
-        if (here > *bound) *bound = here;
-        keep(best, &trial, p->n, limit);
-        if (net->split || trial.total >= line - 1e-9 * fabs(line) - 1e-6) break;
-        point *end = trial.bytes > limit ? &low : &high, old = *end;
-        *end = trial, trial = old;
+    int64_t least = p->bytes[v][0];
+    for (int s = 1; s < p->states[v]; s++)
+        if (p->bytes[v][s] < least) least = p->bytes[v][s];
+    return least;
+}
+
+static int open_pricing(pricing *x)
+{
+    const hd_factor_problem *p = x->p;
+    x->cost = hd_arena_alloc(&x->memory, (size_t)(p->n + 1) * sizeof *x->cost);
+    for (int v = 0; x->cost && v < p->n; v++) {
+        x->cost[v] = hd_arena_alloc(&x->memory, (size_t)p->states[v] * sizeof(int64_t) + 1);
+        if (!x->cost[v]) return HD_ENOMEM;
+        x->least_bytes += (double)least_of(p, v);
     }
-    if (rc && open) hd_network_close(net);
+    x->priced = *p;
+    x->priced.cost = (const int64_t *const *)x->cost, x->priced.limit = -1;
+    return x->cost ? 0 : HD_ENOMEM;
+}
+
+/* A byte above the least of its variable costs lambda; rounded down, so that what is found bounds from below. */
+static void set_price(pricing *x, double lambda)
+{
+    for (int v = 0; v < x->p->n; v++) {
+        int64_t least = least_of(x->p, v);
+        for (int s = 0; s < x->p->states[v]; s++) {
+            double price = fmin(lambda * (double)(x->p->bytes[v][s] - least), (double)(HD_NEVER / 8));
+            x->cost[v][s] = x->p->cost[v][s] >= HD_NEVER ? HD_NEVER : x->p->cost[v][s] + (int64_t)price;
+        }
+    }
+}
+
+static void keep(hd_factor_answer *best, const point *x, int n, double limit)
+{
+    if (x->bytes > limit || isinf(x->cost) || (best->feasible && x->cost >= (double)best->cost)) return;
+    memcpy(best->choice, x->choice, (size_t)n * sizeof(int));
+    best->cost = (int64_t)x->cost, best->bytes = (int64_t)x->bytes, best->feasible = true;
+}
+
+/* The least of `of`, which has the problem's variables: *lower: nothing is below it. The choice is offered as a choice of the problem. */
+static int solve_for(pricing *x, const hd_factor_problem *of, point *out, double *lower)
+{
+    hd_factor_answer a = {.choice = out->choice};
+    int64_t bytes;
+    int rc = hd_factor_search(of, x->o, x->ends, &a, x->err);
+    x->best->nodes += a.nodes;
+    if (a.widest > x->best->widest) x->best->widest = a.widest;
+    int64_t cost = hd_factor_total(x->p, out->choice, &bytes);
+    out->cost = a.feasible && cost < HD_NEVER ? (double)cost : INFINITY, out->bytes = (double)bytes;
+    *lower = a.bound >= HD_NEVER ? INFINITY : (double)a.bound;
+    if (!rc && a.feasible) keep(x->best, out, x->p->n, (double)x->p->limit);
     return rc;
 }
 
-int hd_factor_solve_limited(const hd_factor_problem *p, const hd_factor_options *o, int *live_n, int **live, hd_factor_answer *out, hd_error *err)
+/* The least bytes of any choice that is not forbidden. */
+static int solve_bytes(pricing *x, point *out, double *lower)
 {
-    limited s = {.p = p, .most = 1000 * (o && o->nodes ? o->nodes : 8000)};
-    point at[3] = {0};
-    double bound = 0;
+    const hd_factor_problem *p = x->p;
+    hd_factor_problem only = *p;
+    hd_factor_link *links = hd_arena_alloc(&x->memory, (size_t)(p->n_links + 1) * sizeof *links);
+    if (!links) return hd_fail_memory(x->err, 0, "a layout search");
+    for (int i = 0; i < p->n_links; i++) {
+        int entries = p->states[p->links[i].a] * p->states[p->links[i].b];
+        int64_t *table = hd_arena_alloc(&x->memory, (size_t)entries * sizeof *table);
+        if (!table) return hd_fail_memory(x->err, 0, "a layout search");
+        for (int k = 0; k < entries; k++) table[k] = p->links[i].cost[k] >= HD_NEVER ? HD_NEVER : 0;
+        links[i] = (hd_factor_link){p->links[i].a, p->links[i].b, table};
+    }
+    for (int v = 0; v < p->n; v++)
+        for (int s = 0; s < p->states[v]; s++) x->cost[v][s] = p->cost[v][s] >= HD_NEVER ? HD_NEVER : p->bytes[v][s];
+    only.cost = (const int64_t *const *)x->cost, only.links = links, only.limit = -1;
+    return solve_for(x, &only, out, lower);
+}
+
+/* Moves the price between a choice that is too large and one that fits until the bound is the greatest. */
+static int find_price(pricing *x, point *at, double *bound, double *lambda)
+{
+    double limit = (double)x->p->limit;
+    point low = at[0], high = at[1], trial = at[2]; /* low: too many bytes, high: fits */
     int rc = 0;
-    for (int i = 0; i < 3; i++)
-        if (!(at[i].choice = hd_calloc((size_t)p->n + 1, sizeof(int)))) rc = hd_fail_memory(err, 0, "a layout search");
-    if (!rc) rc = solve_at(p, o, live_n, live, 0, false, &s.net, &at[0], err);
-    if (!rc) bound = at[0].total, out->widest = s.net.widest, keep(out, &at[0], p->n, (double)p->limit);
-    bool split = s.net.split, done = rc || isinf(bound) || (out->feasible && !split);
+    for (int round = 0; !rc && round < 60 && !(x->ends > 0 && hd_time() > x->ends); round++) {
+        double price = (high.cost - low.cost) / (low.bytes - high.bytes), lower;
+        set_price(x, price);
+        rc = solve_for(x, &x->priced, &trial, &lower);
+        if (rc) break;
+        double here = lower - price * (limit - x->least_bytes), line = low.cost + price * (low.bytes - x->least_bytes);
+        if (here > *bound || round == 0) *lambda = price;
+        if (here > *bound) *bound = here;
+        if (isinf(trial.cost) || lower >= line - 1e-9 * fabs(line) - x->p->n) break;
+        point *end = trial.bytes > limit ? &low : &high, old = *end;
+        if (trial.bytes == end->bytes) break;
+        *end = trial, trial = old;
+    }
+    return rc;
+}
+
+/* ---- the whole ---- */
+
+enum { PRUNING_ROUNDS = 60 };
+
+/* States that cannot be part of anything better than the best, by bounds at the price. *live: of x->p. */
+static int prune_at(pricing *x, double lambda, core *c)
+{
+    int n, *order = hd_calloc(2 * ((size_t)x->p->n + 1), sizeof *order), *rank = order + x->p->n + 1;
+    double below = (double)x->best->cost + lambda * ((double)x->p->limit - x->least_bytes);
+    set_price(x, lambda);
+    int rc = !order || hd_core_open(c, &x->priced, false, NULL, NULL) ? hd_fail_memory(x->err, 0, "a layout search") : 0;
+    if (!rc) n = hd_core_order(c, order, rank);
+    for (int round = 0; !rc && round < PRUNING_ROUNDS && !c->impossible; round++) {
+        double before = c->constant;
+        hd_core_pass(c, order, rank, n, false, below, NULL);
+        if (!c->impossible) hd_core_pass(c, order, rank, n, true, below, NULL);
+        c->impossible |= c->constant > below - 0.5;
+        if (round % 8 == 7 && !c->impossible) hd_core_drop_infinite(c);
+        if (c->constant - before < 1e-4 * (below - before)) break;
+    }
+    if (!rc && !c->impossible) hd_core_drop_infinite(c);
+    hd_free(order);
+    return rc;
+}
+
+/* What labels find in what is left of the problem; best is of x->p. */
+static int finish(pricing *x, double lambda, double bound, const core *pruned)
+{
+    const hd_factor_problem *p = x->p;
+    hd_factor_answer *best = x->best, inner = {0};
+    limited s = {.most = 1000 * (x->o && x->o->nodes ? x->o->nodes : 8000)};
+    core c = {0};
+    core_rest r = {0};
+    int most = 1, *at = hd_calloc(2 * ((size_t)p->n + 1), sizeof *at), **live = hd_calloc((size_t)p->n + 1, sizeof *live), *live_n = at ? at + p->n + 1 : NULL;
+    int rc = at && live ? 0 : HD_ENOMEM;
+    for (int v = 0; !rc && v < p->n; v++) live_n[v] = pruned->var[v].n, live[v] = pruned->var[v].state;
+    if (!rc) rc = hd_core_open(&c, p, true, live_n, live) || hd_core_reduce(&c) || (!c.impossible && hd_core_rest(&c, &r));
+    for (int k = 0; k < r.p.n; k++) most = r.p.states[k] > most ? r.p.states[k] : most;
+    int *all = hd_arena_alloc(&r.memory, (size_t)most * sizeof *all);
+    inner.choice = hd_arena_alloc(&r.memory, (size_t)(r.p.n + 1) * sizeof(int));
+    if (rc || !all || !inner.choice) rc = hd_fail_memory(x->err, 0, "a layout search");
+    for (int i = 0; !rc && i < most; i++) all[i] = i;
+    for (int k = 0; !rc && k < r.p.n; k++) live[k] = all;
+    if (!rc && c.impossible) best->bound = best->cost;
+    if (!rc && !c.impossible) {
+        s.p = &r.p;
+        s.net = (network){.p = &r.p, .o = x->o, .lambda = lambda, .live_n = (int *)(uintptr_t)r.p.states, .live = live, .most_work = WIDEST};
+        rc = hd_network_solve(&s.net, x->err);
+        inner.cost = best->cost - (int64_t)c.constant, inner.bound = (int64_t)ceil(bound - 0.01) - (int64_t)c.constant;
+        if (!rc && !s.net.declined && !s.net.split) rc = close_gap(&s, bound - c.constant, &inner, x->err);
+        best->bound = inner.bound + (int64_t)c.constant;
+        for (int k = 0; !rc && inner.feasible && k < r.p.n; k++) at[r.which[k]] = inner.choice[k];
+        if (!rc && inner.feasible) {
+            hd_core_expand(&c, at, best->choice);
+            best->cost = hd_factor_total(p, best->choice, &best->bytes);
+        }
+    }
+    best->nodes += s.n_pool / 1000;
     hd_network_close(&s.net);
-    if (!done) {
-        rc = solve_at(p, o, live_n, live, 0, true, &s.net, &at[1], err);
-        keep(out, &at[1], p->n, (double)p->limit);
-        if (!rc && s.net.constant > (double)p->limit) bound = INFINITY, out->bytes = (int64_t)s.net.constant;
-        hd_network_close(&s.net);
-        done = rc || at[1].bytes > (double)p->limit || at[0].bytes <= (double)p->limit;
+    hd_free(s.outside), hd_free(s.entries), hd_free(s.pool);
+    hd_arena_free(&r.memory);
+    hd_core_close(&c);
+    hd_free(at), hd_free(live);
+    return rc;
+}
+
+static int solve_priced(pricing *x, point *at)
+{
+    hd_factor_problem free = *x->p;
+    core pruned = {0};
+    double bound, least, lambda = 0, limit = (double)x->p->limit;
+    free.limit = -1;
+    int rc = solve_for(x, &free, &at[0], &bound);
+    x->best->bound = isinf(bound) ? HD_NEVER : (int64_t)bound;
+    if (rc || isinf(at[0].cost) || x->best->feasible) return rc;
+    rc = solve_bytes(x, &at[1], &least);
+    if (!rc && least > limit) x->best->bound = HD_NEVER, x->best->bytes = (int64_t)least;
+    if (rc || !x->best->feasible || at[0].bytes <= limit) return rc;
+    rc = find_price(x, at, &bound, &lambda);
+    x->best->bound = (int64_t)ceil(bound - 0.01);
+    if (rc || x->best->bound >= x->best->cost) return rc;
+    rc = prune_at(x, lambda, &pruned);
+    if (!rc && pruned.impossible) x->best->bound = x->best->cost;
+    else if (!rc) rc = finish(x, lambda, bound, &pruned);
+    hd_core_close(&pruned);
+    return rc;
+}
+
+/* First what can go whatever the price: then the rest. */
+int hd_factor_solve_limited(const hd_factor_problem *p, const hd_factor_options *o, double ends, hd_factor_answer *out, hd_error *err)
+{
+    core c;
+    core_rest r = {0};
+    hd_factor_answer inner = {.bound = HD_NEVER};
+    pricing x = {.o = o, .ends = ends, .best = &inner, .err = err};
+    point at[3] = {0};
+    int rc = hd_core_open(&c, p, true, NULL, NULL) || hd_core_reduce(&c) || (!c.impossible && hd_core_rest(&c, &r)) ? HD_ENOMEM : 0;
+    if (!rc && c.impossible) goto end;
+    x.p = &r.p;
+    inner.choice = hd_arena_alloc(&r.memory, (size_t)(p->n + 1) * sizeof(int));
+    for (int i = 0; i < 3; i++)
+        if (!(at[i].choice = hd_arena_alloc(&r.memory, (size_t)(p->n + 1) * sizeof(int)))) rc = HD_ENOMEM;
+    if (!inner.choice || (!rc && open_pricing(&x))) rc = HD_ENOMEM;
+    if (rc) {
+        hd_fail_memory(err, 0, "a layout search");
+        goto end;
     }
-    out->bound = isinf(bound) ? HD_NEVER : (int64_t)ceil(bound - 0.01);
-    if (!done) {
-        rc = find_price(p, o, live_n, live, at, out, &s.net, &bound, err);
-        if (!rc) out->bound = (int64_t)ceil(bound - 0.01);
-        if (!rc && !s.net.split) rc = close_gap(&s, bound, out, err);
-        hd_network_close(&s.net);
+    rc = solve_priced(&x, at);
+    out->widest = inner.widest, out->nodes = inner.nodes, out->feasible = inner.feasible;
+    out->bound = inner.bound >= HD_NEVER ? HD_NEVER : inner.bound + (int64_t)c.constant;
+    out->bytes = inner.bytes + (int64_t)c.constant_bytes;
+    if (inner.feasible) {
+        int *whole = hd_arena_alloc(&r.memory, (size_t)(p->n + 1) * sizeof *whole);
+        for (int k = 0; whole && k < r.p.n; k++) whole[r.which[k]] = inner.choice[k];
+        if (whole) hd_core_expand(&c, whole, out->choice);
+        else rc = hd_fail_memory(err, 0, "a layout search");
+        out->cost = hd_factor_total(p, out->choice, &out->bytes);
+        if (out->bound > out->cost) out->bound = out->cost;
     }
-    if (out->feasible && out->bound > out->cost) out->bound = out->cost;
-    out->nodes = s.n_pool / 1000;
-    for (int i = 0; i < 3; i++) hd_free(at[i].choice);
-    hd_free(s.outside);
-    hd_free(s.entries);
-    hd_free(s.pool);
+end:
+    hd_arena_free(&x.memory);
+    hd_arena_free(&r.memory);
+    hd_core_close(&c);
     return rc;
 }
