@@ -5,6 +5,7 @@
  * one is dropped when another is no worse in both, or when its cost, the price of its bytes and the least that all outside of it can cost reach what is to be
  * beaten. That is first a little above the bound, then more: what is found below it is best. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -274,6 +275,7 @@ typedef struct pricing {
     hd_factor_answer *best;
     hd_factor_problem priced;
     int64_t **cost, **table; /* [n][states]; [links] of zeros and HD_NEVER, for bytes alone */
+    bool **seen;             /* [n][states]: part of a choice that was best at some price */
     double least_bytes;      /* the least of every variable together: bytes above it are what is paid for */
     hd_arena memory;
     hd_error *err;
@@ -291,14 +293,16 @@ static int open_pricing(pricing *x)
 {
     const hd_factor_problem *p = x->p;
     x->cost = hd_arena_alloc(&x->memory, (size_t)(p->n + 1) * sizeof *x->cost);
-    for (int v = 0; x->cost && v < p->n; v++) {
+    x->seen = hd_arena_alloc(&x->memory, (size_t)(p->n + 1) * sizeof *x->seen);
+    for (int v = 0; x->cost && x->seen && v < p->n; v++) {
         x->cost[v] = hd_arena_alloc(&x->memory, (size_t)p->states[v] * sizeof(int64_t) + 1);
-        if (!x->cost[v]) return HD_ENOMEM;
+        x->seen[v] = hd_arena_alloc(&x->memory, (size_t)p->states[v] * sizeof(bool) + 1);
+        if (!x->cost[v] || !x->seen[v]) return HD_ENOMEM;
         x->least_bytes += (double)least_of(p, v);
     }
     x->priced = *p;
     x->priced.cost = (const int64_t *const *)x->cost, x->priced.limit = -1;
-    return x->cost ? 0 : HD_ENOMEM;
+    return x->cost && x->seen ? 0 : HD_ENOMEM;
 }
 
 /* A byte above the least of its variable costs lambda; rounded down, so that what is found bounds from below. */
@@ -332,6 +336,7 @@ static int solve_for(pricing *x, const hd_factor_problem *of, point *out, double
     out->cost = a.feasible && cost < HD_NEVER ? (double)cost : INFINITY, out->bytes = (double)bytes;
     *lower = a.bound >= HD_NEVER ? INFINITY : (double)a.bound;
     if (!rc && a.feasible) keep(x->best, out, x->p->n, (double)x->p->limit);
+    for (int v = 0; !rc && a.feasible && v < x->p->n; v++) x->seen[v][out->choice[v]] = true;
     return rc;
 }
 
@@ -381,11 +386,11 @@ static int find_price(pricing *x, point *at, double *bound, double *lambda)
 
 enum { PRUNING_ROUNDS = 60 };
 
-/* States that cannot be part of anything better than the best, by bounds at the price. *live: of x->p. */
-static int prune_at(pricing *x, double lambda, core *c)
+/* States that cannot be part of anything below that cost, by bounds at the price, leave c, which is of x->priced. */
+static int prune_at(pricing *x, double lambda, double cost, core *c)
 {
     int n, *order = hd_calloc(2 * ((size_t)x->p->n + 1), sizeof *order), *rank = order + x->p->n + 1;
-    double below = (double)x->best->cost + lambda * ((double)x->p->limit - x->least_bytes);
+    double below = cost + lambda * ((double)x->p->limit - x->least_bytes);
     set_price(x, lambda);
     int rc = !order || hd_core_open(c, &x->priced, false, NULL, NULL) ? hd_fail_memory(x->err, 0, "a layout search") : 0;
     if (!rc) n = hd_core_order(c, order, rank);
@@ -398,40 +403,39 @@ static int prune_at(pricing *x, double lambda, core *c)
         if (c->constant - before < 1e-4 * (below - before)) break;
     }
     if (!rc && !c->impossible) hd_core_drop_infinite(c);
+    if (getenv("HDBG")) fprintf(stderr, "pruning: c %g below %g\n", c->constant-lambda * ((double)x->p->limit - x->least_bytes), cost);
     hd_free(order);
     return rc;
 }
 
-/* What labels find in what is left of the problem; best is of x->p. */
-static int finish(pricing *x, double lambda, double bound, const core *pruned)
+/* What labels find in these states. *bound: of the problem so reduced; risen where labels show it. */
+static int finish(pricing *x, double lambda, int *live_n, int **live, double *bound)
 {
-    const hd_factor_problem *p = x->p;
     hd_factor_answer *best = x->best, inner = {0};
     limited s = {.most = 1000 * (x->o && x->o->nodes ? x->o->nodes : 8000)};
     core c = {0};
     core_rest r = {0};
-    int most = 1, *at = hd_calloc(2 * ((size_t)p->n + 1), sizeof *at), **live = hd_calloc((size_t)p->n + 1, sizeof *live), *live_n = at ? at + p->n + 1 : NULL;
-    int rc = at && live ? 0 : HD_ENOMEM;
-    for (int v = 0; !rc && v < p->n; v++) live_n[v] = pruned->var[v].n, live[v] = pruned->var[v].state;
-    if (!rc) rc = hd_core_open(&c, p, true, live_n, live) || hd_core_reduce(&c) || (!c.impossible && hd_core_rest(&c, &r));
+    int most = 1, rc = hd_core_open(&c, x->p, true, live_n, live) || hd_core_reduce(&c) || (!c.impossible && hd_core_rest(&c, &r)) ? HD_ENOMEM : 0;
     for (int k = 0; k < r.p.n; k++) most = r.p.states[k] > most ? r.p.states[k] : most;
-    int *all = hd_arena_alloc(&r.memory, (size_t)most * sizeof *all);
+    int *all = hd_arena_alloc(&r.memory, (size_t)most * sizeof *all), **mine = hd_arena_alloc(&r.memory, (size_t)(r.p.n + 1) * sizeof *mine);
+    int *at = hd_arena_alloc(&r.memory, (size_t)(x->p->n + 1) * sizeof *at);
     inner.choice = hd_arena_alloc(&r.memory, (size_t)(r.p.n + 1) * sizeof(int));
-    if (rc || !all || !inner.choice) rc = hd_fail_memory(x->err, 0, "a layout search");
+    if (rc || !all || !mine || !at || !inner.choice) rc = hd_fail_memory(x->err, 0, "a layout search");
     for (int i = 0; !rc && i < most; i++) all[i] = i;
-    for (int k = 0; !rc && k < r.p.n; k++) live[k] = all;
-    if (!rc && c.impossible) best->bound = best->cost;
+    for (int k = 0; !rc && k < r.p.n; k++) mine[k] = all;
+    if (!rc && c.impossible) *bound = (double)best->cost;
     if (!rc && !c.impossible) {
         s.p = &r.p;
-        s.net = (network){.p = &r.p, .o = x->o, .lambda = lambda, .live_n = (int *)(uintptr_t)r.p.states, .live = live, .most_work = WIDEST};
+        s.net = (network){.p = &r.p, .o = x->o, .lambda = lambda, .live_n = (int *)(uintptr_t)r.p.states, .live = mine, .most_work = WIDEST};
         rc = hd_network_solve(&s.net, x->err);
-        inner.cost = best->cost - (int64_t)c.constant, inner.bound = (int64_t)ceil(bound - 0.01) - (int64_t)c.constant;
-        if (!rc && !s.net.declined && !s.net.split) rc = close_gap(&s, bound - c.constant, &inner, x->err);
-        best->bound = inner.bound + (int64_t)c.constant;
+        if (getenv("HDBG")) { double st=0; for (int k=0;k<r.p.n;k++) st+=r.p.states[k]; fprintf(stderr, "P1 %d vars, P2 %d vars %g states, %d links; work %g greatest %g; ub %g lb %g lambda %g\n", x->p->n, r.p.n, st, r.p.n_links, s.net.work, s.net.greatest, (double)best->cost, *bound, lambda); }
+        inner.cost = best->cost - (int64_t)c.constant, inner.bound = (int64_t)ceil(*bound - 0.01) - (int64_t)c.constant;
+        if (!rc && !s.net.declined && !s.net.split) rc = close_gap(&s, *bound - c.constant, &inner, x->err);
+        *bound = (double)inner.bound + c.constant;
         for (int k = 0; !rc && inner.feasible && k < r.p.n; k++) at[r.which[k]] = inner.choice[k];
         if (!rc && inner.feasible) {
             hd_core_expand(&c, at, best->choice);
-            best->cost = hd_factor_total(p, best->choice, &best->bytes);
+            best->cost = hd_factor_total(x->p, best->choice, &best->bytes);
         }
     }
     best->nodes += s.n_pool / 1000;
@@ -439,14 +443,57 @@ static int finish(pricing *x, double lambda, double bound, const core *pruned)
     hd_free(s.outside), hd_free(s.entries), hd_free(s.pool);
     hd_arena_free(&r.memory);
     hd_core_close(&c);
-    hd_free(at), hd_free(live);
+    return rc;
+}
+
+/* The best that mixes choices that were best at some price. */
+static int mix(pricing *x, double lambda, double bound)
+{
+    int n = x->p->n, *live_n = hd_arena_alloc(&x->memory, (size_t)(n + 1) * sizeof *live_n), **live = hd_arena_alloc(&x->memory, (size_t)(n + 1) * sizeof *live);
+    if (!live_n || !live) return hd_fail_memory(x->err, 0, "a layout search");
+    for (int v = 0; v < n; v++) {
+        live[v] = hd_arena_alloc(&x->memory, (size_t)x->p->states[v] * sizeof(int) + 1);
+        if (!live[v]) return hd_fail_memory(x->err, 0, "a layout search");
+        for (int s = 0; s < x->p->states[v]; s++)
+            if (x->seen[v][s]) live[v][live_n[v]++] = s;
+    }
+    return finish(x, lambda, live_n, live, &bound);
+}
+
+/* Of all choices below `below` the best; *bound: nothing below it is left. */
+static int search_below(pricing *x, double lambda, double below, double *bound)
+{
+    core c = {0};
+    double lower = *bound;
+    int n = x->p->n, *live_n = hd_calloc((size_t)n + 1, sizeof *live_n), **live = hd_calloc((size_t)n + 1, sizeof *live);
+    int rc = live_n && live ? prune_at(x, lambda, below, &c) : hd_fail_memory(x->err, 0, "a layout search");
+    for (int v = 0; !rc && !c.impossible && v < n; v++) live_n[v] = c.var[v].n, live[v] = c.var[v].state;
+    if (c.impossible) lower = below;
+    else if (!rc) rc = finish(x, lambda, live_n, live, &lower);
+    *bound = fmin(lower, below);
+    hd_core_close(&c);
+    hd_free(live_n), hd_free(live);
+    return rc;
+}
+
+/* A little above the bound, then more: what is found below that is best. */
+static int search_rest(pricing *x, double lambda, double bound)
+{
+    int rc = 0;
+    for (double part = 1.0 / 16; !rc && part <= 1 && bound < (double)x->best->cost - 0.5 && !(x->ends > 0 && hd_time() > x->ends); part *= 2) {
+        double below = part < 1 ? bound + part * ((double)x->best->cost - bound) : (double)x->best->cost, before = bound;
+        rc = search_below(x, lambda, below, &bound);
+        if ((double)x->best->cost <= bound + 0.5) break;
+        if (bound < below - 0.5) break; /* too wide for labels, and more would be wider */
+        if (bound < before) bound = before;
+    }
+    x->best->bound = (int64_t)ceil(fmin(bound, (double)x->best->cost) - 0.01);
     return rc;
 }
 
 static int solve_priced(pricing *x, point *at)
 {
     hd_factor_problem free = *x->p;
-    core pruned = {0};
     double bound, least, lambda = 0, limit = (double)x->p->limit;
     free.limit = -1;
     int rc = solve_for(x, &free, &at[0], &bound);
@@ -458,11 +505,9 @@ static int solve_priced(pricing *x, point *at)
     rc = find_price(x, at, &bound, &lambda);
     x->best->bound = (int64_t)ceil(bound - 0.01);
     if (rc || x->best->bound >= x->best->cost) return rc;
-    rc = prune_at(x, lambda, &pruned);
-    if (!rc && pruned.impossible) x->best->bound = x->best->cost;
-    else if (!rc) rc = finish(x, lambda, bound, &pruned);
-    hd_core_close(&pruned);
-    return rc;
+    rc = mix(x, lambda, bound);
+    if (getenv("HDBG")) fprintf(stderr, "mixed: ub %g lb %g\n", (double)x->best->cost, bound);
+    return rc ? rc : search_rest(x, lambda, bound);
 }
 
 /* First what can go whatever the price: then the rest. */

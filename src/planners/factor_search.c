@@ -1,6 +1,7 @@
 /* factor_search.c: least cost whatever the bytes: a core is reduced, its bound raised and its states cut by what is known, until tables hold what is left;
  * else a variable is fixed in each of its states in turn (branch and bound). */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -88,6 +89,7 @@ static int tighten(search *s, core *c, int rounds, bool *done, double *bound)
         *bound = c->constant;
         if ((*done = is_closed(s, c))) return 0;
         if (round % LOOK_EVERY) continue;
+        if (getenv("HDBG")) fprintf(stderr, "round %d: %.3f bound %.10g best %.10g left %d\n", round, hd_time(), *bound, below(s), hd_core_left(c));
         int before = hd_core_left(c);
         if (hd_core_reduce(c)) return hd_fail_memory(s->err, 0, "a layout search");
         if ((*done = is_closed(s, c))) return 0;
@@ -149,6 +151,7 @@ static int explore(search *s, core *c, int rounds)
     if (!rc && !done) rc = tighten(s, c, rounds, &done, &bound);
     if (!rc && !done && !is_late(s)) rc = by_tables(s, c, AT_LAST, 0, &done, &bound);
     if (!rc && !done && !is_late(s)) rc = by_tables(s, c, 0, IN_PARTS, &done, &bound);
+    if (getenv("HDBG")) fprintf(stderr, "node %ld: done %d bound %g best %g left %d\n", (long)s->nodes, done, bound, below(s), hd_core_left(c));
     if (rc || done) return rc;
     if (s->nodes < s->most && !is_late(s)) return branch(s, c);
     if (bound < c->constant) bound = c->constant;

@@ -9,6 +9,7 @@
 #include "planners/layouts.h"
 
 #define PICO 1e12
+#define DISLIKE 1.001 /* of all-reduces where reduce-scatters are preferred: what costs the same is taken apart */
 
 static const char *const collective_names[HD_COLL_KINDS] = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"};
 const char *hd_collective_name(hd_collective k) { return collective_names[k]; }
@@ -35,6 +36,7 @@ typedef struct builder {
     holding *held;          /* [n_values]; n 0: no variable */
     bool *saved;            /* [n_values]: made in forward, read in backward */
     bool *late;             /* [n_values]: leads to the update, or is an output, and to nothing else */
+    bool *summed;           /* [n_values]: an addend of a sum over micro-batches, which takes its place in memory */
     int *variable;          /* [n_values]: -1: none */
     int *states;
     int64_t **cost, **bytes;
@@ -71,6 +73,7 @@ static double step_seconds(const builder *b, hd_value v, const hd_convert_step *
         double n = p->mesh.axis[a].size, halves = p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE ? 2 : 1;
         if (n > 1) seconds += halves * p->alpha[a] + prices[k].factor * (n - 1) / n * p->beta[a] * bytes;
     }
+    if (p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE) seconds *= DISLIKE;
     return seconds;
 }
 
@@ -225,7 +228,9 @@ static void learn(builder *b)
             const hd_value_info *x = &g->values[n->in[k]];
             b->part.value[n->in[k]].used = true;
             b->part.value[n->in[k]].readers++;
-            b->late[n->in[k]] &= n->phase == HD_UPDATE || (hd_part_passes_gradient(n) && b->late[n->out[0]]);
+            bool sum = !strcmp(n->op->name, "micro_sum");
+            b->summed[n->in[k]] |= sum;
+            b->late[n->in[k]] &= n->phase == HD_UPDATE || ((sum || hd_part_passes_gradient(n)) && b->late[n->out[0]]);
             b->saved[n->in[k]] |= n->phase == HD_BACKWARD && x->kind == HD_RESULT && g->nodes[x->node]->phase == HD_FORWARD;
         }
     }
@@ -238,7 +243,7 @@ static void learn(builder *b)
 static bool takes_memory(const builder *b, hd_value v)
 {
     const hd_value_info *x = &b->g->values[v];
-    bool gradient = x->kind == HD_RESULT && b->late[v] && b->g->nodes[x->node]->phase != HD_UPDATE && x->type.shape.rank;
+    bool gradient = x->kind == HD_RESULT && b->late[v] && !b->summed[v] && b->g->nodes[x->node]->phase != HD_UPDATE && x->type.shape.rank;
     return x->kind == HD_PARAM || x->kind == HD_STATE || b->saved[v] || gradient;
 }
 
@@ -341,6 +346,20 @@ static int link_all(builder *b, hd_error *err)
     return rc ? hd_fail_memory(err, 0, "a layout search") : 0;
 }
 
+/* Of ways that cost the same, one that divides the work: a picosecond for each axis that a node leaves alone. The answer's seconds are without it. */
+static int64_t undivided(const builder *b, const way *w)
+{
+    int64_t n = 0;
+    for (int i = 0; i < b->part.n_axes; i++) n += w->loop[b->part.axis[i]] == -1;
+    return n;
+}
+
+static void prefer_divided(builder *b)
+{
+    for (size_t i = 0; i < b->g->n_nodes; i++)
+        for (int w = 0; w < b->ways[i].n; w++) b->cost[i][w] += undivided(b, &b->ways[i].list[w]);
+}
+
 /* ---- the answer ---- */
 
 typedef struct counter { hd_layout_answer *out; uint32_t late[HD_COLL_KINDS][64]; int n_late[HD_COLL_KINDS]; } counter;
@@ -393,7 +412,10 @@ static int take_answer(const builder *b, const hd_factor_answer *f, hd_layout_an
 {
     out->feasible = f->feasible;
     out->proven = f->bound >= (f->feasible ? f->cost : HD_NEVER);
-    out->seconds = (double)f->cost / PICO, out->bound = (double)f->bound / PICO;
+    int64_t ties = 0;
+    for (size_t i = 0; f->feasible && i < b->g->n_nodes; i++) ties += undivided(b, &b->ways[i].list[f->choice[i]]);
+    if (!out->proven) ties = (int64_t)b->g->n_nodes * b->part.n_axes;
+    out->seconds = (double)(f->cost - ties) / PICO, out->bound = (double)(f->bound - ties) / PICO;
     out->memory = f->bytes, out->widest = f->widest, out->branches = f->nodes, out->variables = b->problem.n;
     if (!f->feasible) return 0;
     out->held = hd_calloc(b->g->n_values + 1, sizeof *out->held);
@@ -424,8 +446,9 @@ static int open_builder(builder *b, const hd_layout_problem *p, hd_error *err)
     b->held = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->held);
     b->saved = hd_arena_alloc(&b->memory, g->n_values + 1);
     b->late = hd_arena_alloc(&b->memory, g->n_values + 1);
+    b->summed = hd_arena_alloc(&b->memory, g->n_values + 1);
     b->variable = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->variable);
-    return b->part.value && b->ways && b->held && b->saved && b->late && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
+    return b->part.value && b->ways && b->held && b->saved && b->late && b->summed && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
 }
 
 static void close_builder(builder *b)
@@ -441,6 +464,7 @@ static int build(builder *b, hd_error *err)
     int rc = list_all_ways(b, err);
     if (!rc) rc = list_held(b, err);
     if (!rc) rc = set_variables(b, err);
+    if (!rc) prefer_divided(b);
     return rc ? rc : link_all(b, err);
 }
 
