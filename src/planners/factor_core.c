@@ -377,7 +377,7 @@ int hd_core_reduce(core *c)
             core_var *x = &c->var[v];
             if (x->gone || !x->dirty) continue;
             changed = true, x->dirty = false;
-            int went = x->n > 1 ? drop_dominated(c, v) : 0;
+            int went = x->n > 1 && !c->whole ? drop_dominated(c, v) : 0;
             if (went < 0) rc = HD_ENOMEM;
             else if (x->n == 1) rc = settle(c, v);
             else if (x->n_links <= 2 && is_free(c, v)) rc = eliminate(c, v);

@@ -33,6 +33,7 @@ typedef struct core {
     core_record *record; int n_records; size_t record_room;
     double constant, constant_bytes;
     bool tied;                 /* bytes count: choices may only be given up for those that take no more */
+    bool whole;                /* states that others dominate stay: what is left bounds, state by state */
     bool impossible;
     hd_arena memory;
 } core;

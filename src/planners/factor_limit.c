@@ -5,7 +5,6 @@
  * one is dropped when another is no worse in both, or when its cost, the price of its bytes and the least that all outside of it can cost reach what is to be
  * beaten. That is first a little above the bound, then more: what is found below it is best. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,6 +24,7 @@ typedef struct limited {
     label *pool; int n_pool; size_t room; int64_t most;
     double constant, constant_bytes; /* of variables with one state */
     double goal;             /* only totals below it count */
+    double ends;             /* by the clock; 0: never */
     bool full;
 } limited;
 
@@ -171,6 +171,7 @@ static bool label_bucket(limited *s, int at)
     bool ok = (s->entries[at] = hd_arena_alloc(&net->memory, n * sizeof(entry)));
     for (size_t i = 0; ok && i < n; i++) {
         bag all = {0};
+        ok = !(s->ends > 0 && i % 16 == 0 && hd_time() > s->ends);
         for (c.state = 0; ok && c.state < net->live_n[b->var]; c.state++) ok = label_state(s, at, &c, s->outside[at].cost[i], &all);
         ok = ok && keep_entry(s, &all, &s->entries[at][i]);
         hd_free(all.list);
@@ -328,8 +329,11 @@ static void keep(hd_factor_answer *best, const point *x, int n, double limit)
 static int solve_for(pricing *x, const hd_factor_problem *of, point *out, double *lower)
 {
     hd_factor_answer a = {.choice = out->choice};
+    hd_factor_options o = x->o ? *x->o : (hd_factor_options){0};
     int64_t bytes;
-    int rc = hd_factor_search(of, x->o, x->ends, &a, x->err);
+    double now = hd_time();
+    o.nodes = o.nodes ? (o.nodes + 7) / 8 : 400;
+    int rc = hd_factor_search(of, &o, x->ends > 0 ? now + fmax(0.2 * (x->ends - now), 1e-3) : 0, &a, x->err);
     x->best->nodes += a.nodes;
     if (a.widest > x->best->widest) x->best->widest = a.widest;
     int64_t cost = hd_factor_total(x->p, out->choice, &bytes);
@@ -360,6 +364,8 @@ static int solve_bytes(pricing *x, point *out, double *lower)
     return solve_for(x, &only, out, lower);
 }
 
+static int64_t trial_total(const pricing *x, const point *at) { return hd_factor_total(&x->priced, at->choice, NULL); }
+
 /* Moves the price between a choice that is too large and one that fits until the bound is the greatest. */
 static int find_price(pricing *x, point *at, double *bound, double *lambda)
 {
@@ -374,7 +380,7 @@ static int find_price(pricing *x, point *at, double *bound, double *lambda)
         double here = lower - price * (limit - x->least_bytes), line = low.cost + price * (low.bytes - x->least_bytes);
         if (here > *bound || round == 0) *lambda = price;
         if (here > *bound) *bound = here;
-        if (isinf(trial.cost) || lower >= line - 1e-9 * fabs(line) - x->p->n) break;
+        if (isinf(trial.cost) || lower < (double)trial_total(x, &trial) - 0.5 || lower >= line - 1e-9 * fabs(line) - x->p->n) break;
         point *end = trial.bytes > limit ? &low : &high, old = *end;
         if (trial.bytes == end->bytes) break;
         *end = trial, trial = old;
@@ -386,15 +392,11 @@ static int find_price(pricing *x, point *at, double *bound, double *lambda)
 
 enum { PRUNING_ROUNDS = 60 };
 
-/* States that cannot be part of anything below that cost, by bounds at the price, leave c, which is of x->priced. */
-static int prune_at(pricing *x, double lambda, double cost, core *c)
+/* Raises c's bound; states with which it is `below` or more go. */
+static int tighten(core *c, double below, int *order, int *rank)
 {
-    int n, *order = hd_calloc(2 * ((size_t)x->p->n + 1), sizeof *order), *rank = order + x->p->n + 1;
-    double below = cost + lambda * ((double)x->p->limit - x->least_bytes);
-    set_price(x, lambda);
-    int rc = !order || hd_core_open(c, &x->priced, false, NULL, NULL) ? hd_fail_memory(x->err, 0, "a layout search") : 0;
-    if (!rc) n = hd_core_order(c, order, rank);
-    for (int round = 0; !rc && round < PRUNING_ROUNDS && !c->impossible; round++) {
+    int n = hd_core_order(c, order, rank);
+    for (int round = 0; round < PRUNING_ROUNDS && !c->impossible; round++) {
         double before = c->constant;
         hd_core_pass(c, order, rank, n, false, below, NULL);
         if (!c->impossible) hd_core_pass(c, order, rank, n, true, below, NULL);
@@ -402,17 +404,46 @@ static int prune_at(pricing *x, double lambda, double cost, core *c)
         if (round % 8 == 7 && !c->impossible) hd_core_drop_infinite(c);
         if (c->constant - before < 1e-4 * (below - before)) break;
     }
-    if (!rc && !c->impossible) hd_core_drop_infinite(c);
-    if (getenv("HDBG")) fprintf(stderr, "pruning: c %g below %g\n", c->constant-lambda * ((double)x->p->limit - x->least_bytes), cost);
+    if (!c->impossible) hd_core_drop_infinite(c);
+    return 0;
+}
+
+/* Takes the states that are left in c, of those variables that are. */
+static void take_live(const core *c, int *live_n, int **live)
+{
+    for (int v = 0; v < c->n; v++) {
+        if (c->var[v].gone) continue;
+        live_n[v] = c->var[v].n;
+        memcpy(live[v], c->var[v].state, (size_t)c->var[v].n * sizeof(int));
+    }
+}
+
+/* Of live the states that may be part of something below that cost, by bounds at the price: first with variables of few links eliminated, which bounds better
+ * but says nothing of those, then with all. *none: there is nothing. */
+static int prune_at(pricing *x, double lambda, double cost, int *live_n, int **live, bool *none)
+{
+    int *order = hd_calloc(2 * ((size_t)x->p->n + 1), sizeof *order), *rank = order + x->p->n + 1, rc = order ? 0 : HD_ENOMEM;
+    double below = cost + lambda * ((double)x->p->limit - x->least_bytes);
+    set_price(x, lambda);
+    for (int all = 0; !rc && all < 2 && !*none; all++) {
+        core c = {0};
+        rc = hd_core_open(&c, &x->priced, false, live_n, live);
+        c.whole = true;
+        if (!rc && !all) rc = hd_core_reduce(&c);
+        if (!rc && !c.impossible) rc = tighten(&c, below, order, rank);
+        *none = !rc && c.impossible;
+        if (!rc && !*none) take_live(&c, live_n, live);
+        hd_core_close(&c);
+    }
     hd_free(order);
-    return rc;
+    return rc ? hd_fail_memory(x->err, 0, "a layout search") : 0;
 }
 
 /* What labels find in these states. *bound: of the problem so reduced; risen where labels show it. */
 static int finish(pricing *x, double lambda, int *live_n, int **live, double *bound)
 {
     hd_factor_answer *best = x->best, inner = {0};
-    limited s = {.most = 1000 * (x->o && x->o->nodes ? x->o->nodes : 8000)};
+    limited s = {.most = 1000 * (x->o && x->o->nodes ? x->o->nodes : 8000), .ends = x->ends};
     core c = {0};
     core_rest r = {0};
     int most = 1, rc = hd_core_open(&c, x->p, true, live_n, live) || hd_core_reduce(&c) || (!c.impossible && hd_core_rest(&c, &r)) ? HD_ENOMEM : 0;
@@ -426,9 +457,8 @@ static int finish(pricing *x, double lambda, int *live_n, int **live, double *bo
     if (!rc && c.impossible) *bound = (double)best->cost;
     if (!rc && !c.impossible) {
         s.p = &r.p;
-        s.net = (network){.p = &r.p, .o = x->o, .lambda = lambda, .live_n = (int *)(uintptr_t)r.p.states, .live = mine, .most_work = WIDEST};
+        s.net = (network){.p = &r.p, .o = x->o, .lambda = lambda, .live_n = (int *)(uintptr_t)r.p.states, .live = mine, .most_work = x->ends > 0 ? fmin(WIDEST, 1e4 + 1e7 * fmax(x->ends - hd_time(), 0)) : WIDEST};
         rc = hd_network_solve(&s.net, x->err);
-        if (getenv("HDBG")) { double st=0; for (int k=0;k<r.p.n;k++) st+=r.p.states[k]; fprintf(stderr, "P1 %d vars, P2 %d vars %g states, %d links; work %g greatest %g; ub %g lb %g lambda %g\n", x->p->n, r.p.n, st, r.p.n_links, s.net.work, s.net.greatest, (double)best->cost, *bound, lambda); }
         inner.cost = best->cost - (int64_t)c.constant, inner.bound = (int64_t)ceil(*bound - 0.01) - (int64_t)c.constant;
         if (!rc && !s.net.declined && !s.net.split) rc = close_gap(&s, *bound - c.constant, &inner, x->err);
         *bound = (double)inner.bound + c.constant;
@@ -446,33 +476,42 @@ static int finish(pricing *x, double lambda, int *live_n, int **live, double *bo
     return rc;
 }
 
+static int all_states(pricing *x, int **live_n, int ***live)
+{
+    int n = x->p->n;
+    *live_n = hd_arena_alloc(&x->memory, (size_t)(n + 1) * sizeof **live_n);
+    *live = hd_arena_alloc(&x->memory, (size_t)(n + 1) * sizeof **live);
+    for (int v = 0; *live_n && *live && v < n; v++) {
+        (*live)[v] = hd_arena_alloc(&x->memory, (size_t)x->p->states[v] * sizeof(int) + 1);
+        if (!(*live)[v]) return hd_fail_memory(x->err, 0, "a layout search");
+        for (int s = 0; s < x->p->states[v]; s++) (*live)[v][(*live_n)[v]++] = s;
+    }
+    return *live_n && *live ? 0 : hd_fail_memory(x->err, 0, "a layout search");
+}
+
 /* The best that mixes choices that were best at some price. */
 static int mix(pricing *x, double lambda, double bound)
 {
-    int n = x->p->n, *live_n = hd_arena_alloc(&x->memory, (size_t)(n + 1) * sizeof *live_n), **live = hd_arena_alloc(&x->memory, (size_t)(n + 1) * sizeof *live);
-    if (!live_n || !live) return hd_fail_memory(x->err, 0, "a layout search");
-    for (int v = 0; v < n; v++) {
-        live[v] = hd_arena_alloc(&x->memory, (size_t)x->p->states[v] * sizeof(int) + 1);
-        if (!live[v]) return hd_fail_memory(x->err, 0, "a layout search");
+    int *live_n, **live, rc = all_states(x, &live_n, &live);
+    for (int v = 0; !rc && v < x->p->n; v++) {
+        live_n[v] = 0;
         for (int s = 0; s < x->p->states[v]; s++)
             if (x->seen[v][s]) live[v][live_n[v]++] = s;
     }
-    return finish(x, lambda, live_n, live, &bound);
+    return rc ? rc : finish(x, lambda, live_n, live, &bound);
 }
 
 /* Of all choices below `below` the best; *bound: nothing below it is left. */
 static int search_below(pricing *x, double lambda, double below, double *bound)
 {
-    core c = {0};
     double lower = *bound;
-    int n = x->p->n, *live_n = hd_calloc((size_t)n + 1, sizeof *live_n), **live = hd_calloc((size_t)n + 1, sizeof *live);
-    int rc = live_n && live ? prune_at(x, lambda, below, &c) : hd_fail_memory(x->err, 0, "a layout search");
-    for (int v = 0; !rc && !c.impossible && v < n; v++) live_n[v] = c.var[v].n, live[v] = c.var[v].state;
-    if (c.impossible) lower = below;
+    int *live_n, **live;
+    bool none = false;
+    int rc = all_states(x, &live_n, &live);
+    if (!rc) rc = prune_at(x, lambda, below, live_n, live, &none);
+    if (none) lower = below;
     else if (!rc) rc = finish(x, lambda, live_n, live, &lower);
     *bound = fmin(lower, below);
-    hd_core_close(&c);
-    hd_free(live_n), hd_free(live);
     return rc;
 }
 
@@ -506,7 +545,6 @@ static int solve_priced(pricing *x, point *at)
     x->best->bound = (int64_t)ceil(bound - 0.01);
     if (rc || x->best->bound >= x->best->cost) return rc;
     rc = mix(x, lambda, bound);
-    if (getenv("HDBG")) fprintf(stderr, "mixed: ub %g lb %g\n", (double)x->best->cost, bound);
     return rc ? rc : search_rest(x, lambda, bound);
 }
 

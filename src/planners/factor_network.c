@@ -62,11 +62,19 @@ int hd_network_project(network *net, const factor *const *from, int n, const int
     for (size_t i = 0; i < entries; i++) out->cost[i] = INFINITY;
     for (int f = 0; f < n; f++) strides_of(net, digits, n_digits, from[f]->var, from[f]->n, stride[f]);
     strides_of(net, digits, n_digits, keep, n_keep, stride[n]);
+    int last = n_digits - 1, inner = n_digits ? net->live_n[digits[last]] : 1;
+    double sum[inner];
     for (;;) {
-        double sum = 0;
-        for (int f = 0; f < n; f++) sum += from[f]->cost[index[f]];
-        if (sum < out->cost[index[n]]) out->cost[index[n]] = sum;
-        int d = n_digits - 1;
+        for (int i = 0; i < inner; i++) sum[i] = 0;
+        for (int f = 0; f < n; f++) {
+            const double *cost = &from[f]->cost[index[f]];
+            int64_t step = n_digits ? stride[f][last] : 0;
+            for (int i = 0; i < inner; i++) sum[i] += cost[i * step];
+        }
+        double *to = &out->cost[index[n]];
+        int64_t step = n_digits ? stride[n][last] : 0;
+        for (int i = 0; i < inner; i++) to[i * step] = sum[i] < to[i * step] ? sum[i] : to[i * step];
+        int d = last - 1;
         for (; d >= 0 && at[d] + 1 == net->live_n[digits[d]]; d--) {
             for (int f = 0; f <= n; f++) index[f] -= stride[f][d] * at[d];
             at[d] = 0;

@@ -1,7 +1,6 @@
 /* factor_search.c: least cost whatever the bytes: a core is reduced, its bound raised and its states cut by what is known, until tables hold what is left;
  * else a variable is fixed in each of its states in turn (branch and bound). */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,6 +50,7 @@ static int by_tables(search *s, const core *c, double work, int64_t table, bool 
     for (int k = 0; !rc && k < r.p.n; k++) live[k] = all;
     hd_factor_options o = s->o;
     if (table && (!o.table || o.table > table)) o.table = table;
+    if (s->ends > 0 && work > 0) work = fmin(work, 1e4 + 2e7 * fmax(s->ends - hd_time(), 0));
     network net = {.p = &r.p, .o = &o, .live_n = (int *)(uintptr_t)r.p.states, .live = live, .most_work = work};
     if (!rc) rc = hd_network_solve(&net, s->err);
     if (!rc && !net.declined) {
@@ -84,12 +84,11 @@ static int tighten(search *s, core *c, int rounds, bool *done, double *bound)
     double last = c->constant;
     int n = hd_core_order(c, s->order, s->rank), rc = 0;
     *done = false;
-    for (int round = 1; !rc && round <= rounds && !is_late(s); round++) {
+    for (int round = 1; !rc && round <= rounds && (round == 1 || !is_late(s)); round++) {
         tighten_once(s, c, n);
         *bound = c->constant;
         if ((*done = is_closed(s, c))) return 0;
         if (round % LOOK_EVERY) continue;
-        if (getenv("HDBG")) fprintf(stderr, "round %d: %.3f bound %.10g best %.10g left %d\n", round, hd_time(), *bound, below(s), hd_core_left(c));
         int before = hd_core_left(c);
         if (hd_core_reduce(c)) return hd_fail_memory(s->err, 0, "a layout search");
         if ((*done = is_closed(s, c))) return 0;
@@ -150,8 +149,7 @@ static int explore(search *s, core *c, int rounds)
     int rc = by_tables(s, c, AT_ONCE, 0, &done, &bound);
     if (!rc && !done) rc = tighten(s, c, rounds, &done, &bound);
     if (!rc && !done && !is_late(s)) rc = by_tables(s, c, AT_LAST, 0, &done, &bound);
-    if (!rc && !done && !is_late(s)) rc = by_tables(s, c, 0, IN_PARTS, &done, &bound);
-    if (getenv("HDBG")) fprintf(stderr, "node %ld: done %d bound %g best %g left %d\n", (long)s->nodes, done, bound, below(s), hd_core_left(c));
+    if (!rc && !done && (!s->best->feasible || !is_late(s))) rc = by_tables(s, c, 0, IN_PARTS, &done, &bound);
     if (rc || done) return rc;
     if (s->nodes < s->most && !is_late(s)) return branch(s, c);
     if (bound < c->constant) bound = c->constant;
