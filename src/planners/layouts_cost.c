@@ -33,6 +33,8 @@ static double step_bytes(const hd_layout_builder *b, hd_value v, const hd_conver
     return hd_part_bytes(&b->part, v, prices[price_of(s)].kind == HD_COLL_ALL_GATHER ? &s->after : before);
 }
 
+#define DISLIKE 1.001 /* of all-reduces where reduce-scatters are preferred: what costs the same is taken apart */
+
 /* By alpha and beta. */
 static double plain_seconds(const hd_layout_builder *b, const hd_convert_step *s, int k, double bytes)
 {
@@ -43,7 +45,7 @@ static double plain_seconds(const hd_layout_builder *b, const hd_convert_step *s
         double n = p->mesh.axis[a].size;
         if (n > 1) seconds += halves * p->alpha[a] + prices[k].factor * (n - 1) / n * p->beta[a] * bytes;
     }
-    return seconds;
+    return halves > 1 ? seconds * DISLIKE : seconds;
 }
 
 /* ---- on a cluster ---- */

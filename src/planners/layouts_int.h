@@ -27,6 +27,7 @@ typedef struct hd_layout_builder {
     hd_holding *held;       /* [n_values]; n 0: no variable */
     bool *saved;            /* [n_values]: made in forward, read in backward */
     bool *late;             /* [n_values]: leads to the update, or is an output, and to nothing else */
+    bool *summed;           /* [n_values]: an addend of a sum over micro-batches, which takes its place in memory */
     int *variable;          /* [n_values]: -1: none */
     int *states;
     int64_t **cost, **bytes;
