@@ -1,7 +1,8 @@
 /* exact.c: what the planners say is best, beside brute force over random small problems.
  *
  *   check_exact [SEED [TABLES [GRAPHS [ROOT]]]]     200 tables of stages and of slices, 50 profiled graphs each for one and two levels of machines, 200 networks
- *                                            of costs without and with a limit; wider networks, and training steps of ROOT/examples, against CBC where it is installed
+ *                                            of costs without and with a limit; as many wider networks, and training steps of ROOT/examples/layouts (a few
+ *                                            where TABLES is below 200), against CBC where it is installed
  * Brute force follows the definitions in the headers, by recursion over every choice. */
 #include <math.h>
 #include <stdio.h>
@@ -11,12 +12,11 @@
 #include "base/rng.h"
 #include "base/str.h"
 #include "base/term.h"
-#include "models/model.h"
-#include "planners/layouts.h"
+#include "planners/factor.h"
 #include "planners/pipedream.h"
 #include "planners/slices.h"
 #include "planners/stages.h"
-#include "train/step.h"
+#include "exact_steps.h"
 
 static int failed;
 static uint64_t seed = 1;
@@ -331,65 +331,6 @@ static void check_networks(const char *what, int count_of, int vars, int states,
     report(what, &t);
 }
 
-/* ---- layouts of real training steps ---- */
-
-static const struct { const char *file; int batch, x, y; bool limited; } steps[] = {
-    {"layouts/mlp-512", 64, 4, 1, false}, {"layouts/mlp-512", 64, 2, 4, false}, {"layouts/mlp-512", 64, 4, 1, true}, {"layouts/mlp-128", 4096, 4, 1, false},
-    {"layouts/mlp-128", 4096, 8, 1, true}, {"mlp", 64, 4, 1, false}, {"mlp", 64, 2, 2, false}, {"mlp", 64, 2, 2, true}, {"two_tower", 256, 4, 1, false},
-    {"two_tower", 256, 2, 2, false}, {"two_tower", 256, 8, 1, true},
-};
-
-static hd_graph *step_graph(const char *root, const char *file, int batch, hd_error *err)
-{
-    char path[600];
-    hd_model m;
-    snprintf(path, sizeof path, "%s/examples/%s.json", root, file);
-    if (hd_model_open(&m, path, err)) return NULL;
-    hd_graph *g = hd_model_graph(&m, &(hd_model_options){.mode = HD_LM_TRAIN, .precision = HD_F32, .batch = batch, .sequence = 64}, err);
-    hd_model_close(&m);
-    if (g) hd_step_append(g, &(hd_step_options){.optimizer = HD_ADAMW, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8});
-    return g;
-}
-
-/* Least cost, or with a limit between the least memory and that of the unlimited optimum. */
-static void check_step(tally *t, const hd_graph *g, int x, int y, bool limited)
-{
-    hd_error err = {0};
-    hd_layout_answer a, b;
-    hd_layout_problem p = {.graph = g, .mesh = {.n = y > 1 ? 2 : 1, .axis = {{"x", x, HD_AXIS_MODEL}, {"y", y, HD_AXIS_MODEL}}}, .alpha = {1e-5, 2e-5},
-                           .beta = {1e-10, 3e-10}, .memory = -1};
-    if (limited) {
-        int64_t most, least;
-        if (hd_layouts_solve(&p, &a, &err)) return;
-        most = a.memory, hd_layout_answer_free(&a);
-        p.memory = 1;
-        if (hd_layouts_solve(&p, &a, &err)) return;
-        least = a.memory, hd_layout_answer_free(&a);
-        p.memory = least + (most - least) / 3;
-    }
-    double start = hd_time(), middle;
-    int rc = hd_layouts_solve(&p, &a, &err);
-    middle = hd_time();
-    p.ilp = true;
-    if (!rc) rc = hd_layouts_solve(&p, &b, &err);
-    if (rc) printf("  %s\n", err.message);
-    else count(t, a.feasible && a.proven ? a.seconds * 1e6 : -1, b.feasible ? b.seconds * 1e6 : INFINITY, start, middle, hd_time());
-    if (!rc) hd_layout_answer_free(&a), hd_layout_answer_free(&b);
-}
-
-static void check_steps(const char *root, int n)
-{
-    tally t = {0};
-    for (int k = 0; k < n && k < (int)(sizeof steps / sizeof *steps); k++) {
-        hd_error err = {0};
-        hd_graph *g = step_graph(root, steps[k].file, steps[k].batch, &err);
-        if (g) check_step(&t, g, steps[k].x, steps[k].y, steps[k].limited);
-        else printf("  %s\n", err.message), t.all++;
-        hd_graph_free(g);
-    }
-    report("layouts of training steps, against CBC", &t);
-}
-
 int main(int argc, char **argv)
 {
     if (argc > 1) seed = strtoull(argv[1], NULL, 10);
@@ -402,9 +343,9 @@ int main(int argc, char **argv)
     check_networks("the same, tables of 8 entries at most", tables, 7, 4, false, 8, brute_network);
     check_networks("the same within a limit of bytes", tables, 7, 4, true, 0, brute_network);
     if (has_cbc()) {
-        check_networks("wider networks, against CBC", graphs / 2, 40, 8, false, 0, cbc_network);
-        check_networks("the same within a limit of bytes", graphs / 2, 40, 8, true, 0, cbc_network);
-        if (argc > 4) check_steps(argv[4], graphs);
+        check_networks("wider networks, against CBC", tables, 40, 8, false, 0, cbc_network);
+        check_networks("the same within a limit of bytes", tables, 40, 8, true, 0, cbc_network);
+        if (argc > 4) failed += hd_check_steps(argv[4], tables < 200);
     }
     return failed != 0;
 }

@@ -14,7 +14,7 @@
 typedef struct layouts_config {
     const char *graph, *mesh, *cluster, *alpha, *beta, *force, *prefer, *forbid, *solver, *optimizer, *precision, *plan_out;
     int64_t batch, sequence, micro_batches, search_nodes;
-    double memory;
+    double memory, search_time;
     bool json;
 } layouts_config;
 
@@ -36,6 +36,7 @@ static const hd_setting settings[] = {
     {"forbid", HD_SET_STRING, AT(forbid), NULL, 0, 0, "KINDS", "collectives not to be used: all-reduce, all-gather, reduce-scatter, all-to-all, with commas between"},
     {"solver", HD_SET_STRING, AT(solver), "exact", 0, 0, "exact|ilp", "Heddle's own, or CBC on the same problem"},
     {"search_nodes", HD_SET_INT, AT(search_nodes), "0", 0, 1e9, "N", "branches at most; 0: 20000"},
+    {"search_time", HD_SET_NUMBER, AT(search_time), "0", 0, 1e7, "SECONDS", "by the clock at most, after which the best so far is given with its gap; 0: endless"},
     {"plan_out", HD_SET_STRING, AT(plan_out), NULL, 0, 0, "FILE", "with --cluster: write the plan, for heddle train --plan FILE"},
     {"json", HD_SET_BOOL, AT(json), NULL, 0, 0, NULL, "one JSON object with the keys of docs/plan-problems.md"},
     {0},
@@ -144,7 +145,7 @@ static int check_flags(const layouts_config *c, hd_error *err)
 static int read_problem(const layouts_config *c, hd_layout_problem *p, hd_cluster *cluster, hd_error *err)
 {
     *p = (hd_layout_problem){.memory = c->memory > 0 ? (int64_t)c->memory : -1, .data_parallel = c->force, .prefer_reduce_scatter = c->prefer,
-                             .search.nodes = c->search_nodes, .ilp = !strcmp(c->solver, "ilp")};
+                             .search = {.nodes = c->search_nodes, .seconds = c->search_time}, .ilp_seconds = c->search_time, .ilp = !strcmp(c->solver, "ilp")};
     if (c->force && strcmp(c->force, "data-parallel")) return hd_fail(err, HD_EINVAL, "--force must be data-parallel, is \"%s\"", c->force);
     if (c->prefer && strcmp(c->prefer, "reduce-scatter")) return hd_fail(err, HD_EINVAL, "--prefer must be reduce-scatter, is \"%s\"", c->prefer);
     int rc = check_flags(c, err);
@@ -196,7 +197,7 @@ static void print_text(const hd_layout_problem *p, const hd_layout_answer *a, hd
     if (p->cluster) hd_str_printf(out, "%.6g s a step, of which %.6g s computing\n", a->seconds, a->work);
     hd_str_printf(out, "communication %.6g s a step%s; %.4g bytes of a rank; %d choices, %.3f s to find\n", a->seconds > a->work ? a->seconds - a->work : 0, a->proven ? ", which is least" : "",
                   (double)a->memory, a->variables, a->build_seconds + a->solve_seconds);
-    if (!a->proven) hd_str_printf(out, "no choice takes less than %.6g s: give more --search-nodes to close the gap\n", a->bound);
+    if (!a->proven) hd_str_printf(out, "no choice takes less than %.6g s: a gap of %.3g %%, for --search-nodes or --search-time to close\n", a->bound, 100 * (1 - a->bound / a->seconds));
     for (int k = 0; k < HD_COLL_KINDS; k++)
         if (a->traffic[k].count)
             hd_str_printf(out, "  %-15s %4lld, %lld with gradients put together; %.6g bytes\n", hd_collective_name((hd_collective)k), (long long)a->traffic[k].count,

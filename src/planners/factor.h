@@ -1,9 +1,10 @@
 /* factor.h: discrete choices that cost by themselves and in pairs: the engine of layout search.
  *
  * Variable v takes one of states[v] values. A total is the sum of one cost for each variable and one for each pair that is linked; costs are integers
- * (nanoseconds, or any unit), HD_NEVER forbids. Each state also takes bytes, of which the sum may be limited. Exact: variables are eliminated one by one in a
- * min-fill order (bucket elimination, Dechter 1999), after states that another state of the same variable beats whatever the others do have been dropped. With a
- * limit, labels (cost, bytes) that nothing dominates are kept instead of one cost, and pruned by Lagrangian bounds from both sides. */
+ * (nanoseconds, or any unit), HD_NEVER forbids. Each state also takes bytes, of which the sum may be limited. Exact: states that another state of the same
+ * variable beats whatever the others do are dropped, and those that a lower bound shows to be in nothing better (factor_core.h); what is left is eliminated one
+ * variable at a time (bucket elimination, Dechter 1999), or branched over. With a limit, labels (cost, bytes) that nothing dominates are kept instead of one
+ * cost, and pruned by Lagrangian bounds from both sides. */
 #ifndef HD_PLANNERS_FACTOR_H
 #define HD_PLANNERS_FACTOR_H
 
@@ -29,6 +30,7 @@ typedef struct hd_factor_problem {
 typedef struct hd_factor_options {
     int64_t table;      /* entries of one table at most; 0: 2^24. Wider problems are cut by fixing a variable at a time (branch and bound) */
     int64_t nodes;      /* branches (and labels / 1000) at most; 0: 20,000. What is left open shows as a gap */
+    double seconds;     /* by the clock, likewise; 0: however long it takes */
 } hd_factor_options;
 
 typedef struct hd_factor_answer {

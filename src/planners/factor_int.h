@@ -29,6 +29,7 @@ typedef struct network {
     const hd_factor_problem *p;
     const hd_factor_options *o;
     double lambda;                     /* a byte costs so much */
+    double most_work;                  /* entries of all tables together past which nothing is eliminated; 0: none */
     bool bytes_only;                   /* costs count as nothing, but what is forbidden stays so */
     int *live_n, **live;               /* [n]: states left, in ascending order; borrowed */
     hd_arena memory;
@@ -37,7 +38,8 @@ typedef struct network {
     int *bucket_of;                    /* [n], -1: none */
     double constant;                   /* what has no variables left */
     int64_t widest;
-    bool split;
+    double work, greatest;             /* entries of all tables that the order makes, and of the greatest */
+    bool split, declined;
 } network;
 
 /* Builds the factors and eliminates all variables: net->constant is the least total, or a bound where net->split. */
@@ -52,7 +54,10 @@ double hd_network_entries(const network *net, const int *vars, int n);
 /* out over keep[n_keep] (a subset of the variables of the given factors): the least sum over all others. */
 int hd_network_project(network *net, const factor *const *from, int n, const int *keep, int n_keep, factor *out, hd_error *err);
 
-/* Least cost within p->limit of bytes. live: as in network. */
-int hd_factor_solve_limited(const hd_factor_problem *p, const hd_factor_options *o, int *live_n, int **live, hd_factor_answer *out, hd_error *err);
+/* Least cost within p->limit of bytes. ends: when the clock says so it gives up (hd_time; 0: never). */
+int hd_factor_solve_limited(const hd_factor_problem *p, const hd_factor_options *o, double ends, hd_factor_answer *out, hd_error *err);
+
+/* Least cost whatever the bytes. best: what is known so far, bettered; its bound is set. ends: likewise. */
+int hd_factor_search(const hd_factor_problem *p, const hd_factor_options *o, double ends, hd_factor_answer *best, hd_error *err);
 
 #endif

@@ -62,11 +62,19 @@ int hd_network_project(network *net, const factor *const *from, int n, const int
     for (size_t i = 0; i < entries; i++) out->cost[i] = INFINITY;
     for (int f = 0; f < n; f++) strides_of(net, digits, n_digits, from[f]->var, from[f]->n, stride[f]);
     strides_of(net, digits, n_digits, keep, n_keep, stride[n]);
+    int last = n_digits - 1, inner = n_digits ? net->live_n[digits[last]] : 1;
+    double sum[inner];
     for (;;) {
-        double sum = 0;
-        for (int f = 0; f < n; f++) sum += from[f]->cost[index[f]];
-        if (sum < out->cost[index[n]]) out->cost[index[n]] = sum;
-        int d = n_digits - 1;
+        for (int i = 0; i < inner; i++) sum[i] = 0;
+        for (int f = 0; f < n; f++) {
+            const double *cost = &from[f]->cost[index[f]];
+            int64_t step = n_digits ? stride[f][last] : 0;
+            for (int i = 0; i < inner; i++) sum[i] += cost[i * step];
+        }
+        double *to = &out->cost[index[n]];
+        int64_t step = n_digits ? stride[n][last] : 0;
+        for (int i = 0; i < inner; i++) to[i * step] = sum[i] < to[i * step] ? sum[i] : to[i * step];
+        int d = last - 1;
         for (; d >= 0 && at[d] + 1 == net->live_n[digits[d]]; d--) {
             for (int f = 0; f <= n; f++) index[f] -= stride[f][d] * at[d];
             at[d] = 0;
@@ -196,13 +204,17 @@ static int eliminate_from_order(const network *net, ordering *o, int v)
 
 static int make_order(network *net, int *order, int *n_order, hd_error *err)
 {
-    int n = net->p->n, rc = 0, v;
+    int n = net->p->n, rc = 0, v = -1;
     ordering o = {hd_calloc((size_t)n, sizeof *o.all), hd_calloc((size_t)n, sizeof *o.size), hd_calloc((size_t)n, sizeof *o.fill), hd_calloc((size_t)n, sizeof *o.done)};
     if (!o.all || !o.size || !o.fill || !o.done) rc = HD_ENOMEM;
     for (int f = 0; !rc && f < net->n_factors; f++)
         if (net->factors[f].n == 2) rc = join(o.all, net->factors[f].var[0], net->factors[f].var[1]);
     for (int i = 0; !rc && i < n; i++) o.done[i] = net->live_n[i] == 1, judge(net, o.all, i, &o.size[i], &o.fill[i]);
-    for (*n_order = 0; !rc && (v = next_var(&o, n)) >= 0; order[(*n_order)++] = v) rc = eliminate_from_order(net, &o, v);
+    for (*n_order = 0; !rc && (v = next_var(&o, n)) >= 0; order[(*n_order)++] = v) {
+        net->work += o.size[v];
+        if (o.size[v] > net->greatest) net->greatest = o.size[v];
+        rc = eliminate_from_order(net, &o, v);
+    }
     for (int i = 0; o.all && i < n; i++) hd_free(o.all[i].list);
     hd_free(o.all);
     hd_free(o.size);
@@ -333,7 +345,8 @@ int hd_network_solve(network *net, hd_error *err)
     int rc = order && net->buckets && net->bucket_of ? add_given(net, err) : hd_fail_memory(err, 0, "a layout search");
     for (int v = 0; !rc && v < n; v++) net->bucket_of[v] = -1;
     if (!rc) rc = make_order(net, order, &n_order, err);
-    if (!rc) rc = eliminate_all(net, order, n_order, err);
+    net->declined = net->most_work > 0 && net->work > net->most_work;
+    if (!rc && !net->declined) rc = eliminate_all(net, order, n_order, err);
     hd_free(order);
     return rc;
 }

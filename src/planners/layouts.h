@@ -37,7 +37,7 @@ typedef struct hd_layout_problem {
     double alpha[HD_MAX_AXES], beta[HD_MAX_AXES]; /* by axis: seconds; seconds a byte */
     int64_t memory;                /* bytes of a rank for parameters, states, their gradients, and what forward keeps for backward; negative: endless */
     bool data_parallel;            /* every node that has the samples' dimension cuts that and no other */
-    bool prefer_reduce_scatter;    /* an all-reduce counts as the two halves that it could be taken apart into */
+    bool prefer_reduce_scatter;    /* an all-reduce counts as the two halves that it could be taken apart into, and a thousandth more */
     uint32_t forbidden;            /* bit k: no collectives of this kind */
     hd_factor_options search;
     bool ilp; double ilp_seconds;  /* by CBC instead */

@@ -43,6 +43,7 @@ static double plain_seconds(const hd_layout_builder *b, const hd_convert_step *s
         double n = p->mesh.axis[a].size;
         if (n > 1) seconds += halves * p->alpha[a] + prices[k].factor * (n - 1) / n * p->beta[a] * bytes;
     }
+    if (p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE) seconds *= HD_DISLIKE;
     return seconds;
 }
 
@@ -106,7 +107,8 @@ static double cluster_seconds(hd_layout_builder *b, hd_value v, const hd_convert
     double bytes = step_bytes(b, v, s, before);
     hd_dtype dtype = sent_dtype(b, v, before);
     if (p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE)
-        return move_seconds(b, HD_MOVE_REDUCE_SCATTER, s->axes, s->n_axes, bytes, dtype) + move_seconds(b, HD_MOVE_ALL_GATHER, s->axes, s->n_axes, bytes, dtype);
+        return HD_DISLIKE * (move_seconds(b, HD_MOVE_REDUCE_SCATTER, s->axes, s->n_axes, bytes, dtype)
+                             + move_seconds(b, HD_MOVE_ALL_GATHER, s->axes, s->n_axes, bytes, dtype));
     return move_seconds(b, moves[prices[k].kind], s->axes, s->n_axes, bytes, dtype);
 }
 

@@ -11,6 +11,7 @@
 #include "planners/layouts.h"
 
 #define HD_PICO 1e12 /* costs are integers of picoseconds */
+#define HD_DISLIKE 1.001 /* of all-reduces where reduce-scatters are preferred: what costs the same is taken apart */
 
 typedef struct hd_way { int8_t loop[HD_MAX_AXES]; hd_layout *in, *out; } hd_way; /* [n_in], [n_out] */
 typedef struct hd_ways { hd_way *list; int n; } hd_ways;
@@ -27,6 +28,7 @@ typedef struct hd_layout_builder {
     hd_holding *held;       /* [n_values]; n 0: no variable */
     bool *saved;            /* [n_values]: made in forward, read in backward */
     bool *late;             /* [n_values]: leads to the update, or is an output, and to nothing else */
+    bool *summed;           /* [n_values]: an addend of a sum over micro-batches, which takes its place in memory */
     int *variable;          /* [n_values]: -1: none */
     int *states;
     int64_t **cost, **bytes;

@@ -82,6 +82,10 @@ refuses 'wants --cluster' layouts --graph "$root/examples/mlp.json" --mesh 2 --p
 refuses 'cluster cpu:2 has 2' layouts --graph "$root/examples/mlp.json" --mesh 3 --cluster cpu:2
 refuses 'no collective' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --forbid gossip
 refuses 'must be data-parallel' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --force tensor-parallel
+ok layouts --graph "$root/examples/layouts/batch-norm.json" --mesh 2x4 --search-nodes 1 --search-time 9
+ok layouts --graph "$root/examples/layouts/transformer.json" --mesh 2x2 --memory 2.5e8 --search-time 0.001
+grep -q 'a gap of' out || fail "out of time, and no gap is printed: $(cat out)"
+refuses 'search-time' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --search-time -1
 refuses 'missing' layouts --mesh 4
 refuses 'no such file' layouts --graph nothing.json --mesh 4
 finish
