@@ -23,7 +23,7 @@ typedef enum hd_collective { HD_COLL_ALL_REDUCE, HD_COLL_ALL_GATHER, HD_COLL_RED
 const char *hd_collective_name(hd_collective k); /* "all-reduce", ... */
 int hd_collective_parse(const char *name, hd_collective *out); /* 0 or HD_EINVAL */
 
-#define HD_LAYOUT_OVERLAP 0.9 /* by the simulator, of data-parallel steps whose sums are as long as half of backward */
+#define HD_LAYOUT_OVERLAP 0.8 /* by the simulator, of data-parallel steps whose sums are as long as half of backward */
 
 typedef struct hd_layout_problem {
     const hd_graph *graph;         /* whole: not partitioned; its values keep their paths */
