@@ -460,6 +460,11 @@ static void random_case(const hd_graph *g, uint64_t seed, layout_case *c, char *
         random_layout(&r, &c->mesh, &i->type.shape, partial, c->pins[k].layout, sizeof c->pins[k].layout);
         k++;
     }
+    for (int k = 0; k < 12 && seed > 24; k++) { /* how nodes leave them, as far as they can */
+        char layout[sizeof c->pins[k].layout];
+        snprintf(layout, sizeof layout, "=%.*s", (int)sizeof layout - 2, c->pins[k].layout);
+        if (hd_info(g, hd_graph_find(g, c->pins[k].pattern))->kind == HD_RESULT && hd_rng_below(&r, 2)) memcpy(c->pins[k].layout, layout, sizeof layout);
+    }
     size_t at = (size_t)snprintf(name, size, "seed %llu:", (unsigned long long)seed);
     for (int k = 0; k < 12 && at < size; k++) at += (size_t)snprintf(name + at, size - at, " %s = \"%s\"", c->pins[k].pattern, c->pins[k].layout);
 }
@@ -469,7 +474,7 @@ static void test_random_pins(void **state)
     (void)state;
     const char *rounds = getenv("HEDDLE_TEST_ROUNDS");
     static const model_case *const models[] = {&gpt2, &llama, &llama_even, &qwen_tied};
-    for (uint64_t seed = 1; seed <= (rounds ? strtoull(rounds, NULL, 10) : 24); seed++) {
+    for (uint64_t seed = 1; seed <= (rounds ? strtoull(rounds, NULL, 10) : 36); seed++) {
         model_case narrow = llama_even;
         narrow.compute = HD_BF16;
         const model_case *m = seed % 5 ? models[seed % 4] : &narrow;
@@ -483,6 +488,25 @@ static void test_random_pins(void **state)
         expect_same(plain, images ? build_file("convnet.json", 3) : build_model(m, 1), &c, images ? "convnet" : m->name);
     }
     tolerance = 1e-5;
+}
+
+/* A pin says how its node leaves a value, whatever that sends; or, of what it cannot leave so, nothing. */
+static void test_said_ways(void **state)
+{
+    (void)state;
+    static const layout_case said = {"said ways", {1, {TP(2)}}, {{"layers.*.mlp.out", "=-,- +tp"}, {"layers.*.mlp.hidden", "=tp,-"}, {"layers.*.norm1", "=-,tp"}}};
+    static const struct { const char *path, *layout; } want[] = {{"layers.0.mlp.out", "-,- +tp"}, {"layers.1.mlp.out", "-,- +tp"}, {"layers.0.mlp.hidden", "tp,-"}};
+    hd_graph *g = build_model(&gpt2_even, 2);
+    partition(g, &said);
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        const hd_value_info *v = hd_info(g, hd_graph_find(g, want[i].path));
+        hd_str text = HD_STR_INIT;
+        hd_layout_print(&g->mesh, v->layout, v->whole.rank, &text);
+        assert_string_equal(text.data, want[i].layout);
+        hd_str_free(&text);
+    }
+    hd_graph_free(g);
+    expect_same_model(&gpt2_even, &said);
 }
 
 /* ---- the collectives that there are ---- */
@@ -666,7 +690,7 @@ int main(void)
         cmocka_unit_test(test_work_divided_in_backward),
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_four_axes),
-        cmocka_unit_test(test_random_pins),
+        cmocka_unit_test(test_random_pins), cmocka_unit_test(test_said_ways),
         cmocka_unit_test(test_activations_moved_in_a_layer),
         cmocka_unit_test(test_parameters_and_gradients_moved),
         cmocka_unit_test(test_bad_pins),

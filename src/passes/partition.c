@@ -8,10 +8,21 @@ static const hd_layout whole_layout;
 
 /* ---- pins ---- */
 
+/* How a node is to leave its result; of what no node makes nothing is said. */
+static int pin_made(hd_part *p, hd_value v, const hd_pin *pin)
+{
+    hd_part_value *i = &p->value[v];
+    hd_error err = {0};
+    i->has_made = !hd_layout_parse(p->mesh, pin->layout + 1, i->whole.rank, &i->made, &err);
+    if (!i->has_made) hd_graph_fail(p->g, err.code, "the pin %s = \"%s\" on %s: %s", pin->pattern, pin->layout, p->g->values[v].path, err.message);
+    return p->g->err.code;
+}
+
 static int pin_value(hd_part *p, hd_value v, const hd_pin *pin)
 {
     hd_part_value *i = &p->value[v];
     hd_error err = {0};
+    if (pin->layout[0] == '=') return pin_made(p, v, pin);
     if (hd_layout_parse(p->mesh, pin->layout, i->whole.rank, &i->target, &err)) {
         hd_graph_fail(p->g, err.code, "the pin %s = \"%s\" on %s: %s", pin->pattern, pin->layout, p->g->values[v].path, err.message);
         return p->g->err.code;

@@ -7,7 +7,8 @@
 
 #include "graph/graph.h"
 
-/* The layout of all values whose path matches the glob, as text (graph/layout.h). Later pins override earlier ones. */
+/* The layout of all values whose path matches the glob, as text (graph/layout.h): it is brought there at once. With "=" before it, the layout in which their node
+ * leaves them, which says how that is divided: "=tp,- +dp". Later pins override earlier ones, of either kind. */
 typedef struct hd_pin { char pattern[64]; char layout[64]; } hd_pin;
 
 /* In place, after differentiation and the update: gives every value a layout, every node the split of its loops, and puts conversions between them.

@@ -36,6 +36,8 @@ typedef struct hd_part_value {
     bool has_target;  /* pinned, or what a state becomes: it ends in this layout */
     bool pinned;      /* every reader starts from that layout */
     hd_layout target;
+    bool has_made;    /* its node leaves it in this layout, if it can */
+    hd_layout made;
     bool has_home;    /* a gradient, or an addend of one: once it is summed, it lies as the optimizer's state */
     hd_layout home;
     bool shared;      /* a gradient that another is added to */

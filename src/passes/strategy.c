@@ -14,7 +14,8 @@ typedef struct chooser {
     hd_sig sig;
     double flops, share; /* of the whole node; what part of its work the node that it differentiates left to a rank, 1: no telling */
     bool all;          /* every way there is, whatever is held: hd_part_list */
-    bool target_first; /* results must come out as they are pinned: sums over micro-batches, whose operand is then reduced in each */
+    bool target_first; /* results must come out as they are said to; `sum`: or where they are pinned */
+    bool sum;          /* over micro-batches: its operand is then reduced in each */
 } chooser;
 
 void hd_part_signature(const hd_part *p, const hd_node *n, hd_sig *sig, hd_type *in, hd_type *out)
@@ -340,7 +341,8 @@ static bool meets_target(const chooser *c, const hd_strategy *s)
 {
     for (int r = 0; c->target_first && r < c->n->n_out; r++) {
         const hd_part_value *v = &c->p->value[c->n->out[r]];
-        if (v->pinned && !hd_layout_equal(c->p->mesh, &s->out[r], &v->target, &v->whole)) return false;
+        if (v->has_made && !hd_layout_equal(c->p->mesh, &s->out[r], &v->made, &v->whole)) return false;
+        if (c->sum && !v->has_made && v->pinned && !hd_layout_equal(c->p->mesh, &s->out[r], &v->target, &v->whole)) return false;
     }
     return true;
 }
@@ -471,7 +473,7 @@ static void set_share(chooser *c)
 
 void hd_part_choose(const hd_part *p, const hd_node *n, hd_strategy *best)
 {
-    chooser c = {.p = p, .n = n, .target_first = !strcmp(n->op->name, "micro_sum")};
+    chooser c = {.p = p, .n = n, .target_first = true, .sum = !strcmp(n->op->name, "micro_sum")};
     hd_part_signature(p, n, &c.sig, c.in, c.out);
     n->op->loops(&c.sig, &c.loops);
     set_share(&c);

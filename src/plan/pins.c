@@ -35,7 +35,7 @@ static void shorten(const char *path, int parts, char *out, size_t size)
 static bool same_text(const hd_pinning *s, hd_value a, hd_value b)
 {
     int rank = s->graph->values[a].type.shape.rank;
-    if (rank != s->graph->values[b].type.shape.rank) return false;
+    if (rank != s->graph->values[b].type.shape.rank || s->layout[a].partial != s->layout[b].partial || s->layout[a].max != s->layout[b].max) return false;
     for (int d = 0; d < rank; d++) {
         const hd_dim_layout *x = &s->layout[a].dim[d], *y = &s->layout[b].dim[d];
         if (x->n != y->n || memcmp(x->axis, y->axis, (size_t)x->n) || memcmp(x->unit, y->unit, (size_t)x->n * sizeof x->unit[0])) return false;
@@ -90,6 +90,7 @@ static int write_layout(const hd_pinning *s, hd_value v, char *out, hd_error *er
 {
     hd_str text;
     hd_str_init(&text);
+    if (s->mark) hd_str_printf(&text, "%s", s->mark);
     hd_layout_print(s->mesh, &s->layout[v], s->graph->values[v].type.shape.rank, &text);
     int rc = text.failed ? hd_fail_memory(err, 64, "a plan")
                          : text.len >= PATTERN ? hd_fail(err, HD_EINVAL, "the layout %s is too long for a plan", text.data) : 0;

@@ -13,6 +13,7 @@ typedef struct hd_pinning {
     const hd_layout *layout; /* [values] */
     const bool *pinned;      /* [values] is to have its layout */
     const bool *same;        /* [values] a pattern may match it if it names that layout, and need not; NULL: none */
+    const char *mark;        /* written before each layout ("="); NULL: nothing */
     bool sliced;             /* the graph's sequences are cut into slices */
 } hd_pinning;
 

@@ -159,7 +159,7 @@ static int check_mesh(const hd_mesh *m, hd_error *err)
 static int check_pin(const hd_mesh *m, const hd_pin *pin, hd_error *err)
 {
     if (!pin->pattern[0]) return hd_fail(err, HD_EINVAL, "pins: a pin must name values");
-    for (const char *at = pin->layout; *at;) {
+    for (const char *at = pin->layout + (pin->layout[0] == '='); *at;) {
         size_t n = strspn(at, "abcdefghijklmnopqrstuvwxyz_0123456789");
         if (n && !(*at >= '0' && *at <= '9') && !(n == 3 && !strncmp(at, "max", 3))) {
             char name[32];

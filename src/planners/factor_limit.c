@@ -172,7 +172,9 @@ static bool label_bucket(limited *s, int at)
     for (size_t i = 0; ok && i < n; i++) {
         bag all = {0};
         ok = !(s->ends > 0 && i % 16 == 0 && hd_time() > s->ends);
-        for (c.state = 0; ok && c.state < net->live_n[b->var]; c.state++) ok = label_state(s, at, &c, s->outside[at].cost[i], &all);
+        double inside = b->message < 0 ? b->number : net->factors[b->message].cost[i];
+        bool hopeful = inside + s->outside[at].cost[i] < s->goal;
+        for (c.state = 0; hopeful && ok && c.state < net->live_n[b->var]; c.state++) ok = label_state(s, at, &c, s->outside[at].cost[i], &all);
         ok = ok && keep_entry(s, &all, &s->entries[at][i]);
         hd_free(all.list);
         for (int d = b->n_scope - 1; d >= 0 && ++c.at[d] == net->live_n[b->scope[d]]; d--) c.at[d] = 0;
@@ -382,7 +384,7 @@ static int find_price(pricing *x, point *at, double *bound, double *lambda)
         if (here > *bound) *bound = here;
         if (isinf(trial.cost) || lower < (double)trial_total(x, &trial) - 0.5 || lower >= line - 1e-9 * fabs(line) - x->p->n) break;
         point *end = trial.bytes > limit ? &low : &high, old = *end;
-        if (trial.bytes == end->bytes) break;
+        if (trial.bytes == end->bytes && trial.cost >= end->cost) break;
         *end = trial, trial = old;
     }
     return rc;
@@ -419,8 +421,8 @@ static void take_live(const core *c, int *live_n, int **live)
 }
 
 /* Of live the states that may be part of something below that cost, by bounds at the price: first with variables of few links eliminated, which bounds better
- * but says nothing of those, then with all. *none: there is nothing. */
-static int prune_at(pricing *x, double lambda, double cost, int *live_n, int **live, bool *none)
+ * but says nothing of those, then with all. *none: there is nothing; *lowest: the bound. */
+static int prune_at(pricing *x, double lambda, double cost, int *live_n, int **live, bool *none, double *lowest)
 {
     int *order = hd_calloc(2 * ((size_t)x->p->n + 1), sizeof *order), *rank = order + x->p->n + 1, rc = order ? 0 : HD_ENOMEM;
     double below = cost + lambda * ((double)x->p->limit - x->least_bytes);
@@ -432,6 +434,7 @@ static int prune_at(pricing *x, double lambda, double cost, int *live_n, int **l
         if (!rc && !all) rc = hd_core_reduce(&c);
         if (!rc && !c.impossible) rc = tighten(&c, below, order, rank);
         *none = !rc && c.impossible;
+        *lowest = c.constant - (below - cost);
         if (!rc && !*none) take_live(&c, live_n, live);
         hd_core_close(&c);
     }
@@ -439,8 +442,8 @@ static int prune_at(pricing *x, double lambda, double cost, int *live_n, int **l
     return rc ? hd_fail_memory(x->err, 0, "a layout search") : 0;
 }
 
-/* What labels find in these states. *bound: of the problem so reduced; risen where labels show it. */
-static int finish(pricing *x, double lambda, int *live_n, int **live, double *bound)
+/* What labels find in these states. *bound: of the problem so reduced; risen where labels show it. *wide: too wide for labels. */
+static int finish(pricing *x, double lambda, int *live_n, int **live, double *bound, bool *wide)
 {
     hd_factor_answer *best = x->best, inner = {0};
     limited s = {.most = 1000 * (x->o && x->o->nodes ? x->o->nodes : 8000), .ends = x->ends};
@@ -460,7 +463,8 @@ static int finish(pricing *x, double lambda, int *live_n, int **live, double *bo
         s.net = (network){.p = &r.p, .o = x->o, .lambda = lambda, .live_n = (int *)(uintptr_t)r.p.states, .live = mine, .most_work = x->ends > 0 ? fmin(WIDEST, 1e4 + 1e7 * fmax(x->ends - hd_time(), 0)) : WIDEST};
         rc = hd_network_solve(&s.net, x->err);
         inner.cost = best->cost - (int64_t)c.constant, inner.bound = (int64_t)ceil(*bound - 0.01) - (int64_t)c.constant;
-        if (!rc && !s.net.declined && !s.net.split) rc = close_gap(&s, *bound - c.constant, &inner, x->err);
+        *wide = s.net.declined || s.net.split;
+        if (!rc && !*wide) rc = close_gap(&s, *bound - c.constant, &inner, x->err);
         *bound = (double)inner.bound + c.constant;
         for (int k = 0; !rc && inner.feasible && k < r.p.n; k++) at[r.which[k]] = inner.choice[k];
         if (!rc && inner.feasible) {
@@ -498,34 +502,118 @@ static int mix(pricing *x, double lambda, double bound)
         for (int s = 0; s < x->p->states[v]; s++)
             if (x->seen[v][s]) live[v][live_n[v]++] = s;
     }
-    return rc ? rc : finish(x, lambda, live_n, live, &bound);
+    bool wide;
+    return rc ? rc : finish(x, lambda, live_n, live, &bound, &wide);
 }
 
-/* Of all choices below `below` the best; *bound: nothing below it is left. */
-static int search_below(pricing *x, double lambda, double below, double *bound)
+/* Adds the states that were part of a choice that was best at some price. */
+static void add_seen(const pricing *x, int *live_n, int **live)
 {
-    double lower = *bound;
+    for (int v = 0; v < x->p->n; v++) {
+        int states = x->p->states[v], n = 0;
+        bool in[states];
+        memcpy(in, x->seen[v], (size_t)states * sizeof *in);
+        for (int i = 0; i < live_n[v]; i++) in[live[v][i]] = true;
+        for (int s = 0; s < states; s++)
+            if (in[s]) live[v][n++] = s;
+        live_n[v] = n;
+    }
+}
+
+/* Of all choices below `below` the best, and of some others; *bound: nothing below it is left. */
+static int search_below(pricing *x, double lambda, double below, double *bound, bool *wide)
+{
+    double lower = *bound, lowest;
     int *live_n, **live;
     bool none = false;
     int rc = all_states(x, &live_n, &live);
-    if (!rc) rc = prune_at(x, lambda, below, live_n, live, &none);
+    if (!rc) rc = prune_at(x, lambda, below, live_n, live, &none, &lowest);
+    if (!rc && !none) add_seen(x, live_n, live);
     if (none) lower = below;
-    else if (!rc) rc = finish(x, lambda, live_n, live, &lower);
+    else if (!rc) rc = finish(x, lambda, live_n, live, &lower, wide);
     *bound = fmin(lower, below);
     return rc;
 }
 
-/* A little above the bound, then more: what is found below that is best. */
+/* States are let in by their bounds, more and more: what is found below what they were let in by is best. */
 static int search_rest(pricing *x, double lambda, double bound)
 {
-    int rc = 0;
-    for (double part = 1.0 / 16; !rc && part <= 1 && bound < (double)x->best->cost - 0.5 && !(x->ends > 0 && hd_time() > x->ends); part *= 2) {
-        double below = part < 1 ? bound + part * ((double)x->best->cost - bound) : (double)x->best->cost, before = bound;
-        rc = search_below(x, lambda, below, &bound);
-        if ((double)x->best->cost <= bound + 0.5) break;
-        if (bound < below - 0.5) break; /* too wide for labels, and more would be wider */
-        if (bound < before) bound = before;
+    int *live_n, **live, rc = all_states(x, &live_n, &live);
+    double lowest = bound;
+    bool none = false, wide = false;
+    if (!rc) rc = prune_at(x, lambda, (double)x->best->cost, live_n, live, &none, &lowest);
+    if (none) bound = (double)x->best->cost;
+    for (double part = 1.0 / 32; !rc && part <= 1 && !wide && bound < (double)x->best->cost - 0.5 && !(x->ends > 0 && hd_time() > x->ends); part *= 2) {
+        double below = part < 1 ? lowest + part * ((double)x->best->cost - lowest) : (double)x->best->cost, risen = bound;
+        rc = search_below(x, lambda, below, &risen, &wide);
+        if (risen > bound) bound = risen;
     }
+    x->best->bound = (int64_t)ceil(fmin(bound, (double)x->best->cost) - 0.01);
+    return rc;
+}
+
+/* ---- where labels would be too wide: one variable is fixed in each of its states in turn ---- */
+
+typedef struct division { pricing *x; double lambda; int64_t nodes, most; } division;
+
+static int branch_var(const hd_factor_problem *p, const int *live_n)
+{
+    int best = -1, *links = hd_calloc((size_t)p->n + 1, sizeof *links);
+    double most = 0;
+    for (int i = 0; links && i < p->n_links; i++) links[p->links[i].a]++, links[p->links[i].b]++;
+    for (int v = 0; links && v < p->n; v++)
+        if (links[v] * log2(live_n[v]) > most) most = links[v] * log2(live_n[v]), best = v;
+    hd_free(links);
+    return best;
+}
+
+static int divide(division *d, const int *live_n, int *const *live, double *bound);
+
+static int divide_by(division *d, int v, int *live_n, int **live, double *bound)
+{
+    int n = live_n[v], *list = live[v], rc = 0;
+    double least = INFINITY;
+    live_n[v] = 1;
+    for (int i = 0; !rc && i < n; i++) {
+        double lower = *bound;
+        live[v] = &list[i];
+        rc = divide(d, live_n, live, &lower);
+        least = fmin(least, lower);
+    }
+    *bound = fmax(*bound, least);
+    return rc;
+}
+
+/* Of these states; *bound: nothing below it is left in them (the best is found otherwise). */
+static int divide(division *d, const int *live_n, int *const *live, double *bound)
+{
+    pricing *x = d->x;
+    int *n, **list;
+    double lowest = *bound;
+    bool none = false, wide = false;
+    if (d->nodes >= d->most || (x->ends > 0 && hd_time() > x->ends)) return 0;
+    d->nodes++, x->best->nodes++;
+    hd_arena kept = x->memory;
+    x->memory = (hd_arena){0};
+    int rc = all_states(x, &n, &list), v;
+    for (int i = 0; !rc && i < x->p->n; i++) n[i] = live_n[i], memcpy(list[i], live[i], (size_t)live_n[i] * sizeof(int));
+    if (!rc) rc = prune_at(x, d->lambda, (double)x->best->cost, n, list, &none, &lowest);
+    *bound = none ? (double)x->best->cost : fmax(*bound, lowest);
+    if (!rc && !none) rc = finish(x, d->lambda, n, list, bound, &wide);
+    if (!rc && wide && (v = branch_var(x->p, n)) >= 0) rc = divide_by(d, v, n, list, bound);
+    hd_arena_free(&x->memory);
+    x->memory = kept;
+    return rc;
+}
+
+static int divide_all(pricing *x, double lambda)
+{
+    int64_t states = 1;
+    for (int v = 0; v < x->p->n; v++) states += x->p->states[v];
+    division d = {x, lambda, 0, x->o && x->o->nodes ? x->o->nodes : 200000 / states + 8};
+    double bound = (double)x->best->bound;
+    int *live_n, **live, rc = all_states(x, &live_n, &live);
+    if (!rc) rc = divide(&d, live_n, live, &bound);
     x->best->bound = (int64_t)ceil(fmin(bound, (double)x->best->cost) - 0.01);
     return rc;
 }
@@ -545,7 +633,8 @@ static int solve_priced(pricing *x, point *at)
     x->best->bound = (int64_t)ceil(bound - 0.01);
     if (rc || x->best->bound >= x->best->cost) return rc;
     rc = mix(x, lambda, bound);
-    return rc ? rc : search_rest(x, lambda, bound);
+    if (!rc) rc = search_rest(x, lambda, bound);
+    return rc || x->best->bound >= x->best->cost ? rc : divide_all(x, lambda);
 }
 
 /* First what can go whatever the price: then the rest. */

@@ -74,8 +74,7 @@ static void tighten_once(search *s, core *c, int n)
     for (int back = 0; back < 2 && !is_closed(s, c); back++) {
         hd_core_pass(c, s->order, s->rank, n, back, below(s), s->at);
         if (c->impossible) return;
-        hd_core_descend(c, s->at);
-        offer(s, c, s->at);
+        if (hd_core_descend(c, s->at) < below(s)) offer(s, c, s->at);
     }
 }
 

@@ -167,6 +167,12 @@ static bool takes_memory(const hd_layout_builder *b, hd_value v)
     return x->kind == HD_PARAM || x->kind == HD_STATE || b->saved[v] || gradient;
 }
 
+/* Of a pipeline's first stages several micro-batches are on their way at once. */
+static int64_t copies(const hd_layout_builder *b, hd_value v)
+{
+    return b->saved[v] && b->g->values[v].micro != HD_TIME_REPLICATE && b->p->in_flight > 1 ? b->p->in_flight : 1;
+}
+
 static int set_variables(hd_layout_builder *b, hd_error *err)
 {
     size_t most = b->g->n_nodes + b->g->n_values + 1;
@@ -189,7 +195,7 @@ static int set_variables(hd_layout_builder *b, hd_error *err)
         for (int w = 0; w < b->ways[i].n; w++) b->cost[i][w] = hd_layout_work(b, b->g->nodes[i], &b->ways[i].list[w]);
     for (size_t v = 0; v < b->g->n_values; v++)
         for (int i = 0; i < b->held[v].n && takes_memory(b, (hd_value)v); i++)
-            b->bytes[b->variable[v]][i] = (int64_t)hd_part_bytes(&b->part, (hd_value)v, &b->held[v].list[i]);
+            b->bytes[b->variable[v]][i] = copies(b, (hd_value)v) * (int64_t)hd_part_bytes(&b->part, (hd_value)v, &b->held[v].list[i]);
     b->problem.n = n;
     return 0;
 }

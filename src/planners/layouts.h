@@ -23,7 +23,7 @@ typedef enum hd_collective { HD_COLL_ALL_REDUCE, HD_COLL_ALL_GATHER, HD_COLL_RED
 const char *hd_collective_name(hd_collective k); /* "all-reduce", ... */
 int hd_collective_parse(const char *name, hd_collective *out); /* 0 or HD_EINVAL */
 
-#define HD_LAYOUT_OVERLAP 0.9 /* by the simulator, of data-parallel steps whose sums are as long as half of backward */
+#define HD_LAYOUT_OVERLAP 0.8 /* by the simulator, of data-parallel steps whose sums are as long as half of backward */
 
 typedef struct hd_layout_problem {
     const hd_graph *graph;         /* whole: not partitioned; its values keep their paths */
@@ -36,6 +36,7 @@ typedef struct hd_layout_problem {
     bool keep_gathered;            /* what is gathered of parameters over DATA axes stays for the step; else each call gathers it, forward and backward */
     double alpha[HD_MAX_AXES], beta[HD_MAX_AXES]; /* by axis: seconds; seconds a byte */
     int64_t memory;                /* bytes of a rank for parameters, states, their gradients, and what forward keeps for backward; negative: endless */
+    int64_t in_flight;             /* micro-batches for which it keeps that at once; 0: one */
     bool data_parallel;            /* every node that has the samples' dimension cuts that and no other */
     bool prefer_reduce_scatter;    /* an all-reduce counts as the two halves that it could be taken apart into, and a thousandth more */
     uint32_t forbidden;            /* bit k: no collectives of this kind */

@@ -33,8 +33,6 @@ static double step_bytes(const hd_layout_builder *b, hd_value v, const hd_conver
     return hd_part_bytes(&b->part, v, prices[price_of(s)].kind == HD_COLL_ALL_GATHER ? &s->after : before);
 }
 
-#define DISLIKE 1.001 /* of all-reduces where reduce-scatters are preferred: what costs the same is taken apart */
-
 /* By alpha and beta. */
 static double plain_seconds(const hd_layout_builder *b, const hd_convert_step *s, int k, double bytes)
 {
@@ -45,7 +43,8 @@ static double plain_seconds(const hd_layout_builder *b, const hd_convert_step *s
         double n = p->mesh.axis[a].size;
         if (n > 1) seconds += halves * p->alpha[a] + prices[k].factor * (n - 1) / n * p->beta[a] * bytes;
     }
-    return halves > 1 ? seconds * DISLIKE : seconds;
+    if (p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE) seconds *= HD_DISLIKE;
+    return seconds;
 }
 
 /* ---- on a cluster ---- */
@@ -108,7 +107,8 @@ static double cluster_seconds(hd_layout_builder *b, hd_value v, const hd_convert
     double bytes = step_bytes(b, v, s, before);
     hd_dtype dtype = sent_dtype(b, v, before);
     if (p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE)
-        return move_seconds(b, HD_MOVE_REDUCE_SCATTER, s->axes, s->n_axes, bytes, dtype) + move_seconds(b, HD_MOVE_ALL_GATHER, s->axes, s->n_axes, bytes, dtype);
+        return HD_DISLIKE * (move_seconds(b, HD_MOVE_REDUCE_SCATTER, s->axes, s->n_axes, bytes, dtype)
+                             + move_seconds(b, HD_MOVE_ALL_GATHER, s->axes, s->n_axes, bytes, dtype));
     return move_seconds(b, moves[prices[k].kind], s->axes, s->n_axes, bytes, dtype);
 }
 

@@ -11,6 +11,7 @@
 #include "planners/layouts.h"
 
 #define HD_PICO 1e12 /* costs are integers of picoseconds */
+#define HD_DISLIKE 1.001 /* of all-reduces where reduce-scatters are preferred: what costs the same is taken apart */
 
 typedef struct hd_way { int8_t loop[HD_MAX_AXES]; hd_layout *in, *out; } hd_way; /* [n_in], [n_out] */
 typedef struct hd_ways { hd_way *list; int n; } hd_ways;

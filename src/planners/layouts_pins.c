@@ -17,6 +17,7 @@ typedef struct pinner {
     hd_arena memory;
     hd_layout *held, *made; /* [values] what is wanted */
     bool *pinned, *same, *off; /* [values] off: lies otherwise than wanted, in the copy */
+    bool *forced, *any;     /* [values] a pin says how its node leaves it; one might */
     bool *stuck;            /* [values] cannot be brought about: nothing follows from it */
     hd_pin *pins; int n, room;
 } pinner;
@@ -84,8 +85,21 @@ static bool can_pin(const pinner *s, hd_value v)
 
 static bool is_leaf(const hd_value_info *x) { return x->kind == HD_PARAM || x->kind == HD_STATE || (x->kind == HD_INPUT && x->micro == HD_TIME_SPLIT); }
 
+/* s->any: results that are not on the way to the update alone. How gradients' addends are summed the partitioner knows best: late, and many together. */
+static void find_ways(pinner *s)
+{
+    const hd_graph *g = s->g;
+    for (size_t i = g->n_nodes; i-- > 0;) {
+        const hd_node *n = g->nodes[i];
+        bool sum = n->phase == HD_UPDATE || !strcmp(n->op->name, "micro_sum"), passes = hd_part_passes_gradient(n) && !s->any[n->out[0]];
+        for (int k = 0; k < n->n_in; k++)
+            if (n->in[k] != HD_NONE && g->values[n->in[k]].kind == HD_RESULT) s->any[n->in[k]] |= !sum && !passes;
+    }
+}
+
 static void pin_first(pinner *s)
 {
+    find_ways(s);
     for (size_t v = 0; v < s->g->n_values; v++) {
         const hd_value_info *x = &s->g->values[v];
         if (!hd_value_is_live(s->g, (hd_value)v)) continue;
@@ -139,8 +153,12 @@ static hd_graph *copy_graph(const hd_graph *g)
 
 static int write_pins(pinner *s, hd_error *err)
 {
-    const hd_pinning all = {.graph = s->g, .mesh = &s->p->mesh, .layout = s->held, .pinned = s->pinned, .same = s->same};
-    return hd_pins_write(&all, s->pins, s->room, &s->n, err);
+    const hd_pinning held = {.graph = s->g, .mesh = &s->p->mesh, .layout = s->held, .pinned = s->pinned, .same = s->same};
+    const hd_pinning made = {.graph = s->g, .mesh = &s->p->mesh, .layout = s->made, .pinned = s->forced, .same = s->any, .mark = "="};
+    int rc = hd_pins_write(&held, s->pins, s->room, &s->n, err), more = 0;
+    if (!rc && s->n <= s->room) rc = hd_pins_write(&made, s->pins + s->n, s->room - s->n, &more, err);
+    s->n += more;
+    return rc;
 }
 
 /* Fills s->off: what the copy's nodes leave otherwise than wanted. What several nodes do, or none does any more, is taken for right. */
@@ -168,24 +186,17 @@ static bool add(pinner *s, hd_value v)
     return s->pinned[v] = true;
 }
 
-/* The way in which a node is divided follows from what it is to leave; where that is brought elsewhere at once, a pin says only where to. Those who read it
- * may bring it there as well. */
-static bool leave_to_readers(pinner *s, hd_value v)
-{
-    if (!s->pinned[v] || s->made[v].partial || !differs(s, v, &s->held[v], &s->made[v])) return false;
-    s->held[v] = s->made[v];
-    return true;
-}
-
-/* Pins v, the first thing that goes wrong on its way; if it cannot be, what it is made of. */
+/* Pins v, the first thing that goes wrong on its way; if it cannot be or that does not help, what it is made of, and then how its node is to leave it. */
 static bool put_right(pinner *s, hd_value v)
 {
     const hd_node *n = s->g->nodes[s->g->values[v].node];
-    if (add(s, v) || leave_to_readers(s, v)) return true;
+    if (add(s, v)) return true;
     bool any = false;
     for (int k = 0; k < n->n_in; k++) any |= add(s, n->in[k]);
-    s->stuck[v] = !any;
-    return any;
+    bool force = !any && s->any[v] && !s->forced[v];
+    s->stuck[v] = !any && !force;
+    s->forced[v] |= force;
+    return any || force;
 }
 
 static bool follows(const pinner *s, const hd_node *n)
@@ -230,7 +241,9 @@ static int open_pinner(pinner *s, const hd_layout_answer *a, hd_error *err)
     s->same = hd_arena_alloc(&s->memory, n);
     s->off = hd_arena_alloc(&s->memory, n);
     s->stuck = hd_arena_alloc(&s->memory, n);
-    if (!s->held || !s->made || !s->pinned || !s->same || !s->off || !s->stuck) return hd_fail_memory(err, n * sizeof *s->held, "a layout search");
+    s->forced = hd_arena_alloc(&s->memory, n);
+    s->any = hd_arena_alloc(&s->memory, n);
+    if (!s->held || !s->made || !s->pinned || !s->same || !s->off || !s->stuck || !s->forced || !s->any) return hd_fail_memory(err, n * sizeof *s->held, "a layout search");
     memcpy(s->held, a->held, (n - 1) * sizeof *s->held);
     memcpy(s->made, a->made, (n - 1) * sizeof *s->made);
     return 0;
