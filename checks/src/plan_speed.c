@@ -9,8 +9,8 @@ static const plan_case small[] = {
     {"two_tower", "examples/two_tower.json", "cpu-25g:8", 256, .f32 = true},
     {"mlp", "examples/mlp.json", "dgx-a100-80:8", 256, .f32 = true},
     {"convnet", "examples/convnet.json", "dgx-a100-80:8", 128, .f32 = true, .micro_batches = 2},
-    {"demo", "examples/demo", "p3.16xlarge:8", 16, 128, .f32 = false},
-    {"demo_pinned", "examples/demo", "cpu-25g:8", 16, 128, .f32 = true, .pinned = "overlap=1,half_wire=0"},
+    {"demo", "examples/demo", "p3.16xlarge:8", 16, 128, .f32 = false, .micro_batches = 2},
+    {"demo_on_CPUs", "examples/demo", "cpu-25g:8", 16, 128, .f32 = true, .micro_batches = 1, .pinned = "slices=1"},
 };
 enum { SMALL = sizeof small / sizeof *small };
 
@@ -49,7 +49,8 @@ static void compare(const plan_case *c, const char *root)
         printf("  %s\n", c->name);
         print_best("search", &a, wall_a);
         print_best("exhaustive", &b, wall_b);
-        printf("same %s %.9g %.9g\n", c->name, a.n ? a.best[0].step : 0, b.n ? b.best[0].step : 0);
+        if (a.n && b.n) printf("same %s %.9g %.9g\n", c->name, a.best[0].step, b.best[0].step);
+        else printf("same %s none none\n", c->name);
         hd_planner_answer_free(&b);
     }
     fflush(stdout);
