@@ -231,6 +231,22 @@ static void test_what_cannot_be_is_said(void **state)
     close_setting(&s);
 }
 
+static void test_limits_cut_it_off(void **state)
+{
+    static const char *const planners[] = {"megatron", "zero", "data-parallel", "flexflow"};
+    (void)state;
+    setting s;
+    open_gpt(&s, "dgx-a100-80:4", 12);
+    s.job.nodes = 2;
+    for (int i = 0; i < 4; i++) {
+        hd_planner_answer a = find(&s, planners[i]);
+        assert_true(a.n > 0 && a.tried <= 2);
+        assert_true(a.cut_off);
+        hd_planner_answer_free(&a);
+    }
+    close_setting(&s);
+}
+
 /* More devices than samples: each sample has one. */
 static void test_few_samples(void **state)
 {
@@ -254,6 +270,7 @@ int main(void)
         cmocka_unit_test(test_flexflow_is_no_worse_than_its_starts),
         cmocka_unit_test(test_pins_are_kept_to),
         cmocka_unit_test(test_what_cannot_be_is_said),
+        cmocka_unit_test(test_limits_cut_it_off),
         cmocka_unit_test(test_few_samples),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,6 +15,7 @@ typedef struct plan_case {
     int64_t samples, sequence;          /* of a step: sequences of so many tokens, or samples (sequence 0) */
     bool f32, sgd;                      /* else bf16 and AdamW */
     bool as_2021;                       /* attention written out with a 16-bit residual stream, as Megatron-LM was in 2021 */
+    bool walk;                          /* of a short form: beside flexflow too, which takes seconds */
     int64_t micro_batches;              /* 0: searched */
     const char *pinned;                 /* --parallel; NULL: nothing */
     const char *published; int64_t published_micro_batches; /* a hand-made plan to be no slower than */
@@ -56,13 +57,37 @@ static inline int plan_run_open(plan_run *r, const plan_case *c, const char *roo
     return rc;
 }
 
-/* The text of a form, without what is pinned for all; "" at worst. */
+/* "3:3:3:2" as "3*3:2". */
+static inline void plan_fold_layers(char *text)
+{
+    char *list = strstr(text, "layers="), *at = list ? list + 7 : NULL, *to = at;
+    while (at && *at >= '0' && *at <= '9') {
+        long layers = strtol(at, &at, 10), times = 1;
+        while (*at == ':') {
+            char *end;
+            if (strtol(at + 1, &end, 10) != layers) break;
+            times++;
+            at = end;
+        }
+        char run[48]; /* never longer than what it stands for */
+        int n = times > 1 ? snprintf(run, sizeof run, "%ld*%ld", layers, times) : snprintf(run, sizeof run, "%ld", layers);
+        memcpy(to, run, (size_t)n);
+        to += n;
+        if (*at == ':') *to++ = ':', at++;
+    }
+    if (at) memmove(to, at, strlen(at) + 1);
+}
+
+/* The text of a form; "" at worst. */
 static inline void plan_text(const hd_plan_found *f, char *out, size_t size)
 {
     hd_str text;
     hd_str_init(&text);
     out[0] = 0;
-    if (!hd_parallel_print(&f->form, &text)) snprintf(out, size, "%s%s", text.len ? text.data : "one rank", f->pins ? " + layouts" : "");
+    if (!hd_parallel_print(&f->form, &text)) {
+        if (text.len) plan_fold_layers(text.data);
+        snprintf(out, size, "%s%s", text.len ? text.data : "one rank", f->pins ? " + layouts" : "");
+    }
     hd_str_free(&text);
 }
 

@@ -56,7 +56,7 @@ static const plan_case short_cases[] = {
     {"GPT 1.3b", "examples/planning/gpt-1.3b", "cpu-100g:4", 16, 1024, .f32 = false},
     {"MoE 380m", "examples/planning/moe-380m.json", "p3.16xlarge:4", 64, .f32 = false},
     {"Wide-ResNet 250m", "examples/planning/wresnet-250m.json", "dgx-a100-40:8", 128, .f32 = true, .micro_batches = 2},
-    {"DLRM 8x4m", "examples/planning/dlrm-8x4m.json", "dgx-a100-80:4", 8192, .f32 = true, .sgd = true},
+    {"DLRM 8x4m", "examples/planning/dlrm-8x4m.json", "dgx-a100-80:4", 8192, .f32 = true, .sgd = true, .walk = true},
 };
 enum { SHORT_CASES = sizeof short_cases / sizeof *short_cases };
 
@@ -145,7 +145,7 @@ static void judge(const options *o, int number, const plan_case *c, const plan_r
     double best = INFINITY, published = INFINITY;
     say("search", &search);
     for (int i = 0; i < RIVALS; i++) {
-        rival[i] = run_planner(rivals[i], &r->job);
+        rival[i] = i == FLEXFLOW && o->brief && !c->walk ? (found){.step = INFINITY, .why = "left out of the short form"} : run_planner(rivals[i], &r->job);
         say(rivals[i], &rival[i]);
         if (rival[i].step < best) best = rival[i].step;
     }
@@ -195,8 +195,8 @@ int main(int argc, char **argv)
     options o;
     if (read_options(argc, argv, &o)) return 1;
     if (o.table)
-        fprintf(o.table, "| network | cluster | search | megatron | zero | data-parallel | flexflow | published | search / best rival | the plan, x micro-batches |\n"
-                         "|---|---|---|---|---|---|---|---|---|---|\n");
+        fprintf(o.table, "| network | cluster | search | megatron | zero | data-parallel | flexflow | published | search / best rival "
+                         "| the plan, x micro-batches |\n|---|---|---|---|---|---|---|---|---|---|\n");
     const plan_case *list = o.brief ? short_cases : cases;
     for (int i = 0; i < (o.brief ? SHORT_CASES : CASES); i++)
         if (i + 1 >= o.first && i + 1 <= o.last) run_case(&o, i + 1, &list[i]);

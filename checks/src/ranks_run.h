@@ -19,6 +19,7 @@
 #include "models/network.h"
 #include "passes/passes.h"
 #include "plan/parallel.h"
+#include "searched.h"
 #include "train/session.h"
 
 enum { RUN_STEPS = 10, RUN_MAX_RANKS = 16, RUN_MAX_TENSORS = 256 };
@@ -124,19 +125,23 @@ static inline hd_session_options run_options(const run_job *j)
     return o;
 }
 
-/* The plan of a job, from its --parallel text. */
+/* The plan of a job, from its --parallel text; or with layouts that are searched for. */
 static inline int run_plan(const run_job *j, hd_plan *plan, hd_error *err)
 {
     hd_parallel p = {.slices = 1};
     hd_graph *g = run_graph(j, err);
     hd_session_options o = run_options(j);
+    bool least;
+    const char *form = searched_form(j->parallel, &least);
+    hd_pin pins[HD_MAX_PINS];
     *plan = o.plan;
     int rc = g ? 0 : err->code;
-    if (!rc && j->parallel[0]) rc = hd_parallel_parse(j->parallel, &p, err);
+    if (!rc && j->parallel[0]) rc = hd_parallel_parse(form ? form : j->parallel, &p, err);
     if (!rc && p.slices > 1) rc = hd_parallel_slices(&p, j->sequence, plan, err);
     if (!rc) hd_pass_fuse_residual_norm(g), hd_pass_precision(g, j->precision), hd_pass_slices(g, plan->slices, plan->n_slices);
     if (!rc) rc = hd_step_append(g, &o.step);
     if (!rc) rc = hd_pass_slices_backward(g, plan->slices, plan->n_slices);
+    if (!rc && form) rc = searched_pins(g, &p, j->micro, least, pins, err);
     if (!rc && j->parallel[0]) rc = hd_parallel_expand(&p, g, j->sequence, plan, err);
     hd_graph_free(g);
     return rc;
@@ -218,16 +223,22 @@ static inline int run_put_lm(const run_job *j, const run_model *m, hd_exec *e, u
 
 static inline int run_put_images(const run_job *j, hd_exec *e, uint64_t first, hd_error *err)
 {
-    enum { PIXELS = 256, CLASSES = 10 };
-    float *image = malloc((size_t)j->batch * PIXELS * sizeof *image);
-    int32_t *label = malloc((size_t)j->batch * sizeof *label);
+    enum { CLASSES = 10 };
+    int64_t pixels = strcmp(j->model, "mlp") ? 256 : 784;
+    float *image = malloc((size_t)(j->batch * pixels) * sizeof *image);
+    int64_t *samples = malloc((size_t)j->batch * sizeof *samples);
+    int32_t *label = calloc(2 * (size_t)j->batch, sizeof *label), *positions = label + j->batch;
     for (int64_t b = 0; b < j->batch; b++) {
         label[b] = (int32_t)(run_word(first + (uint64_t)b, 3) % CLASSES);
-        for (int64_t i = 0; i < PIXELS; i++)
-            image[b * PIXELS + i] = (float)(run_word(first + (uint64_t)b, (uint64_t)i + 50) % 1000) / 1000 + 0.2f * (float)((i + label[b]) % CLASSES == 0);
+        samples[b] = (int64_t)first + b;
+        for (int64_t i = 0; i < pixels; i++)
+            image[b * pixels + i] = (float)(run_word(first + (uint64_t)b, (uint64_t)i + 50) % 1000) / 1000 + 0.2f * (float)((i + label[b]) % CLASSES == 0);
     }
     int rc = hd_exec_put(e, "image", image, err);
     if (!rc) rc = hd_exec_put(e, "label", label, err);
+    if (!rc) rc = hd_exec_put(e, "samples", samples, err); /* of dropout */
+    if (!rc) rc = hd_exec_put(e, "positions", positions, err);
+    free(samples);
     free(image);
     free(label);
     return rc;

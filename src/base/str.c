@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -90,6 +91,21 @@ char *hd_format_seconds(char *out, double seconds)
     return out;
 }
 
+/* "<3-5>" against the digits of a number; moves both behind what matched. */
+static bool take_range(const char **pattern, const char **text)
+{
+    char *end;
+    long low, high, is;
+    if (**pattern != '<' || (*pattern)[1] < '0' || (*pattern)[1] > '9' || **text < '0' || **text > '9') return false;
+    low = strtol(*pattern + 1, &end, 10);
+    if (*end != '-' || end[1] < '0' || end[1] > '9') return false;
+    high = strtol(end + 1, &end, 10);
+    if (*end != '>') return false;
+    is = strtol(*text, (char **)text, 10);
+    *pattern = end + 1;
+    return is >= low && is <= high;
+}
+
 /* Greedy with one point to fall back to, the last '*': linear in pattern x text at worst, no recursion. */
 bool hd_glob_match(const char *pattern, const char *text)
 {
@@ -101,6 +117,8 @@ bool hd_glob_match(const char *pattern, const char *text)
         } else if (*pattern == *text) {
             pattern++;
             text++;
+        } else if (*pattern == '<' && take_range(&pattern, &text)) {
+            continue;
         } else if (star) {
             pattern = star;
             text = ++resume;

@@ -31,7 +31,7 @@ char *hd_format_bytes(char *out, double bytes);
 /* "45 s", "3 m 20 s", "2 h 05 m". out of at least 24 bytes. */
 char *hd_format_seconds(char *out, double seconds);
 
-/* Whether text matches a pattern in which '*' stands for any run of characters. */
+/* Whether text matches a pattern in which '*' stands for any run of characters, and "<3-5>" for a number from 3 to 5. */
 bool hd_glob_match(const char *pattern, const char *text);
 
 #endif

@@ -15,6 +15,15 @@
 static const hd_setting settings[] = {
     {"cluster", HD_SET_STRING, AT(cluster), "cpu", 0, 0, "CLUSTER", "the machines: a file (heddle calibrate writes one), or NAME:N, a shipped one of N devices"},
     {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "how the work is split over ranks, as heddle train takes it"},
+    {"planner", HD_SET_STRING, AT(planner), NULL, 0, 0, "NAME", "who finds what --parallel leaves open: search, exhaustive, megatron, zero, data-parallel, flexflow; given: nobody, keys that aren't given have their defaults"},
+    {"devices", HD_SET_INT, AT(devices), "0", 0, 1e6, "N", "use so many of the cluster's devices; 0: all"},
+    {"device_memory", HD_SET_STRING, AT(device_memory), NULL, 0, 0, "BYTES", "of a device that may be used at most: bytes, or with K, M, G (of 1024)"},
+    {"forbid", HD_SET_STRING, AT(forbid), NULL, 0, 0, "KEYS", "keys of --parallel that the planner leaves at their defaults: tp,recompute"},
+    {"pin", HD_SET_LIST, AT(pins), NULL, 0, 0, "NAME=LAYOUT", "keep parameters whose names match NAME (with *) in a layout over the plan's axes, such as [tp,-]"},
+    {"keep_micro_batches", HD_SET_BOOL, AT(keep_micro_batches), NULL, 0, 0, NULL, "the planner may not divide a step's samples in another way than --batch and --micro-batches do"},
+    {"search_nodes", HD_SET_INT, AT(search_nodes), "0", 0, 1e9, "N", "plans that are simulated whole at most; 0: some dozens"},
+    {"search_time", HD_SET_NUMBER, AT(search_time), "0", 0, 1e6, "S", "stop searching then, with the best so far; 0: no limit"},
+    {"explain", HD_SET_BOOL, AT(explain), NULL, 0, 0, NULL, "how many plans there were by each choice, what cut them off, and why the next best lost"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "a plan (JSON) instead of --parallel, --micro-batches and --precision"},
     {"mode", HD_SET_STRING, AT(mode), "train", 0, 0, "train|generate", "a training step, or generating text"},
     {"batch", HD_SET_INT, AT(batch), "8", 1, 1e6, "N", "sequences (samples) in a micro-batch, of all data-parallel ranks; generate: sequences at once"},
@@ -43,14 +52,6 @@ static const hd_setting settings[] = {
 
 /* ---- predicting ---- */
 
-void hd_plan_target(const plan_config *c, const hd_cluster *cluster, int ranks, hd_plan *plan)
-{
-    int cores = cluster->device.cores, node = hd_cluster_group(cluster, cluster->node_level), here = ranks < node ? ranks : node;
-    snprintf(plan->backend, sizeof plan->backend, "%s", cores ? "cpu" : "null");
-    plan->threads = cores ? (c->threads ? (int)c->threads : cores / here) : 1;
-    if (plan->threads < 1) plan->threads = 1;
-}
-
 static int read_plan(const plan_config *c, planned *p, hd_session_options *o, hd_error *err)
 {
     if (c->plan && c->parallel) return hd_fail(err, HD_EINVAL, "--plan says how the work is split: leave --parallel out");
@@ -63,7 +64,8 @@ static int read_plan(const plan_config *c, planned *p, hd_session_options *o, hd
     o->plan = hd_plan_default();
     o->plan.micro_batches = c->micro_batches;
     o->plan.precision = p->precision;
-    return c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
+    if (p->planner) o->parallel = p->form;
+    return !p->planner && c->parallel ? hd_parallel_parse(c->parallel, &o->parallel, err) : 0;
 }
 
 static int fail_devices(const plan_config *c, const planned *p, int ranks, hd_error *err)
@@ -75,15 +77,20 @@ static int fail_devices(const plan_config *c, const planned *p, int ranks, hd_er
                    p->cluster.name, devices, devices == 1 ? "" : "s", ranks - devices, hd_file_exists(c->cluster) ? "a larger cluster" : more);
 }
 
+hd_step_options hd_plan_step(const plan_config *c)
+{
+    return (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = c->clip};
+}
+
 static int fill_options(const plan_config *c, planned *p, hd_session_options *o, hd_error *err)
 {
     *o = (hd_session_options){.sequence = p->model.is_network ? 0 : c->sequence};
-    o->step = (hd_step_options){.optimizer = strcmp(c->optimizer, "sgd") ? HD_ADAMW : HD_SGD, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = c->clip};
+    o->step = hd_plan_step(c);
     int rc = read_plan(c, p, o, err);
     if (rc) return rc;
     int ranks = hd_session_ranks(o);
     if (ranks > hd_cluster_devices(&p->cluster)) return fail_devices(c, p, ranks, err);
-    if (!c->plan || !o->plan.threads) hd_plan_target(c, &p->cluster, ranks, &o->plan);
+    if (!c->plan || !o->plan.threads) hd_planning_target(&p->cluster, ranks, (int)c->threads, &o->plan);
     else snprintf(o->plan.backend, sizeof o->plan.backend, "%s", p->cluster.device.cores ? "cpu" : "null");
     return 0;
 }
@@ -119,10 +126,13 @@ static int simulate(planned *p, hd_error *err)
 
 int hd_plan_predict(const plan_config *c, const char *model, planned *p, hd_error *err)
 {
-    *p = (planned){.config = c, .path = model};
+    bool searched = false;
+    *p = (planned){.config = c, .path = model, .precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16};
     int rc = hd_cluster_find(c->cluster, &p->cluster, err);
     if (!rc) rc = hd_model_open(&p->model, model, err);
-    if (!rc) rc = make_programs(c, p, err);
+    if (!rc) rc = hd_plan_is_searched(c, &p->cluster, &searched, err);
+    if (!rc && searched) rc = hd_plan_search(p, err);
+    if (!rc) rc = make_programs(p->config, p, err);
     if (!rc) rc = simulate(p, err);
     if (rc) hd_plan_free(p);
     return rc;
@@ -130,6 +140,8 @@ int hd_plan_predict(const plan_config *c, const char *model, planned *p, hd_erro
 
 void hd_plan_free(planned *p)
 {
+    hd_planner_answer_free(&p->answer);
+    hd_free(p->pins);
     hd_sim_result_free(&p->sim);
     hd_trace_free(&p->trace);
     hd_programs_free(&p->programs);

@@ -4,8 +4,10 @@
 
 #include <jansson.h>
 
+#include "base/settings.h"
 #include "models/model.h"
 #include "sim/sim.h"
+#include "train/planning.h"
 #include "train/session.h"
 
 typedef struct plan_config {
@@ -14,11 +16,18 @@ typedef struct plan_config {
     int64_t batch, micro_batches, sequence, context, threads;
     double tokens, clip, utilisation, days;
     bool json, half_stream;
+    /* searching */
+    const char *planner, *device_memory, *forbid;
+    hd_setting_list pins;
+    int64_t devices, search_nodes;
+    double search_time;
+    bool explain, keep_micro_batches;
 } plan_config;
 
 /* What is known of one plan. */
 typedef struct planned {
-    const plan_config *config;
+    plan_config own;
+    const plan_config *config; /* as given, or own: with what a planner chose */
     const char *path;      /* of the model; borrowed */
     hd_model model;
     hd_cluster cluster;
@@ -28,6 +37,11 @@ typedef struct planned {
     hd_dtype precision;
     double tokens, samples; /* of a step; tokens 0: a network has none */
     double peak_flops;     /* of a device, products of that precision */
+    const hd_planner *planner; /* NULL: the plan was given */
+    hd_planner_answer answer;
+    hd_pin *pins;          /* that --pin names; owned */
+    hd_parallel form;      /* the planner's choice, pointing into answer and pins */
+    char text[2048];       /* of it */
 } planned;
 
 /* Finds model and cluster, lowers all stages and simulates a step. On failure nothing is left to free. */
@@ -44,9 +58,19 @@ int hd_plan_serve(const plan_config *c, const char *model, hd_error *err);
 /* plan_size.c: what a budget, or a number of tokens, is best spent on; words: a model, or none. Prints it */
 int hd_plan_size(const plan_config *c, const char *const *words, int n_words, hd_error *err);
 
-/* Options of a session for lowering on that cluster: the back end, and threads of a rank. */
-void hd_plan_target(const plan_config *c, const hd_cluster *cluster, int ranks, hd_plan *plan);
 /* Share of the peak that so many FLOPs in so many seconds on so many devices are. */
 double hd_plan_utilisation(const planned *p, double flops);
+
+hd_step_options hd_plan_step(const plan_config *c);
+
+/* ---- plan_search.c ---- */
+
+/* Whether the plan is to be searched for: not given whole by --plan, --planner given, or a --parallel whose sizes are as many as the devices. */
+int hd_plan_is_searched(const plan_config *c, const hd_cluster *cluster, bool *searched, hd_error *err);
+/* Runs the planner; p->model and p->cluster are there. Sets p->answer, form, text, own and config. HD_EMEMCAP or HD_EINVAL and one line where there is no plan. */
+int hd_plan_search(planned *p, hd_error *err);
+/* What it chose and why, as text and as JSON. */
+void hd_plan_print_search(const planned *p, hd_str *out);
+json_t *hd_plan_describe_search(const planned *p);
 
 #endif

@@ -130,6 +130,7 @@ json_t *hd_plan_describe(const planned *p)
                           describe_bytes(p, p->sim.bytes), "memory", describe_memory(fullest(p)), "ranks", describe_ranks(p));
     if (j && p->config->tokens > 0 && p->tokens > 0)
         json_object_set_new(j, "training", json_pack("{s:f, s:f, s:f}", "tokens", p->config->tokens, "days", days(p), "usd", usd(p)));
+    if (j && p->planner) json_object_set_new(j, "search", hd_plan_describe_search(p));
     if (j) json_object_set_new(json_object_get(j, "memory"), "rank", json_integer(fullest(p)->rank));
     return j;
 }
@@ -198,6 +199,7 @@ void hd_plan_print_text(const planned *p, hd_str *out)
     hd_str_printf(out, "cluster         %s: %d x %s in %d node%s\n", p->cluster.name, hd_cluster_devices(&p->cluster), p->cluster.device.name, hd_cluster_nodes(&p->cluster),
                   hd_cluster_nodes(&p->cluster) == 1 ? "" : "s");
     print_plan(p, out);
+    if (p->planner) hd_plan_print_search(p, out);
     hd_str_printf(out, "\nstep            %.6g s", r->step);
     if (p->tokens > 0) hd_str_printf(out, ", %.6g tokens a second\n", rate(p, p->tokens));
     else hd_str_printf(out, ", %.6g samples a second\n", rate(p, p->samples));

@@ -84,7 +84,7 @@ static int lower(serving *s, const plan_config *c, hd_error *err)
 {
     hd_session_options o = {.plan = hd_plan_default()};
     hd_model_options m = {.mode = HD_LM_GENERATE, .precision = s->p.precision, .sequence = s->prompt < CHUNK ? s->prompt : CHUNK, .context = s->context};
-    hd_plan_target(c, &s->p.cluster, 1, &o.plan);
+    hd_planning_target(&s->p.cluster, 1, (int)c->threads, &o.plan);
     o.plan.precision = s->p.precision;
     o.plan.pack = true;
     hd_graph *g = hd_model_graph(&s->p.model, &m, err);

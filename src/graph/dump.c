@@ -102,6 +102,14 @@ static int verify_types(const hd_graph *g, const hd_node *n, hd_error *err)
     return 0;
 }
 
+/* Whether one of the first n nodes makes v. */
+static bool is_made(const hd_graph *g, hd_value v, size_t n)
+{
+    const hd_value_info *i = &g->values[v];
+    const hd_node *maker = i->node >= 0 && (size_t)i->node < n ? g->nodes[i->node] : NULL;
+    return maker && i->result < maker->n_out && maker->out[i->result] == v;
+}
+
 static int verify_node(const hd_graph *g, size_t i, hd_error *err)
 {
     const hd_node *n = g->nodes[i];
@@ -109,8 +117,7 @@ static int verify_node(const hd_graph *g, size_t i, hd_error *err)
         if (n->in[k] == HD_NONE) continue;
         if (n->in[k] < 0 || (size_t)n->in[k] >= g->n_values) return hd_fail(err, HD_EINVAL, "%s: operand %d does not exist", n->path, k);
         const hd_value_info *v = &g->values[n->in[k]];
-        bool defined = v->kind != HD_RESULT || (v->node >= 0 && (size_t)v->node < i && g->nodes[v->node]->out[v->result] == n->in[k]);
-        if (!defined) return hd_fail(err, HD_EINVAL, "%s: operand %d (%s) is used before it is defined", n->path, k, v->path);
+        if (v->kind == HD_RESULT && !is_made(g, n->in[k], i)) return hd_fail(err, HD_EINVAL, "%s: operand %d (%s) is used before it is defined", n->path, k, v->path);
     }
     for (int k = 0; k < n->n_out; k++) {
         const hd_value_info *v = &g->values[n->out[k]];
@@ -123,8 +130,7 @@ static int verify_reachable(const hd_graph *g, hd_value v, const char *what, hd_
 {
     if (v < 0 || (size_t)v >= g->n_values) return hd_fail(err, HD_EINVAL, "%s does not exist", what);
     const hd_value_info *i = &g->values[v];
-    if (i->kind == HD_RESULT && (i->node < 0 || (size_t)i->node >= g->n_nodes || g->nodes[i->node]->out[i->result] != v))
-        return hd_fail(err, HD_EINVAL, "%s: %s is made by no node", what, i->path);
+    if (i->kind == HD_RESULT && !is_made(g, v, g->n_nodes)) return hd_fail(err, HD_EINVAL, "%s: %s is made by no node", what, i->path);
     return 0;
 }
 

@@ -176,6 +176,11 @@ double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *fr
     return conversion_cost(p, v, from, to, 0);
 }
 
+double hd_part_pin_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
+{
+    return conversion_cost(p, v, from, to, p->value[v].pinned && p->g->values[v].kind == HD_RESULT ? 1 : 0);
+}
+
 double hd_part_rows_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to)
 {
     return conversion_cost(p, v, from, to, (double)p->g->rows_micro);

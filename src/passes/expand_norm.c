@@ -17,6 +17,16 @@ typedef struct expansion {
     uint32_t addends;          /* axes that cut anything but channels */
 } expansion;
 
+/* Whether y is pinned to something that none of the addends' axes cuts: then each rank had better have all of x. */
+static bool is_wanted_whole(const expansion *x)
+{
+    const hd_part_value *y = &x->p->value[x->n->out[0]];
+    uint32_t axes = 0;
+    for (int d = 0; d < 4; d++)
+        for (int k = 0; ALL_BUT_CHANNELS >> d & 1 && k < y->target.dim[d].n; k++) axes |= 1u << y->target.dim[d].axis[k];
+    return y->pinned && !(axes & x->addends);
+}
+
 /* The form of x that its own node left it in, if samples, rows or columns are cut; conversion puts right what else is wrong with it. */
 static bool find_cut(expansion *x)
 {
@@ -30,7 +40,7 @@ static bool find_cut(expansion *x)
     x->channels.dim[0] = x->image.dim[1];
     for (int d = 0; d < 4; d++)
         for (int k = 0; ALL_BUT_CHANNELS >> d & 1 && k < x->image.dim[d].n; k++) x->addends |= 1u << x->image.dim[d].axis[k];
-    return x->addends != 0;
+    return x->addends != 0 && !is_wanted_whole(x);
 }
 
 static hd_type whole_type(const hd_graph *g, hd_value v)

@@ -33,8 +33,9 @@ static int pin_value(hd_part *p, hd_value v, const hd_pin *pin)
 static bool exists(const hd_graph *g, hd_value v)
 {
     const hd_value_info *i = &g->values[v];
-    const hd_node *n = i->kind == HD_RESULT && i->node >= 0 && (size_t)i->node < g->n_nodes ? g->nodes[i->node] : NULL; /* by now perhaps another */
-    return i->kind != HD_RESULT || (n && i->result < n->n_out && n->out[i->result] == v);
+    if (i->kind != HD_RESULT) return true;
+    const hd_node *n = i->node >= 0 && (size_t)i->node < g->n_nodes ? g->nodes[i->node] : NULL;
+    return n && i->result < n->n_out && n->out[i->result] == v;
 }
 
 static int set_pins(hd_part *p, const hd_pin *pins, int n)

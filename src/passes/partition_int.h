@@ -70,6 +70,8 @@ typedef struct hd_convert_step {
 int hd_part_steps(const hd_mesh *mesh, const hd_shape *whole, const hd_layout *from, const hd_layout *to, hd_convert_step *steps);
 /* Bytes that a rank sends to bring v from one layout to another, weighted by what should not be moved over which axis. */
 double hd_part_conversion_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
+/* The same of what is brought to where it is to end; a result that is pinned has been thought about: moving it costs what it sends, over DATA axes too. */
+double hd_part_pin_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
 /* The same of a table's gradient's rows: over DATA axes the bytes of all micro-batches, for that is beside a sum once a step. */
 double hd_part_rows_cost(const hd_part *p, hd_value v, const hd_layout *from, const hd_layout *to);
 /* Weight of moving v over an axis: activations stay where they are over DATA axes, parameters over MODEL axes. */
@@ -109,7 +111,7 @@ void hd_part_hold_result(hd_part *p, hd_value v, hd_value x, const hd_layout *la
 
 /* What is done about one axis. */
 typedef struct hd_part_option {
-    enum { HD_PART_REPLICATED, HD_PART_LINEAR, HD_PART_LOOP } kind;
+    enum { HD_PART_REPLICATED, HD_PART_LINEAR, HD_PART_LOOP, HD_PART_EXPANDED /* as several nodes: only planners list it */ } kind;
     int loop;     /* LOOP: split over the axis */
     uint32_t set; /* LINEAR: these operands are Partial, the others whole; so are the results */
 } hd_part_option;

@@ -2,6 +2,8 @@
  *
  * For each axis there are three kinds of options: cut a loop, compute the same on all ranks, or pass Partial operands on by linearity. What
  * operands must look like and results will look like follows from the op's loops alone. */
+#include <math.h>
+
 #include "passes/partition_int.h"
 
 typedef struct chooser {
@@ -234,6 +236,14 @@ static bool may_exchange_rows(const chooser *c)
     return c->p->g->rows_micro && !strcmp(c->n->op->name, "scatter_add") && out->has_home && !out->shared;
 }
 
+/* Whether somebody has said where n's results lie, and they are no parameters' states: the rest follows from what is sent. */
+static bool all_said(const chooser *c)
+{
+    for (int r = 0; r < c->n->n_out; r++)
+        if (c->p->value[c->n->out[r]].used && !c->p->value[c->n->out[r]].pinned) return false;
+    return true;
+}
+
 /* What one operand's conversion costs. A whole activation of the result's size that becomes an addend is a pass over memory for nothing; an addend
  * that several nodes read had better be summed for all of them. */
 static double operand_cost(const chooser *c, const hd_strategy *s, int i)
@@ -242,6 +252,7 @@ static double operand_cost(const chooser *c, const hd_strategy *s, int i)
     double cost;
     const hd_held *from = hd_part_nearest(c->p, v, &s->in[i], c->n->phase, c->n->chunk, &cost);
     if (from && may_exchange_rows(c)) return hd_part_rows_cost(c->p, v, &from->layout, &s->in[i]);
+    if (from && cost > 0 && c->p->value[v].pinned && all_said(c)) cost = fmin(cost, hd_part_pin_cost(c->p, v, &from->layout, &s->in[i]));
     bool stretched = from && s->in[i].partial & ~from->layout.partial;
     bool large = c->in[i].shape.rank && hd_shape_equal(&c->in[i].shape, &c->out[0].shape);
     if (stretched && large && c->p->g->values[v].micro != HD_TIME_REPLICATE) cost += hd_part_bytes(c->p, v, &s->in[i]) / 16;
@@ -289,7 +300,7 @@ static double target_cost(const chooser *c, const hd_strategy *s, int r)
     hd_value v = c->n->out[r];
     const hd_layout *to = &c->p->value[v].target;
     double more = hd_part_bytes(c->p, v, &s->out[r]) - hd_part_bytes(c->p, v, to);
-    return hd_part_conversion_cost(c->p, v, &s->out[r], to) + (more > 0 ? SLIGHT * more : 0);
+    return hd_part_pin_cost(c->p, v, &s->out[r], to) + (more > 0 ? SLIGHT * more : 0);
 }
 
 /* Work that a rank does beyond the share of it that forward left to a rank. Gathering narrow operands to have all ranks do all of it may send less than

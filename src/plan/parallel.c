@@ -53,44 +53,49 @@ static int read_number(parallel_reader *r, const number_key *k, const char *valu
     return hd_fail(r->err, HD_EINVAL, "--parallel: %s must be a number from %" PRId64 " to %" PRId64 ", not \"%s\"", k->name, k->lo, k->hi, value);
 }
 
+/* Numbers parted by ":", at least one: how many there are, or -1. */
+static int read_list(const char *value, int64_t lo, int64_t hi, int64_t *list, int most)
+{
+    int n = 0;
+    for (const char *at = value; n < most; at++) {
+        if (!take_number(&at, lo, hi, &list[n])) return -1;
+        n++;
+        if (!*at) return n;
+        if (*at != ':') return -1;
+    }
+    return -1;
+}
+
 static int read_recompute(parallel_reader *r, const char *value)
 {
+    hd_parallel *p = r->out;
     const char *at = value + 6;
     for (int i = 0; i < 3; i++)
         if (!strcmp(value, recompute_names[i])) return r->out->recompute = (hd_recompute)i, 0;
-    r->out->recompute = HD_RECOMPUTE_EVERY;
-    if (!strncmp(value, "every:", 6) && take_number(&at, 1, 1000000, &r->out->every) && !*at) return 0;
-    return hd_fail(r->err, HD_EINVAL, "--parallel: recompute must be none, full, selective or every:K, not \"%s\"", value);
+    p->recompute = HD_RECOMPUTE_EVERY;
+    if (!strncmp(value, "every:", 6) && take_number(&at, 1, 1000000, &p->every) && !*at) return 0;
+    p->recompute = HD_RECOMPUTE_FIRST;
+    p->n_first = read_list(value, 0, 1000000, p->first, HD_MAX_CUTS + 1);
+    if (p->n_first > 0) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: recompute must be none, full, selective, every:K or layers of each chunk such as 3:2:0, not \"%s\"", value);
 }
 
 static int read_layers(parallel_reader *r, const char *value)
 {
     hd_parallel *p = r->out;
-    for (const char *at = value;; at++) {
-        if (p->n_layers > HD_MAX_CUTS) return hd_fail(r->err, HD_EINVAL, "--parallel: layers names more than %d chunks", HD_MAX_CUTS + 1);
-        if (!take_number(&at, 1, 1000000, &p->layers[p->n_layers])) break;
-        p->n_layers++;
-        if (!*at) return 0;
-        if (*at != ':') break;
-    }
-    return hd_fail(r->err, HD_EINVAL, "--parallel: layers must be numbers of layers such as 5:7, not \"%s\"", value);
+    p->n_layers = read_list(value, 1, 1000000, p->layers, HD_MAX_CUTS + 1);
+    if (p->n_layers > 0) return 0;
+    return hd_fail(r->err, HD_EINVAL, "--parallel: layers must be numbers of layers such as 5:7, at most %d, not \"%s\"", HD_MAX_CUTS + 1, value);
 }
 
 /* One number: how many; several: the tokens of each. */
 static int read_slices(parallel_reader *r, const char *value)
 {
     hd_parallel *p = r->out;
-    for (const char *at = value;; at++) {
-        if (p->n_lengths == HD_MAX_SLICES) break;
-        if (!take_number(&at, 1, 1 << 30, &p->lengths[p->n_lengths])) break;
-        p->n_lengths++;
-        if (*at == ':') continue;
-        if (*at) break;
-        p->slices = p->n_lengths > 1 ? p->n_lengths : p->lengths[0];
-        if (p->n_lengths == 1) p->n_lengths = 0;
-        if (p->slices > HD_MAX_SLICES) break;
-        return 0;
-    }
+    int n = read_list(value, 1, 1 << 30, p->lengths, HD_MAX_SLICES);
+    p->n_lengths = n > 1 ? n : 0;
+    p->slices = n > 1 ? n : p->lengths[0];
+    if (n > 0 && p->slices <= HD_MAX_SLICES) return 0;
     return hd_fail(r->err, HD_EINVAL, "--parallel: slices must be their number or their tokens such as 512:256:256, at most %d, not \"%s\"", HD_MAX_SLICES, value);
 }
 
@@ -227,6 +232,8 @@ static int check_form(const hd_parallel *p, hd_error *err)
     if (p->chunks > 1 && p->has_schedule && p->schedule != HD_SCHEDULE_INTERLEAVED)
         return hd_fail(err, HD_EINVAL, "--parallel: v=%d needs schedule=interleaved, not %s", (int)p->chunks, hd_schedule_name(p->schedule));
     if (p->pp * p->chunks > HD_MAX_CUTS + 1) return hd_fail(err, HD_EINVAL, "--parallel: pp x v is more than %d chunks", HD_MAX_CUTS + 1);
+    if (p->recompute == HD_RECOMPUTE_FIRST && p->n_first != p->pp * p->chunks)
+        return hd_fail(err, HD_EINVAL, "--parallel: recompute names %d chunks, pp x v is %d", p->n_first, (int)(p->pp * p->chunks));
     if (p->n_layers && p->n_layers != p->pp * p->chunks)
         return hd_fail(err, HD_EINVAL, "--parallel: layers names %d chunks, pp x v is %d", p->n_layers, (int)(p->pp * p->chunks));
     return 0;
@@ -311,6 +318,7 @@ static void print_words(const hd_parallel *p, hd_str *out, size_t begin)
     const char *comma[] = {"", ","};
     if (p->has_schedule) hd_str_printf(out, "%sschedule=%s", comma[out->len > begin], hd_schedule_name(p->schedule));
     if (p->recompute == HD_RECOMPUTE_EVERY) hd_str_printf(out, "%srecompute=every:%" PRId64, comma[out->len > begin], p->every);
+    else if (p->recompute == HD_RECOMPUTE_FIRST) print_list("recompute", p->first, p->n_first, out, begin);
     else if (p->recompute) hd_str_printf(out, "%srecompute=%s", comma[out->len > begin], recompute_names[p->recompute]);
     if (p->n_layers) print_list("layers", p->layers, p->n_layers, out, begin);
     if (p->n_lengths) print_list("slices", p->lengths, p->n_lengths, out, begin);
@@ -487,27 +495,70 @@ static int add_recompute(hd_plan *plan, const char *text, hd_error *err)
     return 0;
 }
 
-/* full: a layer's input is the sum that its first norm gives, its last result; everything else of the layer follows from it. */
-static int make_recompute(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+/* Of the layers that `range` names ("*", "<0-5>"). A layer's input is the sum that its first norm gives, its last result; everything else of the layer follows
+ * from it. */
+static int add_full(const hd_graph *g, const char *range, hd_plan *plan, hd_error *err)
 {
-    static const char *const full[] = {"layers.*.norm1", "layers.*.norm1.1", "layers.*.norm2*", "layers.*.attn.*", "layers.*.mlp.*", NULL};
+    static const char *const full[] = {"norm1", "norm1.1", "norm2*", "attn.*", "mlp.*", "norm1.2"};
+    bool layer_norm = hd_graph_find(g, "layers.0.norm1.beta") != HD_NONE; /* y, mean, rstd, sum; else y, rstd, sum */
+    char text[64];
+    int rc = 0;
+    for (int i = 0; i < (layer_norm ? 6 : 5) && !rc; i++) {
+        snprintf(text, sizeof text, "layers.%s.%s", range, full[i]);
+        rc = add_recompute(plan, text, err);
+    }
+    return rc;
+}
+
+static int add_selective(const hd_graph *g, hd_plan *plan, hd_error *err)
+{
     static const char *const selective[] = {"layers.*.norm1", "layers.*.norm2", "layers.*.attn.*_biased", "layers.*.attn.*_rotated", "layers.*.mlp.*_biased",
                                             "layers.*.mlp.activation", "layers.*.mlp.product", NULL};
     static const char *const scores[] = {"layers.*.attn.scores*", "layers.*.attn.weights*", NULL}; /* where attention writes them out */
-    const char *const *patterns = p->recompute == HD_RECOMPUTE_FULL ? full : p->recompute == HD_RECOMPUTE_SELECTIVE ? selective : NULL;
     int rc = 0;
-    plan->n_recompute = 0;
-    for (; patterns && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
-    bool materialised = p->recompute == HD_RECOMPUTE_SELECTIVE && hd_graph_find(g, "layers.0.attn.scores") != HD_NONE;
-    for (patterns = scores; materialised && *patterns && !rc; patterns++) rc = add_recompute(plan, *patterns, err);
-    bool layer_norm = hd_graph_find(g, "layers.0.norm1.beta") != HD_NONE; /* y, mean, rstd, sum; else y, rstd, sum */
-    if (!rc && p->recompute == HD_RECOMPUTE_FULL && layer_norm) rc = add_recompute(plan, "layers.*.norm1.2", err);
-    for (int64_t i = 0; p->recompute == HD_RECOMPUTE_EVERY && i < o->layers && !rc; i += p->every) {
-        char text[64];
+    for (int i = 0; selective[i] && !rc; i++) rc = add_recompute(plan, selective[i], err);
+    for (int i = 0; scores[i] && !rc && hd_graph_find(g, "layers.0.attn.scores") != HD_NONE; i++) rc = add_recompute(plan, scores[i], err);
+    return rc;
+}
+
+static int add_every(const hd_parallel *p, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    char text[64];
+    int rc = p->every == 1 ? hd_fail(err, HD_EINVAL, "--parallel: recompute=every:1 is recompute=full") : 0;
+    for (int64_t i = 0; i < o->layers && !rc; i += p->every) {
         snprintf(text, sizeof text, "layers.%d.*", (int)i);
-        rc = p->every == 1 ? hd_fail(err, HD_EINVAL, "--parallel: recompute=every:1 is recompute=full") : add_recompute(plan, text, err);
+        rc = add_recompute(plan, text, err);
     }
     return rc;
+}
+
+/* Chunks begin at layers: hd_parallel_cuts. */
+static int add_first(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    char range[32];
+    int rc = 0;
+    for (int c = 0; c < p->n_first && !rc; c++) {
+        int64_t begin = c ? atoll(plan->cuts[c - 1] + 7) : 0, end = c < plan->n_cuts ? atoll(plan->cuts[c] + 7) : o->layers;
+        if (p->first[c] > end - begin)
+            return hd_fail(err, HD_EINVAL, "--parallel: recompute=... %" PRId64 " layers of chunk %d, which has %" PRId64, p->first[c], c, end - begin);
+        if (!p->first[c]) continue;
+        snprintf(range, sizeof range, "<%" PRId64 "-%" PRId64 ">", begin, begin + p->first[c] - 1);
+        rc = add_full(g, range, plan, err);
+    }
+    return rc;
+}
+
+/* Behind the cuts. */
+static int make_recompute(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
+{
+    plan->n_recompute = 0;
+    switch (p->recompute) {
+    case HD_RECOMPUTE_FULL: return add_full(g, "*", plan, err);
+    case HD_RECOMPUTE_SELECTIVE: return add_selective(g, plan, err);
+    case HD_RECOMPUTE_EVERY: return add_every(p, o, plan, err);
+    case HD_RECOMPUTE_FIRST: return add_first(p, g, o, plan, err);
+    default: return 0;
+    }
 }
 
 int hd_parallel_slices(const hd_parallel *p, int64_t sequence, hd_plan *plan, hd_error *err)
@@ -586,17 +637,22 @@ static int make_parts(const hd_parallel *p, const hd_graph *g, const hd_outline 
     return rc;
 }
 
+static int append_pins(const hd_pin *pins, int n, hd_plan *plan, hd_error *err)
+{
+    if (plan->n_pins + n > HD_MAX_PINS) return hd_fail(err, HD_EINVAL, "%d layouts are named, and a plan holds %d", plan->n_pins + n, HD_MAX_PINS);
+    if (n) memcpy(plan->pins + plan->n_pins, pins, (size_t)n * sizeof *pins);
+    plan->n_pins += n;
+    return 0;
+}
+
 static int make_layouts(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err)
 {
     if (p->n_parts) return make_parts(p, g, o, plan, err);
-    plan->n_meshes = plan->n_stages = 0;
+    plan->n_meshes = plan->n_stages = plan->n_pins = 0;
     memset(plan->pin_mesh, 0, sizeof plan->pin_mesh);
     make_mesh(p, o, &plan->mesh);
-    if (!p->n_pins) return hd_parallel_pins(p, g, o, plan, err);
-    if (p->n_pins > HD_MAX_PINS) return hd_fail(err, HD_EINVAL, "%d layouts are named, and a plan holds %d", p->n_pins, HD_MAX_PINS);
-    memcpy(plan->pins, p->pins, (size_t)p->n_pins * sizeof *p->pins);
-    plan->n_pins = p->n_pins;
-    return 0;
+    int rc = p->n_pins ? append_pins(p->pins, p->n_pins, plan, err) : hd_parallel_pins(p, g, o, plan, err);
+    return rc ? rc : append_pins(p->also, p->n_also, plan, err);
 }
 
 /* Whether something counts keys in the order of their rows: dropout of attention's weights that are written out. */

@@ -37,7 +37,7 @@
 
 #include "plan/plan.h"
 
-typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_SELECTIVE, HD_RECOMPUTE_EVERY } hd_recompute;
+typedef enum hd_recompute { HD_RECOMPUTE_NONE, HD_RECOMPUTE_FULL, HD_RECOMPUTE_SELECTIVE, HD_RECOMPUTE_EVERY, HD_RECOMPUTE_FIRST } hd_recompute;
 
 typedef enum hd_tables { HD_TABLES_OPEN, HD_TABLES_ROWS, HD_TABLES_COLUMNS } hd_tables;
 /* The keys of the text; bits of hd_parallel.given. */
@@ -67,6 +67,7 @@ typedef struct hd_parallel {
     hd_schedule_kind schedule;
     hd_recompute recompute;
     int64_t every;              /* HD_RECOMPUTE_EVERY: >= 1 */
+    int64_t first[HD_MAX_CUTS + 1]; int n_first; /* HD_RECOMPUTE_FIRST: layers of each chunk, in the model's order */
     int64_t layers[HD_MAX_CUTS + 1]; int n_layers; /* of each chunk, in the model's order; none: balanced */
     hd_parallel_part part[HD_MAX_MESHES]; int n_parts; /* 0: all stages are of one mesh; else pp is their number, and dp, tp, cp, sp, zero
                                                                   * say nothing */
@@ -74,6 +75,7 @@ typedef struct hd_parallel {
     bool open;                  /* auto: what isn't given is left to a planner */
     /* Set by planners only; borrowed. */
     const hd_pin *pins; int n_pins;      /* layouts in place of those that the form stands for, over the form's mesh; 0: the form's */
+    const hd_pin *also; int n_also;      /* layouts beside those, which win over them */
     const char (*cuts)[64]; int n_cuts;  /* where chunks 1, 2, ... begin, as in hd_plan; 0: `layers`, or balanced */
 } hd_parallel;
 

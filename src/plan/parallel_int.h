@@ -4,6 +4,7 @@
 
 #include "graph/op.h"
 #include "plan/parallel.h"
+#include "plan/pins.h"
 
 /* What is to be known of the network. */
 typedef struct hd_outline {
@@ -16,7 +17,6 @@ typedef struct hd_outline {
 
 /* The dimension of parameter v that its product's spec calls `letter`; -1: none. */
 int hd_outline_dim(const hd_graph *g, const hd_outline *o, hd_value v, char letter);
-bool hd_value_is_live(const hd_graph *g, hd_value v); /* not left over from a node that was dropped */
 
 /* Fills plan->pins once plan->mesh is there. */
 int hd_parallel_pins(const hd_parallel *p, const hd_graph *g, const hd_outline *o, hd_plan *plan, hd_error *err);

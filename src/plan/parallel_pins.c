@@ -1,12 +1,10 @@
-/* parallel_pins.c: which layout each value is to have, and as few pins as say so. */
+/* parallel_pins.c: which layout each value is to have; pins.c says so in as few pins as do. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "plan/parallel_int.h"
-
-enum { PATTERN = sizeof ((hd_pin *)0)->pattern };
 
 typedef struct pinner {
     const hd_parallel *p;
@@ -292,119 +290,10 @@ static void pin_features(pinner *s)
     }
 }
 
-/* ---- as few pins as say so ---- */
-
-/* Numbers that are whole parts of a path become '*', and with it exp_avg and exp_avg_sq one. */
-static void generalise(const char *path, char *out, size_t size)
-{
-    size_t n = 0;
-    for (const char *at = path; *at && n + 2 < size;) {
-        size_t length = strcspn(at, "."), digits = strspn(at, "0123456789");
-        if (length && digits == length && at != path && at[length]) out[n++] = '*';
-        else if (at == path && !strncmp(at, "exp_avg", 7) && (length == 7 || length == 10)) n += (size_t)snprintf(out + n, size - n, "exp_avg*");
-        else n += (size_t)snprintf(out + n, size - n, "%.*s", (int)length, at);
-        at += length;
-        if (n + 1 < size && *at == '.') out[n++] = *at++;
-    }
-    out[n < size ? n : size - 1] = 0;
-}
-
-/* The first part and the last `parts` of a path, and anything between. */
-static void shorten(const char *path, int parts, char *out, size_t size)
-{
-    const char *dot = strchr(path, '.'), *tail = path + strlen(path);
-    bool states = dot && !strncmp(path, "exp_avg", 7);
-    for (; parts && tail > path; parts--)
-        while (--tail > path && *tail != '.') {}
-    if (!dot || tail <= dot) generalise(path, out, size);
-    else snprintf(out, size, "%.*s*%s", states ? 7 : (int)(dot - path), path, tail);
-}
-
-static bool same_text(const pinner *s, hd_value a, hd_value b)
-{
-    int rank = s->g->values[a].type.shape.rank;
-    if (rank != s->g->values[b].type.shape.rank) return false;
-    for (int d = 0; d < rank; d++) {
-        const hd_dim_layout *x = &s->layout[a].dim[d], *y = &s->layout[b].dim[d];
-        if (x->n != y->n || memcmp(x->axis, y->axis, (size_t)x->n) || memcmp(x->unit, y->unit, (size_t)x->n * sizeof x->unit[0])) return false;
-    }
-    return true;
-}
-
-/* Whether everything the pattern matches is to have the layout of v, or is left over and of its rank. */
-static bool is_safe(const pinner *s, const char *pattern, hd_value v)
-{
-    size_t fixed = strcspn(pattern, s->plan->n_slices ? "*." : "*"); /* a slice's mark may stand before any dot */
-    for (size_t i = 0; i < s->g->n_values; i++) {
-        const hd_value_info *x = &s->g->values[i];
-        if (strncmp(x->path, pattern, fixed) || !hd_path_match(pattern, x->path)) continue;
-        bool live = hd_value_is_live(s->g, (hd_value)i);
-        if (live ? !s->pinned[i] || !same_text(s, (hd_value)i, v) : x->type.shape.rank != s->g->values[v].type.shape.rank) return false;
-    }
-    return true;
-}
-
-static bool is_covered(const pinner *s, hd_value v)
-{
-    for (int i = 0; i < s->plan->n_pins; i++)
-        if (hd_path_match(s->plan->pins[i].pattern, s->g->values[v].path)) return true;
-    return false;
-}
-
-/* A pattern for v: the widest that is safe; brief: also those that tell less of the path. */
-static int choose_pattern(const pinner *s, hd_value v, bool brief, char *out)
-{
-    const char *path = s->g->values[v].path, *mark = strchr(path, '@');
-    char wide[1024], all[1024];
-    if (mark) { /* what all slices have in common */
-        snprintf(all, sizeof all, "%.*s%s", (int)(mark - path), path, mark + 1 + strspn(mark + 1, "0123456789"));
-        path = all;
-    }
-    generalise(path, wide, sizeof wide);
-    if (mark && strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
-    path = s->g->values[v].path;
-    for (int parts = brief ? 1 : 3; parts < 3; parts++) {
-        shorten(path, parts, wide, sizeof wide);
-        if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
-    }
-    generalise(path, wide, sizeof wide);
-    if (strlen(wide) < PATTERN && is_safe(s, wide, v)) return memcpy(out, wide, strlen(wide) + 1), 0;
-    if (strlen(path) >= PATTERN) return hd_fail(s->err, HD_EINVAL, "--parallel: a plan cannot name %s: it is longer than %d characters", path, PATTERN - 1);
-    return memcpy(out, path, strlen(path) + 1), 0;
-}
-
-static int write_layout(const pinner *s, hd_value v, char *out)
-{
-    hd_str text;
-    hd_str_init(&text);
-    hd_layout_print(&s->plan->mesh, &s->layout[v], s->g->values[v].type.shape.rank, &text);
-    int rc = text.failed ? hd_fail_memory(s->err, 64, "a plan")
-                         : text.len >= PATTERN ? hd_fail(s->err, HD_EINVAL, "--parallel: the layout %s is too long for a plan", text.data) : 0;
-    if (!rc) memcpy(out, text.data, text.len + 1);
-    hd_str_free(&text);
-    return rc;
-}
-
-/* *full: more pins are needed than there is room for. */
-static int write_pins(pinner *s, bool brief, bool *full)
-{
-    *full = false;
-    s->plan->n_pins = 0;
-    for (size_t v = 0; v < s->g->n_values; v++) {
-        if (!s->pinned[v] || !hd_value_is_live(s->g, (hd_value)v) || is_covered(s, (hd_value)v)) continue;
-        if (s->plan->n_pins == HD_MESH_PINS) return *full = true, 0;
-        hd_pin *next = &s->plan->pins[s->plan->n_pins];
-        int rc = choose_pattern(s, (hd_value)v, brief, next->pattern);
-        if (!rc) rc = write_layout(s, (hd_value)v, next->layout);
-        if (rc) return rc;
-        s->plan->n_pins++;
-    }
-    return 0;
-}
+/* ---- all of them ---- */
 
 static int pin_all(pinner *s)
 {
-    bool full;
     pin_inputs(s);
     pin_slices(s);
     pin_parameters(s);
@@ -415,9 +304,10 @@ static int pin_all(pinner *s)
     else if (s->n_tp) pin_rounded_sums(s);
     if (!s->p->sp && s->o->language && s->p->tables == HD_TABLES_COLUMNS) pin_lookups(s);
     if (!s->o->language && s->p->tables) pin_features(s);
-    int rc = write_pins(s, false, &full);
-    if (!rc && full) rc = write_pins(s, true, &full);
-    if (!rc && full) rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);
+    const hd_pinning all = {.graph = s->g, .mesh = &s->plan->mesh, .layout = s->layout, .pinned = s->pinned, .sliced = s->plan->n_slices > 0};
+    int rc = hd_pins_write(&all, s->plan->pins, HD_MESH_PINS, &s->plan->n_pins, s->err);
+    if (!rc && s->plan->n_pins > HD_MESH_PINS)
+        rc = hd_fail(s->err, HD_EINVAL, "--parallel: this network's names need more than %d pins: give a plan file", HD_MESH_PINS);
     return rc;
 }
 

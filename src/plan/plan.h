@@ -11,7 +11,7 @@
 #define HD_PLAN_VERSION 1
 #define HD_PLAN_BUCKET ((int64_t)4 << 20) /* bytes: a transfer of an MPI transport is one message to each peer, and the wire is idle between the two halves of a large sum */
 
-enum { HD_MAX_PINS = 512, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 128, HD_MAX_MESHES = 16 };
+enum { HD_MAX_PINS = 512, HD_MESH_PINS = 256 /* of one mesh */, HD_MAX_CUTS = 256, HD_MAX_RECOMPUTE = 512, HD_MAX_MESHES = 16 };
 
 typedef enum hd_schedule_kind {
     HD_SCHEDULE_GPIPE,       /* all forward, then all backward (Huang et al. 2019) */

@@ -13,7 +13,7 @@
 #include "planners/rival.h"
 
 enum {
-    MOST_RANKS = 16, MOST_STARTS = 24, WALKS = 3,
+    MOST_RANKS = 16, MOST_STARTS = 24, WALKS = 3, LARGE = 1 << 18 /* elements */,
     PROPOSALS = 400, FEWEST_PROPOSALS = 120, /* of all walks together: as many for small graphs, fewer for those of more nodes than this: */
     SMALL_GRAPH = 500,
     SEED = 2019
@@ -23,7 +23,12 @@ enum {
 #define FORGET 0.15      /* of proposals: one that was accepted before is taken back */
 #define ONE_LAYER 0.25   /* of proposals: only one of the layers that are alike */
 
-typedef struct flex_start { hd_parallel form; int64_t micro_batches; double cost; } flex_start;
+typedef struct flex_start {
+    hd_parallel form;
+    int64_t micro_batches;
+    double cost;
+    bool rows; /* large parameters of a network in pieces of their first dimension over tp: experts, rows of tables, columns of products */
+} flex_start;
 
 /* A walk's state: `fixed` pins of the form that it began with, then those that proposals gave. */
 typedef struct flex_state { hd_pin pin[HD_MAX_PINS]; int n; double cost; } flex_state;
@@ -58,15 +63,16 @@ static int try_state(flex *f, const flex_start *s, flex_state *state, hd_error *
     hd_plan_found found;
     hd_error why = {0};
     int own = state->n;
+    state->cost = INFINITY;
+    if (!hd_rival_may_go_on(&f->r)) return 0;
     state->n = add_given(f, state->pin, own);
     form.pins = state->pin;
     form.n_pins = state->n;
     f->r.out->considered++;
     int rc = hd_planner_try(f->r.job, &form, s->micro_batches, &found, &why);
     state->n = own;
-    state->cost = INFINITY;
     if (rc == HD_ENOMEM) return *err = why, rc;
-    if (rc) return 0;
+    if (rc) return f->r.refusals++, 0;
     hd_rival_tried t = {true, found.fits, found.step, found.peak, found.capacity};
     f->r.out->tried++;
     state->cost = cost_of(&t);
@@ -118,15 +124,15 @@ static void set_pin(flex_state *s, int fixed, const char *pattern, const char *l
 }
 
 /* A parameter's averages lie as it does. */
-static void set_value(flex *f, hd_value v, const char *pattern, const char *layout)
+static void set_value(flex *f, flex_state *to, hd_value v, const char *pattern, const char *layout)
 {
     char state[96];
-    set_pin(&f->next, f->plan->n_pins, pattern, layout);
+    set_pin(to, f->plan->n_pins, pattern, layout);
     if (f->g->values[v].kind != HD_PARAM) return;
     snprintf(state, sizeof state, "exp_avg.%s", f->g->values[v].path);
     if (hd_graph_find(f->g, state) == HD_NONE) return;
     snprintf(state, sizeof state, "exp_avg*.%s", pattern);
-    if (strlen(state) < sizeof f->next.pin[0].pattern) set_pin(&f->next, f->plan->n_pins, state, layout);
+    if (strlen(state) < sizeof to->pin[0].pattern) set_pin(to, f->plan->n_pins, state, layout);
 }
 
 static int propose(flex *f, hd_error *err)
@@ -149,7 +155,7 @@ static int propose(flex *f, hd_error *err)
     hd_str_init(&text);
     hd_layout_print(&f->plan->mesh, &l, i->type.shape.rank, &text);
     bool fits = !text.failed && text.len < sizeof f->next.pin[0].layout && strlen(pattern) < sizeof f->next.pin[0].pattern;
-    if (fits) set_value(f, v, pattern, text.data);
+    if (fits) set_value(f, &f->next, v, pattern, text.data);
     int rc = text.failed ? hd_fail_memory(err, 64, "a plan") : 0;
     hd_str_free(&text);
     return rc;
@@ -163,7 +169,8 @@ static int list_choices(flex *f, hd_error *err)
     if (!f->choice) return hd_fail_memory(err, f->g->n_values, "a search");
     for (size_t v = 0; v < f->g->n_values; v++) {
         const hd_value_info *i = &f->g->values[v];
-        bool result = i->kind == HD_RESULT && i->node >= 0 && (size_t)i->node < f->g->n_nodes && f->g->nodes[i->node]->phase == HD_FORWARD && i->micro == HD_TIME_SPLIT;
+        bool result = i->kind == HD_RESULT && i->micro == HD_TIME_SPLIT && i->node >= 0 && (size_t)i->node < f->g->n_nodes;
+        result = result && f->g->nodes[i->node]->phase == HD_FORWARD;
         if (i->type.shape.rank && i->path && *i->path && (result || (i->kind == HD_PARAM && i->trainable))) f->choice[f->n_choices++] = (hd_value)v;
     }
     return 0;
@@ -177,14 +184,31 @@ static int count_proposals(const hd_graph *g)
     return n < FEWEST_PROPOSALS ? FEWEST_PROPOSALS : (int)n;
 }
 
+/* As an expert may begin with a network that isn't known. */
+static int lay_rows(flex *f, const flex_start *s, hd_error *err)
+{
+    int axis = hd_mesh_find(&f->plan->mesh, "tp");
+    for (size_t v = 0; v < f->g->n_values && axis >= 0; v++) {
+        const hd_value_info *i = &f->g->values[v];
+        char pattern[256];
+        if (i->kind != HD_PARAM || i->type.shape.rank < 2 || hd_shape_count(&i->type.shape) < LARGE) continue;
+        if (i->type.shape.dim[0] % f->plan->mesh.axis[axis].size) continue;
+        char layout[64] = "tp";
+        for (int d = 1; d < i->type.shape.rank; d++) snprintf(layout + strlen(layout), sizeof layout - strlen(layout), ",-");
+        generalise(i->path, pattern, sizeof pattern);
+        if (strlen(pattern) < sizeof f->now.pin[0].pattern) set_value(f, &f->now, (hd_value)v, pattern, layout);
+    }
+    return try_state(f, s, &f->now, err);
+}
+
 static int go(flex *f, const flex_start *s, int proposals, hd_error *err)
 {
-    double beta = BETA / s->cost;
-    int rc = 0;
     memcpy(f->now.pin, f->plan->pins, sizeof f->now.pin);
     f->now.n = f->plan->n_pins;
     f->now.cost = s->cost;
-    for (int i = 0; i < proposals && !rc && f->n_choices; i++) {
+    int rc = s->rows ? lay_rows(f, s, err) : 0;
+    double beta = BETA / (isfinite(f->now.cost) ? f->now.cost : s->cost);
+    for (int i = 0; i < proposals && !rc && f->n_choices && hd_rival_may_go_on(&f->r); i++) {
         rc = propose(f, err);
         if (!rc) rc = try_state(f, s, &f->next, err);
         double chance = hd_rng_uniform(&f->rng);
@@ -232,7 +256,7 @@ static int try_start(flex *f, const hd_parallel *form, flex_start *list, int *n,
     flex_start s = {.form = hd_rival_settle(r, form)};
     int64_t micro[HD_RIVAL_DIVISORS];
     hd_rival_tried t;
-    int rc = hd_rival_try_largest(r, form, &t, &s.micro_batches, err), count = hd_rival_micro_batches(r, s.form.dp, micro);
+    int rc = hd_rival_try_largest(r, form, &t, &s.micro_batches, err), count = hd_rival_micro_batches(r, hd_rival_ways(r, &s.form), micro);
     if (!rc && !t.fits && count) {
         s.micro_batches = micro[count - 1];
         rc = hd_rival_try(r, form, s.micro_batches, &t, err);
@@ -260,11 +284,29 @@ static int list_starts(flex *f, flex_start *list, int *n, hd_error *err)
     return rc;
 }
 
+/* Of a network that is no language model the last two walks begin on the narrowest and the widest mesh, with large parameters in pieces. */
+static void add_rows(flex_start *list, int *n)
+{
+    flex_start narrow = {0}, wide = {0};
+    for (int i = 0; i < *n; i++) {
+        if (list[i].form.tp < 2) continue;
+        if (!narrow.form.tp || list[i].form.tp < narrow.form.tp) narrow = list[i];
+        if (list[i].form.tp > wide.form.tp) wide = list[i];
+    }
+    if (!wide.form.tp) return;
+    narrow.rows = wide.rows = true;
+    list[1] = wide;
+    list[2] = narrow;
+    *n = 3;
+}
+
 static int search(flex *f, hd_error *err)
 {
     flex_start list[MOST_STARTS];
-    int n = 0, rc = list_starts(f, list, &n, err), walks = n < WALKS ? n : WALKS;
-    for (int i = 0; i < walks && !rc; i++) {
+    int n = 0, rc = list_starts(f, list, &n, err), walks;
+    if (!rc && !f->r.job->network.layers) add_rows(list, &n);
+    walks = n < WALKS ? n : WALKS;
+    for (int i = 0; i < walks && !rc && f->r.ranks > 1; i++) {
         f->rng = hd_rng_new(hd_hash_mix(SEED, (uint64_t)i));
         rc = walk(f, &list[i], walks, err);
     }

@@ -1,88 +1,10 @@
 /* layouts.c: see layouts.h: from a Graph to a problem of factor.h, and back. Variables are the nodes (which way each is divided), then the values (how each is
  * held); links are the operands and results. Costs are picoseconds. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/term.h"
-#include "passes/partition_int.h"
-#include "planners/layouts.h"
-
-#define PICO 1e12
-
-static const char *const collective_names[HD_COLL_KINDS] = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"};
-const char *hd_collective_name(hd_collective k) { return collective_names[k]; }
-
-int hd_collective_parse(const char *name, hd_collective *out)
-{
-    for (int k = 0; k < HD_COLL_KINDS; k++)
-        if (!strcmp(name, collective_names[k])) return *out = (hd_collective)k, 0;
-    return HD_EINVAL;
-}
-
-/* ---- what is built ---- */
-
-typedef struct way { int8_t loop[HD_MAX_AXES]; hd_layout *in, *out; } way; /* [n_in], [n_out] */
-typedef struct ways { way *list; int n; } ways;
-typedef struct holding { hd_layout *list; int n; size_t room; } holding;
-
-typedef struct builder {
-    const hd_layout_problem *p;
-    const hd_graph *g;
-    hd_part part;           /* types and uses of the values: nothing is held yet */
-    hd_arena memory;
-    ways *ways;             /* [n_nodes] */
-    holding *held;          /* [n_values]; n 0: no variable */
-    bool *saved;            /* [n_values]: made in forward, read in backward */
-    bool *late;             /* [n_values]: leads to the update, or is an output, and to nothing else */
-    int *variable;          /* [n_values]: -1: none */
-    int *states;
-    int64_t **cost, **bytes;
-    hd_factor_link *links; size_t link_room;
-    hd_factor_problem problem;
-} builder;
-
-/* ---- what a conversion costs ---- */
-
-static const struct { const char *op; hd_collective kind; double factor; } prices[] = {
-    {"all_reduce", HD_COLL_ALL_REDUCE, 2}, {"all_gather", HD_COLL_ALL_GATHER, 1}, {"reduce_scatter", HD_COLL_REDUCE_SCATTER, 1}, {"all_to_all", HD_COLL_ALL_TO_ALL, 1}};
-
-static int price_of(const hd_convert_step *s)
-{
-    for (int k = 0; k < (int)(sizeof prices / sizeof *prices); k++)
-        if (!strcmp(s->op, prices[k].op)) return k;
-    return -1; /* sends nothing */
-}
-
-/* Bytes on the larger side of a step: what an all-gather makes, what others take. */
-static double step_bytes(const builder *b, hd_value v, const hd_convert_step *s, const hd_layout *before)
-{
-    return hd_part_bytes(&b->part, v, prices[price_of(s)].kind == HD_COLL_ALL_GATHER ? &s->after : before);
-}
-
-static double step_seconds(const builder *b, hd_value v, const hd_convert_step *s, const hd_layout *before)
-{
-    const hd_layout_problem *p = b->p;
-    int k = price_of(s);
-    double bytes = step_bytes(b, v, s, before), seconds = 0;
-    if (p->forbidden >> prices[k].kind & 1) return INFINITY;
-    for (int i = 0; i < s->n_axes; i++) {
-        int a = s->axes[i];
-        double n = p->mesh.axis[a].size, halves = p->prefer_reduce_scatter && prices[k].kind == HD_COLL_ALL_REDUCE ? 2 : 1;
-        if (n > 1) seconds += halves * p->alpha[a] + prices[k].factor * (n - 1) / n * p->beta[a] * bytes;
-    }
-    return seconds;
-}
-
-static int64_t conversion_cost(const builder *b, hd_value v, const hd_layout *from, const hd_layout *to)
-{
-    hd_convert_step steps[HD_MAX_STEPS];
-    int n = hd_part_steps(&b->p->mesh, &b->part.value[v].whole, from, to, steps);
-    double seconds = 0;
-    for (int i = 0; i < n; i++)
-        if (price_of(&steps[i]) >= 0) seconds += step_seconds(b, v, &steps[i], i ? &steps[i - 1].after : from);
-    return isinf(seconds) ? HD_NEVER : (int64_t)(seconds * PICO + 0.5);
-}
+#include "planners/layouts_int.h"
 
 /* ---- ways to divide nodes ---- */
 
@@ -94,26 +16,26 @@ static bool is_heavy(const hd_node *n)
     return false;
 }
 
-static int axes_used(const builder *b, const hd_strategy *s)
+static int axes_used(const hd_layout_builder *b, const hd_strategy *s)
 {
     int used = 0;
     for (int i = 0; i < b->part.n_axes; i++) used += s->option[b->part.axis[i]].kind == HD_PART_LOOP;
     return used;
 }
 
-static int add_way(builder *b, const hd_node *n, const hd_strategy *s, way *out)
+static int add_way(hd_layout_builder *b, const hd_node *n, const hd_strategy *s, hd_way *out)
 {
     out->in = hd_arena_copy(&b->memory, s->in, (size_t)n->n_in * sizeof *s->in);
     out->out = hd_arena_copy(&b->memory, s->out, (size_t)n->n_out * sizeof *s->out);
     for (int a = 0; a < HD_MAX_AXES; a++) {
         const hd_part_option *o = &s->option[a];
-        out->loop[a] = (int8_t)(o->kind == HD_PART_LOOP ? o->loop : o->kind == HD_PART_LINEAR ? -2 : -1);
+        out->loop[a] = (int8_t)(o->kind == HD_PART_LOOP ? o->loop : o->kind == HD_PART_LINEAR ? -2 : o->kind == HD_PART_EXPANDED ? HD_WAY_EXPANDED : -1);
     }
     return out->in && out->out ? 0 : HD_ENOMEM;
 }
 
 /* Whether s cuts the samples, and nothing else, wherever n has them. samples: the loop of n that runs over them, or -1. */
-static bool follows_samples(const builder *b, const hd_strategy *s, int samples)
+static bool follows_samples(const hd_layout_builder *b, const hd_strategy *s, int samples)
 {
     for (int i = 0; samples >= 0 && i < b->part.n_axes; i++) {
         const hd_part_option *o = &s->option[b->part.axis[i]];
@@ -122,14 +44,15 @@ static bool follows_samples(const builder *b, const hd_strategy *s, int samples)
     return true;
 }
 
-static int list_ways(builder *b, const hd_node *n, int samples, ways *out, hd_error *err)
+static int list_ways(hd_layout_builder *b, const hd_node *n, int samples, hd_ways *out, hd_error *err)
 {
     int most = hd_part_list(&b->part, n, NULL, 0), full = 0;
     hd_strategy *all = hd_calloc((size_t)most + 1, sizeof *all);
-    out->list = hd_arena_alloc(&b->memory, (size_t)most * sizeof *out->list);
-    int rc = all && out->list ? 0 : hd_fail_memory(err, (size_t)most * sizeof *all, "ways to divide a node");
-    if (!rc) hd_part_list(&b->part, n, all, most);
-    for (int i = 0; !rc && i < most && is_heavy(n); i++) {
+    if (all) hd_part_list(&b->part, n, all, most);
+    if (all) most = hd_layout_expand(b, n, &all, most);
+    out->list = most > 0 ? hd_arena_alloc(&b->memory, (size_t)most * sizeof *out->list) : NULL;
+    int rc = all && (out->list || !most) ? 0 : hd_fail_memory(err, sizeof *all, "ways to divide a node");
+    for (int i = 0; !rc && i < most && is_heavy(n) && !b->p->cluster; i++) {
         int used = axes_used(b, &all[i]);
         if (used > full) full = used;
     }
@@ -145,7 +68,7 @@ static int list_ways(builder *b, const hd_node *n, int samples, ways *out, hd_er
 /* For data parallelism: which dimension of each value runs over samples, from the inputs' first on; -1: none. */
 typedef struct sampled { int8_t *dim; } sampled;
 
-static int samples_loop(const builder *b, const hd_node *n, sampled *s)
+static int samples_loop(const hd_layout_builder *b, const hd_node *n, sampled *s)
 {
     hd_type in[HD_MAX_OPERANDS], out[HD_MAX_RESULTS];
     hd_sig sig;
@@ -163,7 +86,7 @@ static int samples_loop(const builder *b, const hd_node *n, sampled *s)
     return loop >= 0 && loops.extent[loop] > 1 && !(loops.whole >> loop & 1) ? loop : -1;
 }
 
-static int list_all_ways(builder *b, hd_error *err)
+static int list_all_ways(hd_layout_builder *b, hd_error *err)
 {
     const hd_graph *g = b->g;
     sampled s = {hd_arena_alloc(&b->memory, g->n_values + 1)};
@@ -176,9 +99,9 @@ static int list_all_ways(builder *b, hd_error *err)
 
 /* ---- how values are held ---- */
 
-static int add_held(builder *b, hd_value v, const hd_layout *l)
+static int add_held(hd_layout_builder *b, hd_value v, const hd_layout *l)
 {
-    holding *h = &b->held[v];
+    hd_holding *h = &b->held[v];
     for (int i = 0; i < h->n; i++)
         if (hd_layout_equal(&b->p->mesh, &h->list[i], l, &b->part.value[v].whole)) return 0;
     if (hd_grow(&h->list, &h->room, (size_t)h->n + 1, sizeof *h->list)) return HD_ENOMEM;
@@ -187,7 +110,7 @@ static int add_held(builder *b, hd_value v, const hd_layout *l)
 }
 
 /* Leaves are held in no addends. Whole comes first: where costs are equal it is taken. */
-static int list_held(builder *b, hd_error *err)
+static int list_held(hd_layout_builder *b, hd_error *err)
 {
     const hd_graph *g = b->g;
     static const hd_layout whole;
@@ -209,7 +132,7 @@ static int list_held(builder *b, hd_error *err)
     return rc ? hd_fail_memory(err, 0, "a layout search") : 0;
 }
 
-static void learn(builder *b)
+static void learn(hd_layout_builder *b)
 {
     const hd_graph *g = b->g;
     for (size_t v = 0; v < g->n_values; v++) {
@@ -235,14 +158,14 @@ static void learn(builder *b)
 
 /* ---- variables and links ---- */
 
-static bool takes_memory(const builder *b, hd_value v)
+static bool takes_memory(const hd_layout_builder *b, hd_value v)
 {
     const hd_value_info *x = &b->g->values[v];
     bool gradient = x->kind == HD_RESULT && b->late[v] && b->g->nodes[x->node]->phase != HD_UPDATE && x->type.shape.rank;
     return x->kind == HD_PARAM || x->kind == HD_STATE || b->saved[v] || gradient;
 }
 
-static int set_variables(builder *b, hd_error *err)
+static int set_variables(hd_layout_builder *b, hd_error *err)
 {
     size_t most = b->g->n_nodes + b->g->n_values + 1;
     b->states = hd_arena_alloc(&b->memory, most * sizeof *b->states);
@@ -260,6 +183,8 @@ static int set_variables(builder *b, hd_error *err)
         b->bytes[k] = hd_arena_alloc(&b->memory, (size_t)b->states[k] * sizeof(int64_t));
         if (!b->cost[k] || !b->bytes[k]) return hd_fail_memory(err, 0, "a layout search");
     }
+    for (size_t i = 0; i < b->g->n_nodes; i++)
+        for (int w = 0; w < b->ways[i].n; w++) b->cost[i][w] = hd_layout_work(b, b->g->nodes[i], &b->ways[i].list[w]);
     for (size_t v = 0; v < b->g->n_values; v++)
         for (int i = 0; i < b->held[v].n && takes_memory(b, (hd_value)v); i++)
             b->bytes[b->variable[v]][i] = (int64_t)hd_part_bytes(&b->part, (hd_value)v, &b->held[v].list[i]);
@@ -267,7 +192,7 @@ static int set_variables(builder *b, hd_error *err)
     return 0;
 }
 
-static int64_t *new_link(builder *b, int x, int y)
+static int64_t *new_link(hd_layout_builder *b, int x, int y)
 {
     int64_t *cost = hd_arena_alloc(&b->memory, (size_t)b->states[x] * (size_t)b->states[y] * sizeof *cost);
     if (!cost || hd_grow(&b->links, &b->link_room, (size_t)b->problem.n_links + 1, sizeof *b->links)) return NULL;
@@ -275,49 +200,41 @@ static int64_t *new_link(builder *b, int x, int y)
     return cost;
 }
 
-/* An operand that stands twice is brought into one layout once. */
-static bool is_read_before(const builder *b, const hd_node *n, const way *w, int k)
-{
-    for (int i = 0; i < k; i++)
-        if (n->in[i] == n->in[k] && hd_layout_equal(&b->p->mesh, &w->in[i], &w->in[k], &b->part.value[n->in[k]].whole)) return true;
-    return false;
-}
-
-static int link_operand(builder *b, int node, int k)
+static int link_operand(hd_layout_builder *b, int node, int k)
 {
     const hd_node *n = b->g->nodes[node];
-    const holding *h = &b->held[n->in[k]];
+    const hd_holding *h = &b->held[n->in[k]];
     int64_t *cost = new_link(b, b->variable[n->in[k]], node);
     for (int i = 0; cost && i < h->n; i++)
         for (int w = 0; w < b->ways[node].n; w++) {
-            const way *x = &b->ways[node].list[w];
-            cost[i * b->ways[node].n + w] = is_read_before(b, n, x, k) ? 0 : conversion_cost(b, n->in[k], &h->list[i], &x->in[k]);
+            const hd_way *x = &b->ways[node].list[w];
+            cost[i * b->ways[node].n + w] = hd_layout_read_before(b, n, x, k) ? 0 : hd_layout_conversion(b, n->in[k], &h->list[i], &x->in[k], n);
         }
     return cost ? 0 : HD_ENOMEM;
 }
 
-static int link_result(builder *b, int node, int r)
+static int link_result(hd_layout_builder *b, int node, int r)
 {
     const hd_node *n = b->g->nodes[node];
-    const holding *h = &b->held[n->out[r]];
+    const hd_holding *h = &b->held[n->out[r]];
     if (!h->n) return 0;
     int64_t *cost = new_link(b, node, b->variable[n->out[r]]);
     for (int w = 0; cost && w < b->ways[node].n; w++)
-        for (int i = 0; i < h->n; i++) cost[w * h->n + i] = conversion_cost(b, n->out[r], &b->ways[node].list[w].out[r], &h->list[i]);
+        for (int i = 0; i < h->n; i++) cost[w * h->n + i] = hd_layout_conversion(b, n->out[r], &b->ways[node].list[w].out[r], &h->list[i], NULL);
     return cost ? 0 : HD_ENOMEM;
 }
 
-static int link_pair(builder *b, const hd_state_pair *pair)
+static int link_pair(hd_layout_builder *b, const hd_state_pair *pair)
 {
-    const holding *in = &b->held[pair->in], *out = &b->held[pair->out];
+    const hd_holding *in = &b->held[pair->in], *out = &b->held[pair->out];
     if (!in->n || pair->in == pair->out) return 0;
     int64_t *cost = new_link(b, b->variable[pair->in], b->variable[pair->out]);
     for (int i = 0; cost && i < in->n; i++)
-        for (int k = 0; k < out->n; k++) cost[i * out->n + k] = conversion_cost(b, pair->out, &out->list[k], &in->list[i]);
+        for (int k = 0; k < out->n; k++) cost[i * out->n + k] = hd_layout_conversion(b, pair->out, &out->list[k], &in->list[i], NULL);
     return cost ? 0 : HD_ENOMEM;
 }
 
-static int link_all(builder *b, hd_error *err)
+static int link_all(hd_layout_builder *b, hd_error *err)
 {
     const hd_graph *g = b->g;
     static const hd_layout whole;
@@ -331,7 +248,7 @@ static int link_all(builder *b, hd_error *err)
     for (size_t k = 0; !rc && k < g->n_outputs; k++) {
         hd_value v = g->outputs[k].value;
         for (int i = 0; i < b->held[v].n; i++) {
-            int64_t cost = conversion_cost(b, v, &b->held[v].list[i], &whole);
+            int64_t cost = hd_layout_conversion(b, v, &b->held[v].list[i], &whole, NULL);
             b->cost[b->variable[v]][i] = cost >= HD_NEVER ? HD_NEVER : b->cost[b->variable[v]][i] + cost;
         }
     }
@@ -343,79 +260,36 @@ static int link_all(builder *b, hd_error *err)
 
 /* ---- the answer ---- */
 
-typedef struct counter { hd_layout_answer *out; uint32_t late[HD_COLL_KINDS][64]; int n_late[HD_COLL_KINDS]; } counter;
-
-/* Late collectives of one kind over the same axes go as one message. */
-static bool is_joined(counter *c, hd_collective kind, uint32_t axes)
-{
-    for (int i = 0; i < c->n_late[kind]; i++)
-        if (c->late[kind][i] == axes) return true;
-    if (c->n_late[kind] < 64) c->late[kind][c->n_late[kind]++] = axes;
-    return false;
-}
-
-static void count_conversion(const builder *b, counter *c, hd_value v, const hd_layout *from, const hd_layout *to, bool late)
-{
-    hd_convert_step steps[HD_MAX_STEPS];
-    int n = hd_part_steps(&b->p->mesh, &b->part.value[v].whole, from, to, steps);
-    for (int i = 0; i < n; i++) {
-        int k = price_of(&steps[i]);
-        uint32_t axes = 0;
-        if (k < 0) continue;
-        for (int a = 0; a < steps[i].n_axes; a++) axes |= 1u << steps[i].axes[a];
-        hd_layout_traffic *t = &c->out->traffic[prices[k].kind];
-        bool joins = late && (prices[k].kind == HD_COLL_ALL_REDUCE || prices[k].kind == HD_COLL_REDUCE_SCATTER);
-        t->count++;
-        t->combined += !(joins && is_joined(c, prices[k].kind, axes));
-        t->bytes += step_bytes(b, v, &steps[i], i ? &steps[i - 1].after : from);
-    }
-}
-
-static void count_traffic(const builder *b, const int *choice, hd_layout_answer *out)
-{
-    const hd_graph *g = b->g;
-    static const hd_layout whole;
-    counter c = {.out = out};
-    for (size_t i = 0; i < g->n_nodes; i++) {
-        const hd_node *n = g->nodes[i];
-        const way *w = &b->ways[i].list[choice[i]];
-        for (int k = 0; k < n->n_in; k++)
-            if (n->in[k] != HD_NONE && !is_read_before(b, n, w, k)) count_conversion(b, &c, n->in[k], &out->held[n->in[k]], &w->in[k], b->late[n->in[k]]);
-        for (int r = 0; r < n->n_out; r++)
-            if (b->held[n->out[r]].n) count_conversion(b, &c, n->out[r], &w->out[r], &out->held[n->out[r]], b->late[n->out[r]]);
-    }
-    for (size_t k = 0; k < g->n_pairs; k++)
-        if (g->pairs[k].in != g->pairs[k].out) count_conversion(b, &c, g->pairs[k].out, &out->held[g->pairs[k].out], &out->held[g->pairs[k].in], true);
-    for (size_t k = 0; k < g->n_outputs; k++) count_conversion(b, &c, g->outputs[k].value, &out->held[g->outputs[k].value], &whole, true);
-}
-
-static int take_answer(const builder *b, const hd_factor_answer *f, hd_layout_answer *out, hd_error *err)
+static int take_answer(const hd_layout_builder *b, const hd_factor_answer *f, hd_layout_answer *out, hd_error *err)
 {
     out->feasible = f->feasible;
     out->proven = f->bound >= (f->feasible ? f->cost : HD_NEVER);
-    out->seconds = (double)f->cost / PICO, out->bound = (double)f->bound / PICO;
+    out->seconds = (double)f->cost / HD_PICO, out->bound = (double)f->bound / HD_PICO;
     out->memory = f->bytes, out->widest = f->widest, out->branches = f->nodes, out->variables = b->problem.n;
     if (!f->feasible) return 0;
     out->held = hd_calloc(b->g->n_values + 1, sizeof *out->held);
     out->nodes = hd_calloc(b->g->n_nodes + 1, sizeof *out->nodes);
-    if (!out->held || !out->nodes) return hd_fail_memory(err, 0, "a layout search");
+    out->made = hd_calloc(b->g->n_values + 1, sizeof *out->made);
+    if (!out->held || !out->nodes || !out->made) return hd_fail_memory(err, 0, "a layout search");
     for (size_t v = 0; v < b->g->n_values; v++)
         if (b->held[v].n) out->held[v] = b->held[v].list[f->choice[b->variable[v]]];
     for (size_t i = 0; i < b->g->n_nodes; i++) {
         out->nodes[i].node = b->g->nodes[i];
+        out->work += (double)b->cost[i][f->choice[i]] / HD_PICO;
+        for (int r = 0; r < b->g->nodes[i]->n_out; r++) out->made[b->g->nodes[i]->out[r]] = b->ways[i].list[f->choice[i]].out[r];
         memcpy(out->nodes[i].loop, b->ways[i].list[f->choice[i]].loop, sizeof out->nodes[i].loop);
     }
     out->n_nodes = (int)b->g->n_nodes;
-    count_traffic(b, f->choice, out);
+    hd_layout_count(b, f->choice, out);
     return 0;
 }
 
 /* ---- the whole ---- */
 
-static int open_builder(builder *b, const hd_layout_problem *p, hd_error *err)
+static int open_builder(hd_layout_builder *b, const hd_layout_problem *p, hd_error *err)
 {
     const hd_graph *g = p->graph;
-    *b = (builder){.p = p, .g = g, .part = {.g = (hd_graph *)(uintptr_t)g, .mesh = &p->mesh, .n_values = g->n_values}};
+    *b = (hd_layout_builder){.p = p, .g = g, .part = {.g = (hd_graph *)(uintptr_t)g, .mesh = &p->mesh, .n_values = g->n_values}};
     for (int a = 0; a < p->mesh.n; a++)
         if (p->mesh.axis[a].size > 1) b->part.axis[b->part.n_axes++] = a;
     if (b->part.n_axes > 3) return hd_fail(err, HD_EUNSUPPORTED, "a mesh of over 3 axes is too much for the layout search");
@@ -425,17 +299,18 @@ static int open_builder(builder *b, const hd_layout_problem *p, hd_error *err)
     b->saved = hd_arena_alloc(&b->memory, g->n_values + 1);
     b->late = hd_arena_alloc(&b->memory, g->n_values + 1);
     b->variable = hd_arena_alloc(&b->memory, (g->n_values + 1) * sizeof *b->variable);
-    return b->part.value && b->ways && b->held && b->saved && b->late && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
+    bool ready = !p->cluster || !hd_layout_memo_open(b);
+    return ready && b->part.value && b->ways && b->held && b->saved && b->late && b->variable ? 0 : hd_fail_memory(err, 0, "a layout search");
 }
 
-static void close_builder(builder *b)
+static void close_builder(hd_layout_builder *b)
 {
     for (size_t v = 0; b->held && v < b->g->n_values; v++) hd_free(b->held[v].list);
     hd_free(b->links);
     hd_arena_free(&b->memory);
 }
 
-static int build(builder *b, hd_error *err)
+static int build(hd_layout_builder *b, hd_error *err)
 {
     learn(b);
     int rc = list_all_ways(b, err);
@@ -446,7 +321,7 @@ static int build(builder *b, hd_error *err)
 
 int hd_layouts_solve(const hd_layout_problem *p, hd_layout_answer *out, hd_error *err)
 {
-    builder b;
+    hd_layout_builder b;
     hd_factor_answer f = {0};
     double start = hd_time();
     *out = (hd_layout_answer){0};
@@ -466,6 +341,7 @@ int hd_layouts_solve(const hd_layout_problem *p, hd_layout_answer *out, hd_error
 void hd_layout_answer_free(hd_layout_answer *a)
 {
     hd_free(a->held);
+    hd_free(a->made);
     hd_free(a->nodes);
     *a = (hd_layout_answer){0};
 }

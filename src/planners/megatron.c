@@ -15,7 +15,9 @@ typedef struct megatron_place { int64_t tp, pp; } megatron_place;
 
 typedef struct megatron_policy { hd_recompute recompute; bool sp; } megatron_policy;
 /* From what needs least memory on. */
-static const megatron_policy policies[] = {{HD_RECOMPUTE_FULL, true}, {HD_RECOMPUTE_FULL, false}, {HD_RECOMPUTE_SELECTIVE, true}, {HD_RECOMPUTE_NONE, true}, {HD_RECOMPUTE_NONE, false}};
+static const megatron_policy policies[] = {
+    {HD_RECOMPUTE_FULL, true}, {HD_RECOMPUTE_FULL, false}, {HD_RECOMPUTE_SELECTIVE, true}, {HD_RECOMPUTE_NONE, true}, {HD_RECOMPUTE_NONE, false},
+};
 enum { POLICIES = sizeof policies / sizeof *policies, SELECTIVE = 2 };
 
 typedef struct megatron_best { bool found; double step; int64_t micro_batches; megatron_policy policy; } megatron_best;
@@ -150,4 +152,6 @@ static int find(const hd_planner_job *job, hd_planner_answer *out, hd_error *err
     return rc;
 }
 
-const hd_planner hd_planner_megatron = {"megatron", "Megatron-LM's published rules: tensor parallel in a node, pipeline across nodes, data parallel for the rest", find};
+const hd_planner hd_planner_megatron = {
+    "megatron", "Megatron-LM's published rules: tensor parallel in a node, pipeline across nodes, data parallel for the rest", find,
+};

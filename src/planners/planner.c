@@ -41,7 +41,11 @@ static bool same_number(const hd_parallel *a, const hd_parallel *b, size_t offse
 typedef bool same_fn(const hd_parallel *a, const hd_parallel *b);
 
 static bool same_schedule(const hd_parallel *a, const hd_parallel *b) { return a->has_schedule == b->has_schedule && a->schedule == b->schedule; }
-static bool same_recompute(const hd_parallel *a, const hd_parallel *b) { return a->recompute == b->recompute && (a->recompute != HD_RECOMPUTE_EVERY || a->every == b->every); }
+static bool same_recompute(const hd_parallel *a, const hd_parallel *b)
+{
+    return a->recompute == b->recompute && (a->recompute != HD_RECOMPUTE_EVERY || a->every == b->every)
+           && (a->recompute != HD_RECOMPUTE_FIRST || (a->n_first == b->n_first && !memcmp(a->first, b->first, (size_t)a->n_first * sizeof *a->first)));
+}
 static bool same_layers(const hd_parallel *a, const hd_parallel *b)
 {
     return a->n_layers == b->n_layers && !memcmp(a->layers, b->layers, (size_t)a->n_layers * sizeof *a->layers);

@@ -23,6 +23,7 @@ typedef struct hd_planner_network {
     int64_t samples;     /* of a step: sequences of a language model */
     bool whole_batch;    /* an op mixes samples (batch norm): the number of micro-batches is part of the model's definition */
     bool recomputes;     /* recompute=... is possible */
+    bool tables;         /* tables=... is: lookups read embedding tables, of a network that is no language model */
 } hd_planner_network;
 
 typedef struct hd_planner_job {

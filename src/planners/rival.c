@@ -49,27 +49,46 @@ int hd_rival_decline(hd_planner_answer *out, const char *fmt, ...)
     return 0;
 }
 
+static void add_count(hd_planner_answer *a, const char *what, int64_t considered, int64_t cut)
+{
+    hd_planner_count *c = &a->count[a->n_counts++];
+    snprintf(c->what, sizeof c->what, "%s", what);
+    c->considered = considered;
+    c->cut = cut;
+}
+
+bool hd_rival_may_go_on(hd_rival *r)
+{
+    const hd_planner_job *job = r->job;
+    if ((job->nodes <= 0 || r->out->tried < job->nodes) && (job->seconds <= 0 || hd_time() - r->started < job->seconds)) return true;
+    return r->out->cut_off = true, false;
+}
+
 void hd_rival_end(hd_rival *r, const char *who)
 {
     hd_planner_answer *a = r->out;
     double gb = 1e-9;
-    a->estimated = a->considered;
+    a->estimated = a->considered - r->against_pins - r->over_memory;
+    add_count(a, "forms: kept to what is pinned", a->considered, r->against_pins);
+    add_count(a, "bound: parameters and states alone", a->considered - r->against_pins, r->over_memory);
+    add_count(a, "network: can be split so", a->estimated, r->refusals);
     a->seconds = hd_time() - r->started;
     if (a->n) return;
     if (r->lack > 0)
-        snprintf(a->why, sizeof a->why, "of the %" PRId64 " forms that %s tried, %s lacks least: it needs %.1f GB of a device and has %.1f; more devices, a smaller batch or "
-                 "the planner \"%s\" may help", a->tried, who, r->nearest_text, (double)r->nearest.peak * gb, (double)r->nearest.capacity * gb, hd_planner_name(0));
+        snprintf(a->why, sizeof a->why,
+                 "of the %" PRId64 " forms that %s tried, %s lacks least: it needs %.1f GB of a device and has %.1f; more devices, a smaller batch or the planner \"%s\" may help", a->tried, who, r->nearest_text, (double)r->nearest.peak * gb, (double)r->nearest.capacity * gb, hd_planner_name(0));
     else if (r->refused[0]) snprintf(a->why, sizeof a->why, "%s knows no form that the network can be split by: %s", who, r->refused);
     else
-        snprintf(a->why, sizeof a->why, "%s: parameters and optimizer states alone (%.1f GB) leave no room on %d devices of %.1f GB, or what is pinned leaves nothing to try", who,
-                 (r->weights + r->states) * gb, r->ranks, (double)hd_planner_capacity(r->job, r->ranks) * gb);
+        snprintf(a->why, sizeof a->why,
+                 "%s: parameters and optimizer states alone (%.1f GB) leave no room on %d devices of %.1f GB, or what is pinned leaves nothing to try", who, (r->weights + r->states) * gb, r->ranks, (double)hd_planner_capacity(r->job, r->ranks) * gb);
 }
 
 /* ---- forms ---- */
 
 #define NUMBER(key, field) {key, offsetof(hd_parallel, field)}
 static const struct { hd_parallel_key key; size_t offset; } numbers[] = {
-    NUMBER(HD_KEY_OVERLAP, overlap), NUMBER(HD_KEY_BUCKET, bucket), NUMBER(HD_KEY_SPARSE, sparse), NUMBER(HD_KEY_DP, dp), NUMBER(HD_KEY_TP, tp), NUMBER(HD_KEY_PP, pp),
+    NUMBER(HD_KEY_OVERLAP, overlap), NUMBER(HD_KEY_BUCKET, bucket), NUMBER(HD_KEY_SPARSE, sparse), NUMBER(HD_KEY_DP, dp), NUMBER(HD_KEY_TP, tp),
+    NUMBER(HD_KEY_PP, pp),
     NUMBER(HD_KEY_CP, cp), NUMBER(HD_KEY_SP, sp), NUMBER(HD_KEY_KEEP, keep), NUMBER(HD_KEY_SCATTER, scatter), NUMBER(HD_KEY_HALF_WIRE, half_wire),
     NUMBER(HD_KEY_REGATHER, regather), NUMBER(HD_KEY_ZERO, zero), NUMBER(HD_KEY_V, chunks),
 };
@@ -147,10 +166,12 @@ static int try_new(hd_rival *r, const hd_parallel *f, int64_t micro_batches, con
 {
     hd_plan_found found;
     hd_error why = {0};
-    if (!hd_planner_allows(r->job, f, micro_batches) || hd_parallel_ranks(f) > r->ranks || !hd_rival_may_fit(r, f)) return 0;
+    if (!hd_planner_allows(r->job, f, micro_batches) || hd_parallel_ranks(f) > r->ranks) return r->against_pins++, 0;
+    if (!hd_rival_may_fit(r, f)) return r->over_memory++, 0;
     int rc = hd_planner_try(r->job, f, micro_batches, &found, &why);
     if (rc == HD_ENOMEM) return *err = why, rc;
     if (rc) {
+        r->refusals++;
         if (!r->refused[0]) snprintf(r->refused, sizeof r->refused, "%.*s", (int)sizeof r->refused - 1, why.message);
         return 0;
     }
@@ -171,6 +192,7 @@ int hd_rival_try(hd_rival *r, const hd_parallel *form, int64_t micro_batches, hd
     uint64_t key = hd_hash_string(text);
     for (int i = 0; i < r->n_known; i++)
         if (r->key[i] == key) return *t = r->known[i], 0;
+    if (!hd_rival_may_go_on(r)) return 0;
     r->out->considered++;
     rc = try_new(r, &f, micro_batches, text, t, err);
     if (rc || r->n_known == HD_RIVAL_TRIES) return rc;
@@ -189,6 +211,11 @@ static int list_divisors(int64_t samples, int64_t dp, bool even, int64_t *out)
     return n;
 }
 
+int64_t hd_rival_ways(const hd_rival *r, const hd_parallel *form)
+{
+    return form->dp * (r->job->network.layers ? 1 : form->tp);
+}
+
 int hd_rival_micro_batches(const hd_rival *r, int64_t dp, int64_t *out)
 {
     const hd_planner_job *job = r->job;
@@ -203,7 +230,7 @@ int hd_rival_try_largest(hd_rival *r, const hd_parallel *form, hd_rival_tried *b
     int64_t list[HD_RIVAL_DIVISORS];
     hd_parallel f = hd_rival_settle(r, form);
     hd_rival_tried t;
-    int n = hd_rival_micro_batches(r, f.dp, list), low = 0, high = n; /* all before low don't fit, all from high on do */
+    int n = hd_rival_micro_batches(r, hd_rival_ways(r, &f), list), low = 0, high = n; /* all before low don't fit, all from high on do */
     *best = (hd_rival_tried){0};
     for (int at = 0; low < high; at = low + (high - low) / 2) {
         int rc = hd_rival_try(r, form, list[at], &t, err);

@@ -18,6 +18,7 @@ typedef struct hd_rival {
     double lack;               /* of the form that lacks least: needed bytes over those that there are; 0: none was tried */
     hd_rival_tried nearest; char nearest_text[160];
     char refused[192];         /* why the network could not be split so, of the first form */
+    int64_t against_pins, over_memory, refusals; /* of the forms considered: cut by what is pinned, by the bound on memory; the network cannot be split so */
     double started;
 } hd_rival;
 
@@ -33,9 +34,13 @@ int hd_rival_decline(hd_planner_answer *out, const char *fmt, ...) HD_PRINTF(2, 
 hd_parallel hd_rival_settle(const hd_rival *r, const hd_parallel *form);
 /* Settles the form and tries it, unless it was tried before, contradicts itself, or its states alone are too large. Kept in the answer if it fits. */
 int hd_rival_try(hd_rival *r, const hd_parallel *form, int64_t micro_batches, hd_rival_tried *t, hd_error *err);
+/* Whether the job's own limits (nodes, seconds) leave room for another try; else the answer is marked as cut off. */
+bool hd_rival_may_go_on(hd_rival *r);
 /* Whether the bytes of parameters and states alone leave room. */
 bool hd_rival_may_fit(const hd_rival *r, const hd_parallel *form);
 
+/* Over how many ranks a form deals samples: of networks that are no language models, those of tp too. */
+int64_t hd_rival_ways(const hd_rival *r, const hd_parallel *form);
 /* Numbers of micro-batches that divide a step's samples evenly over dp ranks (or, where dp divides no number of them, as evenly as can be), ascending.
  * Returns how many; out[HD_RIVAL_DIVISORS]. One alone where it is pinned, or part of the model's definition. */
 int hd_rival_micro_batches(const hd_rival *r, int64_t dp, int64_t *out);

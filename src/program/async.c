@@ -461,7 +461,9 @@ static int start_early(async *a, size_t i, size_t *oldest, bool *open)
     d->instr.stream = 1;
     d->instr.signal = l->n_tokens++;
     int rc = *open ? 0 : add_wait(l, &l->drafts[waiter].instr, d->instr.signal);
-    if (!rc && d->instr.op == &hd_op_reduce_scatter) rc = bound_scattered(a, i, oldest);
+    /* What is reduced in the last micro-batch only has been summed up all the time: giving it up early saves nothing, and would hold up what other stages
+     * wait for. */
+    if (!rc && !d->instr.last && d->instr.op == &hd_op_reduce_scatter) rc = bound_scattered(a, i, oldest);
     return rc;
 }
 

@@ -82,12 +82,6 @@ int hd_sim_check_memory(const hd_sim_result *r, hd_error *err)
 
 /* ---- setting up ---- */
 
-static int nodes_ranks(const hd_cluster *c, int world)
-{
-    int node = hd_cluster_group(c, c->node_level);
-    return world < node ? world : node;
-}
-
 static int init_actor(sim *s, sim_actor *a)
 {
     a->micro_batches = hd_program_micro_batches(a->program);
@@ -103,9 +97,9 @@ static int init(sim *s)
     if (rc) return rc;
     if (s->world > devices) return hd_fail(s->err, HD_EINVAL, "the plan is for %d ranks, and %s has %d device%s: name %s:%d, or split over fewer", s->world, c->name,
                                            devices, devices == 1 ? "" : "s", c->name, s->world);
-    s->teams = c->device.cores ? nodes_ranks(c, s->world) : 1;
+    s->teams = sim_teams(c, s->world);
     s->buffered = !c->device.cores;
-    s->in_process = c->device.cores && s->world == nodes_ranks(c, s->world);
+    s->in_process = c->device.cores && s->world == s->teams;
     rc = sim_find_alike(s);
     if (rc) return rc;
     s->ready = hd_arena_alloc(&s->memory, (size_t)s->n_actors * sizeof *s->ready);

@@ -71,6 +71,32 @@ const char *hd_sim_kind_name(hd_sim_kind k); /* "parameters", ... */
 int hd_simulate(const hd_program *const *programs, int n, const hd_cluster *c, const hd_sim_options *o, hd_sim_result *out, hd_error *err);
 void hd_sim_result_free(hd_sim_result *r);
 
+/* ---- stages by themselves: for planners, which put estimates together from them ---- */
+
+/* One call of a segment on its stage's first rank. */
+typedef struct hd_sim_segment {
+    hd_segment_kind kind;
+    int chunk;
+    double seconds;      /* of computing, and of collectives that the rank does or waits for itself */
+    double moving;       /* of that, collectives */
+    double beside;       /* of transfers beside computing, in each call */
+    double beside_last;  /* of those that are done in the last micro-batch only */
+    int64_t sent;        /* bytes to other stages */
+} hd_sim_segment;
+
+typedef struct hd_sim_stage {
+    hd_sim_segment *segment; int n; /* [n]; owned */
+    hd_memory memory;
+    int64_t saved;       /* bytes that each micro-batch under way keeps (a program of several micro-batches, GPipe: tells them from what is held) */
+    int64_t held;        /* what is made once a step and kept: copies of parameters in another type */
+    int64_t rest;        /* of the arena beyond that and gradients */
+} hd_sim_stage;
+
+/* What one call of every segment of every stage takes: out[n], to be freed with hd_sim_stages_free. `world`: ranks of the job that the stages stand for (its
+ * alike groups share ports); each stage's groups lie as if it began on the cluster's first device. */
+int hd_sim_stages(const hd_program *const *programs, int n, const hd_cluster *c, int world, hd_sim_stage *out, hd_error *err);
+void hd_sim_stages_free(hd_sim_stage *stages, int n);
+
 /* HD_EMEMCAP and one line naming the rank, what kind of memory takes most, by how much it is exceeded, and what would help. */
 int hd_sim_check_memory(const hd_sim_result *r, hd_error *err);
 

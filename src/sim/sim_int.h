@@ -133,12 +133,17 @@ bool sim_is_pipe(const hd_instr *x);
 bool sim_is_collective(const hd_instr *x);                           /* something is sent to several */
 hd_move sim_move_kind(const hd_instr *x);
 
+/* profile.c */
+int sim_teams(const hd_cluster *c, int world);                       /* ranks of a node that compute at once */
+
 /* alike.c */
 int sim_find_alike(sim *s);
 
 /* steps.c */
 const sim_variant *sim_variant_of(sim *s, sim_actor *a, const hd_call *call); /* NULL: out of memory */
 void sim_kernel_cost(const sim *s, const hd_program *p, const hd_instr *x, int rank, const int64_t *binding, hd_kernel_cost *out);
+double sim_collective_cost(sim *s, const hd_program *p, const hd_instr *x, const int *ranks, int n, int own, int64_t bytes, hd_move_cost *out);
+double sim_copy_cost(const sim *s, const hd_program *p, const hd_instr *x, int rank, const int64_t *binding);
 int64_t sim_transfer_bytes(const hd_program *p, const hd_instr *x, int rank, const int64_t *binding);
 
 /* run.c */

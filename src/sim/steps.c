@@ -47,15 +47,20 @@ static void fill_kernel(sim *s, const sim_actor *a, sim_step *t, const int64_t *
 }
 
 /* Zeroing, copying, and what a rank takes out of its own memory. A first addend that stays where it is is zeroed by all others. */
-static void fill_copy(sim *s, const sim_actor *a, sim_step *t, const int64_t *binding)
+double sim_copy_cost(const sim *s, const hd_program *p, const hd_instr *x, int rank, const int64_t *binding)
 {
     int64_t bytes = 0;
-    for (int k = 0; k < t->instr->n_out; k++) {
-        hd_type out = piece_type(a->program, t->instr->out[k], a->rank, binding);
+    for (int k = 0; k < x->n_out; k++) {
+        hd_type out = piece_type(p, x->out[k], rank, binding);
         bytes += type_bytes(&out);
     }
+    return hd_cost_copy(s->cluster, bytes, p->threads, s->teams);
+}
+
+static void fill_copy(sim *s, const sim_actor *a, sim_step *t, const int64_t *binding)
+{
     t->part = HD_SIM_MEMORY_BOUND;
-    t->seconds = hd_cost_copy(s->cluster, bytes, a->program->threads, s->teams);
+    t->seconds = sim_copy_cost(s, a->program, t->instr, a->rank, binding);
 }
 
 /* ---- transfers ---- */
@@ -72,14 +77,13 @@ int64_t sim_transfer_bytes(const hd_program *p, const hd_instr *x, int rank, con
 
 static hd_dtype transfer_dtype(const hd_program *p, const hd_instr *x) { return p->buffers[x->n_in ? x->in[0] : x->out[0]].type.dtype; }
 
-static int set_move(sim *s, sim_step *t, const sim_actor *a, hd_move kind, const int *ranks, int n)
+double sim_collective_cost(sim *s, const hd_program *p, const hd_instr *x, const int *ranks, int n, int own, int64_t bytes, hd_move_cost *out)
 {
-    hd_move_cost *m = hd_arena_alloc(&s->memory, sizeof *m);
-    if (!m) return sim_no_memory(s);
-    hd_cost_move(s->cluster, kind, ranks, n, s->world, t->bytes, transfer_dtype(a->program, t->instr), m);
-    t->move = m;
-    t->seconds = m->seconds;
-    return 0;
+    hd_dtype dtype = transfer_dtype(p, x);
+    bool round = x->op == &hd_op_permute; /* each to its neighbour */
+    if (round) hd_cost_move(s->cluster, HD_MOVE_SEND, (int[]){ranks[own], ranks[(own + 1) % n]}, 2, s->world, bytes, dtype, out);
+    else hd_cost_move(s->cluster, sim_move_kind(x), ranks, n, s->world, bytes, dtype, out);
+    return out->seconds;
 }
 
 static int compare_ints(const void *x, const void *y) { return *(const int *)x - *(const int *)y; }
@@ -107,9 +111,10 @@ static int fill_collective(sim *s, const sim_actor *a, sim_step *t, int *ranks, 
     t->bytes = sim_transfer_bytes(a->program, t->instr, a->rank, binding);
     int own = 0;
     while (ranks[own] != a->rank) own++;
-    bool round = t->instr->op == &hd_op_permute; /* each to its neighbour */
-    int rc = round ? set_move(s, t, a, HD_MOVE_SEND, (int[]){a->rank, ranks[(own + 1) % n]}, 2) : set_move(s, t, a, sim_move_kind(t->instr), ranks, n);
-    if (rc) return rc;
+    hd_move_cost *move = hd_arena_alloc(&s->memory, sizeof *move);
+    if (!move) return sim_no_memory(s);
+    t->seconds = sim_collective_cost(s, a->program, t->instr, ranks, n, own, t->bytes, move);
+    t->move = move;
     for (int i = 0; i < n; i++) ranks[i] = s->class_of[ranks[i]];
     qsort(ranks, (size_t)n, sizeof *ranks, compare_ints);
     for (int i = 0; i < n; i++)

@@ -65,6 +65,14 @@ static bool mixes_samples(const hd_graph *g)
     return false;
 }
 
+/* Before parameters are cast: lookups read them themselves. */
+static bool reads_tables(const hd_graph *g)
+{
+    for (size_t i = 0; i < g->n_nodes; i++)
+        if (!strcmp(g->nodes[i]->op->name, "gather") && g->values[g->nodes[i]->in[0]].kind == HD_PARAM) return true;
+    return false;
+}
+
 int hd_planning_network(const hd_planning *p, hd_planner_network *out, hd_error *err)
 {
     const hd_lm_config *c = &p->model->config;
@@ -77,6 +85,7 @@ int hd_planning_network(const hd_planning *p, hd_planner_network *out, hd_error 
     hd_graph *g = forward(p, p->samples, 0, err);
     if (!g) return err->code;
     out->whole_batch = mixes_samples(g);
+    out->tables = reads_tables(g);
     hd_graph_free(g);
     return 0;
 }

@@ -72,6 +72,14 @@ refuses 'at least' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 
 refuses 'numbers from 1' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4y
 refuses 'each of the mesh.s 2 axes' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 2x2 --alpha 1,2,3
 refuses 'alpha' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 2x2 --alpha -1
+ok layouts --graph "$root/examples/mlp.json" --mesh 2 --cluster cpu:2 --plan-out plan.json
+grep -q 's a step, of which' out && grep -q '"pins"' plan.json || fail "layouts on a cluster: $(cat out)"
+ok "$heddle" train --model "$root/examples/mlp.json" --plan plan.json --batch 64 --steps 3
+ok layouts --graph "$root/examples/mlp.json" --mesh 2 --cluster cpu:2 --json
+grep -q '"computing"' out || fail "layouts: no computing"
+refuses 'leave --alpha' layouts --graph "$root/examples/mlp.json" --mesh 2 --cluster cpu:2 --alpha 1
+refuses 'wants --cluster' layouts --graph "$root/examples/mlp.json" --mesh 2 --plan-out plan.json
+refuses 'cluster cpu:2 has 2' layouts --graph "$root/examples/mlp.json" --mesh 3 --cluster cpu:2
 refuses 'no collective' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --forbid gossip
 refuses 'must be data-parallel' layouts --graph "$root/examples/layouts/mlp-512.json" --mesh 4 --force tensor-parallel
 refuses 'missing' layouts --mesh 4
