@@ -64,13 +64,13 @@ static int estimate_job(maker *m, hd_error *err)
 
 /* ---- the machine ---- */
 
-static void say_short(const maker *m, const char *path)
+static void say_short(const maker *m)
 {
     char time[24];
     if (m->c->quiet) return;
     hd_format_seconds(time, m->job < 1 ? 1 : m->job);
-    hd_log("one rank: the job takes it some %s, too little for calibrating this machine (%.0f s, once: heddle calibrate --out %s) and searching for "
-           "a plan", time, CALIBRATION, path);
+    hd_log("one rank: the job takes it some %s, too little for calibrating this machine (%.0f s, once); --planner search searches for a plan on a guess",
+           time, CALIBRATION);
 }
 
 static int calibrate(maker *m, const char *path, hd_error *err)
@@ -110,7 +110,7 @@ static int find_cluster(maker *m, bool *found, hd_error *err)
     if (kept && m->job >= WORTH * CALIBRATION) return calibrate(m, path, err);
     *found = m->asked;
     if (m->asked) rc = hd_machine_guess(&m->cluster, err);
-    else if (!none && hd_core_count() > 1) say_short(m, path);
+    else if (!none && hd_core_count() > 1) say_short(m);
     return rc;
 }
 
@@ -126,7 +126,7 @@ static void print_form(const hd_plan_found *f, hd_str *out)
 {
     size_t begin = out->len;
     if (hd_parallel_print(&f->form, out) || out->len == begin) hd_str_puts(out, "dp=1");
-    if (f->form.n_pins) hd_str_puts(out, " with layouts of its own");
+    if (f->form.n_pins || f->form.n_also) hd_str_puts(out, " with layouts of its own");
 }
 
 static void say_others(const maker *m, const hd_planner_answer *a, hd_str *out)
@@ -225,7 +225,7 @@ static int take(const maker *m, const hd_plan_found *f, hd_choice *out, hd_error
     c->batch = m->samples / f->micro_batches;
     c->predicted_step = f->step;
     c->predicted_rank = f->peak;
-    int rc = f->form.n_pins || f->form.n_cuts ? write_plan(m, f, out, err) : write_text(f, out, err);
+    int rc = f->form.n_pins || f->form.n_also || f->form.n_cuts ? write_plan(m, f, out, err) : write_text(f, out, err);
     return rc ? rc : keep_evaluation(m, out, err);
 }
 
