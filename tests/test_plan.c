@@ -157,7 +157,7 @@ static bool same_form(const hd_parallel *a, const hd_parallel *b)
         hd_parallel x = hd_parallel_of_part(a, i), y = hd_parallel_of_part(b, i);
         same = x.dp == y.dp && x.tp == y.tp && x.cp == y.cp && x.sp == y.sp && x.zero == y.zero && (!a->n_parts || a->part[i].pp == b->part[i].pp);
     }
-    return same && same_list(a->layers, a->n_layers, b->layers, b->n_layers) && same_list(a->lengths, a->n_lengths, b->lengths, b->n_lengths);
+    return same && same_list(a->first, a->n_first, b->first, b->n_first) && same_list(a->layers, a->n_layers, b->layers, b->n_layers) && same_list(a->lengths, a->n_lengths, b->lengths, b->n_lengths);
 }
 
 /* What is printed reads back as the same form, and prints the same. */
@@ -191,6 +191,7 @@ static void test_forms_both_ways(void **state)
         "dp=1", "dp=2,tp=3,pp=4", "pp=2,v=3", "pp=3,v=2,schedule=interleaved", "pp=2,layers=5:7", "tp=2,sp", "tp=2,sp=1,dp=3", "dp=2,zero=1", "dp=2,zero=3,keep", "dp=5,zero=3,regather",
         "cp=2,attention=ring", "cp=3,attention=gather,order=plain,zero=2", "cp=2,order=zigzag", "tp=2,pp=2,scatter", "tp=2,tables=rows", "dp=2,tp=2,tables=columns",
         "dp=2|tp=2|dp=3", "pp=2,dp=2|tp=4", "dp=1|dp=2,zero=3,keep", "tp=2,sp|dp=2,zero=1|dp=1", "cp=2|cp=2,tp=2,attention=gather", "pp=2|tp=2,layers=1:2:3", "dp=2|dp=2", "dp=2|tp=2,v=2",
+        "recompute=3", "pp=2,recompute=0:7,zero=0", "dp=2|tp=2,recompute=1:2", "pp=2,v=2,recompute=1:0:0:2,layers=1:2:3:4",
     };
     (void)state;
     expect_printed("");

@@ -43,8 +43,8 @@ static int open_model(maker *m, hd_error *err)
     if (rc) return rc;
     if (c->dropout >= 0) m->model.config.embd_dropout = m->model.config.resid_dropout = c->dropout;
     m->samples = c->batch * c->micro_batches;
-    m->planning = (hd_planning){.model = &m->model, .cluster = &m->cluster, .precision = m->session->plan.precision, .step = m->session->step, .samples = m->samples,
-                                .sequence = c->sequence, .threads = (int)c->threads};
+    m->planning = (hd_planning){.model = &m->model, .cluster = &m->cluster, .precision = m->session->plan.precision, .step = m->session->step,
+                                .samples = m->samples, .sequence = c->sequence, .threads = (int)c->threads};
     return hd_planning_network(&m->planning, &m->network, err);
 }
 
@@ -52,7 +52,8 @@ static int estimate_job(maker *m, hd_error *err)
 {
     hd_graph *g = m->network.graph(&m->planning, m->c->micro_batches, 0, err);
     hd_team *team = g ? hd_team_new(hd_core_count(), true, err) : NULL;
-    double rate = team ? REACHED * hd_measure(m->planning.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32, team, hd_isa_detect(), ROUNDS, NULL) : 0;
+    hd_bound bound = m->planning.precision == HD_BF16 ? HD_BOUND_BF16 : HD_BOUND_F32;
+    double rate = team ? REACHED * hd_measure(bound, team, hd_isa_detect(), ROUNDS, NULL) : 0;
     double flops = g ? hd_graph_flops(g) * (double)m->c->micro_batches : 0;
     bool failed = !team;
     hd_team_free(team);
@@ -63,13 +64,13 @@ static int estimate_job(maker *m, hd_error *err)
 
 /* ---- the machine ---- */
 
-static void say_short(const maker *m, const char *path)
+static void say_short(const maker *m)
 {
     char time[24];
     if (m->c->quiet) return;
     hd_format_seconds(time, m->job < 1 ? 1 : m->job);
-    hd_log("one rank: the job takes it some %s, too little for calibrating this machine (%.0f s, once: heddle calibrate --out %s) and searching for a plan",
-           time, CALIBRATION, path);
+    hd_log("one rank: the job takes it some %s, too little for calibrating this machine (%.0f s, once); --planner search searches for a plan on a guess",
+           time, CALIBRATION);
 }
 
 static int calibrate(maker *m, const char *path, hd_error *err)
@@ -81,13 +82,14 @@ static int calibrate(maker *m, const char *path, hd_error *err)
     return hd_machine_guess(&m->cluster, err);
 }
 
-/* Ranks on CPUs share cores and memory: of this machine there are as many as are asked for. What is in use by others now, or not to be used, isn't there. */
+/* Ranks on CPUs share cores and memory: of this machine there are as many as are asked for. What others use now, or isn't to be used, isn't there. */
 static void fit_cluster(maker *m)
 {
     hd_cluster *k = &m->cluster;
-    int ranks = (int)m->c->ranks;
+    int ranks = (int)m->c->ranks, devices = hd_cluster_devices(k);
     if (hd_cluster_nodes(k) > 1) return;
-    if (k->n_levels && ranks > hd_cluster_devices(k)) k->level[k->n_levels - 1].fanout = (ranks * k->level[k->n_levels - 1].fanout + hd_cluster_devices(k) - 1) / hd_cluster_devices(k);
+    hd_level *outer = k->n_levels ? &k->level[k->n_levels - 1] : NULL;
+    if (outer && ranks > devices) outer->fanout = (ranks + devices / outer->fanout - 1) / (devices / outer->fanout);
     int64_t has = (int64_t)hd_memory_available() + (int64_t)hd_memory_resident(), most = (int64_t)(m->c->memory * 0x1p30);
     if (most && most < has) has = most;
     if (has < k->device.memory) k->device.memory = has;
@@ -108,7 +110,7 @@ static int find_cluster(maker *m, bool *found, hd_error *err)
     if (kept && m->job >= WORTH * CALIBRATION) return calibrate(m, path, err);
     *found = m->asked;
     if (m->asked) rc = hd_machine_guess(&m->cluster, err);
-    else if (!none && hd_core_count() > 1) say_short(m, path);
+    else if (!none && hd_core_count() > 1) say_short(m);
     return rc;
 }
 
@@ -124,7 +126,7 @@ static void print_form(const hd_plan_found *f, hd_str *out)
 {
     size_t begin = out->len;
     if (hd_parallel_print(&f->form, out) || out->len == begin) hd_str_puts(out, "dp=1");
-    if (f->form.n_pins) hd_str_puts(out, " with layouts of its own");
+    if (f->form.n_pins || f->form.n_also) hd_str_puts(out, " with layouts of its own");
 }
 
 static void say_others(const maker *m, const hd_planner_answer *a, hd_str *out)
@@ -135,9 +137,11 @@ static void say_others(const maker *m, const hd_planner_answer *a, hd_str *out)
         hd_str_puts(out, "; next best, ");
         hd_str_printf(out, "%.1f %% slower: ", 100 * (a->best[1].step / best->step - 1));
         print_form(&a->best[1], out);
-        if (a->best[1].micro_batches != best->micro_batches) hd_str_printf(out, " in %lld micro-batches", (long long)a->best[1].micro_batches);
+        long long micro = (long long)a->best[1].micro_batches;
+        if (micro != best->micro_batches) hd_str_printf(out, " in %lld micro-batches", micro);
     }
-    hd_str_printf(out, "; %lld forms considered, %lld simulated in %.2f s (%s)", (long long)a->considered, (long long)a->tried, a->seconds, m->cluster.name);
+    hd_str_printf(out, "; %lld forms considered, %lld simulated in %.2f s (%s)", (long long)a->considered, (long long)a->tried, a->seconds,
+                  m->cluster.name);
 }
 
 static void say(const maker *m, const hd_planner_answer *a)
@@ -154,8 +158,9 @@ static void say(const maker *m, const hd_planner_answer *a)
     print_form(best, &text);
     hd_format_bytes(peak, (double)best->peak);
     hd_format_bytes(capacity, (double)best->capacity);
-    hd_str_printf(&text, ": %d rank%s of %d thread%s, %lld micro-batch%s of %lld; predicted %.3g ms a step and %s of %s a rank", ranks, ranks == 1 ? "" : "s", target.threads,
-                  target.threads == 1 ? "" : "s", (long long)best->micro_batches, best->micro_batches == 1 ? "" : "es", (long long)(m->samples / best->micro_batches),
+    long long micro = (long long)best->micro_batches;
+    hd_str_printf(&text, ": %d rank%s of %d thread%s, %lld micro-batch%s of %lld; predicted %.3g ms a step and %s of %s a rank", ranks,
+                  ranks == 1 ? "" : "s", target.threads, target.threads == 1 ? "" : "s", micro, micro == 1 ? "" : "es", (long long)m->samples / micro,
                   1e3 * best->step, peak, capacity);
     say_others(m, a, &text);
     if (!text.failed) hd_log("%s", text.data);
@@ -171,7 +176,8 @@ static int keep_evaluation(const maker *m, hd_choice *out, hd_error *err)
     int64_t batch = out->config.batch;
     int rc = hd_train_config_rhythm(m->c, &r, err);
     if (rc || !r.eval_batches || batch == m->c->batch) return rc;
-    snprintf(out->eval_every, sizeof out->eval_every, "%lld:%lld", (long long)r.eval_every, (long long)((r.eval_batches * m->c->batch + batch - 1) / batch));
+    long long batches = (long long)((r.eval_batches * m->c->batch + batch - 1) / batch);
+    snprintf(out->eval_every, sizeof out->eval_every, "%lld:%lld", (long long)r.eval_every, batches);
     out->config.eval_every = out->eval_every;
     return 0;
 }
@@ -219,7 +225,7 @@ static int take(const maker *m, const hd_plan_found *f, hd_choice *out, hd_error
     c->batch = m->samples / f->micro_batches;
     c->predicted_step = f->step;
     c->predicted_rank = f->peak;
-    int rc = f->form.n_pins || f->form.n_cuts ? write_plan(m, f, out, err) : write_text(f, out, err);
+    int rc = f->form.n_pins || f->form.n_also || f->form.n_cuts ? write_plan(m, f, out, err) : write_text(f, out, err);
     return rc ? rc : keep_evaluation(m, out, err);
 }
 
