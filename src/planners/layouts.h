@@ -5,7 +5,7 @@
  * there to what each reader needs (passes/convert.c says which). State ends in the layout that it began in; outputs end whole.
  *
  * On a cluster a node takes what its kernel does on a rank's piece, and a conversion what its collectives do there (cluster/cost.h): in each micro-batch what
- * belongs to one, once what is done once a step, gradients' sums among it. But for `overlap` nothing runs beside anything else, and each reader pays for its
+ * belongs to one, once what is done once a step, gradients' sums among it. Memory is without what lowering makes again in backward (passes/recompute.c). But for `overlap` nothing runs beside anything else, and each reader pays for its
  * own conversion.
  *
  * Without one only what is sent counts; products, convolutions and attention then use all axes where some way of dividing them does, so that all ranks work.
@@ -37,6 +37,7 @@ typedef struct hd_layout_problem {
     double alpha[HD_MAX_AXES], beta[HD_MAX_AXES]; /* by axis: seconds; seconds a byte */
     int64_t memory;                /* bytes of a rank for parameters, states, their gradients, and what forward keeps for backward; negative: endless */
     int64_t in_flight;             /* micro-batches for which it keeps that at once; 0: one */
+    const char (*recompute)[64]; int n_recompute; /* on a cluster: patterns of what backward makes again instead (hd_plan); borrowed */
     bool data_parallel;            /* every node that has the samples' dimension cuts that and no other */
     bool prefer_reduce_scatter;    /* an all-reduce counts as the two halves that it could be taken apart into, and a thousandth more */
     uint32_t forbidden;            /* bit k: no collectives of this kind */
