@@ -195,8 +195,8 @@ static void print_text(const hd_layout_problem *p, const hd_layout_answer *a, hd
     hd_str text;
     hd_str_init(&text);
     if (p->cluster) hd_str_printf(out, "%.6g s a step, of which %.6g s computing\n", a->seconds, a->work);
-    hd_str_printf(out, "communication %.6g s a step%s; %.4g bytes of a rank; %d choices, %.3f s to find\n", a->seconds > a->work ? a->seconds - a->work : 0, a->proven ? ", which is least" : "",
-                  (double)a->memory, a->variables, a->build_seconds + a->solve_seconds);
+    hd_str_printf(out, "communication %.6g s a step%s; %.4g bytes of a rank; %d choices, %.3f s to find\n", a->seconds > a->work ? a->seconds - a->work : 0,
+                  a->proven ? ", which is least" : "", (double)a->memory, a->variables, a->build_seconds + a->solve_seconds);
     if (!a->proven) hd_str_printf(out, "no choice takes less than %.6g s: a gap of %.3g %%, for --search-nodes or --search-time to close\n", a->bound, 100 * (1 - a->bound / a->seconds));
     for (int k = 0; k < HD_COLL_KINDS; k++)
         if (a->traffic[k].count)

@@ -164,6 +164,7 @@ static bool takes_memory(const hd_layout_builder *b, hd_value v)
 {
     const hd_value_info *x = &b->g->values[v];
     bool gradient = x->kind == HD_RESULT && b->late[v] && !b->summed[v] && b->g->nodes[x->node]->phase != HD_UPDATE && x->type.shape.rank;
+    if (b->p->cluster) gradient = x->kind == HD_RESULT && !strcmp(b->g->nodes[x->node]->op->name, "micro_sum") && x->type.shape.rank; /* the rest comes and goes */
     return x->kind == HD_PARAM || x->kind == HD_STATE || b->saved[v] || gradient;
 }
 
@@ -339,6 +340,7 @@ static void close_builder(hd_layout_builder *b)
 static int build(hd_layout_builder *b, hd_error *err)
 {
     learn(b);
+    if (b->p->cluster && hd_layout_recompute(b)) return hd_fail_memory(err, 0, "a layout search");
     int rc = list_all_ways(b, err);
     if (!rc) rc = list_held(b, err);
     if (!rc) rc = set_variables(b, err);

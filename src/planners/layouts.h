@@ -6,7 +6,7 @@
  *
  * On a cluster a node takes what its kernel does on a rank's piece, and a conversion what its collectives do there (cluster/cost.h): in each micro-batch what
  * belongs to one, once what is done once a step, gradients' sums among it. But for `overlap` nothing runs beside anything else, and each reader pays for its
- * own conversion.
+ * own conversion. Memory is without what lowering makes again in backward (passes/recompute.c), and its time is not counted.
  *
  * Without one only what is sent counts; products, convolutions and attention then use all axes where some way of dividing them does, so that all ranks work.
  * A collective over n ranks, of b bytes on the larger side, takes alpha + 2 (n - 1) / n beta b for an all-reduce, alpha + (n - 1) / n beta b for an all-gather or
@@ -23,7 +23,7 @@ typedef enum hd_collective { HD_COLL_ALL_REDUCE, HD_COLL_ALL_GATHER, HD_COLL_RED
 const char *hd_collective_name(hd_collective k); /* "all-reduce", ... */
 int hd_collective_parse(const char *name, hd_collective *out); /* 0 or HD_EINVAL */
 
-#define HD_LAYOUT_OVERLAP 0.8 /* by the simulator, of data-parallel steps whose sums are as long as half of backward */
+#define HD_LAYOUT_OVERLAP 0.8 /* by the simulator, of language models on 4 to 8 GPUs of a node: 0.7 to 1 */
 
 typedef struct hd_layout_problem {
     const hd_graph *graph;         /* whole: not partitioned; its values keep their paths */
@@ -37,6 +37,7 @@ typedef struct hd_layout_problem {
     double alpha[HD_MAX_AXES], beta[HD_MAX_AXES]; /* by axis: seconds; seconds a byte */
     int64_t memory;                /* bytes of a rank for parameters, states, their gradients, and what forward keeps for backward; negative: endless */
     int64_t in_flight;             /* micro-batches for which it keeps that at once; 0: one */
+    const char (*recompute)[64]; int n_recompute; /* on a cluster: patterns of what backward makes again instead (hd_plan); borrowed */
     bool data_parallel;            /* every node that has the samples' dimension cuts that and no other */
     bool prefer_reduce_scatter;    /* an all-reduce counts as the two halves that it could be taken apart into, and a thousandth more */
     uint32_t forbidden;            /* bit k: no collectives of this kind */

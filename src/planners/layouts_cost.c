@@ -200,6 +200,57 @@ bool hd_layout_read_before(const hd_layout_builder *b, const hd_node *n, const h
     return false;
 }
 
+/* ---- what backward makes again ---- */
+
+static bool is_named(const hd_layout_builder *b, hd_value v)
+{
+    for (int i = 0; i < b->p->n_recompute; i++)
+        if (hd_path_match(b->p->recompute[i], b->g->values[v].path)) return true;
+    return false;
+}
+
+static bool is_made_forward(const hd_graph *g, hd_value v)
+{
+    return v != HD_NONE && g->values[v].kind == HD_RESULT && g->nodes[g->values[v].node]->phase == HD_FORWARD;
+}
+
+/* Named values aren't kept, but what they are made of. again: [nodes] */
+static void keep_for_named(hd_layout_builder *b, bool *again)
+{
+    for (size_t i = b->g->n_nodes; i-- > 0;) {
+        const hd_node *n = b->g->nodes[i];
+        for (int k = 0; k < n->n_in && (n->phase == HD_BACKWARD || again[i]); k++) {
+            hd_value v = n->in[k];
+            if (!is_made_forward(b->g, v)) continue;
+            bool named = b->g->values[v].micro != HD_TIME_REPLICATE && is_named(b, v);
+            if (named) again[b->g->values[v].node] = true;
+            b->saved[v] = !named;
+        }
+    }
+}
+
+/* An elementwise result whose operands are kept is made again of them. again: [values] */
+static void drop_cheap(hd_layout_builder *b, bool *again)
+{
+    for (size_t i = 0; i < b->g->n_nodes; i++) {
+        const hd_node *n = b->g->nodes[i];
+        bool cheap = n->phase == HD_FORWARD && n->n_out == 1 && n->op->attrs_size == sizeof(hd_ew_attrs) && !strcmp(n->op->name, hd_ew_name((hd_ew)n->op->code));
+        if (!cheap || !b->saved[n->out[0]] || b->g->values[n->out[0]].micro == HD_TIME_REPLICATE) continue;
+        for (int k = 0; k < n->n_in && cheap; k++)
+            cheap = !is_made_forward(b->g, n->in[k]) || b->saved[n->in[k]] || again[n->in[k]] || b->g->values[n->in[k]].micro == HD_TIME_REPLICATE;
+        if (cheap) again[n->out[0]] = true, b->saved[n->out[0]] = false;
+    }
+}
+
+int hd_layout_recompute(hd_layout_builder *b)
+{
+    bool *nodes = hd_arena_alloc(&b->memory, b->g->n_nodes + 1), *values = hd_arena_alloc(&b->memory, b->g->n_values + 1);
+    if (!nodes || !values) return HD_ENOMEM;
+    if (b->p->n_recompute) keep_for_named(b, nodes);
+    drop_cheap(b, values);
+    return 0;
+}
+
 /* ---- what is sent in all ---- */
 
 typedef struct counter { hd_layout_answer *out; uint32_t late[HD_COLL_KINDS][64]; int n_late[HD_COLL_KINDS]; } counter;

@@ -56,6 +56,8 @@ int64_t hd_layout_work(hd_layout_builder *b, const hd_node *n, const hd_way *w);
 int64_t hd_layout_conversion(hd_layout_builder *b, hd_value v, const hd_layout *from, const hd_layout *to, const hd_node *reader);
 /* An operand that stands twice is brought into one layout once. */
 bool hd_layout_read_before(const hd_layout_builder *b, const hd_node *n, const hd_way *w, int k);
+/* Takes out of b->saved what backward makes again. 0 or HD_ENOMEM. */
+int hd_layout_recompute(hd_layout_builder *b);
 /* Fills out->traffic of what was chosen; out->held is there. choice: [nodes] */
 void hd_layout_count(const hd_layout_builder *b, const int *choice, hd_layout_answer *out);
 

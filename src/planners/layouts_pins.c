@@ -171,7 +171,8 @@ static int try_pins(pinner *s, hd_error *err)
     int rc = to->err.code ? hd_fail(err, to->err.code, "%s", to->err.message) : 0;
     for (size_t v = 0; v < s->g->n_values && !rc; v++) {
         const hd_value_info *x = &to->values[v];
-        bool there = s->g->values[v].kind == HD_RESULT && s->g->values[v].type.shape.rank && hd_value_is_live(s->g, (hd_value)v) && hd_value_is_live(to, (hd_value)v) && x->layout;
+        bool there = s->g->values[v].kind == HD_RESULT && s->g->values[v].type.shape.rank && x->layout;
+        there = there && hd_value_is_live(s->g, (hd_value)v) && hd_value_is_live(to, (hd_value)v);
         s->off[v] = there && differs(s, (hd_value)v, x->layout, &s->made[v]);
     }
     hd_graph_free(to);
@@ -243,7 +244,8 @@ static int open_pinner(pinner *s, const hd_layout_answer *a, hd_error *err)
     s->stuck = hd_arena_alloc(&s->memory, n);
     s->forced = hd_arena_alloc(&s->memory, n);
     s->any = hd_arena_alloc(&s->memory, n);
-    if (!s->held || !s->made || !s->pinned || !s->same || !s->off || !s->stuck || !s->forced || !s->any) return hd_fail_memory(err, n * sizeof *s->held, "a layout search");
+    if (!s->held || !s->made || !s->pinned || !s->same || !s->off || !s->stuck || !s->forced || !s->any)
+        return hd_fail_memory(err, n * sizeof *s->held, "a layout search");
     memcpy(s->held, a->held, (n - 1) * sizeof *s->held);
     memcpy(s->made, a->made, (n - 1) * sizeof *s->made);
     return 0;
