@@ -418,6 +418,31 @@ static int try_layouts(search *s)
 
 /* ---- when nothing fits ---- */
 
+/* What the network itself says against a form, or "". */
+static void complaint(const search *s, const hd_parallel *p, int64_t micro_batches, char *out, size_t room)
+{
+    hd_programs programs = {0};
+    hd_error err = {0};
+    if (s->job->network.lower(s->job->network.context, p, micro_batches, 0, &programs, &err)) snprintf(out, room, "%s", err.message);
+    hd_programs_free(&programs);
+}
+
+/* Nothing was there to be estimated, or nothing of it could be lowered. */
+static void explain_impossible(search *s)
+{
+    const hd_planner_job *j = s->job;
+    char said[512] = "";
+    hd_parallel p = j->pinned.dp ? j->pinned : hd_parallel_default();
+    int64_t micro = j->micro_batches ? j->micro_batches : 1;
+    s->out->code = HD_EINVAL;
+    if (s->forms.n) hd_form_write(j, &s->forms.list[0], NULL, NULL, &p), p.n_first = 0, p.recompute = p.recompute == HD_RECOMPUTE_FIRST ? HD_RECOMPUTE_FULL : p.recompute;
+    complaint(s, &p, s->forms.n ? s->forms.list[0].micro_batches : micro, said, sizeof said);
+    if (said[0]) snprintf(s->out->why, sizeof s->out->why, "%s", said);
+    else
+        snprintf(s->out->why, sizeof s->out->why, "no form keeps to what is pinned with %d devices and %" PRId64 " samples a step: pin less, or change the number of devices or samples",
+                 hd_planner_ranks(j), j->network.samples);
+}
+
 static void explain_nothing(search *s)
 {
     const hd_planner_job *j = s->job;
@@ -426,13 +451,8 @@ static void explain_nothing(search *s)
     hd_str text;
     for (size_t i = 0; i < s->forms.n; i++)
         if (s->peak[i] > 0 && (least == s->forms.n || s->peak[i] < s->peak[least])) least = i;
-    if (!s->forms.n) {
-        snprintf(s->out->why, sizeof s->out->why, "no form keeps to what is pinned with %d devices and %" PRId64 " samples a step: pin less, or change the number of devices or samples",
-                 hd_planner_ranks(j), j->network.samples);
-        return;
-    }
     if (least == s->forms.n) {
-        snprintf(s->out->why, sizeof s->out->why, "the network cannot be split in any of the %zu forms that are allowed: pin less", s->forms.n);
+        explain_impossible(s);
         return;
     }
     hd_parallel p;
@@ -443,6 +463,7 @@ static void explain_nothing(search *s)
     if (!hd_parallel_print(&p, &text)) snprintf(form, sizeof form, "%s", text.data);
     hd_str_free(&text);
     int64_t capacity = hd_planner_capacity(j, hd_form_ranks(&s->forms.list[least])), peak = s->peak[least];
+    s->out->code = HD_EMEMCAP;
     snprintf(s->out->why, sizeof s->out->why,
              "nothing fits: the form that needs least memory, %s with %" PRId64 " micro-batches, needs some %s a device and %s are there%s: what would help: %s",
              form[0] ? form : "one rank", s->forms.list[least].micro_batches, hd_format_bytes(need, (double)peak), hd_format_bytes(have, (double)capacity),
