@@ -7,7 +7,7 @@
 #include "base/term.h"
 #include "planners/factor_core.h"
 
-enum { ROUNDS = 200, CHILD_ROUNDS = 24, LOOK_EVERY = 6 };
+enum { ROUNDS = 200, CHILD_ROUNDS = 100, LOOK_EVERY = 6 };
 #define AT_ONCE 2e6   /* entries of all tables that are made without a look at bounds */
 #define AT_LAST 6.5e7 /* ... when bounds get no better */
 #define IN_PARTS (1 << 18)
@@ -94,7 +94,7 @@ static int tighten(search *s, core *c, int rounds, bool *done, double *bound)
         n = hd_core_order(c, s->order, s->rank);
         if (n < before || !n) rc = by_tables(s, c, AT_ONCE, 0, done, bound);
         if (rc || *done) return rc;
-        if (c->constant - last < 0.01 * (below(s) - last) || c->constant - last < 1) break;
+        if (c->constant - last < 0.002 * (below(s) - last) || c->constant - last < 1) break;
         last = c->constant;
     }
     return rc;
