@@ -433,7 +433,7 @@ static void explain_impossible(search *s)
     const hd_planner_job *j = s->job;
     char said[512] = "";
     hd_parallel p = j->pinned.dp ? j->pinned : hd_parallel_default();
-    int64_t micro = j->micro_batches ? j->micro_batches : 1;
+    int64_t micro = j->micro_batches ? j->micro_batches : p.chunks > 1 && j->network.samples % p.pp == 0 ? p.pp : 1;
     s->out->code = HD_EINVAL;
     if (s->forms.n) hd_form_write(j, &s->forms.list[0], NULL, NULL, &p), p.n_first = 0, p.recompute = p.recompute == HD_RECOMPUTE_FIRST ? HD_RECOMPUTE_FULL : p.recompute;
     complaint(s, &p, s->forms.n ? s->forms.list[0].micro_batches : micro, said, sizeof said);
