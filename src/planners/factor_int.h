@@ -39,6 +39,7 @@ typedef struct network {
     double constant;                   /* what has no variables left */
     int64_t widest;
     double work, greatest;             /* entries of all tables that the order makes, and of the greatest */
+    double spent;                      /* entries that were added up */
     bool split, declined;
 } network;
 
