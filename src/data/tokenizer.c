@@ -197,9 +197,15 @@ bool hd_tokenizer_is_special(const hd_tokenizer *t, int32_t id) {
 
 int hd_tokenizer_decode(const hd_tokenizer *t, const int32_t *ids, size_t n, bool skip_special, hd_str *out, hd_error *err) {
     hd_token_stream s = {0};
+    size_t begin = out->len;
     int rc = 0;
     for (size_t i = 0; i < n && !rc; i++) rc = hd_token_stream_push(t, &s, ids[i], skip_special, out, err);
-    return rc ? rc : hd_token_stream_end(&s, out, err);
+    if (!rc) rc = hd_token_stream_end(&s, out, err);
+    if (!rc && t->strip_space && out->len > begin && out->data[begin] == ' ') {
+        memmove(out->data + begin, out->data + begin + 1, out->len - begin); /* with the NUL */
+        out->len--;
+    }
+    return rc;
 }
 
 /* One byte more. Whole characters go out, bytes that cannot become one go out as U+FFFD, the beginning of one waits. */

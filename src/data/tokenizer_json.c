@@ -238,8 +238,7 @@ static int read_model(hd_tokenizer *t, const json_t *root, const char *name, hd_
 
 /* ---- the file --------------------------------------------------------------------------------------------------- */
 
-hd_tokenizer *hd_tokenizer_parse(const char *json, size_t n, const char *name, hd_error *err) {
-    json_t *root = hd_json_parse(json, n, name, err);
+hd_tokenizer *hd_tokenizer_from_root(json_t *root, const char *name, hd_error *err) {
     hd_tokenizer *t = root ? hd_tokenizer_alloc(err) : NULL;
     if (!t) goto fail;
     if (!json_is_object(root)) {
@@ -258,6 +257,10 @@ fail:
     json_decref(root);
     hd_tokenizer_free(t);
     return NULL;
+}
+
+hd_tokenizer *hd_tokenizer_parse(const char *json, size_t n, const char *name, hd_error *err) {
+    return hd_tokenizer_from_root(hd_json_parse(json, n, name, err), name, err);
 }
 
 hd_tokenizer *hd_tokenizer_load(const char *path, hd_error *err) {

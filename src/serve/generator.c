@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include "base/file.h"
 #include "base/term.h"
+#include "data/tokenizer_gguf.h"
+#include "models/gguf.h"
 #include "models/weights.h"
 #include "passes/passes.h"
 
@@ -87,13 +89,21 @@ static int open_model(hd_generator *g, const char *dir, uint64_t seed, const hd_
     return rc;
 }
 
-int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err)
+/* The tokenizer that a directory or a GGUF file has; none is no error. */
+static int open_tokenizer(hd_generator *g, const char *model, hd_error *err)
 {
     char path[4096];
-    *g = (hd_generator){0};
-    int rc = hd_lm_config_load(&g->config, dir, err);
-    if (!rc) rc = hd_path_join(path, sizeof path, dir, "tokenizer.json", err);
+    if (hd_gguf_is(model)) return hd_tokenizer_open_gguf(&g->tokenizer, model, err);
+    int rc = hd_path_join(path, sizeof path, model, "tokenizer.json", err);
     if (!rc && hd_file_exists(path) && !(g->tokenizer = hd_tokenizer_load(path, err))) rc = err->code;
+    return rc;
+}
+
+int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err)
+{
+    *g = (hd_generator){0};
+    int rc = hd_lm_config_open(&g->config, dir, err);
+    if (!rc) rc = open_tokenizer(g, dir, err);
     if (rc) {
         hd_generator_close(g);
         return rc;
