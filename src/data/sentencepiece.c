@@ -125,7 +125,8 @@ static int make_pairs(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err) {
 
 /* ---- what is around the pieces ---- */
 
-/* Control tokens and those that the user defined are found in the text as it stands. */
+/* Control tokens and those that the user defined are found in the text as it stands; one of spaces (U+2581 in the file) comes about by merging, its
+ * score being the highest: as in llama.cpp. */
 static int mark_added(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err) {
     t->added = hd_arena_alloc(&t->arena, (size_t)t->id_count * sizeof *t->added);
     if (!t->added) return hd_fail_memory(err, (size_t)t->id_count * sizeof *t->added, "added tokens");
@@ -134,10 +135,7 @@ static int mark_added(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err) {
         const hd_token *k = &t->tokens[id];
         bool marked = type == HD_TOKEN_CONTROL || type == HD_TOKEN_USER || type == HD_TOKEN_UNKNOWN;
         if (!marked || !k->text_size) continue;
-        /* a user's token is written as text has it: with spaces */
-        const char *content = type == HD_TOKEN_USER ? k->bytes : k->text;
-        size_t n = type == HD_TOKEN_USER ? k->bytes_size : k->text_size;
-        t->added[t->added_count++] = (hd_added_token){.content = content, .content_size = n, .id = id, .special = k->special};
+        t->added[t->added_count++] = (hd_added_token){.content = k->text, .content_size = k->text_size, .id = id, .special = k->special};
     }
     return hd_tokenizer_index_added(t, err);
 }
