@@ -250,7 +250,7 @@ static void test_no_model(void **state)
         {.change = "llama.block_count", .value = 2, .message = "there is no tensor blk.1.attn_norm.weight"},
         {.change = "llama.embedding_length", .value = 8, .message = "\"llama.rope.dimension_count\" is 2"},
         {.change = "llama.attention.head_count", .value = 3, .message = "3 heads do not divide"},
-        {.change = "llama.attention.head_count", .value = 4, .message = "cannot be rotated in pairs"},
+        {.change = "llama.attention.head_count", .value = 4, .message = "\"head_dim\" is 1"},
         {.change = "llama.rope.dimension_count", .value = 1, .message = "rope.dimension_count"},
         {.change = "llama.expert_count", .value = 8, .message = "\"llama.expert_count\" is not supported"},
         {.change = "llama.feed_forward_length", .value = 5, .message = "blk.0.ffn_gate.weight\": has shape [6, 4]"},
