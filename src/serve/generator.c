@@ -74,12 +74,20 @@ static int check_memory(const hd_generator *g, hd_error *err)
                    (long long)m.total, hd_format_bytes(need, (double)m.total), (unsigned long long)available, hd_format_bytes(have, (double)available));
 }
 
+/* All parameters will be read: none is drawn first. */
+static void leave_empty(hd_graph *g)
+{
+    for (size_t i = 0; i < g->n_values; i++)
+        if (g->values[i].kind == HD_PARAM) g->values[i].init = NULL;
+}
+
 /* dir NULL: random weights from seed. */
 static int open_model(hd_generator *g, const char *dir, uint64_t seed, const hd_generator_options *o, hd_error *err)
 {
     int rc = build(g, o, err);
     if (!rc) rc = lower(g, o, err);
     if (!rc) rc = check_memory(g, err);
+    if (!rc && dir) leave_empty(g->graph);
     if (!rc && !(g->store = hd_store_new(g->graph, seed, err))) rc = err->code;
     if (!rc && dir) rc = hd_lm_weights_load(g->store, &g->config, dir, err);
     if (!rc && !(g->exec = hd_exec_new(g->program, g->store, &g->backend, g->team, err))) rc = err->code;
