@@ -29,7 +29,7 @@ static int remove_dir(void **state)
 
 static void little(hd_str *s, uint64_t v, int bytes)
 {
-    for (int i = 0; i < bytes; i++) hd_str_putc(s, (char)(v >> (8 * i)));
+    for (int i = 0; i < bytes; i++) hd_str_putc(s, i < 8 ? (char)(v >> (8 * i)) : 0);
 }
 
 static void text(hd_str *s, const char *t)

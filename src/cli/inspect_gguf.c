@@ -30,9 +30,9 @@ static json_t *describe_text(const hd_gguf_text *t)
 static json_t *describe_element(const hd_gguf_value *v, uint64_t i)
 {
     if (v->texts) return describe_text(&v->texts[i]);
+    if (v->element == HD_GGUF_BOOL) return json_boolean(hd_gguf_integer(v, i) != 0);
+    if (hd_gguf_has_integers(v)) return json_integer((json_int_t)hd_gguf_integer(v, i));
     double d = hd_gguf_number(v, i);
-    if (v->element == HD_GGUF_BOOL) return json_boolean(d != 0);
-    if (v->element != HD_GGUF_F32 && v->element != HD_GGUF_F64) return json_integer((json_int_t)d);
     return isfinite(d) ? json_real(d) : json_string(isnan(d) ? "nan" : d > 0 ? "inf" : "-inf");
 }
 

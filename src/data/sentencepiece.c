@@ -18,7 +18,7 @@ static uint32_t rank_of_score(float score) {
 }
 
 static int type_of(const hd_spm_spec *s, int32_t id) {
-    return s->types ? (int)hd_gguf_number(s->types, (uint64_t)id) : HD_TOKEN_NORMAL;
+    return s->types ? (int)hd_gguf_integer(s->types, (uint64_t)id) : HD_TOKEN_NORMAL;
 }
 
 /* Whether a piece may come about by merging. */

@@ -43,7 +43,7 @@ static int text_at(reader *r, hd_str *s, const hd_gguf_value *v, uint64_t i) {
 }
 
 static int type_at(const reader *r, uint64_t i) {
-    return r->types ? (int)hd_gguf_number(r->types, i) : HD_TOKEN_NORMAL;
+    return r->types ? (int)hd_gguf_integer(r->types, i) : HD_TOKEN_NORMAL;
 }
 
 static json_t *added_token(const char *text, uint64_t id, bool special) {
@@ -187,6 +187,7 @@ hd_tokenizer *hd_tokenizer_from_gguf(const hd_gguf *g, hd_error *err) {
     if (!rc) rc = need_list(g, "tokenizer.ggml.tokens", true, 0, &r.tokens, r.err);
     if (!rc && (r.tokens->count < 1 || r.tokens->count > 1 << 24)) rc = hd_fail(r.err, HD_EFORMAT, "%s: a tokenizer without tokens, or with too many", g->path);
     if (!rc) rc = need_list(g, "tokenizer.ggml.token_type", false, r.tokens->count, &r.types, r.err);
+    if (!rc && r.types && !hd_gguf_has_integers(r.types)) rc = hd_fail(r.err, HD_EFORMAT, "%s: metadata \"tokenizer.ggml.token_type\" must be integers", g->path);
     if (rc) return NULL;
     if (!strcmp(model, "gpt2")) return open_byte_level(&r);
     if (!strcmp(model, "llama")) return open_sentencepiece(&r);

@@ -433,6 +433,10 @@ static int of_kind(const hd_gguf *g, const hd_gguf_value *v, bool right, const c
                    kinds[v->element].name);
 }
 
+bool hd_gguf_has_integers(const hd_gguf_value *v) { return is_integer(v->element); }
+
+int64_t hd_gguf_integer(const hd_gguf_value *v, uint64_t i) { return is_integer(v->element) || v->element == HD_GGUF_BOOL ? integer_at(v, i) : 0; }
+
 int hd_gguf_int(const hd_gguf *g, const char *key, int64_t lo, int64_t hi, int64_t *out, hd_error *err)
 {
     const hd_gguf_value *v = hd_gguf_get(g, key);

@@ -65,8 +65,10 @@ const char *hd_gguf_kind_name(hd_gguf_kind k); /* "u32", "array", ... */
 /* The type of a tensor of this file. */
 const hd_quant *hd_gguf_type(const hd_gguf *g, const hd_weight *tensor);
 
-/* Element i of a value of numbers or booleans. */
+/* Element i of a value of numbers or booleans; as an integer, where they are (0 otherwise), u64 beyond i64 saturating. */
 double hd_gguf_number(const hd_gguf_value *v, uint64_t i);
+int64_t hd_gguf_integer(const hd_gguf_value *v, uint64_t i);
+bool hd_gguf_has_integers(const hd_gguf_value *v);
 
 /* Typed reads. A missing key leaves *out alone and returns 0; one of another type, or out of [lo, hi], is HD_EFORMAT naming file and key. Any integer
  * type serves as an integer, and any number as a number. */
