@@ -214,6 +214,7 @@ static void write_broken(const broken *b)
     if (!b->leave_out || strcmp(b->leave_out, "eps")) hd_gguf_put_real(w, "llama.attention.layer_norm_rms_epsilon", HD_GGUF_F32, 1e-5);
     put_int(w, b, "llama.rope.dimension_count", 2);
     put_int(w, b, "llama.expert_count", 0);
+    put_int(w, b, "split.count", 1);
     for (int i = 0; i < 11; i++) {
         const char *name = b->rename && !b->change && !strcmp(b->rename, tensors[i].name) ? b->to : tensors[i].name;
         need(hd_gguf_add(w, name, hd_quant_by_name("F32"), tensors[i].rank, tensors[i].dim, &e), &e);
@@ -253,6 +254,7 @@ static void test_no_model(void **state)
         {.change = "llama.attention.head_count", .value = 4, .message = "\"head_dim\" is 1"},
         {.change = "llama.rope.dimension_count", .value = 1, .message = "rope.dimension_count"},
         {.change = "llama.expert_count", .value = 8, .message = "\"llama.expert_count\" is not supported"},
+        {.change = "split.count", .value = 3, .message = "one of 3 files"},
         {.change = "llama.feed_forward_length", .value = 5, .message = "blk.0.ffn_gate.weight\": has shape [6, 4]"},
         {.rename = "token_embd.weight", .to = "token_embedding.weight", .message = "no tensor token_embd.weight"},
         {.rename = "output_norm.weight", .to = "norm.weight", .message = "there is no tensor output_norm.weight"},

@@ -104,16 +104,35 @@ static int put_chat_template(hd_gguf_writer *w, const char *from, hd_error *err)
     return j ? 0 : err->code;
 }
 
-static int declare(hd_gguf_writer *w, const hd_lm_config *c, const char *from, const hd_quant *type, hd_error *err)
+/* Every tokenizer there is goes from one GGUF file to another. */
+static int copy_tokenizer(hd_gguf_writer *w, const char *from, hd_error *err)
+{
+    static const char prefix[] = "tokenizer.", ours[] = "heddle.tokenizer.";
+    hd_gguf g;
+    int rc = hd_gguf_open(&g, from, err);
+    if (rc) return rc;
+    for (size_t i = 0; i < g.value_count; i++)
+        if (!strncmp(g.values[i].key, prefix, sizeof prefix - 1) || !strncmp(g.values[i].key, ours, sizeof ours - 1)) hd_gguf_put_value(w, &g.values[i]);
+    hd_gguf_close(&g);
+    return 0;
+}
+
+static int put_tokenizer(hd_gguf_writer *w, const hd_lm_config *c, const char *from, hd_error *err)
 {
     hd_tokenizer *t = NULL;
-    int rc = hd_lm_gguf_declare(w, c, type, err);
-    if (!rc) rc = open_tokenizer(&t, from, err);
+    int rc = open_tokenizer(&t, from, err);
     if (!rc && !t) hd_gguf_put_string(w, "tokenizer.ggml.model", "no_vocab", 8);
     if (!rc && t) rc = hd_tokenizer_to_gguf(t, c->vocab, c->bos, c->n_eos ? c->eos[0] : -1, w, err);
     if (!rc) rc = put_chat_template(w, from, err);
     hd_tokenizer_free(t);
     return rc;
+}
+
+static int declare(hd_gguf_writer *w, const hd_lm_config *c, const char *from, const hd_quant *type, hd_error *err)
+{
+    int rc = hd_lm_gguf_declare(w, c, type, err);
+    if (rc) return rc;
+    return hd_gguf_is(from) ? copy_tokenizer(w, from, err) : put_tokenizer(w, c, from, err);
 }
 
 static int write_gguf(const hd_lm_config *c, const char *from, const char *to, const hd_quant *type, hd_error *err)

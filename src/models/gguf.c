@@ -203,6 +203,10 @@ int hd_lm_gguf_config(hd_lm_config *out, const hd_gguf *g, hd_error *err)
     hd_architecture arch = HD_ARCH_GPT2;
     int rc = read_architecture(g, &name, &arch, err);
     if (rc) return rc;
+    int64_t parts = 1;
+    rc = hd_gguf_int(g, "split.count", 0, UINT16_MAX, &parts, err);
+    if (!rc && parts > 1) rc = hd_fail(err, HD_EUNSUPPORTED, "%s: one of %lld files that a model is split into: that is not supported", g->path, (long long)parts);
+    if (rc) return rc;
     hd_lm_config_preset(&c, arch);
     c.head_dim = c.kv_heads = 0;
     if (arch == HD_ARCH_GEMMA3) c.window = 0;

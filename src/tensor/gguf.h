@@ -96,6 +96,8 @@ void hd_gguf_put_string(hd_gguf_writer *w, const char *key, const char *text, si
 /* Arrays: of n strings, or of n numbers (kind: I32 or F32). */
 void hd_gguf_put_texts(hd_gguf_writer *w, const char *key, const hd_gguf_text *texts, size_t n);
 void hd_gguf_put_numbers(hd_gguf_writer *w, const char *key, hd_gguf_kind kind, const void *numbers, size_t n);
+/* As it stands in another file. */
+void hd_gguf_put_value(hd_gguf_writer *w, const hd_gguf_value *v);
 /* Declares a tensor, row-major; its number is the count of those before it. HD_EINVAL: rank over 4, or a row that isn't whole blocks. */
 int hd_gguf_add(hd_gguf_writer *w, const char *name, const hd_quant *type, int rank, const int64_t *dim, hd_error *err);
 

@@ -119,6 +119,14 @@ void hd_gguf_put_numbers(hd_gguf_writer *w, const char *key, hd_gguf_kind kind, 
     hd_str_add(&w->values, numbers, n * sizes[kind]);
 }
 
+void hd_gguf_put_value(hd_gguf_writer *w, const hd_gguf_value *v)
+{
+    if (v->kind == HD_GGUF_ARRAY) put_array(w, v->key, v->element, v->count);
+    else put_key(w, v->key, v->kind);
+    for (uint64_t i = 0; v->texts && i < v->count; i++) put_text(&w->values, v->texts[i].data, v->texts[i].size);
+    if (!v->texts) hd_str_add(&w->values, v->data, (size_t)v->count * sizes[v->element]);
+}
+
 int hd_gguf_add(hd_gguf_writer *w, const char *name, const hd_quant *type, int rank, const int64_t *dim, hd_error *err)
 {
     int64_t n = 1, bytes = 0;

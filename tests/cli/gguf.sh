@@ -32,6 +32,16 @@ done
 has '^  blk.0.attn_q.weight  *Q4_0  \[32, 32\]  576$'
 has '^  token_embd.weight  *Q8_0  \[300, 32\]  10200$'
 
+# From one GGUF file to another, with a tokenizer that no directory can have.
+mixed=$root/tests/data/gguf/llama-mixed.gguf
+ok "$heddle" convert "$mixed" --out plain.gguf --dtype f32
+for file in "$mixed" plain.gguf; do
+    ok "$heddle" generate "$file" --prompt "The License" --max-tokens 8 --temperature 0 --threads 1 --precision f32 --quiet
+    mv out "from-$(basename "$file")"
+done
+cmp -s from-llama-mixed.gguf from-plain.gguf || fail "the same numbers in F32 write another text"
+refuses 'SentencePiece' "$heddle" convert "$mixed" directory
+
 # Inspection: the documented keys.
 ok "$heddle" inspect model.gguf --json
 has '"kind": "gguf"'
@@ -40,9 +50,8 @@ has '"key": "general.architecture"'
 has '"architecture": "LlamaForCausalLM"'
 has '"parameters": 17376'
 ok "$heddle" inspect graph model.gguf --mode generate
-ok "$heddle" inspect "$root/tests/data/gguf/llama-mixed.gguf"
+ok "$heddle" inspect "$mixed"
 for type in Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL Q5_1 BF16; do has "^  $type: "; done
-ok "$heddle" generate "$root/tests/data/gguf/llama-mixed.gguf" --prompt "The License" --max-tokens 3 --threads 1 --quiet
 
 # every command that reads a model refuses the file.
 all_refuse() { # PATTERN FILE
