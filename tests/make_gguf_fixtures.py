@@ -9,6 +9,7 @@ REFERENCE is tests/gguf_reference.cpp linked with llama.cpp's static libraries (
 -DBUILD_SHARED_LIBS=OFF -DGGML_OPENMP=OFF and without GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h: its table of GELU in half precision is good to 3e-4 only).
 
 gguf/llama-mixed.gguf          a llama with a tensor of each block type, random blocks, and a SentencePiece tokenizer; written by the package `gguf`
+gguf/pieces.json               the same tokenizer as a tokenizer.json, as converters write one: merges by score
 gguf/reference.safetensors     tokens i32, logits f32 [tokens, vocabulary]: llama.cpp's, from the same numbers in F32; strings u8 and lengths i32: texts
                                one behind the other; prefix.ids, plain.ids i32 and prefix.counts, plain.counts i32 [texts]: their ids, with bos, with and
                                without a space put before a text
@@ -61,6 +62,27 @@ def put_tokenizer(w, sp, prefix):
     w.add_add_bos_token(True)
     w.add_add_eos_token(False)
     w.add_add_space_prefix(prefix)
+
+
+def put_json(path, sp):
+    pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+    ids_of = {p: i for i, p in enumerate(pieces)}
+    merges = [(-sp.get_score(i), ids_of[p[:k]], ids_of[p[k:]], p[:k], p[k:]) for i, p in enumerate(pieces) for k in range(1, len(p))
+              if not (sp.is_unknown(i) or sp.is_control(i) or sp.is_byte(i)) and p[:k] in ids_of and p[k:] in ids_of]
+    added = [dict(id=i, content=p, single_word=False, lstrip=False, rstrip=False, normalized=False, special=p not in USER) for i, p in enumerate(pieces)
+             if sp.is_unknown(i) or sp.is_control(i) or p in USER]
+    bos = pieces[1]
+    path.write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"},
+                                                           {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+        "pre_tokenizer": None,
+        "post_processor": {"type": "TemplateProcessing", "pair": [], "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                           "special_tokens": {bos: {"id": bos, "ids": [1], "tokens": [bos]}}},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+                                                     {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": pieces[0], "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+                  "byte_fallback": True, "ignore_merges": False, "vocab": ids_of, "merges": [m[3] + " " + m[4] for m in sorted(merges)]}}, indent=0) + "\n")
 
 
 def texts():
@@ -144,6 +166,7 @@ def make_gguf(reference, folder):
     rng = np.random.default_rng(7)
     sp = train_tokenizer(folder)
     model = OUT / "llama-mixed.gguf"
+    put_json(OUT / "pieces.json", sp)
     make_mixed(model, folder / "plain.gguf", sp, rng)
     tokens = rng.integers(0, sp.vocab_size(), 17).astype(np.int32)
     strings = texts()

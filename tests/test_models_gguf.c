@@ -296,17 +296,16 @@ static hd_tokenizer *open_pieces(bool prefix)
     return t;
 }
 
-static void check_pieces(bool prefix)
+/* ids of the reference's texts: "prefix" or "plain". Uses t up. */
+static void check_pieces(hd_tokenizer *t, const char *name)
 {
     enum { TEXTS = 150 };
     static char strings[65536];
     static int32_t lengths[TEXTS], counts[TEXTS], want[65536];
-    const char *name = prefix ? "prefix" : "plain";
     char key[32];
     hd_safetensors ref;
     hd_error e = {0};
     need(hd_safetensors_open(&ref, DATA "gguf/reference.safetensors", &e), &e);
-    hd_tokenizer *t = open_pieces(prefix);
     hd_encoder *encoder = hd_encoder_new(t, &e);
     const hd_weight *text = hd_safetensors_find(&ref, "strings");
     memcpy(strings, text->data, text->bytes);
@@ -341,13 +340,47 @@ static void check_pieces(bool prefix)
 static void test_pieces(void **state)
 {
     (void)state;
-    check_pieces(true);
-    check_pieces(false);
+    check_pieces(open_pieces(true), "prefix");
+    check_pieces(open_pieces(false), "plain");
     hd_tokenizer *t = open_pieces(true);
     hd_error e = {0};
     assert_int_equal(hd_tokenizer_save(t, path, &e), HD_EUNSUPPORTED);
     assert_true(hd_tokenizer_vocab_size(t) == 416 && hd_tokenizer_id(t, "<start>") >= 0 && hd_tokenizer_is_special(t, 1));
     hd_tokenizer_free(t);
+}
+
+/* The same as a tokenizer.json, which is also written back. */
+static void test_pieces_json(void **state)
+{
+    char file[300];
+    hd_error e = {0};
+    hd_tokenizer *t = hd_tokenizer_load(DATA "gguf/pieces.json", &e);
+    need(t ? 0 : e.code, &e);
+    snprintf(file, sizeof file, "%s/again.json", (char *)*state);
+    need(hd_tokenizer_save(t, file, &e), &e);
+    check_pieces(t, "prefix");
+    t = hd_tokenizer_load(file, &e);
+    need(t ? 0 : e.code, &e);
+    check_pieces(t, "prefix");
+    static const struct { const char *from, *to, *message; } cases[] = {
+        {"\"ByteFallback\"", "\"BitFallback\"", "decoder: one other than SentencePiece's"}, {"\"ignore_merges\": false", "\"ignore_merges\": true", "\"ignore_merges\""},
+        {"\"Prepend\"", "\"Lowercase\"", "\"Lowercase\" isn't supported"}};
+    for (int i = 0; i < 3; i++) {
+        hd_str s, bad;
+        hd_str_init(&s);
+        hd_str_init(&bad);
+        need(hd_file_read(&s, DATA "gguf/pieces.json", 0, &e), &e);
+        char *at = strstr(s.data, cases[i].from);
+        assert_non_null(at);
+        hd_str_add(&bad, s.data, (size_t)(at - s.data));
+        hd_str_puts(&bad, cases[i].to);
+        hd_str_puts(&bad, at + strlen(cases[i].from));
+        assert_null(hd_tokenizer_parse(bad.data, bad.len, "bad.json", &e));
+        if (e.code != HD_EUNSUPPORTED || !strstr(e.message, cases[i].message)) fail_msg("\"%s\"", e.message);
+        e = (hd_error){0};
+        hd_str_free(&s);
+        hd_str_free(&bad);
+    }
 }
 
 /* A tokenizer.json through a GGUF file. */
@@ -450,6 +483,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_not_writable, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_no_model, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_pieces, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(test_pieces_json, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_byte_level, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_trained, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(test_other_tokenizers, make_dir, remove_dir),

@@ -3,7 +3,9 @@
  * A text becomes characters, spaces written as U+2581. Of all neighbours that together are a piece, the two whose piece has the highest score become
  * one, the leftmost among equals. So the pairs that may merge are those of which both halves and the whole are pieces, and a pair's rank is its whole's
  * score: the merging itself is bpe.c's. A character that is no piece becomes its UTF-8 bytes, each a piece "<0xE2>" of its own; where there are none,
- * the unknown piece. */
+ * the unknown piece.
+ *
+ * A tokenizer.json with "byte_fallback" lists its pairs itself; words begin and tokens decode alike. */
 #include <math.h>
 #include <string.h>
 #include "data/tokenizer_int.h"
@@ -34,22 +36,28 @@ static int byte_of(const char *text, size_t n) {
 
 /* ---- tokens ---- */
 
-static int set_bytes(hd_tokenizer *t, hd_token *k, int32_t id, int type, hd_error *err) {
-    char *bytes = hd_arena_alloc(&t->arena, k->text_size + 1), *out = bytes;
-    if (!bytes) return hd_fail_memory(err, k->text_size, "vocabulary of a tokenizer");
-    int byte = type == HD_TOKEN_BYTE ? byte_of(k->text, k->text_size) : -1;
+size_t hd_spm_bytes(hd_tokenizer *t, int32_t id, bool may_be_byte, char *out) {
+    const hd_token *k = &t->tokens[id];
+    int byte = may_be_byte ? byte_of(k->text, k->text_size) : -1;
+    size_t n = 0;
     if (byte >= 0) {
-        *out++ = (char)byte;
+        out[n++] = (char)byte;
         t->byte_id[byte] = id;
-    } else {
-        for (size_t i = 0; i < k->text_size;) {
-            bool space = is_piece(type) && k->text_size - i >= 3 && !memcmp(k->text + i, SPACE, 3);
-            *out++ = space ? ' ' : k->text[i];
-            i += space ? 3 : 1;
-        }
+        return n;
     }
+    for (size_t i = 0; i < k->text_size;) {
+        bool space = k->text_size - i >= 3 && !memcmp(k->text + i, SPACE, 3);
+        out[n++] = space ? ' ' : k->text[i];
+        i += space ? 3 : 1;
+    }
+    return n;
+}
+
+static int set_bytes(hd_tokenizer *t, hd_token *k, int32_t id, int type, hd_error *err) {
+    char *bytes = hd_arena_alloc(&t->arena, k->text_size + 1);
+    if (!bytes) return hd_fail_memory(err, k->text_size, "vocabulary of a tokenizer");
     k->bytes = bytes;
-    k->bytes_size = (uint32_t)(out - bytes);
+    k->bytes_size = (uint32_t)hd_spm_bytes(t, id, type == HD_TOKEN_BYTE, bytes);
     return 0;
 }
 

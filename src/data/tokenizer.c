@@ -70,12 +70,12 @@ int hd_tokenizer_index(hd_tokenizer *t, hd_error *err) {
     for (int32_t i = 0; i < t->id_count; i++) {
         hd_token *k = &t->tokens[i];
         if (!k->text) continue;
-        bool mapped;
+        bool mapped = false;
         k->bytes = pool;
-        k->bytes_size = (uint32_t)token_bytes(k->text, k->text_size, pool, &mapped);
+        k->bytes_size = (uint32_t)(t->by_char ? hd_spm_bytes(t, i, !k->added, pool) : token_bytes(k->text, k->text_size, pool, &mapped));
         pool += k->bytes_size;
         hd_string_table_put(&t->by_text, k->text, k->text_size, i);
-        if (k->added || !mapped) continue;
+        if (t->by_char || k->added || !mapped) continue;
         if (k->bytes_size == 1) t->byte_id[(unsigned char)k->bytes[0]] = i;
         if (t->ignore_merges && k->bytes_size) hd_string_table_put(&t->by_bytes, k->bytes, k->bytes_size, i);
     }

@@ -212,6 +212,8 @@ typedef struct hd_spm_spec {
 } hd_spm_spec;
 
 hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err);
+/* The bytes that a piece stands for, into out, which has room for its text; that of a byte's piece ("<0xE2>") also goes to t->byte_id. */
+size_t hd_spm_bytes(hd_tokenizer *t, int32_t id, bool may_be_byte, char *out);
 /* A word's characters as ids (stride in bytes between them), at most n of them. Returns how many. */
 size_t hd_spm_start(const hd_tokenizer *t, const unsigned char *word, size_t n, int32_t *id, size_t stride);
 
