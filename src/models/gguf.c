@@ -175,6 +175,29 @@ static int refuse_unknown(const hd_lm_config *c, const hd_gguf *g, const char *a
     return rc;
 }
 
+static void add_eos(hd_lm_config *c, int64_t id)
+{
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos[i] == id) return;
+    if (id >= 0 && c->n_eos < HD_MAX_EOS) c->eos[c->n_eos++] = id;
+}
+
+/* Control tokens that end a turn by their name, whatever the metadata say of them: as llama.cpp. */
+static int add_turn_ends(hd_lm_config *c, const hd_gguf *g, hd_error *err)
+{
+    static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"};
+    const hd_gguf_value *tokens, *types;
+    int rc = hd_gguf_array(g, "tokenizer.ggml.tokens", true, &tokens, err);
+    if (!rc) rc = hd_gguf_array(g, "tokenizer.ggml.token_type", false, &types, err);
+    if (rc || !tokens || !types) return rc;
+    for (uint64_t i = 0; i < tokens->count && i < types->count; i++) {
+        if (hd_gguf_integer(types, i) != 3) continue; /* control */
+        for (size_t k = 0; k < sizeof names / sizeof *names; k++)
+            if (tokens->texts[i].size == strlen(names[k]) && !memcmp(tokens->texts[i].data, names[k], strlen(names[k]))) add_eos(c, (int64_t)i);
+    }
+    return 0;
+}
+
 static int read_ids(hd_lm_config *c, const hd_gguf *g, hd_error *err)
 {
     static const char *const ends[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
@@ -184,9 +207,9 @@ static int read_ids(hd_lm_config *c, const hd_gguf *g, hd_error *err)
     for (int i = 0; i < 3 && !rc; i++) {
         int64_t id = -1;
         rc = hd_gguf_int(g, ends[i], 0, UINT32_MAX, &id, err);
-        if (id >= 0) c->eos[c->n_eos++] = id;
+        add_eos(c, id);
     }
-    return rc;
+    return rc ? rc : add_turn_ends(c, g, err);
 }
 
 /* llama.cpp knows by the count of layers that Gemma 3 27B scales otherwise. */
