@@ -88,7 +88,8 @@ static json_t *pre_tokenizer(int pre) {
     json_t *first = NULL;
     if (pres[pre].digits) first = json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1);
     if (!regex)
-        first = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", hd_scanners[pres[pre].words].pattern, "behavior", "Isolated", "invert", 0);
+        first = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", hd_scanners[pres[pre].words].pattern, "behavior", "Isolated",
+                          "invert", 0);
     return first ? json_pack("{s:s, s:[o, o]}", "type", "Sequence", "pretokenizers", first, byte_level(regex)) : byte_level(regex);
 }
 
@@ -131,7 +132,8 @@ static int read_pre(reader *r) {
     if (!rc) rc = hd_gguf_string(r->g, "tokenizer.ggml.pre", &pre, r->err);
     if (rc) return rc;
     for (r->pre = 0; r->pre < PRES && strcmp(pre, pres[r->pre].name);) r->pre++;
-    if (r->pre == PRES) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: pre-tokenizer \"%.60s\" isn't supported (gpt-2, llama-bpe, qwen2 and smollm are)", r->g->path, pre);
+    if (r->pre == PRES)
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: pre-tokenizer \"%.60s\" isn't supported (gpt-2, llama-bpe, qwen2 and smollm are)", r->g->path, pre);
     r->ignore_merges = pres[r->pre].ignore_merges;
     r->nfc = pres[r->pre].nfc;
     rc = hd_gguf_bool(r->g, "heddle.tokenizer.ignore_merges", &r->ignore_merges, r->err); /* what the names don't say of tokenizers trained here */
@@ -142,8 +144,8 @@ static int read_byte_level(reader *r) {
     json_t *vocab = json_object(), *merges = json_array(), *added = json_array();
     int rc = read_tokens(r, vocab, added);
     if (!rc) rc = read_merges(r, merges);
-    r->root = json_pack("{s:s, s:o, s:o, s:{s:s, s:b, s:o, s:o}, s:o}", "version", "1.0", "added_tokens", added, "decoder", byte_level(true), "model", "type", "BPE",
-                        "ignore_merges", (int)r->ignore_merges, "vocab", vocab, "merges", merges, "pre_tokenizer", pre_tokenizer(r->pre));
+    r->root = json_pack("{s:s, s:o, s:o, s:{s:s, s:b, s:o, s:o}, s:o}", "version", "1.0", "added_tokens", added, "decoder", byte_level(true), "model",
+                        "type", "BPE", "ignore_merges", (int)r->ignore_merges, "vocab", vocab, "merges", merges, "pre_tokenizer", pre_tokenizer(r->pre));
     if (!rc && !r->root) rc = hd_fail_memory(r->err, 0, "a tokenizer");
     if (!rc && r->nfc) json_object_set_new(r->root, "normalizer", json_pack("{s:s}", "type", "NFC"));
     return rc ? rc : read_post_processor(r);
@@ -152,7 +154,8 @@ static int read_byte_level(reader *r) {
 static int need_list(const hd_gguf *g, const char *key, bool strings, uint64_t count, const hd_gguf_value **out, hd_error *err) {
     int rc = hd_gguf_array(g, key, strings, out, err);
     if (!rc && *out && count && (*out)->count != count)
-        rc = hd_fail(err, HD_EFORMAT, "%s: metadata \"%s\" has %llu elements, and there are %llu tokens", g->path, key, (unsigned long long)(*out)->count, (unsigned long long)count);
+        rc = hd_fail(err, HD_EFORMAT, "%s: metadata \"%s\" has %llu elements, and there are %llu tokens", g->path, key,
+                     (unsigned long long)(*out)->count, (unsigned long long)count);
     return rc;
 }
 
@@ -187,7 +190,8 @@ hd_tokenizer *hd_tokenizer_from_gguf(const hd_gguf *g, hd_error *err) {
     if (!rc) rc = need_list(g, "tokenizer.ggml.tokens", true, 0, &r.tokens, r.err);
     if (!rc && (r.tokens->count < 1 || r.tokens->count > 1 << 24)) rc = hd_fail(r.err, HD_EFORMAT, "%s: a tokenizer without tokens, or with too many", g->path);
     if (!rc) rc = need_list(g, "tokenizer.ggml.token_type", false, r.tokens->count, &r.types, r.err);
-    if (!rc && r.types && !hd_gguf_has_integers(r.types)) rc = hd_fail(r.err, HD_EFORMAT, "%s: metadata \"tokenizer.ggml.token_type\" must be integers", g->path);
+    if (!rc && r.types && !hd_gguf_has_integers(r.types))
+        rc = hd_fail(r.err, HD_EFORMAT, "%s: metadata \"tokenizer.ggml.token_type\" must be integers", g->path);
     if (rc) return NULL;
     if (!strcmp(model, "gpt2")) return open_byte_level(&r);
     if (!strcmp(model, "llama")) return open_sentencepiece(&r);

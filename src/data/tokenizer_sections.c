@@ -293,10 +293,12 @@ static int read_piece_decoder(reader_state *r, const json_t *j) {
         same = type && !strcmp(type, order[i]);
     }
     const json_t *replace = json_array_get(list, 0), *strip = json_array_get(list, 3);
-    const char *from = json_string_value(json_object_get(json_object_get(replace, "pattern"), "String")), *to = json_string_value(json_object_get(replace, "content"));
+    const char *from = json_string_value(json_object_get(json_object_get(replace, "pattern"), "String"));
+    const char *to = json_string_value(json_object_get(replace, "content"));
     same = same && from && to && !strcmp(from, "\xe2\x96\x81") && !strcmp(to, " ");
     const char *space = json_string_value(json_object_get(strip, "content"));
-    if (strip) same = same && space && !strcmp(space, " ") && json_integer_value(json_object_get(strip, "start")) == 1 && !json_integer_value(json_object_get(strip, "stop"));
+    bool first = json_integer_value(json_object_get(strip, "start")) == 1 && json_integer_value(json_object_get(strip, "stop")) == 0;
+    if (strip) same = same && first && space && !strcmp(space, " ");
     if (!same) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: one other than SentencePiece's isn't supported with \"byte_fallback\"", r->where);
     r->t->strip_space = strip != NULL;
     return 0;
@@ -320,7 +322,8 @@ int hd_sections_read(hd_tokenizer *t, const char *name, hd_error *err) {
         snprintf(where, sizeof where, "%.200s: %s", name, sections[i].key);
         bool missing = !v || json_is_null(v);
         bool pieces = sections[i].table == decoders && t->by_char;
-        int rc = !sections[i].table ? refuse_section(&r, sections[i].key) : pieces ? read_piece_decoder(&r, v) : missing ? 0 : dispatch(&r, v, sections[i].table);
+        int rc = !sections[i].table ? refuse_section(&r, sections[i].key) : pieces ? read_piece_decoder(&r, v)
+               : missing ? 0 : dispatch(&r, v, sections[i].table);
         if (rc) return rc;
         if (sections[i].table == decoders && missing) return hd_fail(err, HD_EUNSUPPORTED, "%s: one other than ByteLevel isn't supported", where);
         if (sections[i].table == pretokenizers && !r.byte_level && !t->by_char)

@@ -17,7 +17,8 @@ static const struct {
     const char *name; /* general.architecture */
     hd_architecture arch;
 } architectures[] = {
-    {"gpt2", HD_ARCH_GPT2}, {"llama", HD_ARCH_LLAMA}, {"llama", HD_ARCH_MISTRAL}, {"qwen2", HD_ARCH_QWEN2}, {"qwen3", HD_ARCH_QWEN3}, {"gemma3", HD_ARCH_GEMMA3},
+    {"gpt2", HD_ARCH_GPT2},   {"llama", HD_ARCH_LLAMA}, {"llama", HD_ARCH_MISTRAL},
+    {"qwen2", HD_ARCH_QWEN2}, {"qwen3", HD_ARCH_QWEN3}, {"gemma3", HD_ARCH_GEMMA3},
 };
 enum { ARCHITECTURES = sizeof architectures / sizeof *architectures };
 
@@ -228,7 +229,8 @@ int hd_lm_gguf_config(hd_lm_config *out, const hd_gguf *g, hd_error *err)
     if (rc) return rc;
     int64_t parts = 1;
     rc = hd_gguf_int(g, "split.count", 0, UINT16_MAX, &parts, err);
-    if (!rc && parts > 1) rc = hd_fail(err, HD_EUNSUPPORTED, "%s: one of %lld files that a model is split into: that is not supported", g->path, (long long)parts);
+    if (!rc && parts > 1)
+        rc = hd_fail(err, HD_EUNSUPPORTED, "%s: one of %lld files that a model is split into: that is not supported", g->path, (long long)parts);
     if (rc) return rc;
     hd_lm_config_preset(&c, arch);
     c.head_dim = c.kv_heads = 0;
