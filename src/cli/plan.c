@@ -23,6 +23,7 @@ static const hd_setting settings[] = {
     {"keep_micro_batches", HD_SET_BOOL, AT(keep_micro_batches), NULL, 0, 0, NULL, "the planner may not divide a step's samples in another way than --batch and --micro-batches do"},
     {"search_nodes", HD_SET_INT, AT(search_nodes), "0", 0, 1e9, "N", "plans that are simulated whole at most; 0: some dozens"},
     {"search_time", HD_SET_NUMBER, AT(search_time), "0", 0, 1e6, "S", "stop searching then, with the best so far; 0: no limit"},
+    {"search_threads", HD_SET_INT, AT(search_threads), "0", 0, 256, "N", "threads that search; 0: one per core. The plan is the same"},
     {"explain", HD_SET_BOOL, AT(explain), NULL, 0, 0, NULL, "how many plans there were by each choice, what cut them off, and why the next best lost"},
     {"plan", HD_SET_STRING, AT(plan), NULL, 0, 0, "FILE", "a plan (JSON) instead of --parallel, --micro-batches and --precision"},
     {"mode", HD_SET_STRING, AT(mode), "train", 0, 0, "train|generate", "a training step, or generating text"},

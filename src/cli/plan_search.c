@@ -74,7 +74,7 @@ static hd_planning planning_of(const planned *p)
 static int make_job(const planned *p, const hd_planning *planning, hd_pin *pins, hd_planner_job *job, hd_error *err)
 {
     const plan_config *c = p->config;
-    *job = (hd_planner_job){.cluster = &p->cluster, .ranks = (int)c->devices, .nodes = c->search_nodes, .seconds = c->search_time, .pins = pins, .n_pins = c->pins.n};
+    *job = (hd_planner_job){.cluster = &p->cluster, .ranks = (int)c->devices, .nodes = c->search_nodes, .seconds = c->search_time, .threads = (int)c->search_threads, .pins = pins, .n_pins = c->pins.n};
     int rc = hd_planning_network(planning, &job->network, err);
     if (!rc && c->parallel) rc = hd_parallel_parse(c->parallel, &job->pinned, err);
     if (!rc) rc = read_memory(c->device_memory, &job->memory, err);
@@ -109,7 +109,7 @@ int hd_plan_search(planned *p, hd_error *err)
     int rc = p->pins ? make_job(p, &planning, p->pins, &job, err) : hd_fail_memory(err, 0, "pinned layouts");
     p->planner = hd_planner_find(p->config->planner ? p->config->planner : hd_planner_name(0));
     if (!rc) rc = p->planner->find(&job, &p->answer, err);
-    if (!rc && !p->answer.n) rc = hd_fail(err, HD_EMEMCAP, "%s", p->answer.why);
+    if (!rc && !p->answer.n) rc = hd_fail(err, HD_ENOPLAN, "%s", p->answer.why);
     return rc ? rc : take_best(p, err);
 }
 

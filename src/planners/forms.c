@@ -252,9 +252,9 @@ static int check_pins(const space *s, hd_error *err)
     int64_t fixed = p->pp * p->tp * p->cp * p->dp;
     if (p->n_parts) return hd_fail(err, HD_EUNSUPPORTED, "stages of different meshes (|) are given whole: leave auto out, or take one mesh");
     if (fixed > s->devices)
-        return hd_fail(err, HD_EINVAL, "--parallel pins %lld ranks, and there are %d devices: pin less, or take more devices", (long long)fixed, s->devices);
+        return hd_fail(err, HD_ENOPLAN, "--parallel pins %lld ranks, and there are %d devices: pin less, or take more devices", (long long)fixed, s->devices);
     if (s->devices % fixed && s->gpu)
-        return hd_fail(err, HD_EINVAL, "--parallel pins sizes whose product, %lld, is no divisor of the %d devices", (long long)fixed, s->devices);
+        return hd_fail(err, HD_ENOPLAN, "--parallel pins sizes whose product, %lld, is no divisor of the %d devices", (long long)fixed, s->devices);
     return 0;
 }
 
