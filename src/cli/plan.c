@@ -19,7 +19,7 @@ static const hd_setting settings[] = {
     {"devices", HD_SET_INT, AT(devices), "0", 0, 1e6, "N", "use so many of the cluster's devices; 0: all"},
     {"device_memory", HD_SET_STRING, AT(device_memory), NULL, 0, 0, "BYTES", "of a device that may be used at most: bytes, or with K, M, G (of 1024)"},
     {"forbid", HD_SET_STRING, AT(forbid), NULL, 0, 0, "KEYS", "keys of --parallel that the planner leaves at their defaults: tp,recompute"},
-    {"pin", HD_SET_LIST, AT(pins), NULL, 0, 0, "NAME=LAYOUT", "keep parameters whose names match NAME (with *) in a layout over the plan's axes, such as [tp,-]"},
+    {"pin", HD_SET_LIST, AT(pins), NULL, 0, 0, "NAME=LAYOUT", "keep parameters whose names match NAME (with *) in a layout over the plan's axes, such as tp,-: rows over tp"},
     {"keep_micro_batches", HD_SET_BOOL, AT(keep_micro_batches), NULL, 0, 0, NULL, "the planner may not divide a step's samples in another way than --batch and --micro-batches do"},
     {"search_nodes", HD_SET_INT, AT(search_nodes), "0", 0, 1e9, "N", "plans that are simulated whole at most; 0: some dozens"},
     {"search_time", HD_SET_NUMBER, AT(search_time), "0", 0, 1e6, "S", "stop searching then, with the best so far; 0: no limit"},
