@@ -512,8 +512,16 @@ static int try_own(search *s, const hd_form *f, hd_pin *pins)
     return 0;
 }
 
+/* What layouts decide is left to them. */
+static bool may_have_layouts(const search *s)
+{
+    const uint32_t theirs = 1u << HD_KEY_SP | 1u << HD_KEY_ZERO | 1u << HD_KEY_KEEP | 1u << HD_KEY_REGATHER | 1u << HD_KEY_SCATTER | 1u << HD_KEY_TABLES;
+    return !((s->job->pinned.given | s->job->forbidden) & theirs);
+}
+
 static int try_layouts(search *s)
 {
+    if (!may_have_layouts(s)) return 0;
     hd_form list[2 * MESHES + 1];
     hd_pin *pins = hd_malloc(HD_MESH_PINS * sizeof *pins);
     int rc = pins ? 0 : hd_fail_memory(s->err, 0, "a search for plans"), n = rc ? 0 : list_meshes(s, list);
