@@ -29,6 +29,7 @@ enum {
     HD_EINTR = -7,        /* stopped by the person */
     HD_EMEMCAP = -8,      /* would need more memory than there is or was allowed */
     HD_ECOMM = -9,        /* another rank failed, or cannot be reached */
+    HD_ENOPLAN = -10,     /* no plan keeps to all that was asked, or none fits */
 };
 
 /* Where a function leaves its message. Zero-initialise; the first error wins, later ones do not overwrite it. */

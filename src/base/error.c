@@ -69,7 +69,7 @@ const char *hd_error_name(int code)
     static const char *const names[] = {
         [-HD_OK] = "no error", [-HD_ENOMEM] = "out of memory", [-HD_EINVAL] = "bad argument", [-HD_EIO] = "input or output failed",
         [-HD_EFORMAT] = "bad input", [-HD_EUNSUPPORTED] = "not supported", [-HD_ENUMERIC] = "not a finite number",
-        [-HD_EINTR] = "interrupted", [-HD_EMEMCAP] = "over the memory limit", [-HD_ECOMM] = "communication failed",
+        [-HD_EINTR] = "interrupted", [-HD_EMEMCAP] = "over the memory limit", [-HD_ECOMM] = "communication failed", [-HD_ENOPLAN] = "no plan",
     };
     int count = (int)(sizeof names / sizeof *names);
     return code <= 0 && code > -count ? names[-code] : "unknown error";

@@ -22,7 +22,7 @@ static int close_output(int rc, hd_error *err)
 }
 
 /* Exit statuses: by kind of error, 1 for those without a number of their own. */
-enum { EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130 };
+enum { EXIT_BAD_INPUT = 2, EXIT_NO_PLAN = 3, EXIT_INTERRUPTED = 130 };
 
 static void print_usage(FILE *out)
 {
@@ -106,6 +106,7 @@ static int report(const hd_command *c, int rc, const hd_error *err)
     if (!rc) return 0;
     fprintf(stderr, "heddle %s: %s: %s\n", c->name, hd_error_name(rc), err->message);
     if (rc == HD_EINTR) return EXIT_INTERRUPTED;
+    if (rc == HD_ENOPLAN) return EXIT_NO_PLAN;
     return rc == HD_EINVAL || rc == HD_EFORMAT || rc == HD_EUNSUPPORTED ? EXIT_BAD_INPUT : 1;
 }
 

@@ -92,6 +92,7 @@ static const char closing[] =
     ".TP\n.B 0\nAll went well.\n"
     ".TP\n.B 1\nSomething failed: a file could not be read or written, memory ran out or would have, the loss became no number.\n"
     ".TP\n.B 2\nA flag, value or file is not what it should be.\n"
+    ".TP\n.B 3\nNo plan fits, or none keeps to what is pinned.\n"
     ".TP\n.B 130\nStopped by SIGINT or SIGTERM, after saving. A second signal ends the program at once.\n"
     ".PP\n"
     "What went wrong is said in one line on standard error. A save that fails leaves the checkpoints that are there as they are.\n"

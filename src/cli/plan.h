@@ -19,7 +19,7 @@ typedef struct plan_config {
     /* searching */
     const char *planner, *device_memory, *forbid;
     hd_setting_list pins;
-    int64_t devices, search_nodes;
+    int64_t devices, search_nodes, search_threads;
     double search_time;
     bool explain, keep_micro_batches;
 } plan_config;
@@ -67,7 +67,7 @@ hd_step_options hd_plan_step(const plan_config *c);
 
 /* Whether the plan is to be searched for: not given whole by --plan, --planner given, or a --parallel whose sizes are as many as the devices. */
 int hd_plan_is_searched(const plan_config *c, const hd_cluster *cluster, bool *searched, hd_error *err);
-/* Runs the planner; p->model and p->cluster are there. Sets p->answer, form, text, own and config. HD_EMEMCAP or HD_EINVAL and one line where there is no plan. */
+/* Runs the planner; p->model and p->cluster are there. Sets p->answer, form, text, own and config. HD_ENOPLAN or HD_EINVAL and one line where there is none. */
 int hd_plan_search(planned *p, hd_error *err);
 /* What it chose and why, as text and as JSON. */
 void hd_plan_print_search(const planned *p, hd_str *out);

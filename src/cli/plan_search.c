@@ -56,11 +56,49 @@ static int read_pins(const hd_setting_list *texts, hd_pin *pins, hd_error *err)
     for (int i = 0; i < texts->n; i++) {
         const char *equals = strchr(texts->item[i], '=');
         if (!equals || equals == texts->item[i] || !equals[1] || (size_t)(equals - texts->item[i]) >= sizeof pins->pattern || strlen(equals + 1) >= sizeof pins->layout)
-            return hd_fail(err, HD_EINVAL, "--pin: \"%s\" is no NAME=LAYOUT, such as layers.*.mlp.up=[tp,-]", texts->item[i]);
+            return hd_fail(err, HD_EINVAL, "--pin: \"%s\" is no NAME=LAYOUT, such as layers.*.mlp.up=tp,-", texts->item[i]);
         snprintf(pins[i].pattern, sizeof pins->pattern, "%.*s", (int)(equals - texts->item[i]), texts->item[i]);
         snprintf(pins[i].layout, sizeof pins->layout, "%s", equals + 1);
     }
     return 0;
+}
+
+/* Axes that forms have; what stands between commas is one dimension's. */
+static int check_axes(const hd_pin *pin, hd_error *err)
+{
+    static const char *const names[] = {"dp", "cp", "tp", "max", "micro"};
+    for (const char *at = pin->layout + (pin->layout[0] == '='); *at;) {
+        size_t n = strspn(at, "abcdefghijklmnopqrstuvwxyz_"), known = 0;
+        for (size_t i = 0; n && i < sizeof names / sizeof *names; i++) known += strlen(names[i]) == n && !strncmp(at, names[i], n);
+        if (n && !known) return hd_fail(err, HD_EINVAL, "--pin %s=%s: a plan has the axes dp, cp and tp, and not \"%.*s\"", pin->pattern, pin->layout, (int)n, at);
+        if (!n && !strchr(",.-*+= 0123456789", *at)) return hd_fail(err, HD_EINVAL, "--pin %s=%s: \"%c\" is no part of a layout, such as tp,-", pin->pattern, pin->layout, *at);
+        at += n ? n : 1;
+    }
+    return 0;
+}
+
+/* Each names parameters of the network, and says where all their dimensions are. */
+static int check_pins(const hd_planner_job *job, hd_error *err)
+{
+    const hd_planner_network *n = &job->network;
+    hd_graph *g = job->n_pins ? n->graph(n->context, job->micro_batches ? job->micro_batches : 1, 0, err) : NULL;
+    int rc = job->n_pins && !g ? err->code : 0;
+    for (int i = 0; i < job->n_pins && !rc; i++) {
+        const hd_pin *pin = &job->pins[i];
+        int dims = 1, found = 0;
+        for (const char *at = pin->layout; *at; at++) dims += *at == ',';
+        rc = check_axes(pin, err);
+        for (size_t v = 0; v < g->n_values && !rc; v++) {
+            const hd_value_info *x = &g->values[v];
+            if (x->kind != HD_PARAM || !hd_path_match(pin->pattern, x->path)) continue;
+            found++;
+            if (x->type.shape.rank != dims)
+                rc = hd_fail(err, HD_EINVAL, "--pin %s=%s: %s has %d dimension%s, and the layout %d", pin->pattern, pin->layout, x->path, x->type.shape.rank, x->type.shape.rank == 1 ? "" : "s", dims);
+        }
+        if (!rc && !found) rc = hd_fail(err, HD_EINVAL, "--pin %s: the network has no parameter of that name", pin->pattern);
+    }
+    hd_graph_free(g);
+    return rc;
 }
 
 static hd_planning planning_of(const planned *p)
@@ -74,14 +112,14 @@ static hd_planning planning_of(const planned *p)
 static int make_job(const planned *p, const hd_planning *planning, hd_pin *pins, hd_planner_job *job, hd_error *err)
 {
     const plan_config *c = p->config;
-    *job = (hd_planner_job){.cluster = &p->cluster, .ranks = (int)c->devices, .nodes = c->search_nodes, .seconds = c->search_time, .pins = pins, .n_pins = c->pins.n};
+    *job = (hd_planner_job){.cluster = &p->cluster, .ranks = (int)c->devices, .nodes = c->search_nodes, .seconds = c->search_time, .threads = (int)c->search_threads, .pins = pins, .n_pins = c->pins.n};
     int rc = hd_planning_network(planning, &job->network, err);
     if (!rc && c->parallel) rc = hd_parallel_parse(c->parallel, &job->pinned, err);
     if (!rc) rc = read_memory(c->device_memory, &job->memory, err);
     if (!rc) rc = read_forbidden(c->forbid, &job->forbidden, err);
     if (!rc) rc = read_pins(&c->pins, pins, err);
     if (c->keep_micro_batches || job->network.whole_batch) job->micro_batches = c->micro_batches;
-    return rc;
+    return rc ? rc : check_pins(job, err);
 }
 
 static int take_best(planned *p, hd_error *err)
@@ -109,7 +147,11 @@ int hd_plan_search(planned *p, hd_error *err)
     int rc = p->pins ? make_job(p, &planning, p->pins, &job, err) : hd_fail_memory(err, 0, "pinned layouts");
     p->planner = hd_planner_find(p->config->planner ? p->config->planner : hd_planner_name(0));
     if (!rc) rc = p->planner->find(&job, &p->answer, err);
+<<<<<<< HEAD
     if (!rc && !p->answer.n) rc = hd_fail(err, p->answer.code ? p->answer.code : HD_EMEMCAP, "%s", p->answer.why);
+=======
+    if (!rc && !p->answer.n) rc = hd_fail(err, HD_ENOPLAN, "%s", p->answer.why);
+>>>>>>> refs/heads/checks
     return rc ? rc : take_best(p, err);
 }
 

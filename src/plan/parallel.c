@@ -210,7 +210,7 @@ static int check_part(const hd_parallel *p, hd_error *err)
     return 0;
 }
 
-static int check_form(const hd_parallel *p, hd_error *err)
+int hd_parallel_check(const hd_parallel *p, hd_error *err)
 {
     bool gathers = false, cuts_tokens = false;
     if (hd_parallel_ranks(p) > HD_MAX_RANKS) return hd_fail(err, HD_EINVAL, "--parallel: that is more than %d ranks", HD_MAX_RANKS);
@@ -237,6 +237,20 @@ static int check_form(const hd_parallel *p, hd_error *err)
     if (p->n_layers && p->n_layers != p->pp * p->chunks)
         return hd_fail(err, HD_EINVAL, "--parallel: layers names %d chunks, pp x v is %d", p->n_layers, (int)(p->pp * p->chunks));
     return 0;
+}
+
+/* Whether sizes that are left open could be such that the rest makes sense. */
+static int check_open(const hd_parallel *p, hd_error *err)
+{
+    hd_parallel x = *p;
+    int64_t chunks = x.n_layers > x.n_first ? x.n_layers : x.n_first;
+    if ((x.keep || x.regather) && !(x.given >> HD_KEY_ZERO & 1)) x.zero = 3;
+    if (x.zero && !(x.given >> HD_KEY_DP & 1)) x.dp = 2;
+    if ((x.sp || x.tables || x.scatter) && !(x.given >> HD_KEY_TP & 1)) x.tp = 2;
+    if ((x.chunks > 1 || x.scatter || chunks > 1) && !(x.given >> HD_KEY_PP & 1)) x.pp = chunks / x.chunks > 2 ? chunks / x.chunks : 2;
+    if (chunks > 1 && chunks % x.pp == 0 && !(x.given >> HD_KEY_V & 1)) x.chunks = chunks / x.pp, x.has_schedule &= x.chunks == 1;
+    if ((x.has_attention || x.has_order) && !(x.given >> HD_KEY_CP & 1)) x.cp = 2;
+    return hd_parallel_check(&x, err);
 }
 
 /* ---- the text ---- */
@@ -292,7 +306,7 @@ int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
     int rc = strchr(copy, '|') ? read_parts(&r, copy) : read_items(&r, copy);
     if (rc) return rc;
     join_parts(out);
-    return check_form(out, err);
+    return out->open && !out->n_parts ? check_open(out, err) : hd_parallel_check(out, err);
 }
 
 /* ---- writing ---- */

@@ -81,6 +81,8 @@ typedef struct hd_parallel {
 
 hd_parallel hd_parallel_default(void); /* one rank */
 
+/* HD_EINVAL and one line where the form contradicts itself whatever the network. */
+int hd_parallel_check(const hd_parallel *p, hd_error *err);
 /* Reads such a text ("" is one rank). HD_EINVAL and one line for an unknown or repeated key or a bad number; *out is valid only on success. */
 int hd_parallel_parse(const char *text, hd_parallel *out, hd_error *err);
 /* The text of a form, of what is not as by default; appended to out. 0 or HD_ENOMEM. Pins, cuts and auto are not in it. */

@@ -159,8 +159,25 @@ static void list_slices(const space *s, const hd_form *f, values *v)
 
 /* ---- going through them ---- */
 
+/* What is pinned beside sizes that are searched for may need some of them: zero=3 more than one rank of dp. */
+static bool keeps_to_pins(const space *s, const hd_form *f)
+{
+    const uint32_t bound = 1u << HD_KEY_SP | 1u << HD_KEY_ZERO | 1u << HD_KEY_KEEP | 1u << HD_KEY_REGATHER | 1u << HD_KEY_SCATTER | 1u << HD_KEY_V | 1u << HD_KEY_SCHEDULE
+                           | 1u << HD_KEY_LAYERS | 1u << HD_KEY_RECOMPUTE | 1u << HD_KEY_ATTENTION | 1u << HD_KEY_ORDER | 1u << HD_KEY_TABLES;
+    hd_parallel p;
+    if (!(s->pinned->given & bound)) return true;
+    if (is_given(s, HD_KEY_SCHEDULE) && f->pp == 1) return false;
+    if (is_given(s, HD_KEY_V) && f->chunks != s->pinned->chunks) return false;
+    if (is_given(s, HD_KEY_TABLES) && f->tables != s->pinned->tables) return false;
+    hd_form_write(s->job, f, NULL, NULL, &p);
+    if (!is_given(s, HD_KEY_RECOMPUTE)) p.n_first = 0, p.recompute = HD_RECOMPUTE_NONE;
+    else if (p.recompute == HD_RECOMPUTE_FIRST) p.n_first = s->pinned->n_first;
+    return !hd_parallel_check(&p, NULL);
+}
+
 static void emit(space *s, const hd_form *f)
 {
+    if (!keeps_to_pins(s, f)) return;
     if (hd_grow(&s->out->list, &s->out->room, s->out->n + 1, sizeof *f)) s->failed = true;
     else s->out->list[s->out->n++] = *f;
 }
@@ -252,9 +269,9 @@ static int check_pins(const space *s, hd_error *err)
     int64_t fixed = p->pp * p->tp * p->cp * p->dp;
     if (p->n_parts) return hd_fail(err, HD_EUNSUPPORTED, "stages of different meshes (|) are given whole: leave auto out, or take one mesh");
     if (fixed > s->devices)
-        return hd_fail(err, HD_EINVAL, "--parallel pins %lld ranks, and there are %d devices: pin less, or take more devices", (long long)fixed, s->devices);
+        return hd_fail(err, HD_ENOPLAN, "--parallel pins %lld ranks, and there are %d devices: pin less, or take more devices", (long long)fixed, s->devices);
     if (s->devices % fixed && s->gpu)
-        return hd_fail(err, HD_EINVAL, "--parallel pins sizes whose product, %lld, is no divisor of the %d devices", (long long)fixed, s->devices);
+        return hd_fail(err, HD_ENOPLAN, "--parallel pins sizes whose product, %lld, is no divisor of the %d devices", (long long)fixed, s->devices);
     return 0;
 }
 

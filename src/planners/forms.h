@@ -18,7 +18,7 @@ typedef struct hd_form {
 
 typedef struct hd_form_list { hd_form *list; size_t n, room; } hd_form_list;
 
-/* All forms that the job allows, in one order. A job that allows none: n = 0. HD_ENOMEM; HD_EINVAL where its pins contradict each other. */
+/* All forms that the job allows, in one order. A job that allows none: n = 0. HD_ENOMEM; HD_ENOPLAN where its pins contradict the devices. */
 int hd_forms_list(const hd_planner_job *job, hd_form_list *out, hd_error *err);
 
 static inline int hd_form_ranks(const hd_form *f) { return f->pp * f->dp * f->cp * f->tp; }

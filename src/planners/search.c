@@ -5,6 +5,9 @@
  *   blocks.c    what the network's parts take: first without data parallelism (few ways), then exactly (for forms that are still in)
  *   estimate.c  a form's step and memory, from blocks
  *   planner.c   trying: lowering and simulating a form whole
+ *   relax.c     what is said where nothing fits
+ *
+ * Estimates may be wrong about memory: before a job is refused, forms are lowered whole from the one that is said to need least on.
  *
  * Work is shared among threads by index and judged in order, so their number doesn't change the answer. */
 #include <inttypes.h>
@@ -19,6 +22,7 @@
 #include "base/thread.h"
 #include "planners/estimate.h"
 #include "planners/own_layouts.h"
+#include "planners/relax.h"
 
 #define FAR 1.35        /* forms whose first estimate is so much worse than the best are left */
 #define NETWORK_FAR 2
@@ -27,9 +31,13 @@
 #define EXACT_SLACK 1.04
 #define SLICING 0.03    /* first estimates are of whole sequences: halves of them make smaller products */
 #define SURE 1.03       /* an exact estimate so much above the best simulated step cannot win */
-enum { KEPT = 384 /* forms that are estimated exactly */, AT_ONCE = 4 /* tries */, TIGHTER = 4 /* times that a form is made to fit */ };
+#define HOPELESS 1.4    /* forms whose first estimate is so much above what there is are not tried when nothing fits, but for a few */
+enum { KEPT = 384 /* forms that are estimated exactly */, AT_ONCE = 4 /* tries */, TIGHTER = 4 /* times that a form is made to fit */,
+       LEAST = 12 /* forms tried before nothing is said to fit, at least */, FITTING = 8 /* tried after the first of them that fits */ };
 
 typedef struct candidate { hd_form form; double step; int64_t peak; size_t index; } candidate;
+
+typedef struct lean { int64_t peak; size_t index; } lean; /* by the first estimate; of a form */
 
 typedef struct search {
     const hd_planner_job *job;
@@ -40,6 +48,8 @@ typedef struct search {
     double *step; int64_t *peak;  /* [forms] first estimates */
     hd_blocks *blocks; size_t n_blocks; /* of the pass under way, sorted by key */
     candidate *kept; size_t n_kept;
+    lean *lean; size_t n_lean;    /* where nothing of those fitted: by what they need */
+    hd_least least;
     double begun;
     bool all;                     /* exhaustive: nothing is left out */
     int rc;
@@ -237,13 +247,18 @@ static int keep_best(search *s)
     return 0;
 }
 
-static int estimate_all(search *s)
+static int estimate_first(search *s)
 {
     s->step = hd_calloc(s->forms.n + 1, sizeof *s->step);
     s->peak = hd_calloc(s->forms.n + 1, sizeof *s->peak);
     if (!s->step || !s->peak) return hd_fail_memory(s->err, s->forms.n * 16, "a search for plans");
     int rc = find_blocks(s, s->forms.list, s->forms.n, sizeof *s->forms.list, false);
-    if (!rc) rc = share(s, s->forms.n, 256, first_estimate);
+    return rc ? rc : share(s, s->forms.n, 256, first_estimate);
+}
+
+static int estimate_all(search *s)
+{
+    int rc = estimate_first(s);
     if (!rc) rc = keep_best(s);
     s->out->considered = (int64_t)s->forms.n;
     if (!rc && s->n_kept) rc = find_blocks(s, &s->kept->form, s->n_kept, sizeof *s->kept, true);
@@ -259,8 +274,8 @@ static int estimate_all(search *s)
 
 /* ---- trying ---- */
 
-typedef struct attempt { const candidate *of; hd_plan_found found; int rc, tries; bool done; } attempt;
-typedef struct attempts { search *s; attempt list[AT_ONCE]; int n; } attempts;
+typedef struct attempt { const candidate *of; hd_plan_found found; int rc, tries; char refused[256]; } attempt;
+typedef struct attempts { search *s; attempt list[AT_ONCE]; int n; size_t first; } attempts;
 
 /* Chunks of a network from a file begin where blocks do. */
 static void write_cuts(const hd_blocks *b, const hd_form *f, const int *layers, char (*cuts)[64], hd_parallel *out)
@@ -346,6 +361,98 @@ static int try_best(search *s)
     return 0;
 }
 
+/* ---- where nothing of these fits ---- */
+
+static int compare_lean(const void *x, const void *y)
+{
+    const lean *a = x, *b = y;
+    if (a->peak != b->peak) return a->peak < b->peak ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
+}
+
+/* What needs least first; what has no estimate, since the network could not be cut into blocks so, last: to hear why. Layers made again where memory asks for it are
+ * all of them here. */
+static int sort_lean(search *s)
+{
+    s->lean = hd_malloc((s->forms.n + 1) * sizeof *s->lean);
+    if (!s->lean) return hd_fail_memory(s->err, s->forms.n * sizeof *s->lean, "a search for plans");
+    for (size_t i = 0; i < s->forms.n; i++) {
+        const hd_form *f = &s->forms.list[i];
+        bool unknown = s->peak[i] <= 0 && (s->job->network.layers || f->pp > 1);
+        if (f->recompute == HD_RECOMPUTE_FIRST && !is_pinned(s, HD_KEY_RECOMPUTE)) continue;
+        s->lean[s->n_lean++] = (lean){unknown ? INT64_MAX : s->peak[i], i};
+    }
+    qsort(s->lean, s->n_lean, sizeof *s->lean, compare_lean);
+    return 0;
+}
+
+static void try_one_lean(search *s, size_t i, attempt *a)
+{
+    const hd_form *f = &s->forms.list[s->lean[i].index];
+    hd_error err = {0};
+    hd_parallel p;
+    hd_form_write(s->job, f, NULL, NULL, &p);
+    a->rc = hd_planner_try(s->job, &p, f->micro_batches, &a->found, &err);
+    if (a->rc && !a->refused[0]) snprintf(a->refused, sizeof a->refused, "%.*s", (int)sizeof a->refused - 1, err.message);
+}
+
+static void try_lean_share(void *arg, int tid)
+{
+    attempts *a = arg;
+    for (int i = tid; i < a->n; i += hd_team_size(a->s->team)) try_one_lean(a->s, a->first + (size_t)i, &a->list[i]);
+}
+
+static double lack_of(int64_t peak, int64_t capacity) { return (double)peak / (double)(capacity > 0 ? capacity : 1); }
+
+static void learn_least(search *s, const hd_form *f, const attempt *a)
+{
+    hd_least *l = &s->least;
+    if (a->rc) {
+        if (!l->refused[0]) memcpy(l->refused, a->refused, sizeof l->refused);
+        return;
+    }
+    if (l->known && lack_of(a->found.peak, a->found.capacity) >= lack_of(l->peak, l->capacity)) return;
+    l->known = true, l->fits = a->found.fits;
+    l->form = *f, l->peak = a->found.peak, l->capacity = a->found.capacity;
+}
+
+static bool is_hopeless(const search *s, size_t i)
+{
+    if (i >= s->n_lean) return true;
+    return i >= LEAST && (double)s->lean[i].peak > HOPELESS * (double)hd_planner_capacity(s->job, hd_form_ranks(&s->forms.list[s->lean[i].index]));
+}
+
+/* At most so many tries; some more than the first that fits, for the quickest of them. */
+static int try_lean(search *s, int64_t most)
+{
+    hd_planner_answer *out = s->out;
+    int64_t fitting = 0, unfit = 0;
+    size_t next = 0;
+    int rc = sort_lean(s);
+    while (!rc && !is_hopeless(s, next) && (int64_t)next < most && fitting < FITTING && !(out_of_time(s) && out->n)) {
+        attempts a = {.s = s, .first = next};
+        for (; a.n < AT_ONCE && next < s->n_lean && (int64_t)next < most; next++) a.n++;
+        hd_team_run(s->team, try_lean_share, &a);
+        for (int i = 0; i < a.n; i++) {
+            if (a.list[i].rc == HD_ENOMEM) rc = hd_fail_memory(s->err, 0, "a search for plans");
+            learn_least(s, &s->forms.list[s->lean[a.first + (size_t)i].index], &a.list[i]);
+            unfit += !a.list[i].rc && !a.list[i].found.fits;
+            hd_planner_keep(out, &a.list[i].found);
+        }
+        fitting += out->n ? a.n : 0;
+        out->tried += a.n;
+    }
+    count(s, "simulated from the least memory on", (int64_t)next, unfit);
+    return rc;
+}
+
+static int64_t most_lean(const search *s)
+{
+    int64_t layers = s->job->network.layers, most = layers ? 6000 / layers : 512, left = s->job->nodes - s->out->tried;
+    most = most < 2 * LEAST ? 2 * LEAST : most > 512 ? 512 : most;
+    return s->job->nodes > 0 && left < most ? left : most;
+}
+
 /* ---- layouts of its own ---- */
 
 /* Meshes and micro-batches whose layouts are searched for: of networks without names that the forms know, each mesh of all ranks; of a language model those of
@@ -377,18 +484,27 @@ static int64_t most_micro(const search *s, int64_t dp)
 static int list_meshes(const search *s, hd_form *list)
 {
     int n = 0;
-    bool language = s->job->network.layers > 0;
-    for (size_t i = 0; i < s->n_kept && n < (language ? 2 : MESHES); i++) {
-        const hd_form *f = &s->kept[i].form;
+    bool language = s->job->network.layers > 0, lean = s->n_lean > 0;
+    size_t forms = lean ? s->n_lean < KEPT ? s->n_lean : KEPT : s->n_kept;
+    for (size_t i = 0; i < forms && n < (language && !lean ? 2 : MESHES); i++) {
+        const hd_form *f = lean ? &s->forms.list[s->lean[i].index] : &s->kept[i].form;
         bool known = (f->dp == 1 && f->tp == 1) || f->cp > 1 || (!language && f->pp > 1);
         for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], f);
         if (!known) list[n++] = bare(f);
     }
+<<<<<<< HEAD
     if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1) return n;
     /* Model parallelism of such networks is in no form but those of tables. */
     int ranks = hd_planner_ranks(s->job);
     for (int tp = 2; tp <= ranks && n < 2 * MESHES; tp++) {
         hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->n ? s->out->best[0].micro_batches : most_micro(s, ranks / tp)};
+=======
+    if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1 || (!s->out->n && !lean)) return n;
+    /* Model parallelism of such networks is in no form but those of tables. */
+    int ranks = hd_planner_ranks(s->job);
+    for (int tp = 2; tp <= ranks && n < 2 * MESHES; tp++) {
+        hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->n ? s->out->best[0].micro_batches : list[0].micro_batches};
+>>>>>>> refs/heads/checks
         bool known = ranks % tp || (is_pinned(s, HD_KEY_DP) && f.dp != s->job->pinned.dp);
         for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], &f);
         if (!known) list[n++] = f;
@@ -412,8 +528,16 @@ static int try_own(search *s, const hd_form *f, hd_pin *pins)
     return 0;
 }
 
+/* What layouts decide is left to them. */
+static bool may_have_layouts(const search *s)
+{
+    const uint32_t theirs = 1u << HD_KEY_SP | 1u << HD_KEY_ZERO | 1u << HD_KEY_KEEP | 1u << HD_KEY_REGATHER | 1u << HD_KEY_SCATTER | 1u << HD_KEY_TABLES;
+    return !((s->job->pinned.given | s->job->forbidden) & theirs);
+}
+
 static int try_layouts(search *s)
 {
+    if (!may_have_layouts(s)) return 0;
     hd_form list[2 * MESHES + 1];
     hd_pin *pins = hd_malloc(HD_MESH_PINS * sizeof *pins);
     int rc = pins ? 0 : hd_fail_memory(s->err, 0, "a search for plans"), n = rc ? 0 : list_meshes(s, list);
@@ -424,6 +548,7 @@ static int try_layouts(search *s)
     return rc;
 }
 
+<<<<<<< HEAD
 /* ---- when nothing fits ---- */
 
 /* What the network itself says against a form, or "". */
@@ -478,26 +603,54 @@ static void explain_nothing(search *s)
              j->memory > 0 ? " (--device-memory)" : "", j->pinned.given ? "pinning less, or more devices" : j->memory > 0 ? "a higher --device-memory, or more devices" : "more devices");
 }
 
+=======
+>>>>>>> refs/heads/checks
 /* ---- the planners ---- */
 
-static int run(search *s)
+static int begin(search *s)
 {
     int threads = s->job->threads > 0 ? s->job->threads : hd_core_count();
     int rc = hd_forms_list(s->job, &s->forms, s->err);
     s->team = rc ? NULL : hd_team_new(threads, false, s->err);
-    if (!rc && !s->team) rc = s->err->code;
-    if (!rc && s->forms.n) rc = estimate_all(s);
-    if (!rc) rc = try_best(s);
-    if (!rc) rc = try_layouts(s);
-    if (!rc && !s->out->n) explain_nothing(s);
+    s->least.forms = s->forms.n;
+    return rc ? rc : s->team ? 0 : s->err->code;
+}
+
+static void end(search *s)
+{
     forget_blocks(s);
     hd_team_free(s->team);
     hd_free(s->forms.list);
     hd_free(s->step);
     hd_free(s->peak);
     hd_free(s->kept);
+    hd_free(s->lean);
     s->out->seconds = hd_time() - s->begun;
+}
+
+static int run(search *s)
+{
+    int rc = begin(s);
+    if (!rc && s->forms.n) rc = estimate_all(s);
+    if (!rc) rc = try_best(s);
+    if (!rc && s->forms.n && !s->out->n) rc = try_lean(s, most_lean(s));
+    if (!rc) rc = try_layouts(s);
+    if (!rc && !s->out->n) rc = hd_relax_explain(s->job, &s->least, s->out->why, sizeof s->out->why, s->err);
+    end(s);
     if (rc) hd_planner_answer_free(s->out);
+    return rc;
+}
+
+int hd_search_least(const hd_planner_job *job, int most, hd_least *out, hd_error *err)
+{
+    hd_planner_answer answer = {0};
+    search s = {.job = job, .out = &answer, .err = err, .begun = hd_time()};
+    int rc = begin(&s);
+    if (!rc && s.forms.n) rc = estimate_first(&s);
+    if (!rc && s.forms.n) rc = try_lean(&s, most);
+    *out = s.least;
+    end(&s);
+    hd_planner_answer_free(&answer);
     return rc;
 }
 

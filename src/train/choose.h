@@ -13,7 +13,7 @@ typedef struct hd_choice {
     bool temporary;           /* which goes when the job ends */
 } hd_choice;
 
-/* Finds a plan where settings leave it open (hd_train_config_is_open), and says what and why; a job that isn't worth it stays as it is. HD_EMEMCAP where nothing
+/* Finds a plan where settings leave it open (hd_train_config_is_open), and says what and why; a job that isn't worth it stays as it is. HD_ENOPLAN where nothing
  * fits. The caller frees *out in any case. */
 int hd_choose(const hd_train_config *c, hd_choice *out, hd_error *err);
 void hd_choice_free(hd_choice *choice);

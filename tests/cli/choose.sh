@@ -99,7 +99,7 @@ refuses 'over the memory limit: rank 0 needs [0-9]+ bytes .* allows 409600 .*rec
 refuses 'over the memory limit: rank [01] needs [0-9]+ bytes .* allows 104857 ' job --device-memory 0.1M --planner given --quiet
 ok job --device-memory 600K --planner zero --ranks 2 --out capped
 close given capped
-refuses 'over the memory limit: ' job --device-memory 20K --planner zero --ranks 2 --quiet
+refuses 'no plan: ' job --device-memory 20K --planner zero --ranks 2 --quiet
 refuses 'over the memory limit: rank [01] ' job --device-memory 300K --parallel 'tp=2' --quiet
 
 # Plans in files: replayed, or refused with what differs.
