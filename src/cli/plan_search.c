@@ -147,11 +147,7 @@ int hd_plan_search(planned *p, hd_error *err)
     int rc = p->pins ? make_job(p, &planning, p->pins, &job, err) : hd_fail_memory(err, 0, "pinned layouts");
     p->planner = hd_planner_find(p->config->planner ? p->config->planner : hd_planner_name(0));
     if (!rc) rc = p->planner->find(&job, &p->answer, err);
-<<<<<<< HEAD
-    if (!rc && !p->answer.n) rc = hd_fail(err, p->answer.code ? p->answer.code : HD_EMEMCAP, "%s", p->answer.why);
-=======
     if (!rc && !p->answer.n) rc = hd_fail(err, HD_ENOPLAN, "%s", p->answer.why);
->>>>>>> refs/heads/checks
     return rc ? rc : take_best(p, err);
 }
 

@@ -66,7 +66,7 @@ typedef struct hd_planner_answer {
     int64_t considered, estimated, tried; /* forms: in the space, not cut by a bound, lowered whole and simulated */
     bool cut_off;            /* by nodes or seconds before the bounds said that nothing better is left */
     double seconds;          /* that the search took */
-    int code; char why[512]; /* n == 0: HD_EMEMCAP or HD_EINVAL; the tightest constraint and the cheapest relaxation, one line */
+    char why[512];           /* n == 0: the tightest constraint and the cheapest relaxation, one line */
 } hd_planner_answer;
 
 typedef struct hd_planner {

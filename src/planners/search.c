@@ -492,19 +492,11 @@ static int list_meshes(const search *s, hd_form *list)
         for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], f);
         if (!known) list[n++] = bare(f);
     }
-<<<<<<< HEAD
     if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1) return n;
     /* Model parallelism of such networks is in no form but those of tables. */
     int ranks = hd_planner_ranks(s->job);
     for (int tp = 2; tp <= ranks && n < 2 * MESHES; tp++) {
         hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->n ? s->out->best[0].micro_batches : most_micro(s, ranks / tp)};
-=======
-    if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1 || (!s->out->n && !lean)) return n;
-    /* Model parallelism of such networks is in no form but those of tables. */
-    int ranks = hd_planner_ranks(s->job);
-    for (int tp = 2; tp <= ranks && n < 2 * MESHES; tp++) {
-        hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->n ? s->out->best[0].micro_batches : list[0].micro_batches};
->>>>>>> refs/heads/checks
         bool known = ranks % tp || (is_pinned(s, HD_KEY_DP) && f.dp != s->job->pinned.dp);
         for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], &f);
         if (!known) list[n++] = f;
@@ -548,63 +540,6 @@ static int try_layouts(search *s)
     return rc;
 }
 
-<<<<<<< HEAD
-/* ---- when nothing fits ---- */
-
-/* What the network itself says against a form, or "". */
-static void complaint(const search *s, const hd_parallel *p, int64_t micro_batches, char *out, size_t room)
-{
-    hd_programs programs = {0};
-    hd_error err = {0};
-    if (s->job->network.lower(s->job->network.context, p, micro_batches, 0, &programs, &err)) snprintf(out, room, "%s", err.message);
-    hd_programs_free(&programs);
-}
-
-/* Nothing was there to be estimated, or nothing of it could be lowered. */
-static void explain_impossible(search *s)
-{
-    const hd_planner_job *j = s->job;
-    char said[512] = "";
-    hd_parallel p = j->pinned.dp ? j->pinned : hd_parallel_default();
-    int64_t micro = j->micro_batches ? j->micro_batches : p.chunks > 1 && j->network.samples % p.pp == 0 ? p.pp : 1;
-    s->out->code = HD_EINVAL;
-    if (s->forms.n) hd_form_write(j, &s->forms.list[0], NULL, NULL, &p), p.n_first = 0, p.recompute = p.recompute == HD_RECOMPUTE_FIRST ? HD_RECOMPUTE_FULL : p.recompute;
-    complaint(s, &p, s->forms.n ? s->forms.list[0].micro_batches : micro, said, sizeof said);
-    if (said[0]) snprintf(s->out->why, sizeof s->out->why, "%s", said);
-    else
-        snprintf(s->out->why, sizeof s->out->why, "no form keeps to what is pinned with %d devices and %" PRId64 " samples a step: pin less, or change the number of devices or samples",
-                 hd_planner_ranks(j), j->network.samples);
-}
-
-static void explain_nothing(search *s)
-{
-    const hd_planner_job *j = s->job;
-    size_t least = s->forms.n;
-    char need[24], have[24], form[256] = "";
-    hd_str text;
-    for (size_t i = 0; i < s->forms.n; i++)
-        if (s->peak[i] > 0 && (least == s->forms.n || s->peak[i] < s->peak[least])) least = i;
-    if (least == s->forms.n) {
-        explain_impossible(s);
-        return;
-    }
-    hd_parallel p;
-    hd_str_init(&text);
-    hd_form_write(j, &s->forms.list[least], NULL, NULL, &p);
-    p.n_first = 0;
-    if (p.recompute == HD_RECOMPUTE_FIRST) p.recompute = HD_RECOMPUTE_FULL;
-    if (!hd_parallel_print(&p, &text)) snprintf(form, sizeof form, "%s", text.data);
-    hd_str_free(&text);
-    int64_t capacity = hd_planner_capacity(j, hd_form_ranks(&s->forms.list[least])), peak = s->peak[least];
-    s->out->code = HD_EMEMCAP;
-    snprintf(s->out->why, sizeof s->out->why,
-             "nothing fits: the form that needs least memory, %s with %" PRId64 " micro-batches, needs some %s a device and %s are there%s: what would help: %s",
-             form[0] ? form : "one rank", s->forms.list[least].micro_batches, hd_format_bytes(need, (double)peak), hd_format_bytes(have, (double)capacity),
-             j->memory > 0 ? " (--device-memory)" : "", j->pinned.given ? "pinning less, or more devices" : j->memory > 0 ? "a higher --device-memory, or more devices" : "more devices");
-}
-
-=======
->>>>>>> refs/heads/checks
 /* ---- the planners ---- */
 
 static int begin(search *s)

@@ -256,11 +256,7 @@ static int find_plan(maker *m, hd_choice *out, hd_error *err)
         return 0;
     }
     if (rc) rc = hd_fail(err, rc, "%s", why.message);
-<<<<<<< HEAD
-    if (!rc && !a.n) rc = hd_fail(err, a.code ? a.code : HD_EMEMCAP, "%s", a.why);
-=======
     if (!rc && !a.n) rc = hd_fail(err, HD_ENOPLAN, "%s", a.why);
->>>>>>> refs/heads/checks
     if (!rc) rc = take(m, &a.best[0], out, err);
     if (!rc) say(m, &a);
     hd_planner_answer_free(&a);
