@@ -21,7 +21,7 @@
 #define DATA TEST_SOURCE_DIR "/tests/data/models/logits/"
 
 static const char *const fixtures[] = { "gpt2",         "gpt2-untied", "llama-grouped",  "llama3",
-                                        "llama-linear", "llama-yarn",  "mistral-window", "qwen2" };
+                                        "llama-linear", "llama-yarn",  "mistral-window", "qwen2", "qwen3", "gemma3" };
 enum { FIXTURES = sizeof fixtures / sizeof *fixtures };
 
 static const char *fixture_path(const char *name)
@@ -155,6 +155,12 @@ static void test_config_bad(void **state)
         { "gpt2", "{\"architectures\": 3}", "\"architectures\" must be a list" },
         { "gpt2", "{\"architectures\": [[]]}", "must hold strings" },
         { "gpt2", "{\"n_head\": 4}", "4 heads do not divide a width of 35" },
+        { "gemma3", "{\"final_logit_softcapping\": 30.0}", "\"final_logit_softcapping\" is not supported" },
+        { "gemma3", "{\"layer_types\": [\"full_attention\"]}", "\"layer_types\" must list 7 layers" },
+        { "gemma3", "{\"layer_types\": [\"sliding_attention\", \"full_attention\", \"full_attention\", \"sliding_attention\", "
+                    "\"sliding_attention\", \"sliding_attention\", \"sliding_attention\"]}", "that do not repeat" },
+        { "gemma3", "{\"attention_bias\": true}", "\"attention_bias\" is not supported" },
+        { "gemma3", "{\"rope_local_base_freq\": 0}", "\"rope_local_base_freq\" must be" },
         { "gpt2", "{\"n_embd\": \"DELETE\"}", "\"n_embd\" is missing" },
         { "gpt2", "{\"n_layer\": 0}", "\"n_layer\" must be an integer from 1 to" },
         { "gpt2", "{\"vocab_size\": 1e30}", "\"vocab_size\" must be" },

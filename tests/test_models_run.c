@@ -137,6 +137,8 @@ static void test_cache(void **state)
     expect_cached_equals_full("logits/llama3");
     expect_cached_equals_full("logits/mistral-window");
     expect_cached_equals_full("logits/qwen2");
+    expect_cached_equals_full("logits/qwen3");
+    expect_cached_equals_full("logits/gemma3");
 }
 
 /* ---- training ---- */

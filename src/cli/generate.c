@@ -8,6 +8,7 @@
 #include "cli/cli.h"
 #include "serve/chat.h"
 #include "serve/generator.h"
+#include "tensor/gguf.h"
 
 typedef struct config {
     const char *prompt, *precision;
@@ -127,12 +128,12 @@ static int chat(hd_generator *g, const config *c, hd_error *err)
 static int run(const void *config_, const char *const *words, int n_words, hd_error *err)
 {
     const config *c = config_;
-    if (n_words != 1) return hd_fail(err, HD_EINVAL, "name one model directory (with config.json, weights and tokenizer.json)");
+    if (n_words != 1) return hd_fail(err, HD_EINVAL, "name one model: a directory (with config.json, weights and tokenizer.json) or a GGUF file");
     hd_generator g;
     hd_generator_options o = {.precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16, .threads = (int)c->threads, .context = c->context, .pack = true};
     int rc = hd_generator_open(&g, words[0], &o, err);
     if (rc) return rc;
-    if (!g.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no tokenizer.json", words[0]);
+    if (!g.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no %s", words[0], hd_gguf_is(words[0]) ? "tokenizer" : "tokenizer.json");
     signal(SIGINT, on_interrupt);
     hd_str text;
     hd_str_init(&text);
@@ -151,9 +152,9 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 
 const hd_command hd_cmd_generate = {
     .name = "generate",
-    .usage = "[flags] DIR",
+    .usage = "[flags] MODEL",
     .summary = "text from a model, or chat in the terminal",
-    .details = "DIR is a Hugging Face model directory: config.json, model.safetensors (or shards and an index) and tokenizer.json.",
+    .details = "MODEL is a Hugging Face model directory: config.json, model.safetensors (or shards and an index) and tokenizer.json; or a GGUF file.",
     .settings = settings,
     .config_size = sizeof(config),
     .max_words = 1,

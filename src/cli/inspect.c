@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "cli/cli.h"
 #include "plan/plan.h"
+#include "tensor/gguf.h"
 
 #define PATH_SIZE 4096
 
@@ -123,6 +124,7 @@ static int inspect_any(const inspect_config *c, const char *path, json_t **out, 
     if (*prefix) return hd_inspect_corpus(prefix, out, err);
     if (!hd_file_exists(path)) return hd_fail(err, HD_EINVAL, "%s: there is no such file or directory", path);
     if (hd_is_dir(path)) return inspect_dir(c, path, out, err);
+    if (hd_gguf_is(path) || ends_with(path, ".gguf")) return hd_inspect_gguf(path, out, err);
     if (ends_with(path, ".safetensors")) return hd_inspect_weights(path, out, err);
     if (hd_inspect_is_program(path)) return hd_inspect_program(c, path, out, err);
     if (first_character(path) == '{') return inspect_json(c, path, out, err);
@@ -250,8 +252,8 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
 const hd_command hd_cmd_inspect = {
     .name = "inspect",
     .usage = "[program | graph] PATH [flags]",
-    .summary = "what is in a model, shards, tokenizer, network, program or checkpoint",
-    .details = "PATH is a model directory, safetensors file, config.json, tokenizer.json, network file, PREFIX of shards (or its .idx),\n"
+    .summary = "what is in a model, GGUF file, shards, tokenizer, network, program or checkpoint",
+    .details = "PATH is a model directory, GGUF file, safetensors file, config.json, tokenizer.json, network file, PREFIX of shards (or its .idx),\n"
                "checkpoint, plan or program text. `inspect program MODEL` prints the Program that a model becomes, one line per\n"
                "instruction, and `inspect graph MODEL` its Graph; MODEL is a directory, a config.json or a network file.\n"
                "`inspect program FILE` reads such a text back, verifies it and prints it again, unchanged.",

@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include "base/error.h"
 #include "base/str.h"
+#include "models/config.h"
 
 typedef struct inspect_config {
     bool json, count;
@@ -18,10 +19,15 @@ typedef struct inspect_config {
 
 int hd_inspect_weights(const char *path, json_t **out, hd_error *err);
 int hd_inspect_config(const char *path, json_t **out, hd_error *err);
+json_t *hd_inspect_describe_config(const hd_lm_config *c, const char *path);
 int hd_inspect_model(const char *dir, json_t **out, hd_error *err);
 int hd_inspect_tokenizer(const char *path, json_t **out, hd_error *err);
 int hd_inspect_corpus(const char *prefix, json_t **out, hd_error *err);
 int hd_inspect_checkpoint(const char *dir, json_t **out, hd_error *err);
+
+/* ---- inspect_gguf.c ---- */
+
+int hd_inspect_gguf(const char *path, json_t **out, hd_error *err);
 
 /* ---- inspect_program.c ---- */
 

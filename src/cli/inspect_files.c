@@ -66,7 +66,7 @@ int hd_inspect_weights(const char *path, json_t **out, hd_error *err)
 
 /* ---- models ---- */
 
-static json_t *describe_config(const hd_lm_config *c, const char *path)
+json_t *hd_inspect_describe_config(const hd_lm_config *c, const char *path)
 {
     const struct { const char *key; int64_t value; } numbers[] = {
         {"parameters", hd_lm_config_parameters(c)}, {"vocab", c->vocab}, {"width", c->width}, {"layers", c->layers}, {"heads", c->heads},
@@ -91,7 +91,7 @@ int hd_inspect_config(const char *path, json_t **out, hd_error *err)
     int rc = hd_file_read(&text, path, 16 << 20, err);
     if (!rc) rc = hd_lm_config_parse(&c, text.data, text.len, path, err);
     hd_str_free(&text);
-    return rc ? rc : need(describe_config(&c, path), out, err);
+    return rc ? rc : need(hd_inspect_describe_config(&c, path), out, err);
 }
 
 /* A member that is described where its file is there. */
@@ -126,7 +126,7 @@ int hd_inspect_model(const char *dir, json_t **out, hd_error *err)
     char path[PATH_SIZE];
     int rc = hd_path_join(path, sizeof path, dir, "config.json", err);
     if (!rc) rc = hd_lm_config_load(&c, dir, err);
-    if (!rc) rc = need(json_pack("{s:s, s:s, s:o}", "kind", "model", "path", dir, "config", describe_config(&c, path)), out, err);
+    if (!rc) rc = need(json_pack("{s:s, s:s, s:o}", "kind", "model", "path", dir, "config", hd_inspect_describe_config(&c, path)), out, err);
     if (!rc) rc = add_part(*out, "tokenizer", dir, "tokenizer.json", hd_inspect_tokenizer, err);
     if (!rc) rc = add_weights(*out, dir, err);
     return rc;

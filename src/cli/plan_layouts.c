@@ -35,7 +35,7 @@ static const hd_setting settings[] = {
     {"prefer", HD_SET_STRING, AT(prefer), NULL, 0, 0, "reduce-scatter", "an all-reduce counts as the two halves that it can be taken apart into"},
     {"forbid", HD_SET_STRING, AT(forbid), NULL, 0, 0, "KINDS", "collectives not to be used: all-reduce, all-gather, reduce-scatter, all-to-all, with commas between"},
     {"solver", HD_SET_STRING, AT(solver), "exact", 0, 0, "exact|ilp", "Heddle's own, or CBC on the same problem"},
-    {"search_nodes", HD_SET_INT, AT(search_nodes), "0", 0, 1e9, "N", "branches at most; 0: 20000"},
+    {"search_nodes", HD_SET_INT, AT(search_nodes), "0", 0, 1e9, "N", "branches at most; 0: 20000, and fewer where they are large"},
     {"search_time", HD_SET_NUMBER, AT(search_time), "0", 0, 1e7, "SECONDS", "by the clock at most, after which the best so far is given with its gap; 0: endless"},
     {"plan_out", HD_SET_STRING, AT(plan_out), NULL, 0, 0, "FILE", "with --cluster: write the plan, for heddle train --plan FILE"},
     {"json", HD_SET_BOOL, AT(json), NULL, 0, 0, NULL, "one JSON object with the keys of docs/plan-problems.md"},

@@ -198,6 +198,7 @@ static int merge_long(hd_encoder *e, size_t n, hd_ids *out, hd_error *err) {
 static size_t start_ids(const hd_tokenizer *t, const unsigned char *word, size_t n, int32_t *id, size_t stride) {
     size_t count = 0;
     bool unk_before = false;
+    if (t->by_char) return hd_spm_start(t, word, n, id, stride);
     for (size_t i = 0; i < n; i++) {
         int32_t v = t->byte_id[word[i]];
         bool unk = v < 0;

@@ -70,12 +70,12 @@ int hd_tokenizer_index(hd_tokenizer *t, hd_error *err) {
     for (int32_t i = 0; i < t->id_count; i++) {
         hd_token *k = &t->tokens[i];
         if (!k->text) continue;
-        bool mapped;
+        bool mapped = false;
         k->bytes = pool;
-        k->bytes_size = (uint32_t)token_bytes(k->text, k->text_size, pool, &mapped);
+        k->bytes_size = (uint32_t)(t->by_char ? hd_spm_bytes(t, i, !k->added, pool) : token_bytes(k->text, k->text_size, pool, &mapped));
         pool += k->bytes_size;
         hd_string_table_put(&t->by_text, k->text, k->text_size, i);
-        if (k->added || !mapped) continue;
+        if (t->by_char || k->added || !mapped) continue;
         if (k->bytes_size == 1) t->byte_id[(unsigned char)k->bytes[0]] = i;
         if (t->ignore_merges && k->bytes_size) hd_string_table_put(&t->by_bytes, k->bytes, k->bytes_size, i);
     }
@@ -197,9 +197,15 @@ bool hd_tokenizer_is_special(const hd_tokenizer *t, int32_t id) {
 
 int hd_tokenizer_decode(const hd_tokenizer *t, const int32_t *ids, size_t n, bool skip_special, hd_str *out, hd_error *err) {
     hd_token_stream s = {0};
+    size_t begin = out->len;
     int rc = 0;
     for (size_t i = 0; i < n && !rc; i++) rc = hd_token_stream_push(t, &s, ids[i], skip_special, out, err);
-    return rc ? rc : hd_token_stream_end(&s, out, err);
+    if (!rc) rc = hd_token_stream_end(&s, out, err);
+    if (!rc && t->strip_space && out->len > begin && out->data[begin] == ' ') {
+        memmove(out->data + begin, out->data + begin + 1, out->len - begin); /* with the NUL */
+        out->len--;
+    }
+    return rc;
 }
 
 /* One byte more. Whole characters go out, bytes that cannot become one go out as U+FFFD, the beginning of one waits. */

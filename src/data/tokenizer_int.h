@@ -10,6 +10,7 @@
 #include "data/regex.h"
 #include "data/tokenizer.h"
 #include "data/unicode.h"
+#include "tensor/gguf.h"
 
 /* ---- words: the pre-tokenizer (pretokenize.c, scan.c) ---- */
 
@@ -135,6 +136,8 @@ struct hd_tokenizer {
     int32_t byte_id[256];   /* the token of one byte, -1 when the vocabulary hasn't got it */
     int32_t unk_id;         /* for bytes without a token; -1: such a byte is left out */
     bool fuse_unk, ignore_merges;
+    bool by_char;           /* SentencePiece: words begin as characters; byte_id are for those without a piece */
+    bool strip_space;       /* a decoded text begins with a space that encoding put there */
     hd_added_set raw, normalized;
     hd_added_token *added;  /* [added_count], in the file's order */
     size_t added_count;
@@ -192,6 +195,27 @@ int hd_tokenizer_index_added(hd_tokenizer *t, hd_error *err);
 int hd_tokenizer_index_merges(hd_tokenizer *t, hd_error *err);
 /* Applies the normalizers; result points at text or into one of the two buffers. */
 int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err);
+
+/* A tokenizer of a tokenizer.json's root, which is used up. NULL and err on failure. */
+hd_tokenizer *hd_tokenizer_from_root(json_t *root, const char *name, hd_error *err);
+
+/* ---- SentencePiece (sentencepiece.c) ---- */
+
+/* tokenizer.ggml.token_type */
+enum { HD_TOKEN_NORMAL = 1, HD_TOKEN_UNKNOWN, HD_TOKEN_CONTROL, HD_TOKEN_USER, HD_TOKEN_UNUSED, HD_TOKEN_BYTE };
+
+typedef struct hd_spm_spec {
+    const char *path; /* for messages */
+    const hd_gguf_value *tokens, *scores, *types; /* of one length; types may be NULL */
+    int64_t unk, bos, eos; /* -1: none; bos and eos go around a text */
+    bool space_prefix;
+} hd_spm_spec;
+
+hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err);
+/* The bytes that a piece stands for, into out, which has room for its text; that of a byte's piece ("<0xE2>") also goes to t->byte_id. */
+size_t hd_spm_bytes(hd_tokenizer *t, int32_t id, bool may_be_byte, char *out);
+/* A word's characters as ids (stride in bytes between them), at most n of them. Returns how many. */
+size_t hd_spm_start(const hd_tokenizer *t, const unsigned char *word, size_t n, int32_t *id, size_t stride);
 
 /* Reads the small sections of a tokenizer.json into t (tokenizer_sections.c). */
 int hd_sections_read(hd_tokenizer *t, const char *name, hd_error *err);

@@ -200,8 +200,26 @@ static int read_options(hd_tokenizer *t, const json_t *model, const char *where,
     if (dropout != 0) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"dropout\" isn't supported", where);
     if (refuse_affix(model, "continuing_subword_prefix", where, err) || refuse_affix(model, "end_of_word_suffix", where, err))
         return HD_EUNSUPPORTED;
-    return hd_json_bool(model, "fuse_unk", &t->fuse_unk, where, err) || hd_json_bool(model, "ignore_merges", &t->ignore_merges, where, err)
-               ? HD_EFORMAT : 0;
+    if (hd_json_bool(model, "fuse_unk", &t->fuse_unk, where, err) || hd_json_bool(model, "ignore_merges", &t->ignore_merges, where, err)) return HD_EFORMAT;
+    if (t->by_char && t->ignore_merges) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"ignore_merges\" isn't supported beside \"byte_fallback\"", where);
+    return 0;
+}
+
+/* Whether a pre-tokenizer is, or has among its parts, one of this type. */
+static bool has_part(const json_t *j, const char *type, int depth) {
+    const json_t *item;
+    size_t i;
+    const char *own = json_string_value(json_object_get(j, "type"));
+    if (own && !strcmp(own, type)) return true;
+    if (depth > 8 || !json_is_array(json_object_get(j, "pretokenizers"))) return false;
+    json_array_foreach(json_object_get(j, "pretokenizers"), i, item)
+        if (has_part(item, type, depth + 1)) return true;
+    return false;
+}
+
+/* SentencePiece's BPE as `tokenizers` writes it: characters, then bytes, without the byte-level alphabet. */
+static bool is_by_char(const json_t *root, const json_t *model) {
+    return json_is_true(json_object_get(model, "byte_fallback")) && !has_part(json_object_get(root, "pre_tokenizer"), "ByteLevel", 0);
 }
 
 /* What bytes without a token of their own become. */
@@ -211,7 +229,7 @@ static int read_unknown(hd_tokenizer *t, const json_t *model, const char *where,
     if (hd_json_string(model, "unk_token", &unk, where, err) || hd_json_bool(model, "byte_fallback", &fallback, where, err)) return HD_EFORMAT;
     for (int i = 0; i < 256; i++) complete &= t->byte_id[i] >= 0;
     if (complete) return 0; /* neither is ever used */
-    if (fallback) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"byte_fallback\" isn't supported where bytes are missing in the vocabulary", where);
+    if (fallback && !t->by_char) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"byte_fallback\" isn't supported where bytes are missing in the vocabulary", where);
     if (!unk) return 0;
     t->unk_id = hd_tokenizer_id(t, unk);
     if (t->unk_id >= 0 && !t->tokens[t->unk_id].added) return 0;
@@ -222,6 +240,7 @@ static int read_model(hd_tokenizer *t, const json_t *root, const char *name, hd_
     const json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
     char where[256];
     snprintf(where, sizeof where, "%.200s: model", name);
+    t->by_char = is_by_char(root, model);
     int rc = read_options(t, model, where, err);
     if (rc) return rc;
     if (!json_is_object(vocab)) return hd_fail(err, HD_EFORMAT, "%s: \"vocab\" must be an object", where);
@@ -238,8 +257,7 @@ static int read_model(hd_tokenizer *t, const json_t *root, const char *name, hd_
 
 /* ---- the file --------------------------------------------------------------------------------------------------- */
 
-hd_tokenizer *hd_tokenizer_parse(const char *json, size_t n, const char *name, hd_error *err) {
-    json_t *root = hd_json_parse(json, n, name, err);
+hd_tokenizer *hd_tokenizer_from_root(json_t *root, const char *name, hd_error *err) {
     hd_tokenizer *t = root ? hd_tokenizer_alloc(err) : NULL;
     if (!t) goto fail;
     if (!json_is_object(root)) {
@@ -258,6 +276,10 @@ fail:
     json_decref(root);
     hd_tokenizer_free(t);
     return NULL;
+}
+
+hd_tokenizer *hd_tokenizer_parse(const char *json, size_t n, const char *name, hd_error *err) {
+    return hd_tokenizer_from_root(hd_json_parse(json, n, name, err), name, err);
 }
 
 hd_tokenizer *hd_tokenizer_load(const char *path, hd_error *err) {

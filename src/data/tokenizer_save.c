@@ -86,7 +86,7 @@ static void put_model(hd_str *s, const hd_tokenizer *t) {
     if (t->unk_id >= 0) put_string(s, t->tokens[t->unk_id].text, t->tokens[t->unk_id].text_size);
     else hd_str_puts(s, "null");
     hd_str_printf(s, ",\n    \"continuing_subword_prefix\": null,\n    \"end_of_word_suffix\": null,\n    \"fuse_unk\": %s,\n"
-                     "    \"byte_fallback\": false,\n    \"ignore_merges\": %s,\n    \"vocab\": {", truth(t->fuse_unk), truth(t->ignore_merges));
+                     "    \"byte_fallback\": %s,\n    \"ignore_merges\": %s,\n    \"vocab\": {", truth(t->fuse_unk), truth(t->by_char), truth(t->ignore_merges));
     const char *comma = "";
     for (int32_t i = 0; i < t->id_count; i++) {
         const hd_token *k = &t->tokens[i];
@@ -103,6 +103,7 @@ static void put_model(hd_str *s, const hd_tokenizer *t) {
 
 int hd_tokenizer_save(const hd_tokenizer *t, const char *path, hd_error *err) {
     static const char *const sections[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder"};
+    if (t->by_char && !t->sections) return hd_fail(err, HD_EUNSUPPORTED, "%s: a SentencePiece tokenizer cannot be written as a tokenizer.json", path);
     hd_str s;
     hd_str_init(&s);
     hd_str_puts(&s, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");

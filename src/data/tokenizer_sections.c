@@ -282,6 +282,28 @@ static int read_decoder_sequence(reader_state *r, const json_t *j) {
     return each(r, j, "decoders", decoders);
 }
 
+/* SentencePiece's: U+2581 to spaces, "<0xE2>" to bytes, all in one piece, and perhaps without the first space. Anything else is another decoder. */
+static int read_piece_decoder(reader_state *r, const json_t *j) {
+    static const char *const order[] = {"Replace", "ByteFallback", "Fuse", "Strip"};
+    const json_t *list = json_object_get(j, "decoders");
+    size_t n = json_array_size(list);
+    bool same = n == 3 || n == 4;
+    for (size_t i = 0; i < n && same; i++) {
+        const char *type = json_string_value(json_object_get(json_array_get(list, i), "type"));
+        same = type && !strcmp(type, order[i]);
+    }
+    const json_t *replace = json_array_get(list, 0), *strip = json_array_get(list, 3);
+    const char *from = json_string_value(json_object_get(json_object_get(replace, "pattern"), "String"));
+    const char *to = json_string_value(json_object_get(replace, "content"));
+    same = same && from && to && !strcmp(from, "\xe2\x96\x81") && !strcmp(to, " ");
+    const char *space = json_string_value(json_object_get(strip, "content"));
+    bool first = json_integer_value(json_object_get(strip, "start")) == 1 && json_integer_value(json_object_get(strip, "stop")) == 0;
+    if (strip) same = same && first && space && !strcmp(space, " ");
+    if (!same) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: one other than SentencePiece's isn't supported with \"byte_fallback\"", r->where);
+    r->t->strip_space = strip != NULL;
+    return 0;
+}
+
 /* ---- all of them ------------------------------------------------------------------------------------------------ */
 
 static int refuse_section(reader_state *r, const char *key) {
@@ -299,10 +321,12 @@ int hd_sections_read(hd_tokenizer *t, const char *name, hd_error *err) {
         const json_t *v = json_object_get(t->sections, sections[i].key);
         snprintf(where, sizeof where, "%.200s: %s", name, sections[i].key);
         bool missing = !v || json_is_null(v);
-        int rc = !sections[i].table ? refuse_section(&r, sections[i].key) : missing ? 0 : dispatch(&r, v, sections[i].table);
+        bool pieces = sections[i].table == decoders && t->by_char;
+        int rc = !sections[i].table ? refuse_section(&r, sections[i].key) : pieces ? read_piece_decoder(&r, v)
+               : missing ? 0 : dispatch(&r, v, sections[i].table);
         if (rc) return rc;
         if (sections[i].table == decoders && missing) return hd_fail(err, HD_EUNSUPPORTED, "%s: one other than ByteLevel isn't supported", where);
-        if (sections[i].table == pretokenizers && !r.byte_level)
+        if (sections[i].table == pretokenizers && !r.byte_level && !t->by_char)
             return hd_fail(err, HD_EUNSUPPORTED, "%s: one without ByteLevel isn't supported (only byte-level BPE is)", where);
     }
     return 0;

@@ -39,7 +39,7 @@ static int64_t max_keys(const hd_lm *m, int64_t window)
 
 static double scale_of(const hd_lm_config *c, int64_t layer)
 {
-    double scale = c->scale_attention ? 1 / sqrt((double)c->head_dim) : 1;
+    double scale = c->scale_attention ? 1 / sqrt(c->query_scalar > 0 ? c->query_scalar : (double)c->head_dim) : 1;
     return c->scale_by_layer ? scale / (double)(layer + 1) : scale;
 }
 

@@ -19,8 +19,10 @@ static const struct {
     [HD_ARCH_LLAMA] = { "LlamaForCausalLM", "llama", HD_FAMILY_LLAMA },
     [HD_ARCH_MISTRAL] = { "MistralForCausalLM", "mistral", HD_FAMILY_LLAMA },
     [HD_ARCH_QWEN2] = { "Qwen2ForCausalLM", "qwen2", HD_FAMILY_LLAMA },
+    [HD_ARCH_QWEN3] = { "Qwen3ForCausalLM", "qwen3", HD_FAMILY_LLAMA },
+    [HD_ARCH_GEMMA3] = { "Gemma3ForCausalLM", "gemma3_text", HD_FAMILY_GEMMA },
 };
-#define KNOWN "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"
+#define KNOWN "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma3ForCausalLM"
 
 const char *hd_architecture_name(hd_architecture a) { return architectures[a].name; }
 const char *hd_architecture_type(hd_architecture a) { return architectures[a].type; }
@@ -44,7 +46,7 @@ static const struct {
     { "sigmoid", HD_EW_SIGMOID },
 };
 
-static const char *const rope_names[HD_ROPE_COUNT] = { "default", "linear", "llama3", "yarn" };
+static const char *const rope_names[HD_ROPE_COUNT] = { "default", "linear", "llama3", "yarn", "factors" };
 
 /* ---- fields that are read, checked and written alike ---- */
 
@@ -100,7 +102,29 @@ static const field llama_fields[] = {
     { 0 },
 };
 
-static const field *const fields_of[HD_FAMILY_COUNT] = { [HD_FAMILY_GPT2] = gpt2_fields, [HD_FAMILY_LLAMA] = llama_fields };
+static const field gemma_fields[] = {
+    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB },
+    { "max_position_embeddings", FIELD_INT, false, AT(max_positions), 1, MAX_POSITIONS },
+    { "hidden_size", FIELD_INT, true, AT(width), 1, MAX_WIDTH },
+    { "num_hidden_layers", FIELD_INT, true, AT(layers), 1, MAX_LAYERS },
+    { "num_attention_heads", FIELD_INT, true, AT(heads), 1, MAX_HEADS },
+    { "num_key_value_heads", FIELD_INT, false, AT(kv_heads), 1, MAX_HEADS },
+    { "head_dim", FIELD_INT, false, AT(head_dim), 2, 4096 },
+    { "intermediate_size", FIELD_INT, true, AT(mlp_width), 1, 4 * MAX_WIDTH },
+    { "rms_norm_eps", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1 },
+    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100 },
+    { "rope_theta", FIELD_NUMBER, false, AT(rope.theta), 1.0001, 1e12 },
+    { "rope_local_base_freq", FIELD_NUMBER, false, AT(local_theta), 1.0001, 1e12 },
+    { "query_pre_attn_scalar", FIELD_NUMBER, false, AT(query_scalar), 0, 1e6 },
+    { "sliding_window", FIELD_INT, false, AT(window), 0, 0x1p40 },
+    { "sliding_window_pattern", FIELD_INT, false, AT(window_period), 0, MAX_LAYERS },
+    { "attention_dropout", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99 },
+    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1 },
+    { 0 },
+};
+
+static const field *const fields_of[HD_FAMILY_COUNT] = {
+    [HD_FAMILY_GPT2] = gpt2_fields, [HD_FAMILY_LLAMA] = llama_fields, [HD_FAMILY_GEMMA] = gemma_fields };
 
 static int read_field(const json_t *j, const field *f, hd_lm_config *c, const char *name, hd_error *err)
 {
@@ -130,6 +154,22 @@ static json_t *write_field(const hd_lm_config *c, const field *f)
 
 /* ---- presets ---- */
 
+static void preset_gemma(hd_lm_config *c)
+{
+    c->head_dim = 256;
+    c->max_positions = 131072;
+    c->tie_embeddings = true;
+    c->rope.theta = 1e6;
+    c->local_theta = 1e4;
+    c->query_scalar = 256;
+    c->window = 4096;
+    c->window_period = 6;
+    c->bos = 2;
+    c->eos[c->n_eos++] = 1;
+    c->activation_op = HD_EW_GELU_TANH;
+    snprintf(c->activation, sizeof c->activation, "gelu_pytorch_tanh");
+}
+
 void hd_lm_config_preset(hd_lm_config *c, hd_architecture arch)
 {
     bool gpt2 = arch == HD_ARCH_GPT2;
@@ -142,6 +182,9 @@ void hd_lm_config_preset(hd_lm_config *c, hd_architecture arch)
     snprintf(c->activation, sizeof c->activation, "%s", gpt2 ? "gelu_new" : "silu");
     c->max_positions = arch == HD_ARCH_QWEN2 ? 32768 : arch == HD_ARCH_MISTRAL ? 131072 : arch == HD_ARCH_LLAMA ? 2048 : 1024;
     if (gpt2) c->embd_dropout = c->resid_dropout = c->attn_dropout = 0.1;
+    c->qk_norm = arch == HD_ARCH_QWEN3 || arch == HD_ARCH_GEMMA3;
+    if (arch == HD_ARCH_QWEN3) c->head_dim = 128, c->max_positions = 32768;
+    if (arch == HD_ARCH_GEMMA3) preset_gemma(c);
     if (arch == HD_ARCH_LLAMA || arch == HD_ARCH_MISTRAL) {
         c->bos = 1;
         c->eos[c->n_eos++] = 2;
@@ -180,10 +223,13 @@ static int set_activation(hd_lm_config *c, const char *text, const char *name, h
     return hd_fail(err, HD_EUNSUPPORTED, "%s: activation \"%.80s\" is not supported", name, text);
 }
 
+static const char *const activation_keys[HD_FAMILY_COUNT] = {
+    [HD_FAMILY_GPT2] = "activation_function", [HD_FAMILY_LLAMA] = "hidden_act", [HD_FAMILY_GEMMA] = "hidden_activation" };
+
 static int read_activation(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
 {
     const char *text = NULL;
-    int rc = hd_json_string(j, c->family == HD_FAMILY_GPT2 ? "activation_function" : "hidden_act", &text, name, err);
+    int rc = hd_json_string(j, activation_keys[c->family], &text, name, err);
     return rc || !text ? rc : set_activation(c, text, name, err);
 }
 
@@ -239,7 +285,7 @@ static int read_rope_kind(const json_t *r, hd_rope_kind *kind, const char *name,
     if (!rc && !text) rc = hd_json_string(r, "type", &text, name, err);
     if (rc) return rc;
     if (!text) return hd_fail(err, HD_EFORMAT, "%s: rope_scaling has no \"rope_type\"", name);
-    for (int i = 0; i < HD_ROPE_COUNT; i++)
+    for (int i = 0; i < HD_ROPE_FACTORS; i++) /* factors have no such name */
         if (!strcmp(text, rope_names[i])) {
             *kind = (hd_rope_kind)i;
             return HD_OK;
@@ -314,15 +360,37 @@ static int read_layer_types(const json_t *j, hd_lm_config *c, const char *name, 
     return HD_OK;
 }
 
+/* Gemma 3's layer_types must be a period: so many layers with the window, then one without. */
+static int read_pattern(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
+{
+    const json_t *list = json_object_get(j, "layer_types");
+    if (!list || json_is_null(list)) return HD_OK;
+    if (!json_is_array(list) || json_array_size(list) != (size_t)c->layers)
+        return hd_fail(err, HD_EFORMAT, "%s: \"layer_types\" must list %lld layers", name, (long long)c->layers);
+    int64_t first = c->layers; /* without a window */
+    for (int64_t i = 0; i < c->layers; i++) {
+        const char *type = json_string_value(json_array_get(list, (size_t)i));
+        bool full = type && !strcmp(type, "full_attention");
+        if (!type || (!full && strcmp(type, "sliding_attention")))
+            return hd_fail(err, HD_EUNSUPPORTED, "%s: layer type \"%.80s\" is not supported", name, type ? type : "(not a string)");
+        if (full && first == c->layers) first = i;
+        if (full != ((i + 1) % (first + 1) == 0))
+            return hd_fail(err, HD_EUNSUPPORTED, "%s: \"layer_types\" that do not repeat are not supported", name);
+    }
+    c->window_period = first < c->layers ? first + 1 : 0;
+    return HD_OK;
+}
+
 static int read_window(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
 {
     if (c->arch == HD_ARCH_LLAMA) return HD_OK;
+    if (c->family == HD_FAMILY_GEMMA) return read_pattern(j, c, name, err);
     bool use = c->arch == HD_ARCH_MISTRAL;
     int64_t window = 4096; /* what transformers takes when the key is missing; null means none */
     const json_t *v = json_object_get(j, "sliding_window");
     if (v && json_is_null(v)) window = 0;
     int rc = hd_json_int(j, "sliding_window", 0, (int64_t)1 << 40, &window, name, err);
-    if (!rc && c->arch == HD_ARCH_QWEN2) rc = hd_json_bool(j, "use_sliding_window", &use, name, err);
+    if (!rc && c->arch != HD_ARCH_MISTRAL) rc = hd_json_bool(j, "use_sliding_window", &use, name, err);
     if (rc || !use || !window) return rc;
     c->window = window;
     if (c->arch == HD_ARCH_MISTRAL) return HD_OK;
@@ -333,16 +401,18 @@ static int read_window(const json_t *j, hd_lm_config *c, const char *name, hd_er
 
 static int read_biases(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
 {
-    if (c->arch != HD_ARCH_LLAMA) return HD_OK;
+    if (c->arch != HD_ARCH_LLAMA && c->arch != HD_ARCH_QWEN3 && c->arch != HD_ARCH_GEMMA3) return HD_OK;
     int rc = hd_json_bool(j, "attention_bias", &c->qkv_bias, name, err);
     c->o_bias = c->qkv_bias;
-    return rc ? rc : hd_json_bool(j, "mlp_bias", &c->mlp_bias, name, err);
+    if (rc || c->arch == HD_ARCH_LLAMA) return rc ? rc : hd_json_bool(j, "mlp_bias", &c->mlp_bias, name, err);
+    return c->qkv_bias && c->arch == HD_ARCH_GEMMA3 ? hd_fail(err, HD_EUNSUPPORTED, "%s: \"attention_bias\" is not supported", name) : HD_OK;
 }
 
 /* Keys that change what a model computes in ways that nothing here does. */
 static int refuse_unknown(const json_t *j, const char *name, hd_error *err)
 {
-    static const char *const refused[] = { "quantization_config", "add_cross_attention", "is_encoder_decoder" };
+    static const char *const refused[] = { "quantization_config", "add_cross_attention", "is_encoder_decoder", "attn_logit_softcapping",
+                                            "final_logit_softcapping", "use_bidirectional_attention" };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const json_t *v = json_object_get(j, refused[i]);
         if (v && !json_is_null(v) && !json_is_false(v))
@@ -368,7 +438,7 @@ static int read_object(const json_t *j, hd_lm_config *out, const char *name, hd_
     if (!rc) rc = refuse_unknown(j, name, err);
     if (!rc) rc = read_activation(j, &c, name, err);
     if (!rc) rc = read_dtype(j, &c, name, err);
-    if (!rc && c.family == HD_FAMILY_LLAMA) {
+    if (!rc && c.family != HD_FAMILY_GPT2) {
         rc = read_rope(j, &c, name, err);
         if (!rc) rc = read_window(j, &c, name, err);
         if (!rc) rc = read_biases(j, &c, name, err);
@@ -433,6 +503,8 @@ static int check_rope(const hd_lm_config *c, const char *name, hd_error *err)
         return hd_fail(err, HD_EFORMAT, "%s: heads of %lld features cannot be rotated in pairs", name, (long long)c->head_dim);
     if (r->kind == HD_ROPE_LLAMA3 && !(r->low_freq < r->high_freq))
         return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: low_freq_factor must be below high_freq_factor", name);
+    if (r->kind == HD_ROPE_FACTORS && c->head_dim > 2 * HD_MAX_ROPE_FACTORS)
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: rotary factors for heads of %lld features are not supported", name, (long long)c->head_dim);
     if (r->kind == HD_ROPE_YARN && !(r->beta_slow < r->beta_fast))
         return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: beta_slow must be below beta_fast", name);
     return HD_OK;
@@ -467,7 +539,7 @@ int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
     for (int i = 0; i < c->n_eos; i++)
         if (c->eos[i] >= 0 && c->eos[i] < c->vocab) c->eos[n++] = c->eos[i];
     c->n_eos = n;
-    return c->family == HD_FAMILY_LLAMA ? check_rope(c, name, err) : HD_OK;
+    return c->family != HD_FAMILY_GPT2 ? check_rope(c, name, err) : HD_OK;
 }
 
 /* ---- writing ---- */
@@ -518,12 +590,25 @@ static json_t *rope_object(const hd_rope_config *r, bool *failed)
     return o;
 }
 
+static void put_layer_types(json_t *j, const hd_lm_config *c, bool *failed)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; i < c->layers; i++)
+        if (json_array_append_new(list, json_string(hd_lm_config_window(c, i) ? "sliding_attention" : "full_attention"))) *failed = true;
+    put(j, "layer_types", list, failed);
+}
+
 static void put_llama(json_t *j, const hd_lm_config *c, bool *failed)
 {
-    put(j, "hidden_act", json_string(c->activation), failed);
+    put(j, activation_keys[c->family], json_string(c->activation), failed);
     put(j, "rope_scaling", rope_object(&c->rope, failed), failed);
+    if (c->arch == HD_ARCH_GEMMA3) {
+        put(j, "attention_bias", json_false(), failed);
+        put_layer_types(j, c, failed);
+        return;
+    }
+    if (c->arch == HD_ARCH_LLAMA || c->arch == HD_ARCH_QWEN3) put(j, "attention_bias", json_boolean(c->qkv_bias), failed);
     if (c->arch == HD_ARCH_LLAMA) {
-        put(j, "attention_bias", json_boolean(c->qkv_bias), failed);
         put(j, "mlp_bias", json_boolean(c->mlp_bias), failed);
         return;
     }
@@ -542,7 +627,8 @@ static json_t *config_object(const hd_lm_config *c, bool *failed)
     put(j, "model_type", json_string(architectures[c->arch].type), failed);
     for (const field *f = fields_of[c->family]; f->key; f++) {
         /* head_dim is written only where it isn't the quotient: transformers' Qwen2 has no such key. */
-        if (!strcmp(f->key, "head_dim") && c->head_dim * c->heads == c->width) continue;
+        bool always = c->arch == HD_ARCH_QWEN3 || c->family == HD_FAMILY_GEMMA; /* their default is another */
+        if (!strcmp(f->key, "head_dim") && !always && c->head_dim * c->heads == c->width) continue;
         put(j, f->key, write_field(c, f), failed);
     }
     if (c->family == HD_FAMILY_GPT2) put(j, "activation_function", json_string(c->activation), failed);
@@ -582,7 +668,9 @@ int64_t hd_lm_config_parameters(const hd_lm_config *c)
 {
     int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, d = c->width, f = c->mlp_width;
     bool gpt2 = c->family == HD_FAMILY_GPT2;
-    int64_t layer = 2 * d * q + 2 * d * kv + (gpt2 ? 2 : 3) * d * f + (gpt2 ? 4 : 2) * d;
+    bool gemma = c->family == HD_FAMILY_GEMMA;
+    int64_t layer = 2 * d * q + 2 * d * kv + (gpt2 ? 2 : 3) * d * f + (gpt2 || gemma ? 4 : 2) * d;
+    if (c->qk_norm) layer += 2 * c->head_dim;
     if (c->qkv_bias) layer += q + 2 * kv;
     if (c->o_bias) layer += d;
     if (c->mlp_bias) layer += (gpt2 ? 1 : 2) * f + d;
@@ -598,4 +686,8 @@ const char *hd_lm_config_note(const hd_lm_config *c)
                                  "dropout of embeddings and sublayer outputs is" : NULL;
 }
 
-int64_t hd_lm_config_window(const hd_lm_config *c, int64_t layer) { return c->window > 0 && layer >= c->window_from ? c->window : 0; }
+int64_t hd_lm_config_window(const hd_lm_config *c, int64_t layer)
+{
+    bool full = layer < c->window_from || (c->window_period && (layer + 1) % c->window_period == 0);
+    return c->window > 0 && !full ? c->window : 0;
+}

@@ -8,13 +8,16 @@
 #include "base/error.h"
 #include "kernels/attrs.h"
 
-typedef enum hd_family { HD_FAMILY_GPT2, HD_FAMILY_LLAMA, HD_FAMILY_COUNT } hd_family;
+typedef enum hd_family { HD_FAMILY_GPT2, HD_FAMILY_LLAMA, HD_FAMILY_GEMMA, HD_FAMILY_COUNT } hd_family;
 
-/* What config.json calls the model. The last three are one family that differs in defaults, biases and windows. */
-typedef enum hd_architecture { HD_ARCH_GPT2, HD_ARCH_LLAMA, HD_ARCH_MISTRAL, HD_ARCH_QWEN2, HD_ARCH_COUNT } hd_architecture;
+/* What config.json calls the model. Llama, Mistral, Qwen 2 and Qwen 3 are one family that differs in defaults, biases, windows and query/key norms. */
+typedef enum hd_architecture {
+    HD_ARCH_GPT2, HD_ARCH_LLAMA, HD_ARCH_MISTRAL, HD_ARCH_QWEN2, HD_ARCH_QWEN3, HD_ARCH_GEMMA3, HD_ARCH_COUNT
+} hd_architecture;
 
 /* How rotary frequencies are stretched beyond the length a model was trained on. */
-typedef enum hd_rope_kind { HD_ROPE_PLAIN, HD_ROPE_LINEAR, HD_ROPE_LLAMA3, HD_ROPE_YARN, HD_ROPE_COUNT } hd_rope_kind;
+typedef enum hd_rope_kind { HD_ROPE_PLAIN, HD_ROPE_LINEAR, HD_ROPE_LLAMA3, HD_ROPE_YARN, HD_ROPE_FACTORS, HD_ROPE_COUNT } hd_rope_kind;
+#define HD_MAX_ROPE_FACTORS 256
 
 typedef struct hd_rope_config {
     hd_rope_kind kind;
@@ -24,6 +27,7 @@ typedef struct hd_rope_config {
     double beta_fast, beta_slow;  /* yarn */
     double attention_factor;      /* yarn; 0: 0.1 ln(factor) + 1 */
     int64_t original_positions;   /* llama3, yarn: length that the model was trained on; 0: max_positions */
+    float pair_factor[HD_MAX_ROPE_FACTORS]; /* factors (GGUF files only): what each pair's frequency is divided by, [head_dim / 2] */
 } hd_rope_config;
 
 #define HD_MAX_EOS 8
@@ -36,9 +40,13 @@ typedef struct hd_lm_config {
     hd_ew activation_op;          /* what it computes */
     bool tie_embeddings;          /* the head is the token embedding */
     bool qkv_bias, o_bias, mlp_bias;
-    hd_rope_config rope;          /* Llama family */
+    bool qk_norm;                 /* RMS norms of each head's query and key before they are rotated */
+    hd_rope_config rope;          /* Llama and Gemma families */
+    double local_theta;           /* Gemma: base of the layers with the window, which are not stretched */
+    double query_scalar;          /* Gemma: scores are divided by its root; 0: head_dim */
     int64_t window;               /* keys that a query sees, itself included; 0: all before it */
     int64_t window_from;          /* first layer with the window */
+    int64_t window_period;        /* every so many layers one sees everything; 0: none does */
     double embd_dropout, resid_dropout; /* GPT-2 */
     double attn_dropout;          /* kept for writing back; attention weights are never dropped (see hd_lm_config_note) */
     bool scale_attention, scale_by_layer; /* GPT-2: divide scores by sqrt(head_dim); and by the layer's number from 1 */

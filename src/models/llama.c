@@ -1,18 +1,13 @@
 /* llama.c: the Llama line (Touvron et al. 2023): RMS norms before each sublayer, rotary positions, grouped key/value heads (Ainslie et al.
- * 2023), a gated feed-forward (Shazeer 2020). Mistral adds a sliding window, Qwen2 biases on q, k, v. */
+ * 2023), a gated feed-forward (Shazeer 2020). Mistral adds a sliding window, Qwen 2 biases on q, k, v, Qwen 3 norms of each head's q and k. */
 #include "models/lm_int.h"
 
-typedef struct rotary {
-    hd_value inv_freq; /* f32 [head_dim / 2] */
-    double scale;
-} rotary;
-
-static rotary declare_rotary(hd_lm *m)
+hd_lm_rotary hd_lm_declare_rotary(hd_lm *m, const char *scope, const hd_lm_config *c)
 {
     float f[2048]; /* config.c: head_dim is at most 4096 */
-    rotary r = { .scale = hd_lm_rope_frequencies(m->c, f) };
-    hd_graph_push(m->g, "rope");
-    r.inv_freq = hd_graph_const(m->g, "inv_freq", hd_type_of(HD_F32, 1, (int64_t[]){ m->c->head_dim / 2 }), f);
+    hd_lm_rotary r = { .scale = hd_lm_rope_frequencies(c, f) };
+    hd_graph_push(m->g, "%s", scope);
+    r.inv_freq = hd_graph_const(m->g, "inv_freq", hd_type_of(HD_F32, 1, (int64_t[]){ c->head_dim / 2 }), f);
     hd_graph_pop(m->g);
     return r;
 }
@@ -26,18 +21,24 @@ static hd_value project(hd_lm *m, const char *name, const char *bias, const char
     return hd_lm_linear(m, result, "td,hed->the", x, w, b);
 }
 
-static hd_value rotate(hd_lm *m, const rotary *r, const char *name, hd_value x)
+hd_value hd_lm_rotate(hd_lm *m, const hd_lm_rotary *r, const char *name, hd_value x)
 {
     hd_rope_attrs at = { .scale = r->scale, .dtype = m->o->compute };
     return hd_graph_node(m->g, "rope", name, &at, (hd_value[]){ x, m->positions, r->inv_freq }, 3);
 }
 
-static hd_value attend(hd_lm *m, const rotary *r, int64_t layer, hd_value x)
+hd_value hd_lm_attend(hd_lm *m, const hd_lm_rotary *r, int64_t layer, hd_value x)
 {
     const hd_lm_config *c = m->c;
     hd_graph_push(m->g, "attn");
-    hd_value q = rotate(m, r, "query_rotated", project(m, "q", "q_bias", "query", c->heads, x));
-    hd_value k = rotate(m, r, "key_rotated", project(m, "k", "k_bias", "key", c->kv_heads, x));
+    hd_value q = project(m, "q", "q_bias", "query", c->heads, x);
+    hd_value k = project(m, "k", "k_bias", "key", c->kv_heads, x);
+    if (c->qk_norm) {
+        q = hd_lm_rms(m, "q_norm", "query_normed", q, c->head_dim);
+        k = hd_lm_rms(m, "k_norm", "key_normed", k, c->head_dim);
+    }
+    q = hd_lm_rotate(m, r, "query_rotated", q);
+    k = hd_lm_rotate(m, r, "key_rotated", k);
     hd_value v = project(m, "v", "v_bias", "value", c->kv_heads, x);
     hd_value y = hd_lm_attention(m, layer, q, k, v);
     hd_value o = hd_lm_weight(m, "o", 3, (int64_t[]){ c->width, c->heads, c->head_dim }, c->init_std);
@@ -55,7 +56,7 @@ static hd_value widen(hd_lm *m, const char *name, const char *bias, const char *
     return hd_lm_linear(m, result, "td,fd->tf", x, w, c->mlp_bias ? hd_lm_bias(m, bias, 1, &c->mlp_width) : HD_NONE);
 }
 
-static hd_value feed_forward(hd_lm *m, hd_value x)
+hd_value hd_lm_gated(hd_lm *m, hd_value x)
 {
     const hd_lm_config *c = m->c;
     hd_graph_push(m->g, "mlp");
@@ -73,12 +74,12 @@ static hd_value feed_forward(hd_lm *m, hd_value x)
 hd_value hd_llama_build(hd_lm *m)
 {
     m->stream = hd_lm_dropout(m, "embed.dropout", hd_lm_embed(m), m->c->embd_dropout);
-    rotary r = declare_rotary(m);
+    hd_lm_rotary r = hd_lm_declare_rotary(m, "rope", m->c);
     hd_graph_push(m->g, "layers");
     for (int64_t i = 0; i < m->c->layers; i++) {
         hd_graph_push(m->g, "%lld", (long long)i);
-        hd_lm_residual(m, "attn.sum", attend(m, &r, i, hd_lm_norm(m, "norm1")));
-        hd_lm_residual(m, "mlp_sum", feed_forward(m, hd_lm_norm(m, "norm2")));
+        hd_lm_residual(m, "attn.sum", hd_lm_attend(m, &r, i, hd_lm_norm(m, "norm1")));
+        hd_lm_residual(m, "mlp_sum", hd_lm_gated(m, hd_lm_norm(m, "norm2")));
         hd_graph_pop(m->g);
     }
     hd_graph_pop(m->g);

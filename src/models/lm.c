@@ -9,6 +9,7 @@
 static hd_value (*const builders[HD_FAMILY_COUNT])(hd_lm *m) = {
     [HD_FAMILY_GPT2] = hd_gpt2_build,
     [HD_FAMILY_LLAMA] = hd_llama_build,
+    [HD_FAMILY_GEMMA] = hd_gemma_build,
 };
 
 /* ---- inputs ---- */
@@ -112,17 +113,26 @@ hd_value hd_lm_norm(hd_lm *m, const char *name)
     bool layer_norm = m->c->family == HD_FAMILY_GPT2;
     hd_graph_push(g, "%s", name);
     hd_type t = hd_type_of(HD_F32, 1, &m->c->width);
-    hd_value gamma = hd_graph_param(g, "gamma", t, (hd_init){ HD_INIT_CONSTANT, 1 }, true, false);
+    double offset = m->c->family == HD_FAMILY_GEMMA; /* weights relative to one */
+    hd_value gamma = hd_graph_param(g, "gamma", t, (hd_init){ HD_INIT_CONSTANT, 1 - offset }, true, false);
     hd_value beta = layer_norm ? hd_graph_param(g, "beta", t, (hd_init){ HD_INIT_CONSTANT, 0 }, true, false) : HD_NONE;
     hd_graph_pop(g);
     bool add = m->delta != HD_NONE;
     hd_value x = add ? m->delta : m->stream, residual = add ? m->stream : HD_NONE;
-    hd_norm_attrs at = { .eps = m->c->norm_eps, .dtype = m->o->compute, .sum_dtype = HD_F32 };
+    hd_norm_attrs at = { .eps = m->c->norm_eps, .offset = offset, .dtype = m->o->compute, .sum_dtype = HD_F32 };
     hd_value y = layer_norm ? hd_graph_node(g, "layer_norm", name, &at, (hd_value[]){ x, gamma, beta, residual }, 4)
                             : hd_graph_node(g, "rms_norm", name, &at, (hd_value[]){ x, gamma, residual }, 3);
     if (add) m->stream = hd_graph_result(g, y, layer_norm ? 3 : 2);
     m->delta = HD_NONE;
     return y;
+}
+
+hd_value hd_lm_rms(hd_lm *m, const char *name, const char *result, hd_value x, int64_t width)
+{
+    double offset = m->c->family == HD_FAMILY_GEMMA;
+    hd_value gamma = hd_graph_param(m->g, name, hd_type_of(HD_F32, 1, &width), (hd_init){ HD_INIT_CONSTANT, 1 - offset }, true, false);
+    hd_norm_attrs at = { .eps = m->c->norm_eps, .offset = offset, .dtype = m->o->compute, .sum_dtype = HD_F32 };
+    return hd_graph_node(m->g, "rms_norm", result, &at, (hd_value[]){ x, gamma, HD_NONE }, 3);
 }
 
 /* In f32 the next norm adds; a sum that is rounded stands by itself, so that what is normalised is what is kept. */
@@ -180,6 +190,7 @@ double hd_lm_rope_frequencies(const hd_lm_config *c, float *out)
         if (r->kind == HD_ROPE_LINEAR) f /= r->factor;
         if (r->kind == HD_ROPE_LLAMA3) f = scale_llama3(r, length, f);
         if (r->kind == HD_ROPE_YARN) f = scale_yarn(r, length, c->head_dim, i, f);
+        if (r->kind == HD_ROPE_FACTORS) f /= r->pair_factor[i];
         out[i] = (float)f;
     }
     if (r->kind != HD_ROPE_YARN) return 1;

@@ -17,9 +17,10 @@
  * Symbols (GENERATE): "tokens", "context", "rows".
  *
  * Parameters' paths, N the layer: embed.tokens [V, D]; embed.positions [P, D]; layers.N.norm1.gamma, .beta, layers.N.norm2.gamma, .beta,
- * norm.gamma, .beta [D]; layers.N.attn.q, .k, .v [heads, head_dim, D] (GPT-2: [D, heads, head_dim]), .o [D, heads, head_dim] (GPT-2:
- * [heads, head_dim, D]), .q_bias ... [heads, head_dim], .o_bias [D]; layers.N.mlp.gate, .up [F, D], .down [D, F] (GPT-2: transposed, no
- * gate), .up_bias [F], .down_bias [D]; head [V, D] unless tied. No dimension is fused, so that each can be split over devices. */
+ * norm.gamma, .beta [D]; with query/key norms layers.N.attn.q_norm, .k_norm [head_dim]; Gemma's layers.N.norm1_after, .norm2_after [D];
+ * layers.N.attn.q, .k, .v [heads, head_dim, D] (GPT-2: [D, heads, head_dim]), .o [D, heads, head_dim] (GPT-2: [heads, head_dim, D]),
+ * .q_bias ... [heads, head_dim], .o_bias [D]; layers.N.mlp.gate, .up [F, D], .down [D, F] (GPT-2: transposed, no gate), .up_bias [F],
+ * .down_bias [D]; head [V, D] unless tied. No dimension is fused, so that each can be split over devices. */
 #ifndef HD_MODELS_LM_H
 #define HD_MODELS_LM_H
 

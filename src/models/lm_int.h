@@ -29,8 +29,20 @@ hd_value hd_lm_embed(hd_lm *m);
 hd_value hd_lm_linear(hd_lm *m, const char *name, const char *spec, hd_value x, hd_value w, hd_value bias);
 /* stream += delta, and the norm of that in the compute dtype; layer norm with beta for GPT-2, RMS norm for the Llama line. */
 hd_value hd_lm_norm(hd_lm *m, const char *name);
+/* RMS norm of x[..., width] by a parameter of the current scope, in the compute dtype. */
+hd_value hd_lm_rms(hd_lm *m, const char *name, const char *result, hd_value x, int64_t width);
 /* The stream after a sublayer that gives y: `name` is that of the sum, where there is a node for it. */
 void hd_lm_residual(hd_lm *m, const char *name, hd_value y);
+/* Rotary embedding: frequencies as a constant "<scope>.inv_freq" [head_dim / 2], and x [T, heads, head_dim] turned by them. */
+typedef struct hd_lm_rotary {
+    hd_value inv_freq; /* f32 [head_dim / 2] */
+    double scale;
+} hd_lm_rotary;
+hd_lm_rotary hd_lm_declare_rotary(hd_lm *m, const char *scope, const hd_lm_config *c);
+hd_value hd_lm_rotate(hd_lm *m, const hd_lm_rotary *r, const char *name, hd_value x);
+/* The Llama line's sublayers, which Gemma shares: rotary, grouped attention, and the gated feed-forward, of the normed stream [T, D]. */
+hd_value hd_lm_attend(hd_lm *m, const hd_lm_rotary *r, int64_t layer, hd_value x);
+hd_value hd_lm_gated(hd_lm *m, hd_value x);
 /* Dropout while training, x itself otherwise. */
 hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p);
 /* Causal attention of q [T, heads, E] over k, v [T, key/value heads, E] of this call and, when generating, of the cache. */
@@ -39,5 +51,6 @@ hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_val
 /* The families: everything between the inputs and the final norm (that included): returns the normed stream [T, D]. */
 hd_value hd_gpt2_build(hd_lm *m);
 hd_value hd_llama_build(hd_lm *m);
+hd_value hd_gemma_build(hd_lm *m);
 
 #endif

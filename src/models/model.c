@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "models/gguf.h"
 
 enum { PATH_SIZE = 4096, MOST_BYTES = 16 << 20 };
 
@@ -36,6 +37,7 @@ int hd_model_open(hd_model *m, const char *path, hd_error *err)
     char inside[PATH_SIZE];
     *m = (hd_model){0};
     if (!hd_file_exists(path)) return hd_fail(err, HD_EINVAL, "%s: there is no such file or directory", path);
+    if (hd_gguf_is(path)) return hd_lm_config_open(&m->config, path, err);
     if (!hd_is_dir(path)) return is_network(path) ? open_network(m, path, err) : read_config(m, path, err);
     if (!hd_path_join(inside, sizeof inside, path, "network.json", err) && hd_file_exists(inside)) return open_network(m, inside, err);
     return hd_lm_config_load(&m->config, path, err);

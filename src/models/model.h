@@ -1,4 +1,4 @@
-/* model.h: a model by its path: a directory, a config.json or a network file; and its forward Graph for whatever it is to do. Neither weights nor data are read. */
+/* model.h: a model by its path: a directory, a config.json, a GGUF file or a network file; and its forward Graph for whatever it is to do. Neither weights nor data are read. */
 #ifndef HD_MODELS_MODEL_H
 #define HD_MODELS_MODEL_H
 

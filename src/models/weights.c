@@ -9,13 +9,14 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/str.h"
+#include "models/gguf.h"
 #include "tensor/safetensors.h"
 
 /* ---- the tables ---- */
 
-/* Extents by name. Q: heads * head_dim, K: the same of key/value heads, Q3: three times Q. */
-typedef enum extent { NO_DIM, DIM_D, DIM_V, DIM_P, DIM_F, DIM_Q, DIM_K, DIM_Q3, EXTENTS } extent;
-typedef enum presence { ALWAYS, IF_QKV_BIAS, IF_O_BIAS, IF_MLP_BIAS, IF_UNTIED } presence;
+/* Extents by name. E: head_dim, Q: heads * head_dim, K: the same of key/value heads, Q3: three times Q. */
+typedef enum extent { NO_DIM, DIM_D, DIM_V, DIM_P, DIM_F, DIM_E, DIM_Q, DIM_K, DIM_Q3, EXTENTS } extent;
+typedef enum presence { ALWAYS, IF_QKV_BIAS, IF_O_BIAS, IF_MLP_BIAS, IF_QK_NORM, IF_UNTIED } presence;
 
 /* '*' stands for the layer's number. Names that start with '/' have no prefix. */
 typedef struct mapping {
@@ -23,51 +24,77 @@ typedef struct mapping {
     extent dim[2];
     presence when;
     const char *path[3];
+    const char *gguf;
+    hd_gguf_change change;
 } mapping;
 
 /* Conv1D keeps weights as [inputs, outputs]. */
 static const mapping gpt2_map[] = {
-    { "wte.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" } },
-    { "wpe.weight", { DIM_P, DIM_D }, ALWAYS, { "embed.positions" } },
-    { "h.*.ln_1.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" } },
-    { "h.*.ln_1.bias", { DIM_D }, ALWAYS, { "layers.*.norm1.beta" } },
-    { "h.*.attn.c_attn.weight", { DIM_D, DIM_Q3 }, ALWAYS, { "layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v" } },
-    { "h.*.attn.c_attn.bias", { DIM_Q3 }, ALWAYS, { "layers.*.attn.q_bias", "layers.*.attn.k_bias", "layers.*.attn.v_bias" } },
-    { "h.*.attn.c_proj.weight", { DIM_Q, DIM_D }, ALWAYS, { "layers.*.attn.o" } },
-    { "h.*.attn.c_proj.bias", { DIM_D }, ALWAYS, { "layers.*.attn.o_bias" } },
-    { "h.*.ln_2.weight", { DIM_D }, ALWAYS, { "layers.*.norm2.gamma" } },
-    { "h.*.ln_2.bias", { DIM_D }, ALWAYS, { "layers.*.norm2.beta" } },
-    { "h.*.mlp.c_fc.weight", { DIM_D, DIM_F }, ALWAYS, { "layers.*.mlp.up" } },
-    { "h.*.mlp.c_fc.bias", { DIM_F }, ALWAYS, { "layers.*.mlp.up_bias" } },
-    { "h.*.mlp.c_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.down" } },
-    { "h.*.mlp.c_proj.bias", { DIM_D }, ALWAYS, { "layers.*.mlp.down_bias" } },
-    { "ln_f.weight", { DIM_D }, ALWAYS, { "norm.gamma" } },
-    { "ln_f.bias", { DIM_D }, ALWAYS, { "norm.beta" } },
-    { "/lm_head.weight", { DIM_V, DIM_D }, IF_UNTIED, { "head" } },
+    { "wte.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" }, "token_embd.weight", HD_GGUF_SAME },
+    { "wpe.weight", { DIM_P, DIM_D }, ALWAYS, { "embed.positions" }, "position_embd.weight", HD_GGUF_SAME },
+    { "h.*.ln_1.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" }, "blk.*.attn_norm.weight", HD_GGUF_SAME },
+    { "h.*.ln_1.bias", { DIM_D }, ALWAYS, { "layers.*.norm1.beta" }, "blk.*.attn_norm.bias", HD_GGUF_SAME },
+    { "h.*.attn.c_attn.weight", { DIM_D, DIM_Q3 }, ALWAYS, { "layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v" },
+      "blk.*.attn_qkv.weight", HD_GGUF_TURNED },
+    { "h.*.attn.c_attn.bias", { DIM_Q3 }, ALWAYS, { "layers.*.attn.q_bias", "layers.*.attn.k_bias", "layers.*.attn.v_bias" },
+      "blk.*.attn_qkv.bias", HD_GGUF_SAME },
+    { "h.*.attn.c_proj.weight", { DIM_Q, DIM_D }, ALWAYS, { "layers.*.attn.o" }, "blk.*.attn_output.weight", HD_GGUF_TURNED },
+    { "h.*.attn.c_proj.bias", { DIM_D }, ALWAYS, { "layers.*.attn.o_bias" }, "blk.*.attn_output.bias", HD_GGUF_SAME },
+    { "h.*.ln_2.weight", { DIM_D }, ALWAYS, { "layers.*.norm2.gamma" }, "blk.*.ffn_norm.weight", HD_GGUF_SAME },
+    { "h.*.ln_2.bias", { DIM_D }, ALWAYS, { "layers.*.norm2.beta" }, "blk.*.ffn_norm.bias", HD_GGUF_SAME },
+    { "h.*.mlp.c_fc.weight", { DIM_D, DIM_F }, ALWAYS, { "layers.*.mlp.up" }, "blk.*.ffn_up.weight", HD_GGUF_TURNED },
+    { "h.*.mlp.c_fc.bias", { DIM_F }, ALWAYS, { "layers.*.mlp.up_bias" }, "blk.*.ffn_up.bias", HD_GGUF_SAME },
+    { "h.*.mlp.c_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.down" }, "blk.*.ffn_down.weight", HD_GGUF_TURNED },
+    { "h.*.mlp.c_proj.bias", { DIM_D }, ALWAYS, { "layers.*.mlp.down_bias" }, "blk.*.ffn_down.bias", HD_GGUF_SAME },
+    { "ln_f.weight", { DIM_D }, ALWAYS, { "norm.gamma" }, "output_norm.weight", HD_GGUF_SAME },
+    { "ln_f.bias", { DIM_D }, ALWAYS, { "norm.beta" }, "output_norm.bias", HD_GGUF_SAME },
+    { "/lm_head.weight", { DIM_V, DIM_D }, IF_UNTIED, { "head" }, "output.weight", HD_GGUF_SAME },
     { 0 },
 };
 
 /* Linear keeps weights as [outputs, inputs]. */
 static const mapping llama_map[] = {
-    { "embed_tokens.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" } },
-    { "layers.*.input_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" } },
-    { "layers.*.self_attn.q_proj.weight", { DIM_Q, DIM_D }, ALWAYS, { "layers.*.attn.q" } },
-    { "layers.*.self_attn.q_proj.bias", { DIM_Q }, IF_QKV_BIAS, { "layers.*.attn.q_bias" } },
-    { "layers.*.self_attn.k_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.k" } },
-    { "layers.*.self_attn.k_proj.bias", { DIM_K }, IF_QKV_BIAS, { "layers.*.attn.k_bias" } },
-    { "layers.*.self_attn.v_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.v" } },
-    { "layers.*.self_attn.v_proj.bias", { DIM_K }, IF_QKV_BIAS, { "layers.*.attn.v_bias" } },
-    { "layers.*.self_attn.o_proj.weight", { DIM_D, DIM_Q }, ALWAYS, { "layers.*.attn.o" } },
-    { "layers.*.self_attn.o_proj.bias", { DIM_D }, IF_O_BIAS, { "layers.*.attn.o_bias" } },
-    { "layers.*.post_attention_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm2.gamma" } },
-    { "layers.*.mlp.gate_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.gate" } },
-    { "layers.*.mlp.gate_proj.bias", { DIM_F }, IF_MLP_BIAS, { "layers.*.mlp.gate_bias" } },
-    { "layers.*.mlp.up_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.up" } },
-    { "layers.*.mlp.up_proj.bias", { DIM_F }, IF_MLP_BIAS, { "layers.*.mlp.up_bias" } },
-    { "layers.*.mlp.down_proj.weight", { DIM_D, DIM_F }, ALWAYS, { "layers.*.mlp.down" } },
-    { "layers.*.mlp.down_proj.bias", { DIM_D }, IF_MLP_BIAS, { "layers.*.mlp.down_bias" } },
-    { "norm.weight", { DIM_D }, ALWAYS, { "norm.gamma" } },
-    { "/lm_head.weight", { DIM_V, DIM_D }, IF_UNTIED, { "head" } },
+    { "embed_tokens.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" }, "token_embd.weight", HD_GGUF_SAME },
+    { "layers.*.input_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" }, "blk.*.attn_norm.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.q_proj.weight", { DIM_Q, DIM_D }, ALWAYS, { "layers.*.attn.q" }, "blk.*.attn_q.weight", HD_GGUF_PAIRS },
+    { "layers.*.self_attn.q_proj.bias", { DIM_Q }, IF_QKV_BIAS, { "layers.*.attn.q_bias" }, "blk.*.attn_q.bias", HD_GGUF_PAIRS },
+    { "layers.*.self_attn.k_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.k" }, "blk.*.attn_k.weight", HD_GGUF_PAIRS },
+    { "layers.*.self_attn.k_proj.bias", { DIM_K }, IF_QKV_BIAS, { "layers.*.attn.k_bias" }, "blk.*.attn_k.bias", HD_GGUF_PAIRS },
+    { "layers.*.self_attn.q_norm.weight", { DIM_E }, IF_QK_NORM, { "layers.*.attn.q_norm" }, "blk.*.attn_q_norm.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.k_norm.weight", { DIM_E }, IF_QK_NORM, { "layers.*.attn.k_norm" }, "blk.*.attn_k_norm.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.v_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.v" }, "blk.*.attn_v.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.v_proj.bias", { DIM_K }, IF_QKV_BIAS, { "layers.*.attn.v_bias" }, "blk.*.attn_v.bias", HD_GGUF_SAME },
+    { "layers.*.self_attn.o_proj.weight", { DIM_D, DIM_Q }, ALWAYS, { "layers.*.attn.o" }, "blk.*.attn_output.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.o_proj.bias", { DIM_D }, IF_O_BIAS, { "layers.*.attn.o_bias" }, "blk.*.attn_output.bias", HD_GGUF_SAME },
+    { "layers.*.post_attention_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm2.gamma" }, "blk.*.ffn_norm.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.gate_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.gate" }, "blk.*.ffn_gate.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.gate_proj.bias", { DIM_F }, IF_MLP_BIAS, { "layers.*.mlp.gate_bias" }, "blk.*.ffn_gate.bias", HD_GGUF_SAME },
+    { "layers.*.mlp.up_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.up" }, "blk.*.ffn_up.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.up_proj.bias", { DIM_F }, IF_MLP_BIAS, { "layers.*.mlp.up_bias" }, "blk.*.ffn_up.bias", HD_GGUF_SAME },
+    { "layers.*.mlp.down_proj.weight", { DIM_D, DIM_F }, ALWAYS, { "layers.*.mlp.down" }, "blk.*.ffn_down.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.down_proj.bias", { DIM_D }, IF_MLP_BIAS, { "layers.*.mlp.down_bias" }, "blk.*.ffn_down.bias", HD_GGUF_SAME },
+    { "norm.weight", { DIM_D }, ALWAYS, { "norm.gamma" }, "output_norm.weight", HD_GGUF_SAME },
+    { "/lm_head.weight", { DIM_V, DIM_D }, IF_UNTIED, { "head" }, "output.weight", HD_GGUF_SAME },
+    { 0 },
+};
+
+static const mapping gemma_map[] = {
+    { "embed_tokens.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" }, "token_embd.weight", HD_GGUF_SAME },
+    { "layers.*.input_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" }, "blk.*.attn_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.self_attn.q_proj.weight", { DIM_Q, DIM_D }, ALWAYS, { "layers.*.attn.q" }, "blk.*.attn_q.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.k_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.k" }, "blk.*.attn_k.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.q_norm.weight", { DIM_E }, ALWAYS, { "layers.*.attn.q_norm" }, "blk.*.attn_q_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.self_attn.k_norm.weight", { DIM_E }, ALWAYS, { "layers.*.attn.k_norm" }, "blk.*.attn_k_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.self_attn.v_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.v" }, "blk.*.attn_v.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.o_proj.weight", { DIM_D, DIM_Q }, ALWAYS, { "layers.*.attn.o" }, "blk.*.attn_output.weight", HD_GGUF_SAME },
+    { "layers.*.post_attention_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1_after" }, "blk.*.post_attention_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.pre_feedforward_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm2.gamma" }, "blk.*.ffn_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.mlp.gate_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.gate" }, "blk.*.ffn_gate.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.up_proj.weight", { DIM_F, DIM_D }, ALWAYS, { "layers.*.mlp.up" }, "blk.*.ffn_up.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.down_proj.weight", { DIM_D, DIM_F }, ALWAYS, { "layers.*.mlp.down" }, "blk.*.ffn_down.weight", HD_GGUF_SAME },
+    { "layers.*.post_feedforward_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm2_after" }, "blk.*.post_ffw_norm.weight", HD_GGUF_PLUS_ONE },
+    { "norm.weight", { DIM_D }, ALWAYS, { "norm.gamma" }, "output_norm.weight", HD_GGUF_PLUS_ONE },
+    { "/lm_head.weight", { DIM_V, DIM_D }, IF_UNTIED, { "head" }, "output.weight", HD_GGUF_SAME },
     { 0 },
 };
 
@@ -78,6 +105,7 @@ static const struct {
 } families[HD_FAMILY_COUNT] = {
     [HD_FAMILY_GPT2] = { gpt2_map, "transformer.", { "*.attn.bias", "*.attn.masked_bias" } },
     [HD_FAMILY_LLAMA] = { llama_map, "model.", { "*.rotary_emb.inv_freq" } },
+    [HD_FAMILY_GEMMA] = { gemma_map, "model.", { "*.rotary_emb.inv_freq" } },
 };
 
 /* ---- writing the table out ---- */
@@ -87,7 +115,7 @@ static int64_t extent_of(const hd_lm_config *c, extent e)
     const int64_t q = c->heads * c->head_dim;
     const int64_t of[EXTENTS] = {
         [DIM_D] = c->width, [DIM_V] = c->vocab, [DIM_P] = c->max_positions, [DIM_F] = c->mlp_width,
-        [DIM_Q] = q, [DIM_K] = c->kv_heads * c->head_dim, [DIM_Q3] = 3 * q,
+        [DIM_E] = c->head_dim, [DIM_Q] = q, [DIM_K] = c->kv_heads * c->head_dim, [DIM_Q3] = 3 * q,
     };
     return of[e];
 }
@@ -95,7 +123,7 @@ static int64_t extent_of(const hd_lm_config *c, extent e)
 static bool is_present(const hd_lm_config *c, presence when)
 {
     const bool there[] = { [ALWAYS] = true, [IF_QKV_BIAS] = c->qkv_bias, [IF_O_BIAS] = c->o_bias, [IF_MLP_BIAS] = c->mlp_bias,
-                           [IF_UNTIED] = !c->tie_embeddings };
+                           [IF_QK_NORM] = c->qk_norm, [IF_UNTIED] = !c->tie_embeddings };
     return there[when];
 }
 
@@ -113,6 +141,9 @@ static hd_lm_tensor write_out(const hd_lm_config *c, const mapping *m, int64_t l
     bool bare = *m->name == '/';
     fill_in(t.name, sizeof t.name, bare ? "" : families[c->family].prefix, m->name + bare, layer);
     for (int i = 0; i < t.rank; i++) t.dim[i] = extent_of(c, m->dim[i]);
+    fill_in(t.gguf, sizeof t.gguf, "", m->gguf, layer);
+    bool in_halves = c->arch != HD_ARCH_LLAMA && c->arch != HD_ARCH_MISTRAL; /* GGUF's "llama" alone turns neighbours */
+    t.change = m->change == HD_GGUF_PAIRS && in_halves ? HD_GGUF_SAME : m->change;
     for (; t.parts < 3 && m->path[t.parts]; t.parts++) fill_in(t.path[t.parts], sizeof t.path[0], "", m->path[t.parts], layer);
     return t;
 }
@@ -188,7 +219,7 @@ static int check_shape(const hd_weight *w, const hd_lm_tensor *t, hd_error *err)
     return hd_fail(err, HD_EFORMAT, "%s: %s is %s, config.json says %s", w->file, w->name, is, should);
 }
 
-static int load_tensor(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd_error *err)
+int hd_lm_tensor_load(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd_error *err)
 {
     int rc = check_shape(w, t, err);
     for (int part = 0; !rc && part < t->parts; part++) {
@@ -224,7 +255,7 @@ static int load_all(hd_store *s, const hd_lm_config *c, const hd_weights *w, con
         const hd_weight *from = find_weight(w, &list[i], families[c->family].prefix);
         if (!from) return hd_fail(err, HD_EFORMAT, "%s: there is no tensor %s, which config.json calls for", path, list[i].name);
         used[from - w->tensors] = true;
-        int rc = load_tensor(s, &list[i], from, err);
+        int rc = hd_lm_tensor_load(s, &list[i], from, err);
         if (rc) return rc;
     }
     for (size_t i = 0; i < w->count; i++)
@@ -238,6 +269,7 @@ int hd_lm_weights_load(hd_store *s, const hd_lm_config *c, const char *path, hd_
     hd_weights w = { 0 };
     hd_lm_tensor *list = NULL;
     size_t n = 0;
+    if (hd_gguf_is(path)) return hd_lm_gguf_open_and_load(s, c, path, err);
     int rc = hd_weights_open(&w, path, err);
     if (rc) return rc;
     bool *used = hd_calloc(w.count ? w.count : 1, sizeof *used);

@@ -8,19 +8,33 @@
 #include "exec/pieces.h"
 #include "models/config.h"
 
+/* What lies otherwise in a GGUF file than in a Hugging Face checkpoint (models/gguf.c). */
+typedef enum hd_gguf_change {
+    HD_GGUF_SAME,
+    HD_GGUF_TURNED,   /* transposed: GPT-2's Conv1D */
+    HD_GGUF_PAIRS,    /* rows of a head in another order: features that rotate together are neighbours */
+    HD_GGUF_PLUS_ONE, /* norms' weights with the one that they are relative to */
+    HD_GGUF_CHANGES
+} hd_gguf_change;
+
 /* One Hugging Face tensor: parameters side by side along its last dimension (three in GPT-2's c_attn, one everywhere else). */
 typedef struct hd_lm_tensor {
     char name[96];    /* as transformers writes it: "model.layers.3.self_attn.q_proj.weight" */
     int rank;         /* 1 or 2 */
     int64_t dim[2];
     int parts;
+    char gguf[64];    /* its name in GGUF files: "blk.3.attn_q.weight" */
+    hd_gguf_change change;
     char path[3][48]; /* parameters: "layers.3.attn.q"; each has dim[rank-1] / parts of the last dimension */
 } hd_lm_tensor;
 
 /* Every tensor of a checkpoint of c, in the order of the model. The caller frees *out with hd_free. */
 int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_error *err);
 
-/* Fills the parameters of s from a model directory or one safetensors file, converting to the store's dtypes. Names may lack the prefix
+/* Fills t's parameters from w, which must have its shape. Those that another stage of a pipeline holds are passed over. */
+int hd_lm_tensor_load(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd_error *err);
+
+/* Fills the parameters of s from a model directory, one safetensors file or a GGUF file, converting to the store's dtypes. Names may lack the prefix
  * ("transformer.", "model."). Buffers that hold no parameters are skipped; a missing, unexpected or misshapen tensor is HD_EFORMAT. A
  * store that is one rank's takes its pieces. */
 int hd_lm_weights_load(hd_store *s, const hd_lm_config *c, const char *path, hd_error *err);

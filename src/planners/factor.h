@@ -29,7 +29,7 @@ typedef struct hd_factor_problem {
 
 typedef struct hd_factor_options {
     int64_t table;      /* entries of one table at most; 0: 2^24. Wider problems are cut by fixing a variable at a time (branch and bound) */
-    int64_t nodes;      /* branches (and labels / 1000) at most; 0: 20,000. What is left open shows as a gap */
+    int64_t nodes;      /* branches (and labels / 1000) at most; 0: 20,000, or as many as add up 4e9 entries of tables. What is left open shows as a gap */
     double seconds;     /* by the clock, likewise; 0: however long it takes */
 } hd_factor_options;
 

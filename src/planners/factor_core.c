@@ -431,13 +431,14 @@ static int64_t *whole_table(core_rest *r, const double *cost, int n)
 
 int hd_core_rest(const core *c, core_rest *out)
 {
-    int left = hd_core_left(c), n = 0, at[c->n + 1];
+    int left = hd_core_left(c), n = 0;
     *out = (core_rest){0};
     int *states = hd_arena_alloc(&out->memory, (size_t)(left + 1) * sizeof *states);
     const int64_t **cost = hd_arena_alloc(&out->memory, (size_t)(left + 1) * sizeof *cost), **bytes = hd_arena_alloc(&out->memory, (size_t)(left + 1) * sizeof *bytes);
     hd_factor_link *links = hd_arena_alloc(&out->memory, (size_t)(c->n_links + 1) * sizeof *links);
     out->which = hd_arena_alloc(&out->memory, (size_t)(left + 1) * sizeof *out->which);
-    if (!states || !cost || !bytes || !links || !out->which) return HD_ENOMEM;
+    int *at = hd_arena_alloc(&out->memory, (size_t)(c->n + 1) * sizeof *at);
+    if (!states || !cost || !bytes || !links || !out->which || !at) return HD_ENOMEM;
     for (int v = 0; v < c->n; v++) {
         const core_var *x = &c->var[v];
         if (x->gone) continue;

@@ -39,6 +39,7 @@ typedef struct network {
     double constant;                   /* what has no variables left */
     int64_t widest;
     double work, greatest;             /* entries of all tables that the order makes, and of the greatest */
+    double spent;                      /* entries that were added up */
     bool split, declined;
 } network;
 
@@ -53,6 +54,10 @@ int hd_network_states(const network *net, int v);
 double hd_network_entries(const network *net, const int *vars, int n);
 /* out over keep[n_keep] (a subset of the variables of the given factors): the least sum over all others. */
 int hd_network_project(network *net, const factor *const *from, int n, const int *keep, int n_keep, factor *out, hd_error *err);
+
+/* The least cost below best->cost within p->limit of bytes, of a network solved at a price, none of it split. bound: nothing is below it. best: its cost is to be
+ * beaten; choice, cost, bytes and feasible are set where it is, bound to what is certain. most: labels at most. */
+int hd_labels_search(network *net, int64_t most, double ends, double bound, hd_factor_answer *best, hd_error *err);
 
 /* Least cost within p->limit of bytes. ends: when the clock says so it gives up (hd_time; 0: never). */
 int hd_factor_solve_limited(const hd_factor_problem *p, const hd_factor_options *o, double ends, hd_factor_answer *out, hd_error *err);

@@ -272,6 +272,7 @@ static int send_message(network *net, uses *held, const int *group, int n, int v
     for (int i = 0; i < n; i++) from[i] = &net->factors[group[i]];
     double entries = hd_network_entries(net, scope, n_scope) * net->live_n[v];
     if (entries > (double)net->widest) net->widest = (int64_t)entries;
+    net->spent += entries;
     int rc = hd_network_project(net, from, n, scope, n_scope, &out, err);
     if (rc) return rc;
     *message = -1;

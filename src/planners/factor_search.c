@@ -7,9 +7,10 @@
 #include "base/term.h"
 #include "planners/factor_core.h"
 
-enum { ROUNDS = 200, CHILD_ROUNDS = 24, LOOK_EVERY = 6 };
+enum { ROUNDS = 200, CHILD_ROUNDS = 100, LOOK_EVERY = 6 };
 #define AT_ONCE 2e6   /* entries of all tables that are made without a look at bounds */
 #define AT_LAST 6.5e7 /* ... when bounds get no better */
+#define IN_ALL 4e9    /* ... in all branches together, where their number isn't given */
 #define IN_PARTS (1 << 18)
 
 typedef struct search {
@@ -18,7 +19,7 @@ typedef struct search {
     hd_factor_answer *best;
     int *at, *choice, *order, *rank; /* [n] */
     int64_t nodes, most;
-    double ends, open; /* open: least bound of what was not looked at */
+    double spent, ends, open; /* open: least bound of what was not looked at */
     hd_error *err;
 } search;
 
@@ -56,6 +57,7 @@ static int by_tables(search *s, const core *c, double work, int64_t table, bool 
     if (!rc && !net.declined) {
         *bound = c->constant + net.constant;
         if (net.widest > s->best->widest) s->best->widest = net.widest;
+        s->spent += net.spent;
         if (net.constant < INFINITY) {
             hd_network_trace(&net, choice);
             for (int k = 0; k < r.p.n; k++) s->at[r.which[k]] = choice[k];
@@ -94,7 +96,7 @@ static int tighten(search *s, core *c, int rounds, bool *done, double *bound)
         n = hd_core_order(c, s->order, s->rank);
         if (n < before || !n) rc = by_tables(s, c, AT_ONCE, 0, done, bound);
         if (rc || *done) return rc;
-        if (c->constant - last < 0.01 * (below(s) - last) || c->constant - last < 1) break;
+        if (c->constant - last < 0.002 * (below(s) - last) || c->constant - last < 1) break;
         last = c->constant;
     }
     return rc;
@@ -150,7 +152,7 @@ static int explore(search *s, core *c, int rounds)
     if (!rc && !done && !is_late(s)) rc = by_tables(s, c, AT_LAST, 0, &done, &bound);
     if (!rc && !done && (!s->best->feasible || !is_late(s))) rc = by_tables(s, c, 0, IN_PARTS, &done, &bound);
     if (rc || done) return rc;
-    if (s->nodes < s->most && !is_late(s)) return branch(s, c);
+    if (s->nodes < s->most && (s->o.nodes || s->spent < IN_ALL) && !is_late(s)) return branch(s, c);
     if (bound < c->constant) bound = c->constant;
     if (bound < s->open) s->open = bound;
     return 0;

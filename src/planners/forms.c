@@ -4,7 +4,7 @@
 
 #include "base/mem.h"
 
-enum { VALUES = 96, MOST_CHUNKS = HD_MAX_CUTS + 1, MOST_TOKENS = 1 << 15 /* of a rank's micro-batch, where there are several */, ALL_TOKENS = 1 << 17, MOST_MICRO = 4096, NETWORK_STAGES = 16, NETWORK_MICRO = 64, MOST_SLICES = 16 };
+enum { VALUES = 96, MOST_CHUNKS = HD_MAX_CUTS + 1, MOST_TOKENS = 1 << 15 /* of a rank's micro-batch, where there are several */, ALL_TOKENS = 1 << 17, MOST_MICRO = 4096, NETWORK_STAGES = 16, NETWORK_MICRO = 1024, MOST_SLICES = 16 };
 
 typedef struct values { int64_t v[VALUES]; int n; } values;
 

@@ -290,7 +290,7 @@ static int take_answer(const hd_layout_builder *b, const hd_factor_answer *f, hd
     int64_t ties = 0;
     for (size_t i = 0; f->feasible && i < b->g->n_nodes; i++) ties += undivided(b, &b->ways[i].list[f->choice[i]]);
     if (!out->proven) ties = (int64_t)b->g->n_nodes * b->part.n_axes;
-    out->seconds = (double)(f->cost - ties) / HD_PICO, out->bound = (double)(f->bound - ties) / HD_PICO;
+    out->seconds = (double)(f->cost - ties) / hd_layout_unit(b), out->bound = (double)(f->bound - ties) / hd_layout_unit(b);
     out->memory = f->bytes, out->widest = f->widest, out->branches = f->nodes, out->variables = b->problem.n;
     if (!f->feasible) return 0;
     out->held = hd_calloc(b->g->n_values + 1, sizeof *out->held);
@@ -301,7 +301,7 @@ static int take_answer(const hd_layout_builder *b, const hd_factor_answer *f, hd
         if (b->held[v].n) out->held[v] = b->held[v].list[f->choice[b->variable[v]]];
     for (size_t i = 0; i < b->g->n_nodes; i++) {
         out->nodes[i].node = b->g->nodes[i];
-        out->work += (double)b->cost[i][f->choice[i]] / HD_PICO;
+        out->work += (double)b->cost[i][f->choice[i]] / hd_layout_unit(b);
         for (int r = 0; r < b->g->nodes[i]->n_out; r++) out->made[b->g->nodes[i]->out[r]] = b->ways[i].list[f->choice[i]].out[r];
         memcpy(out->nodes[i].loop, b->ways[i].list[f->choice[i]].loop, sizeof out->nodes[i].loop);
     }

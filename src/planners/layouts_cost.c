@@ -143,7 +143,7 @@ int64_t hd_layout_conversion(hd_layout_builder *b, hd_value v, const hd_layout *
     int n = hd_part_steps(&b->p->mesh, &b->part.value[v].whole, from, to, steps);
     double seconds = 0;
     for (int i = 0; i < n; i++) seconds += step_seconds(b, v, &steps[i], i ? &steps[i - 1].after : from, reader);
-    return isinf(seconds) ? HD_NEVER : (int64_t)(seconds * HD_PICO + 0.5);
+    return isinf(seconds) ? HD_NEVER : (int64_t)(seconds * hd_layout_unit(b) + 0.5);
 }
 
 /* ---- what a way to divide a node costs ---- */
@@ -189,7 +189,7 @@ int64_t hd_layout_work(hd_layout_builder *b, const hd_node *n, const hd_way *w)
 {
     int64_t times = b->p->cluster && !n->op->is_view ? node_times(b, n) : 0;
     if (!times) return 0;
-    return (int64_t)((double)times * (kernel_seconds(b, n, w) + expansion_seconds(b, n, w)) * HD_PICO + 0.5);
+    return (int64_t)((double)times * (kernel_seconds(b, n, w) + expansion_seconds(b, n, w)) * hd_layout_unit(b) + 0.5);
 }
 
 /* An operand that stands twice is brought into one layout once. */

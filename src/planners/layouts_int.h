@@ -10,7 +10,6 @@
 #include "passes/partition_int.h"
 #include "planners/layouts.h"
 
-#define HD_PICO 1e12 /* costs are integers of picoseconds */
 #define HD_DISLIKE 1.001 /* of all-reduces where reduce-scatters are preferred: what costs the same is taken apart */
 
 typedef struct hd_way { int8_t loop[HD_MAX_AXES]; hd_layout *in, *out; } hd_way; /* [n_in], [n_out] */
@@ -37,6 +36,9 @@ typedef struct hd_layout_builder {
     hd_layout_memo *memo; size_t n_memo, memo_room; /* what collectives take; room is a power of two */
     int *ranks;             /* [mesh] scratch */
 } hd_layout_builder;
+
+/* Costs are integers, so many to a second: picoseconds, or on a cluster, where steps may take hours and HD_NEVER is no more than 1,126 s of those, nanoseconds. */
+static inline double hd_layout_unit(const hd_layout_builder *b) { return b->p->cluster ? 1e9 : 1e12; }
 
 #define HD_WAY_EXPANDED (-3) /* in hd_way.loop */
 

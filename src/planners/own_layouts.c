@@ -5,7 +5,7 @@
 
 #include "planners/layouts.h"
 
-enum { FEW_LAYERS = 3, BRANCHES = 400, TABLE = 1 << 18 };
+enum { FEW_LAYERS = 3, BRANCHES = 8 /* seconds near a tight limit, mostly proven before */, TABLE = 1 << 18 };
 
 static void add_axis(hd_mesh *m, const char *name, int size, hd_axis_role role)
 {
@@ -21,7 +21,7 @@ int hd_own_layouts(const hd_planner_job *job, const hd_form *f, int64_t memory, 
     const hd_cluster *c = job->cluster;
     int ranks = hd_form_ranks(f), node = hd_cluster_group(c, c->node_level), here = ranks < node ? ranks : node, few = net->layers < FEW_LAYERS ? (int)net->layers : FEW_LAYERS;
     hd_layout_problem p = {.cluster = c, .world = ranks, .threads = c->device.cores ? c->device.cores / here : 1, .teams = c->device.cores ? here : 1,
-                           .micro_batches = f->micro_batches, .keep_gathered = f->hold == HD_HOLD_STEP, .memory = memory,
+                           .micro_batches = f->micro_batches, .keep_gathered = f->hold == HD_HOLD_STEP, .memory = memory, .overlap = HD_LAYOUT_OVERLAP,
                            .search = {.table = TABLE, .nodes = BRANCHES}};
     hd_layout_answer a = {0};
     hd_error local = {0};

@@ -25,7 +25,9 @@
 #include "planners/relax.h"
 
 #define FAR 1.35        /* forms whose first estimate is so much worse than the best are left */
+#define NETWORK_FAR 2
 #define SLACK 1.08      /* of memory: what the first estimate may be wrong by */
+#define LOOSE 3         /* of pieces of a network, which in one stage overlay what they keep */
 #define EXACT_SLACK 1.04
 #define SLICING 0.03    /* first estimates are of whole sequences: halves of them make smaller products */
 #define SURE 1.03       /* an exact estimate so much above the best simulated step cannot win */
@@ -158,15 +160,12 @@ static void first_estimate(search *s, size_t i, hd_error *err, int *rc)
     hd_estimate e;
     int64_t capacity = hd_planner_capacity(s->job, hd_form_ranks(f));
     (void)err, (void)rc;
-    if (!s->job->network.layers && f->pp == 1) { /* few, and simulated whole by the exact estimate */
-        s->step[i] = 0;
-        return;
-    }
     bool same = last.in == s && last.of.dp == f->dp && last.of.cp == f->cp && last.of.tp == f->tp && hd_form_ranks(&last.of) == hd_form_ranks(f);
     if (!same) hd_spread_make(s->job, f, &last.spread), last.of = *f, last.in = s;
     last.spread.zero = f->zero, last.spread.hold = f->hold;
     estimate(s, f, is_whole(s, f) ? NULL : &last.spread, false, capacity, &e);
-    s->step[i] = e.peak > SLACK * (double)capacity ? INFINITY : e.step * (1 + SLICING * log2(f->slices));
+    double slack = !s->job->network.layers && f->pp == 1 ? LOOSE : SLACK;
+    s->step[i] = e.peak > slack * (double)capacity ? INFINITY : e.step * (1 + SLICING * log2(f->slices));
     s->peak[i] = e.peak;
 }
 
@@ -229,8 +228,8 @@ static int keep_best(search *s)
     double best = INFINITY;
     size_t n = 0;
     int64_t memory = 0, far = 0;
-    for (size_t i = 0; i < s->forms.n; i++) best = s->step[i] > 0 ? fmin(best, s->step[i]) : best;
-    double limit = s->all ? INFINITY : best * FAR;
+    for (size_t i = 0; i < s->forms.n; i++) best = fmin(best, s->step[i]);
+    double limit = s->all ? INFINITY : best * (s->job->network.layers ? FAR : NETWORK_FAR);
     for (size_t i = 0; i < s->forms.n; i++) {
         memory += isinf(s->step[i]);
         far += !isinf(s->step[i]) && s->step[i] > limit;
@@ -473,6 +472,15 @@ static hd_form bare(const hd_form *f)
     return g;
 }
 
+/* The smallest micro-batches of so many data-parallel ranks: where nothing fits otherwise. */
+static int64_t most_micro(const search *s, int64_t dp)
+{
+    int64_t samples = s->job->network.samples, most = 1;
+    if (s->job->micro_batches) return s->job->micro_batches;
+    for (int64_t m = 1; m <= samples / dp; m++) most = samples % m == 0 ? m : most;
+    return most;
+}
+
 static int list_meshes(const search *s, hd_form *list)
 {
     int n = 0;
@@ -484,11 +492,11 @@ static int list_meshes(const search *s, hd_form *list)
         for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], f);
         if (!known) list[n++] = bare(f);
     }
-    if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1 || (!s->out->n && !lean)) return n;
+    if (language || is_pinned(s, HD_KEY_TP) || s->job->forbidden >> HD_KEY_TP & 1) return n;
     /* Model parallelism of such networks is in no form but those of tables. */
     int ranks = hd_planner_ranks(s->job);
     for (int tp = 2; tp <= ranks && n < 2 * MESHES; tp++) {
-        hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->n ? s->out->best[0].micro_batches : list[0].micro_batches};
+        hd_form f = {.pp = 1, .dp = ranks / tp, .cp = 1, .tp = tp, .chunks = 1, .slices = 1, .micro_batches = s->out->n ? s->out->best[0].micro_batches : most_micro(s, ranks / tp)};
         bool known = ranks % tp || (is_pinned(s, HD_KEY_DP) && f.dp != s->job->pinned.dp);
         for (int k = 0; k < n && !known; k++) known = same_mesh(&list[k], &f);
         if (!known) list[n++] = f;

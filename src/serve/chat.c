@@ -6,6 +6,7 @@ static const hd_chat_format formats[] = {
     {"ChatML", "<|im_start|>", "", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n", "<|im_end|>"},
     {"Llama 3", "<|start_header_id|>", "<|begin_of_text|>", "<|start_header_id|>user<|end_header_id|>\n\n",
      "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", "<|eot_id|>"},
+    {"Gemma", "<start_of_turn>", "<bos>", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n", "<end_of_turn>"},
     {"Instruct", "[INST]", "<s>", "[INST] ", " [/INST]", "</s>", "</s>"},
     {"plain", NULL, "", "Question: ", "\nAnswer:", "\n", "\nQuestion:"},
 };

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include "base/file.h"
 #include "base/term.h"
+#include "data/tokenizer_gguf.h"
+#include "models/gguf.h"
 #include "models/weights.h"
 #include "passes/passes.h"
 
@@ -72,12 +74,20 @@ static int check_memory(const hd_generator *g, hd_error *err)
                    (long long)m.total, hd_format_bytes(need, (double)m.total), (unsigned long long)available, hd_format_bytes(have, (double)available));
 }
 
+/* All parameters will be read: none is drawn first. */
+static void leave_empty(hd_graph *g)
+{
+    for (size_t i = 0; i < g->n_values; i++)
+        if (g->values[i].kind == HD_PARAM) g->values[i].init = NULL;
+}
+
 /* dir NULL: random weights from seed. */
 static int open_model(hd_generator *g, const char *dir, uint64_t seed, const hd_generator_options *o, hd_error *err)
 {
     int rc = build(g, o, err);
     if (!rc) rc = lower(g, o, err);
     if (!rc) rc = check_memory(g, err);
+    if (!rc && dir) leave_empty(g->graph);
     if (!rc && !(g->store = hd_store_new(g->graph, seed, err))) rc = err->code;
     if (!rc && dir) rc = hd_lm_weights_load(g->store, &g->config, dir, err);
     if (!rc && !(g->exec = hd_exec_new(g->program, g->store, &g->backend, g->team, err))) rc = err->code;
@@ -87,13 +97,21 @@ static int open_model(hd_generator *g, const char *dir, uint64_t seed, const hd_
     return rc;
 }
 
-int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err)
+/* The tokenizer that a directory or a GGUF file has; none is no error. */
+static int open_tokenizer(hd_generator *g, const char *model, hd_error *err)
 {
     char path[4096];
-    *g = (hd_generator){0};
-    int rc = hd_lm_config_load(&g->config, dir, err);
-    if (!rc) rc = hd_path_join(path, sizeof path, dir, "tokenizer.json", err);
+    if (hd_gguf_is(model)) return hd_tokenizer_open_gguf(&g->tokenizer, model, err);
+    int rc = hd_path_join(path, sizeof path, model, "tokenizer.json", err);
     if (!rc && hd_file_exists(path) && !(g->tokenizer = hd_tokenizer_load(path, err))) rc = err->code;
+    return rc;
+}
+
+int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err)
+{
+    *g = (hd_generator){0};
+    int rc = hd_lm_config_open(&g->config, dir, err);
+    if (!rc) rc = open_tokenizer(g, dir, err);
     if (rc) {
         hd_generator_close(g);
         return rc;

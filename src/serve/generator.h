@@ -21,7 +21,7 @@ typedef struct hd_generator_options {
 
 typedef struct hd_generator {
     hd_lm_config config;
-    hd_tokenizer *tokenizer; /* NULL when the directory has none */
+    hd_tokenizer *tokenizer; /* NULL when the model has none */
     hd_graph *graph;
     hd_program *program;
     hd_store *store;
@@ -35,7 +35,7 @@ typedef struct hd_generator {
 
 /* ---- life cycle ---- */
 
-/* Loads a Hugging Face directory (config.json, weights, tokenizer.json where there is one). On failure *g is empty. */
+/* Loads a Hugging Face directory (config.json, weights, tokenizer.json where there is one) or a GGUF file. On failure *g is empty. */
 int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err);
 /* The same for a config and a store-filling function instead of a directory: for benchmarks over random weights (seed). */
 int hd_generator_open_random(hd_generator *g, const hd_lm_config *c, uint64_t seed, const hd_generator_options *o, hd_error *err);

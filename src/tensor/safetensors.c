@@ -215,6 +215,10 @@ void hd_weight_load(const hd_weight *w, int64_t begin, int64_t n, void *dst, hd_
     size_t from = hd_dtype_size(w->dtype), to = hd_dtype_size(dtype);
     const unsigned char *src = w->data + (size_t)begin * from;
     if (n <= 0) return;
+    if (w->quant) {
+        hd_quant_load(w->quant, w->data, begin, n, dst, dtype);
+        return;
+    }
     if (w->dtype == dtype) {
         memcpy(dst, src, (size_t)n * from);
         return;

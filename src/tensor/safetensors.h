@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "tensor/dtype.h"
+#include "tensor/quant.h"
 
 /* A named tensor in a file; everything belongs to the table that it stands in. */
 typedef struct hd_weight {
@@ -21,6 +22,7 @@ typedef struct hd_weight {
     int64_t dim[HD_MAX_RANK];
     const unsigned char *data; /* mapped, read-only, any alignment; NULL when bytes is 0 */
     size_t bytes;
+    const hd_quant *quant; /* of a GGUF file's tensor in blocks (tensor/quant.h), whose dtype says F32; NULL: plain */
 } hd_weight;
 
 /* One open file. Zero-initialise. */

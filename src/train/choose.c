@@ -15,8 +15,8 @@
 #define CALIBRATION 40.0 /* seconds */
 #define WORTH 10.0       /* a job must be so many times as long */
 #define REACHED 0.5      /* share of the peak that a job is taken to reach, so that it is rather said to be short */
-#define SEARCHING 0.05   /* share of the job's time that may go into planning, */
-#define LEAST_SEARCH 2.0 /* but at least so many seconds, */
+#define SEARCHING 0.05   /* share of the job's time that may go into searching, */
+#define LEAST_SEARCH 10.0 /* but at least so many seconds: what is cut off may come out differently the next time */
 #define MOST_SEARCH 120.0
 enum { ROUNDS = 5 };     /* for measuring the peak, of some 5 ms */
 #define PREDICTION "HEDDLE_PREDICTED"

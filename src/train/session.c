@@ -247,7 +247,9 @@ static int plan_of(const hd_session_options *o, bool train, const hd_graph *whol
     bool alone = !hd_session_is_rank(o);
     if (alone && !o->parallel.dp) {
         if (!train) plan->micro_batches = 1;
-        return train && plan->fingerprint ? hd_plan_check(plan, whole, err) : 0;
+        int rc = train && plan->fingerprint ? hd_plan_check(plan, whole, err) : 0;
+        plan->fingerprint = 0; /* of the whole graph, not of a fused one */
+        return rc;
     }
     if (o->rank.rank >= hd_session_ranks(o)) return hd_fail(err, HD_EINVAL, "the plan is for %d ranks, and this is number %d", hd_session_ranks(o), o->rank.rank);
     if (o->lora && !alone)

@@ -39,6 +39,9 @@ describes program program.txt "program model.json --mode generate"
 describes checkpoint run/step-1 run/step-1/manifest.json
 describes plan plan.json
 describes trace run.json
+ok "$heddle" convert run/step-1 --out model.gguf
+sed 's/llama.block_count/llama.block_kount/' model.gguf > strange.gguf
+describes gguf model.gguf strange.gguf
 same "kinds in docs/inspect.md, but \"all\"" "$(grep -c '^| `' "$root/docs/inspect.md")" "$kinds"
 
 # Numbers that are known: 300 rows of 32, a layer, the last norm.
