@@ -162,7 +162,10 @@ static void test_glob(void **state)
         { "", "", true }, { "", "a", false }, { "*", "", true }, { "*", "a/b.c", true }, { "a", "a", true }, { "a", "ab", false },
         { "layers.*.attn.q", "layers.11.attn.q", true }, { "layers.*.attn.q", "layers.11.attn.qk", false },
         { "*.weight", "a.weight.weight", true }, { "a*b*c", "aXbYbZc", true }, { "a*b*c", "aXbYbZ", false }, { "**", "x", true },
-        { "*a", "aaaaab", false }, { "a*", "a", true }, { "?", "x", false }, { "*ab", "aab", true },
+        { "l.<3-5>.q", "l.3.q", true }, { "l.<3-5>.q", "l.5.q", true },
+        { "l.<3-5>.q", "l.2.q", false }, { "l.<3-5>.q", "l.6.q", false }, { "l.<3-5>.q", "l.35.q", false }, { "l.<3-5>.q", "l.4", false }, { "<9-11>", "10", true }, { "<9-11>", "1", false },
+        { "<9-11>", "110", false }, { "*.<0-2>.*.w", "a.7.b.1.c.w", true }, { "*.<0-2>.*.w", "a.7.b.3.c.w", false }, { "<3-5", "<3-5", true }, { "<3-5", "4", false },
+        { "<3-5>", "", false }, { "<3-5>", "x", false }, { "<5-3>", "4", false }, { "*a", "aaaaab", false }, { "a*", "a", true }, { "?", "x", false }, { "*ab", "aab", true },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_int_equal(hd_glob_match(cases[i].pattern, cases[i].text), cases[i].match);
     /* The shape on which a recursive matcher takes exponential time. */

@@ -1,8 +1,8 @@
 /* memory_promise.c: random training jobs with a limit of memory near what the leanest plan needs: that need by lowering every form of the space, and what the planner
  * says of the job under the limit.
  *
- *   check_memory_promise ROOT DIR JOBS CLUSTER
- * Writes models to DIR. Lines of tabs for the script: "job", number, accepted or rejected, the need and the limit in bytes, forms that could be lowered, the plan or
+ *   check_memory_promise ROOT DIR JOBS CLUSTER [FIRST]
+ * Writes models to DIR; FIRST: the number of the first job, else 0. Lines of tabs for the script: "job", number, accepted or rejected, the need and the limit in bytes, forms that could be lowered, the plan or
  * why there is none, the flags of heddle train. */
 #include <inttypes.h>
 
@@ -165,7 +165,8 @@ static void run_job(const char *root, const char *dir, const char *cluster, int 
 
 int main(int argc, char **argv)
 {
-    if (argc < 5) return printf("check_memory_promise ROOT DIR JOBS CLUSTER\n"), 2;
-    for (int i = 0; i < atoi(argv[3]); i++) run_job(argv[1], argv[2], argv[4], i);
+    if (argc < 5) return printf("check_memory_promise ROOT DIR JOBS CLUSTER [FIRST]\n"), 2;
+    int first = argc > 5 ? atoi(argv[5]) : 0;
+    for (int i = 0; i < atoi(argv[3]); i++) run_job(argv[1], argv[2], argv[4], first + i);
     return failed > 0;
 }

@@ -46,7 +46,8 @@ static inline void theory_stage(theory_job *t, const hd_plan *plan, int stage)
         int64_t begin = theory_chunk_begin(t, plan, c), end = theory_chunk_begin(t, plan, c + 1);
         t->layers += (double)(end - begin);
         for (int64_t l = begin; l < end; l++)
-            t->again += t->p.recompute == HD_RECOMPUTE_FULL || (t->p.recompute == HD_RECOMPUTE_EVERY && l % t->p.every == 0);
+            t->again += t->p.recompute == HD_RECOMPUTE_FULL || (t->p.recompute == HD_RECOMPUTE_EVERY && l % t->p.every == 0)
+                        || (t->p.recompute == HD_RECOMPUTE_FIRST && l - begin < t->p.first[c]);
         t->chunks_in += c > 0;
         t->chunks_out += c < chunks - 1;
     }

@@ -42,11 +42,17 @@ static bool is_settled(const space *s, hd_parallel_key k, int64_t given, int64_t
     return v->n > 0;
 }
 
+static int64_t fixed_ranks(const hd_parallel *p) { return p->pp * p->tp * p->cp * p->dp; }
+
+/* On CPUs ranks may be fewer, of more threads: what divides their number, or what is pinned does. */
 static void list_ranks(const space *s, values *v)
 {
+    int64_t fixed = fixed_ranks(s->pinned);
     v->n = 0;
     if (s->gpu) add(v, s->devices);
-    else add_divisors(v, s->devices, s->devices);
+    else if (s->devices > VALUES) add_divisors(v, s->devices, s->devices);
+    for (int64_t n = 1; !s->gpu && s->devices <= VALUES && n <= s->devices; n++)
+        if (s->devices % n == 0 || (fixed > 1 && n % fixed == 0)) add(v, n);
 }
 
 static void list_stages(const space *s, int ranks, values *v)
@@ -239,7 +245,8 @@ static void emit_sequence(space *s, hd_form f)
 static void emit_micro(space *s, hd_form f)
 {
     values micro;
-    if (is_given(s, HD_KEY_DP) && f.dp != s->pinned->dp) return;
+    values dp;
+    if (is_settled(s, HD_KEY_DP, s->pinned->dp, 1, &dp) && f.dp != dp.v[0]) return;
     list_micro(s, f.dp, f.cp, &micro);
     for (int i = 0; i < micro.n; i++) f.micro_batches = micro.v[i], emit_sequence(s, f);
 }
@@ -266,7 +273,7 @@ static void emit_meshes(space *s, int ranks)
 static int check_pins(const space *s, hd_error *err)
 {
     const hd_parallel *p = s->pinned;
-    int64_t fixed = p->pp * p->tp * p->cp * p->dp;
+    int64_t fixed = fixed_ranks(p);
     if (p->n_parts) return hd_fail(err, HD_EUNSUPPORTED, "stages of different meshes (|) are given whole: leave auto out, or take one mesh");
     if (fixed > s->devices)
         return hd_fail(err, HD_ENOPLAN, "--parallel pins %lld ranks, and there are %d devices: pin less, or take more devices", (long long)fixed, s->devices);

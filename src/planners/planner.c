@@ -40,7 +40,12 @@ static bool same_number(const hd_parallel *a, const hd_parallel *b, size_t offse
 
 typedef bool same_fn(const hd_parallel *a, const hd_parallel *b);
 
-static bool same_schedule(const hd_parallel *a, const hd_parallel *b) { return a->has_schedule == b->has_schedule && a->schedule == b->schedule; }
+/* b: what is wanted. Without the key it is 1F1B, or interleaved. */
+static bool same_schedule(const hd_parallel *a, const hd_parallel *b)
+{
+    if (b->has_schedule) return a->has_schedule && a->schedule == b->schedule;
+    return !a->has_schedule || a->schedule == (a->chunks > 1 ? HD_SCHEDULE_INTERLEAVED : HD_SCHEDULE_1F1B);
+}
 static bool same_recompute(const hd_parallel *a, const hd_parallel *b)
 {
     return a->recompute == b->recompute && (a->recompute != HD_RECOMPUTE_EVERY || a->every == b->every)
