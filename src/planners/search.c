@@ -22,6 +22,7 @@
 #include "base/thread.h"
 #include "planners/estimate.h"
 #include "planners/own_layouts.h"
+#include "planners/slice_lengths.h"
 #include "planners/relax.h"
 
 #define FAR 1.35        /* forms whose first estimate is so much worse than the best are left */
@@ -46,6 +47,7 @@ typedef struct search {
     hd_team *team;
     hd_form_list forms;
     double *step; int64_t *peak;  /* [forms] first estimates */
+    hd_spread *spreads; int *spread_of; /* what data parallelism adds, by mesh; [forms] which */
     hd_blocks *blocks; size_t n_blocks; /* of the pass under way, sorted by key */
     candidate *kept; size_t n_kept;
     lean *lean; size_t n_lean;    /* where nothing of those fitted: by what they need */
@@ -153,17 +155,31 @@ static void estimate(const search *s, const hd_form *f, const hd_spread *spread,
 /* Blocks that stand for the form's own data parallelism need no more of it. */
 static bool is_whole(const search *s, const hd_form *f) { return hd_block_key_of(s->job, f, false).dp == f->dp; }
 
+/* Forms of one mesh stand together and spread alike. */
+static int find_spreads(search *s)
+{
+    size_t room = 0, n = 0;
+    s->spread_of = hd_calloc(s->forms.n + 1, sizeof *s->spread_of);
+    if (!s->spread_of) return hd_fail_memory(s->err, s->forms.n * sizeof *s->spread_of, "a search for plans");
+    for (size_t i = 0; i < s->forms.n; i++) {
+        const hd_form *f = &s->forms.list[i], *last = i ? f - 1 : f;
+        bool same = i && last->dp == f->dp && last->cp == f->cp && last->tp == f->tp && last->pp == f->pp;
+        if (!same && hd_grow(&s->spreads, &room, n + 1, sizeof *s->spreads)) return hd_fail_memory(s->err, 0, "a search for plans");
+        if (!same) hd_spread_make(s->job, f, &s->spreads[n++]);
+        s->spread_of[i] = (int)n - 1;
+    }
+    return 0;
+}
+
 static void first_estimate(search *s, size_t i, hd_error *err, int *rc)
 {
-    static _Thread_local struct { hd_form of; hd_spread spread; const search *in; } last;
     const hd_form *f = &s->forms.list[i];
     hd_estimate e;
+    hd_spread spread = s->spreads[s->spread_of[i]];
     int64_t capacity = hd_planner_capacity(s->job, hd_form_ranks(f));
     (void)err, (void)rc;
-    bool same = last.in == s && last.of.dp == f->dp && last.of.cp == f->cp && last.of.tp == f->tp && hd_form_ranks(&last.of) == hd_form_ranks(f);
-    if (!same) hd_spread_make(s->job, f, &last.spread), last.of = *f, last.in = s;
-    last.spread.zero = f->zero, last.spread.hold = f->hold;
-    estimate(s, f, is_whole(s, f) ? NULL : &last.spread, false, capacity, &e);
+    spread.zero = f->zero, spread.hold = f->hold;
+    estimate(s, f, is_whole(s, f) ? NULL : &spread, false, capacity, &e);
     double slack = !s->job->network.layers && f->pp == 1 ? LOOSE : SLACK;
     s->step[i] = e.peak > slack * (double)capacity ? INFINITY : e.step * (1 + SLICING * log2(f->slices));
     s->peak[i] = e.peak;
@@ -253,6 +269,7 @@ static int estimate_first(search *s)
     s->peak = hd_calloc(s->forms.n + 1, sizeof *s->peak);
     if (!s->step || !s->peak) return hd_fail_memory(s->err, s->forms.n * 16, "a search for plans");
     int rc = find_blocks(s, s->forms.list, s->forms.n, sizeof *s->forms.list, false);
+    if (!rc) rc = find_spreads(s);
     return rc ? rc : share(s, s->forms.n, 256, first_estimate);
 }
 
@@ -453,6 +470,27 @@ static int64_t most_lean(const search *s)
     return s->job->nodes > 0 && left < most ? left : most;
 }
 
+/* ---- slices of different lengths ---- */
+
+/* For the best form whose sequences go through the pipeline in slices: early tokens attend to few others, so early slices may be longer. */
+static int try_uneven(search *s)
+{
+    const hd_plan_found *of = NULL;
+    hd_parallel p;
+    hd_plan_found found;
+    hd_error err = {0};
+    for (int i = 0; i < s->out->n && !of; i++)
+        if (s->out->best[i].form.slices > 1 && !s->out->best[i].form.n_lengths) of = &s->out->best[i];
+    if (!of || is_pinned(s, HD_KEY_SLICES)) return 0;
+    p = of->form;
+    int rc = hd_slice_lengths(s->job, &p, of->micro_batches, s->err);
+    if (rc || !p.n_lengths) return rc;
+    s->out->tried++;
+    if (hd_planner_try(s->job, &p, of->micro_batches, &found, &err)) return err.code == HD_ENOMEM ? hd_fail(s->err, HD_ENOMEM, "%s", err.message) : 0;
+    hd_planner_keep(s->out, &found);
+    return 0;
+}
+
 /* ---- layouts of its own ---- */
 
 /* Meshes and micro-batches whose layouts are searched for: of networks without names that the forms know, each mesh of all ranks; of a language model those of
@@ -558,6 +596,8 @@ static void end(search *s)
     hd_free(s->forms.list);
     hd_free(s->step);
     hd_free(s->peak);
+    hd_free(s->spreads);
+    hd_free(s->spread_of);
     hd_free(s->kept);
     hd_free(s->lean);
     s->out->seconds = hd_time() - s->begun;
@@ -569,6 +609,7 @@ static int run(search *s)
     if (!rc && s->forms.n) rc = estimate_all(s);
     if (!rc) rc = try_best(s);
     if (!rc && s->forms.n && !s->out->n) rc = try_lean(s, most_lean(s));
+    if (!rc) rc = try_uneven(s);
     if (!rc) rc = try_layouts(s);
     if (!rc && !s->out->n) rc = hd_relax_explain(s->job, &s->least, s->out->why, sizeof s->out->why, s->err);
     end(s);
