@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "base/term.h"
 
-enum { TRIES = 12, NAMED = 3, MOST_LAYERS = 128 /* of a network whose constraints are each tried without */ };
+enum { TRIES = 12, FEW_TRIES = 4 /* of deep networks, which take long to lower */, DEEP = 32, NAMED = 3, MOST_LAYERS = 128 /* of a network whose constraints are each tried without */ };
 
 /* The job's constraints by number: each key pinned, each key forbidden, the number of micro-batches, named layouts. */
 enum { PINNED, FORBIDDEN = HD_KEY_AUTO, MICRO = 2 * HD_KEY_AUTO, LAYOUTS, CONSTRAINTS };
@@ -59,7 +59,7 @@ static int helps(const hd_planner_job *job, int c, bool any, bool *does, hd_erro
     hd_least l = {0};
     hd_form_list forms = {0};
     without(&j, c);
-    int rc = any ? hd_forms_list(&j, &forms, &local) : hd_search_least(&j, TRIES, &l, &local);
+    int rc = any ? hd_forms_list(&j, &forms, &local) : hd_search_least(&j, job->network.layers > DEEP ? FEW_TRIES : TRIES, &l, &local);
     *does = !rc && (any ? forms.n > 0 : l.known && l.fits);
     hd_free(forms.list);
     return rc == HD_ENOMEM ? hd_fail(err, rc, "%s", local.message) : 0;
