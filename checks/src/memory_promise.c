@@ -2,8 +2,9 @@
  * says of the job under the limit.
  *
  *   check_memory_promise ROOT DIR JOBS CLUSTER [FIRST]
- * Writes models to DIR; FIRST: the number of the first job, else 0. Lines of tabs for the script: "job", number, accepted or rejected, the need and the limit in bytes, forms that could be lowered, the plan or
- * why there is none, the flags of heddle train. */
+ * Writes models to DIR; FIRST: the number of the first job, else 0. Lines of tabs for the script: "job", number, accepted or rejected, the need and the
+ * limit in bytes, forms that could be lowered, the plan or why there is none, the flags of heddle train. "hint": what is said of the job under the limit
+ * that the refusal proposes. */
 #include <inttypes.h>
 
 #include "base/mem.h"
@@ -43,7 +44,8 @@ static void write_language_model(hd_rng *r, const char *path, bool llama)
                 layers, width, heads, kv, mlp, vocab, hd_rng_below(r, 2) ? "true" : "false");
     else
         fprintf(f, "{\"architectures\": [\"GPT2LMHeadModel\"], \"model_type\": \"gpt2\", \"n_layer\": %" PRId64 ", \"n_embd\": %" PRId64 ", \"n_head\": %" PRId64
-                   ", \"vocab_size\": %" PRId64 ", \"n_positions\": 64, \"activation_function\": \"gelu_new\", \"resid_pdrop\": %s, \"embd_pdrop\": 0.0, \"attn_pdrop\": 0.0}\n",
+                   ", \"vocab_size\": %" PRId64 ", \"n_positions\": 64, \"activation_function\": \"gelu_new\", \"resid_pdrop\": %s, \"embd_pdrop\": 0.0,"
+                   " \"attn_pdrop\": 0.0}\n",
                 layers, width, heads, vocab, hd_rng_below(r, 2) ? "0.1" : "0.0");
     fclose(f);
 }
@@ -64,8 +66,8 @@ static void make_flags(promise_job *j, hd_rng *r, const char *root, const char *
     } else snprintf(j->model, sizeof j->model, "%s/examples/%s.json", root, networks[hd_rng_below(r, 3)]);
     const char *optimizer = optimizers[hd_rng_below(r, 4)];
     const char *clip = hd_rng_below(r, 3) ? "1" : "0", *precision = hd_rng_below(r, 5) ? "f32" : "bf16";
-    snprintf(j->flags, sizeof j->flags, "--model %s%s --batch %" PRId64 " --micro-batches %" PRId64 " --ranks %" PRId64 " --optimizer %s --clip %s --precision %s --planner search", j->model, data,
-             batch, micro, ranks, optimizer, clip, precision);
+    snprintf(j->flags, sizeof j->flags, "--model %s%s --batch %" PRId64 " --micro-batches %" PRId64 " --ranks %" PRId64
+             " --optimizer %s --clip %s --precision %s --planner search", j->model, data, batch, micro, ranks, optimizer, clip, precision);
 }
 
 /* As the program reads them. */
@@ -91,8 +93,8 @@ static int open_job(promise_job *j, const char *cluster, hd_error *err)
     const hd_train_config *c = &j->config;
     int rc = hd_model_open(&r->model, j->model, err);
     if (!rc) rc = hd_cluster_find(cluster, &r->cluster, err);
-    r->planning = (hd_planning){.model = &r->model, .cluster = &r->cluster, .precision = j->session.plan.precision, .step = j->session.step, .samples = c->batch * c->micro_batches,
-                                .sequence = c->sequence};
+    r->planning = (hd_planning){.model = &r->model, .cluster = &r->cluster, .precision = j->session.plan.precision,
+                                .step = j->session.step, .samples = c->batch * c->micro_batches, .sequence = c->sequence};
     if (!rc) rc = hd_planning_network(&r->planning, &r->job.network, err);
     r->job.cluster = &r->cluster;
     r->job.ranks = (int)c->ranks;
@@ -132,12 +134,13 @@ static int judge(promise_job *j, int number, double share, hd_error *err)
     int rc = hd_planner_search.find(&j->run.job, &a, err);
     if (rc) return rc;
     if (a.n) plan_text(&a.best[0], text, sizeof text);
-    printf("job\t%d\t%s\t%" PRId64 "\t%" PRId64 "\t%" PRId64 "\t%s\t%s --device-memory %" PRId64 "\n", number, a.n ? "accepted" : "rejected", j->need, j->run.job.memory, j->forms,
-           a.n ? text : a.why, j->flags, j->run.job.memory);
-    const char *hint = a.n ? NULL : strstr(a.why, "--device-memory ");
-    if (hint && (hint = strstr(a.why, "what would help: --device-memory "))) { /* does what is proposed help? */
+    printf("job\t%d\t%s\t%" PRId64 "\t%" PRId64 "\t%" PRId64 "\t%s\t%s --device-memory %" PRId64 "\n", number,
+           a.n ? "accepted" : "rejected", j->need, j->run.job.memory, j->forms, a.n ? text : a.why, j->flags, j->run.job.memory);
+    static const char remedy[] = "what would help: --device-memory ";
+    const char *hint = a.n ? NULL : strstr(a.why, remedy);
+    if (hint) {
         hd_planner_answer again = {0};
-        j->run.job.memory = strtoll(hint + strlen("what would help: --device-memory "), NULL, 10);
+        j->run.job.memory = strtoll(hint + strlen(remedy), NULL, 10);
         rc = hd_planner_search.find(&j->run.job, &again, err);
         printf("hint\t%d\t%s\t%" PRId64 "\t%" PRId64 "\n", number, !rc && again.n ? "accepted" : "rejected", j->need, j->run.job.memory);
         hd_planner_answer_free(&again);

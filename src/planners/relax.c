@@ -7,7 +7,8 @@
 #include "base/mem.h"
 #include "base/term.h"
 
-enum { TRIES = 12, NAMED = 3, MOST_LAYERS = 128 /* of a network whose constraints are each tried without */ };
+enum { TRIES = 12, FEW_TRIES = 4 /* of deep networks, which take long to lower */, DEEP = 32, NAMED = 3,
+       MOST_LAYERS = 128 /* of a network whose constraints are each tried without */ };
 
 /* The job's constraints by number: each key pinned, each key forbidden, the number of micro-batches, named layouts. */
 enum { PINNED, FORBIDDEN = HD_KEY_AUTO, MICRO = 2 * HD_KEY_AUTO, LAYOUTS, CONSTRAINTS };
@@ -59,7 +60,7 @@ static int helps(const hd_planner_job *job, int c, bool any, bool *does, hd_erro
     hd_least l = {0};
     hd_form_list forms = {0};
     without(&j, c);
-    int rc = any ? hd_forms_list(&j, &forms, &local) : hd_search_least(&j, TRIES, &l, &local);
+    int rc = any ? hd_forms_list(&j, &forms, &local) : hd_search_least(&j, job->network.layers > DEEP ? FEW_TRIES : TRIES, &l, &local);
     *does = !rc && (any ? forms.n > 0 : l.known && l.fits);
     hd_free(forms.list);
     return rc == HD_ENOMEM ? hd_fail(err, rc, "%s", local.message) : 0;
@@ -129,11 +130,12 @@ static int explain_memory(const hd_planner_job *job, const hd_least *l, hd_str *
     hd_planner_job whole = *job;
     int n = 0;
     whole.memory = 0;
-    bool capped = job->memory > 0 && l->capacity == job->memory, enough = capped && hd_planner_capacity(&whole, hd_form_ranks(&l->form)) >= l->peak;
+    bool capped = job->memory > 0 && l->capacity == job->memory;
+    bool enough = capped && hd_planner_capacity(&whole, hd_form_ranks(&l->form)) >= l->peak;
     hd_str_puts(out, "nothing fits: the form that needs least memory, ");
     add_form(job, &l->form, out);
-    hd_str_printf(out, ", needs %" PRId64 " bytes (%s) of a device, and %" PRId64 " (%s) are there%s: what would help: ", l->peak, hd_format_bytes(need, (double)l->peak),
-                  l->capacity, hd_format_bytes(have, (double)l->capacity), capped ? " by --device-memory" : "");
+    hd_str_printf(out, ", needs %" PRId64 " bytes (%s) of a device, and %" PRId64 " (%s) are there%s: what would help: ", l->peak,
+                  hd_format_bytes(need, (double)l->peak), l->capacity, hd_format_bytes(have, (double)l->capacity), capped ? " by --device-memory" : "");
     if (enough) hd_str_printf(out, "--device-memory %" PRId64, l->peak), n++;
     int rc = add_helpful(job, false, out, &n, err);
     hd_str_printf(out, "%smore devices", n ? ", or " : "");
@@ -147,7 +149,8 @@ int hd_relax_explain(const hd_planner_job *job, const hd_least *least, char *why
     hd_str_init(&text);
     if (!least->forms) rc = explain_none(job, &text, err);
     else if (least->known) rc = explain_memory(job, least, &text, err);
-    else hd_str_printf(&text, "the network cannot be split in any of the %zu forms that keep to what is asked: %s", least->forms, least->refused[0] ? least->refused : "none was tried");
+    else hd_str_printf(&text, "the network cannot be split in any of the %zu forms that keep to what is asked: %s", least->forms,
+                       least->refused[0] ? least->refused : "none was tried");
     if (!rc && text.failed) rc = hd_fail_memory(err, 0, "the reason why nothing fits");
     if (!rc) snprintf(why, size, "%s", text.data);
     hd_str_free(&text);
