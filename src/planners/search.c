@@ -23,6 +23,7 @@
 #include "planners/estimate.h"
 #include "planners/own_layouts.h"
 #include "planners/slice_lengths.h"
+#include "planners/unequal.h"
 #include "planners/relax.h"
 
 #define FAR 1.35        /* forms whose first estimate is so much worse than the best are left */
@@ -33,6 +34,7 @@
 #define SLICING 0.03    /* first estimates are of whole sequences: halves of them make smaller products */
 #define SURE 1.03       /* an exact estimate so much above the best simulated step cannot win */
 #define HOPELESS 1.4    /* forms whose first estimate is so much above what there is are not tried when nothing fits, but for a few */
+enum { MOST_STAGES = HD_MAX_MESHES };
 enum { KEPT = 384 /* forms that are estimated exactly */, AT_ONCE = 4 /* tries */, TIGHTER = 4 /* times that a form is made to fit */,
        LEAST = 12 /* forms tried before nothing is said to fit, at least */, FITTING = 8 /* tried after the first of them that fits */ };
 
@@ -491,6 +493,31 @@ static int try_uneven(search *s)
     return 0;
 }
 
+/* ---- stages of different meshes ---- */
+
+/* For as many micro-batches as the best form has, and for more: a pipeline wants them. Only where nothing is pinned or forbidden that says how stages are. */
+static int try_unequal(search *s)
+{
+    const uint32_t theirs = ~(1u << HD_KEY_OVERLAP | 1u << HD_KEY_BUCKET | 1u << HD_KEY_SPARSE | 1u << HD_KEY_AUTO);
+    char cuts[MOST_STAGES][64];
+    int rc = 0, stages;
+    int64_t micro = s->out->n ? s->out->best[0].micro_batches : 1, tried = 0, found_any = 0;
+    if ((s->job->pinned.given | s->job->forbidden) & theirs || s->job->n_pins || hd_planner_ranks(s->job) < 3 || s->all) return 0;
+    for (int times = 1; times <= 4 && !rc && !out_of_time(s); times *= 2) {
+        hd_plan_found found;
+        hd_parallel p;
+        hd_error err = {0};
+        if (s->job->network.samples % (micro * times) || (s->job->micro_batches && times > 1)) continue;
+        rc = hd_unequal_stages(s->job, micro * times, cuts, &p, &stages, s->err);
+        if (rc || !stages) continue;
+        found_any++, s->out->tried++, tried++;
+        if (!hd_planner_try(s->job, &p, micro * times, &found, &err)) hd_planner_keep(s->out, &found);
+        else if (err.code == HD_ENOMEM) rc = hd_fail(s->err, HD_ENOMEM, "%s", err.message);
+    }
+    count(s, "stages of different meshes", found_any, found_any - tried);
+    return rc;
+}
+
 /* ---- layouts of its own ---- */
 
 /* Meshes and micro-batches whose layouts are searched for: of networks without names that the forms know, each mesh of all ranks; of a language model those of
@@ -610,6 +637,7 @@ static int run(search *s)
     if (!rc) rc = try_best(s);
     if (!rc && s->forms.n && !s->out->n) rc = try_lean(s, most_lean(s));
     if (!rc) rc = try_uneven(s);
+    if (!rc) rc = try_unequal(s);
     if (!rc) rc = try_layouts(s);
     if (!rc && !s->out->n) rc = hd_relax_explain(s->job, &s->least, s->out->why, sizeof s->out->why, s->err);
     end(s);
