@@ -217,7 +217,7 @@ static double uneven_chunks(const work *w)
 static double step_seconds(work *w)
 {
     const hd_form *f = w->f;
-    double most = 0, sum = 0, last = 0, once = 0, bubble = 0, way = 0;
+    double most = 0, sum = 0, last = 0, once = 0, bubble = 0, bubbles = 0, way = 0;
     find_transfers(w);
     for (int s = 0; s < f->pp; s++) {
         stage_cost *x = &w->stages[s];
@@ -228,10 +228,10 @@ static double step_seconds(work *w)
         way += x->transfer;
         last = fmax(last, fmax(x->last - 0.7 * backward, 0.05 * x->last));
         once = fmax(once, x->once);
-        bubble = fmax(bubble, fmax(0, backward - 0.9 * forward));
+        bubbles += fmax(0, backward - 0.9 * forward), bubble = fmax(bubble, fmax(0, backward - 0.9 * forward));
     }
     double fill = (sum - most) / (f->chunks * f->slices);
-    if (f->schedule == HD_SCHEDULE_ZERO_BUBBLE && f->pp > 1) fill = (f->pp - 1) * bubble;
+    if (f->schedule == HD_SCHEDULE_ZERO_BUBBLE && f->pp > 1) fill = bubbles - bubble;
     return ((double)f->micro_batches - 1) * cycle_seconds(w) * uneven_chunks(w) + most + fill + way + last + once + tied_seconds(w);
 }
 

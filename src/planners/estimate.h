@@ -2,7 +2,7 @@
  *
  * With F_s and B_s a stage's forward and backward of a micro-batch, m micro-batches, v chunks a stage and S slices a step takes
  *     m max(F_s + B_s) + (sum(F_s + B_s) - max(F_s + B_s)) / (v S) + transfers of the fill + the update and what of gradients' sums is not hidden
- * (GPipe, 1F1B: Narayanan et al. 2021, section 2.2; v: section 2.2.2; S: Li et al. 2021, section 3.2); zero-bubble's fill is (p - 1)(F + B - 2 W) (Qi et al. 2023).
+ * (GPipe, 1F1B: Narayanan et al. 2021, section 2.2; v: section 2.2.2; S: Li et al. 2021, section 3.2); zero-bubble's fill is (p - 1)(F + B - 2 W) (Qi et al. 2023), summed over stages that differ.
  * Stages wait for each other's results: m's factor is the slowest mean round over neighbouring stages, their transfers to each other and back included (the
  * cycle that limits an event graph, Baccelli et al. 1992). Stage s of p keeps min(m, p - s) micro-batches (1F1B). */
 #ifndef HD_PLANNERS_ESTIMATE_H

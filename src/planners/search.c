@@ -33,6 +33,7 @@
 #define EXACT_SLACK 1.04
 #define SLICING 0.03    /* first estimates are of whole sequences: halves of them make smaller products */
 #define SURE 1.03       /* an exact estimate so much above the best simulated step cannot win */
+#define NETWORK_SURE 1.4 /* the same of another network, whose pieces are of different kinds and whose forms are few */
 #define HOPELESS 1.4    /* forms whose first estimate is so much above what there is are not tried when nothing fits, but for a few */
 enum { MOST_STAGES = HD_MAX_MESHES };
 enum { KEPT = 384 /* forms that are estimated exactly */, AT_ONCE = 4 /* tries */, TIGHTER = 4 /* times that a form is made to fit */,
@@ -354,6 +355,7 @@ static int64_t most_tries(const search *s)
     return s->job->nodes > 0 ? s->job->nodes : most < 12 ? 12 : most > 96 ? 96 : most;
 }
 
+static double sure(const search *s) { return s->job->network.layers ? SURE : NETWORK_SURE; }
 static bool out_of_time(const search *s) { return s->job->seconds > 0 && hd_time() - s->begun > s->job->seconds; }
 
 /* In order of their estimates, some at once. */
@@ -364,7 +366,7 @@ static int try_best(search *s)
     size_t next = 0;
     while (next < s->n_kept && out->tried < most && !(out_of_time(s) && out->n)) {
         attempts a = {.s = s};
-        if (!s->all && out->n && s->kept[next].step > SURE * out->best[0].step) break;
+        if (!s->all && out->n && s->kept[next].step > sure(s) * out->best[0].step) break;
         for (; a.n < AT_ONCE && next < s->n_kept && out->tried + a.n < most; next++) a.list[a.n++].of = &s->kept[next];
         hd_team_run(s->team, attempt_share, &a);
         for (int i = 0; i < a.n; i++) {
@@ -374,7 +376,7 @@ static int try_best(search *s)
             hd_planner_keep(out, &a.list[i].found);
         }
     }
-    out->cut_off = next < s->n_kept && !(out->n && s->kept[next].step > SURE * out->best[0].step);
+    out->cut_off = next < s->n_kept && !(out->n && s->kept[next].step > sure(s) * out->best[0].step);
     count(s, "simulated: memory", out->tried, unfit);
     count(s, "not simulated: estimate above the best", (int64_t)s->n_kept, (int64_t)(s->n_kept - next));
     return 0;
