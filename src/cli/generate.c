@@ -58,7 +58,7 @@ static int show(void *arg, const char *text, size_t n)
 static hd_generate_request make_request(const config *c, hd_ids *drawn)
 {
     return (hd_generate_request){
-        .sampling = {.temperature = c->temperature, .top_k = c->top_k, .top_p = c->top_p, .min_p = c->min_p, .repetition_penalty = c->repetition_penalty,
+        .sampling = {.temperature = c->temperature, .top_k = c->top_k, .top_p = c->top_p, .min_p = c->min_p, .typical_p = 1, .repetition_penalty = c->repetition_penalty,
                      .seed = (uint64_t)c->seed},
         .max_tokens = c->max_tokens, .stop = c->stop.item, .n_stop = c->stop.n, .ignore_eos = c->ignore_eos, .text = show, .drawn = drawn,
     };

@@ -161,8 +161,25 @@ typedef struct hd_attention_attrs {
     double share;     /* of the pairs of query and key, how many see each other, for cost; 0: as causal, window and max_keys say */
     int64_t block;    /* queries and keys lie in blocks of so many rows, and a query sees keys of its own block only; 0: no such blocks. Says how
                        * rows may be split; segments say the same to kernels */
+    double softcap;   /* scores become softcap * tanh(score / softcap) (Gemma Team 2024, section 2); 0: as they are */
     hd_dtype dtype;
 } hd_attention_attrs;
+
+/* ---- paged_attention: (q[T, Hq, E], k[R, Hk, E], v[R, Hk, F], qpos[T], qseq[T], tables[S, B]; i32, kscale[R, Hk]? f32, vscale[R, Hk]? f32) -> out[T, Hq, F]
+ *      Attention over keys and values in blocks of `block` rows (Kwon et al. 2023, section 4.1): the key at position p of sequence s lies in row
+ *      tables[s, p / block] * block + p % block. Query i sees positions 0 .. qpos[i] of sequence qseq[i] (with a window those with qpos[i] - p < window); a
+ *      negative or too large qseq, or a row out of range, sees nothing: 0. Query head h reads key head h / (Hq/Hk). i8 keys and values are times the scale of
+ *      their row and head. Tiles of keys are at absolute positions, so that an output row depends on its own sequence's keys alone, whatever block they lie in
+ *      and whatever else is in the call.
+ *      quantize_rows: (y[T, H, E]) -> (q i8[T, H, E], scale[T, H] f32): scale = max |y| / 127, q = y / scale to nearest even; 0 of zeros. */
+typedef struct hd_paged_attrs {
+    double scale;
+    double softcap;   /* scores become softcap * tanh(score / softcap) (Gemma Team 2024, section 2); 0: as they are */
+    int64_t window;   /* 0: none */
+    int64_t block;    /* rows of a block: a power of two, 8 to 256 */
+    int64_t mean_keys; /* keys that one query sees, for cost; 0: half of B * block */
+    hd_dtype dtype;
+} hd_paged_attrs;
 
 /* ---- masked_softmax: (x[B, H, Tq, Tk], qpos[B Tq], kpos[B Tk], qseg[B Tq], kseg[B Tk]; i32) -> y: softmax of scale * x over the keys that a query sees, as
  *      attention does; 0 elsewhere.  masked_softmax_grad: (y, dy) -> dx. For attention whose scores are written out. */

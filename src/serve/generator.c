@@ -275,13 +275,13 @@ typedef struct generation {
 static int one_token(generation *x, bool *done, hd_error *err)
 {
     hd_generator *g = x->g;
-    int32_t token = hd_token_sampler_draw(x->sampler, x->logits);
+    int32_t token = hd_token_sampler_draw(x->sampler, x->logits, NULL, x->out->new_tokens);
     int rc = 0;
     *done = true;
     if (token < 0) return hd_fail(err, HD_ENUMERIC, "the model's logits are not numbers");
     if (is_eos(g, token) && !x->r->ignore_eos) return x->out->why = HD_STOP_EOS, 0;
     x->out->new_tokens++;
-    hd_token_sampler_see(x->sampler, token);
+    hd_token_sampler_see(x->sampler, token, true);
     if (x->r->drawn && (rc = hd_ids_append(x->r->drawn, token, err))) return rc;
     if (g->tokenizer) rc = hd_token_stream_push(g->tokenizer, &x->stream, token, true, &x->outlet.held, err);
     if (rc) return rc;
@@ -303,7 +303,7 @@ int hd_generate(hd_generator *g, const int32_t *prompt, int64_t n, const hd_gene
     int rc = x.sampler ? 0 : err->code;
     double start = hd_time();
     if (!rc) rc = hd_generator_feed(g, prompt, n, &x.logits, err);
-    for (int64_t i = 0; i < n && !rc; i++) hd_token_sampler_see(x.sampler, prompt[i]);
+    for (int64_t i = 0; i < n && !rc; i++) hd_token_sampler_see(x.sampler, prompt[i], false);
     out->prompt_seconds = hd_time() - start;
     start = hd_time();
     for (bool done = r->max_tokens <= 0; !rc && !done;) rc = one_token(&x, &done, err);

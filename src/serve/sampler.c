@@ -18,11 +18,12 @@ struct hd_token_sampler {
 
 hd_sampling hd_sampling_default(void)
 {
-    return (hd_sampling){.top_p = 1, .repetition_penalty = 1};
+    return (hd_sampling){.top_p = 1, .typical_p = 1, .repetition_penalty = 1};
 }
 
-int hd_sampling_check(const hd_sampling *o, hd_error *err)
+int hd_sampling_check(const hd_sampling *o, int64_t vocab, hd_error *err)
 {
+    (void)vocab;
     if (!(o->temperature >= 0 && o->temperature <= 100)) return hd_fail(err, HD_EINVAL, "the temperature must be from 0 to 100, not %g", o->temperature);
     if (o->top_k < 0) return hd_fail(err, HD_EINVAL, "top-k must not be negative");
     if (!(o->top_p > 0 && o->top_p <= 1)) return hd_fail(err, HD_EINVAL, "top-p must be above 0 and at most 1, not %g", o->top_p);
@@ -34,7 +35,7 @@ int hd_sampling_check(const hd_sampling *o, hd_error *err)
 
 hd_token_sampler *hd_token_sampler_new(const hd_sampling *o, int64_t vocab, hd_error *err)
 {
-    if (hd_sampling_check(o, err)) return NULL;
+    if (hd_sampling_check(o, vocab, err)) return NULL;
     hd_token_sampler *s = hd_calloc(1, sizeof *s);
     if (s) {
         *s = (hd_token_sampler){.o = *o, .vocab = vocab, .rng = hd_rng_new(o->seed)};
@@ -57,8 +58,9 @@ void hd_token_sampler_free(hd_token_sampler *s)
     hd_free(s);
 }
 
-void hd_token_sampler_see(hd_token_sampler *s, int32_t token)
+void hd_token_sampler_see(hd_token_sampler *s, int32_t token, bool answer)
 {
+    (void)answer;
     if (token >= 0 && token < s->vocab) s->seen[token] = 1;
 }
 
@@ -110,8 +112,9 @@ static int64_t weigh(hd_token_sampler *s, int64_t n, double *sum)
     return left;
 }
 
-int32_t hd_token_sampler_draw(hd_token_sampler *s, const float *logits)
+int32_t hd_token_sampler_draw(hd_token_sampler *s, const float *logits, const uint64_t *allowed, int64_t position)
 {
+    (void)allowed, (void)position;
     if (s->o.temperature == 0) return greedy(s, logits);
     double sum, u = hd_rng_uniform(&s->rng);
     int64_t n = weigh(s, collect(s, logits), &sum);

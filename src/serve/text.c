@@ -38,7 +38,7 @@ int hd_text_generate(hd_text_model *m, const char *prompt, const hd_text_options
     hd_generate_result result;
     hd_generate_request r = {.max_tokens = o->max_tokens, .stop = o->stop, .n_stop = o->n_stop, .text = piece, .arg = arg};
     r.sampling = (hd_sampling){.temperature = o->temperature, .top_k = o->top_k, .top_p = o->top_p, .min_p = o->min_p,
-                               .repetition_penalty = o->repetition_penalty, .seed = o->seed};
+                               .typical_p = 1, .repetition_penalty = o->repetition_penalty, .seed = o->seed};
     hd_generator_reset(g);
     int rc = hd_tokenizer_encode(g->tokenizer, prompt, strlen(prompt), true, &ids, err);
     if (!rc && !ids.len && g->config.bos >= 0) rc = hd_ids_append(&ids, (int32_t)g->config.bos, err);

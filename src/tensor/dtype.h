@@ -47,10 +47,13 @@ typedef enum hd_format {
 } hd_format;
 
 /* One tensor as a kernel sees it. The memory belongs to someone else. */
+struct hd_quant;
 typedef struct hd_tensor {
     void *data;     /* NULL: an optional operand that is absent, or (when asking for workspace) not there yet */
     hd_dtype dtype;
     hd_format format;
+    const struct hd_quant *blocks; /* (tensor/quant.h) the elements lie in blocks of this type, row after row as in a GGUF file (HD_PLAIN) or as a product takes
+                                    * them (HD_PACKED, kernels/cpu/blocks.h); dtype is then what they count as. NULL: elements of dtype */
     int rank;       /* 0: a scalar */
     int64_t dim[HD_MAX_RANK]; /* actual extents; 0 is legal */
 } hd_tensor;
