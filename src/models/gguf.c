@@ -338,6 +338,8 @@ static int load_all(hd_store *s, const hd_lm_config *c, const hd_gguf *g, const 
         const hd_weight *w = hd_gguf_find(g, list[i].gguf);
         if (!w) return hd_fail(err, HD_EFORMAT, "%s: there is no tensor %s, which the metadata call for", g->path, list[i].gguf);
         used[w - g->tensors] = true;
+        const hd_store_tensor *there = hd_store_find(s, list[i].path[0]);
+        if (there && there->type.blocks) continue; /* in the file's own blocks already */
         int rc = check(g, w, &list[i], err);
         if (!rc) rc = list[i].change ? load_changed(s, &list[i], w, c->head_dim, err) : hd_lm_tensor_load(s, &list[i], w, err);
         if (rc) return rc;
