@@ -35,9 +35,13 @@ static hd_value keep_rows(hd_lm *m, int64_t layer, const char *name, hd_value y,
 static hd_value cache(hd_lm *m, int64_t layer, const char *name, hd_value y)
 {
     char seen[64];
-    snprintf(seen, sizeof seen, "%s.seen", name);
+    snprintf(seen, sizeof seen, "%lld.%s.seen", (long long)layer, name);
     hd_value now = keep_rows(m, layer, name, y, m->o->context);
-    return hd_graph_node(m->g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
+    const char *scope = m->g->scope;
+    m->g->scope = "kv";
+    hd_value rows = hd_graph_node(m->g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
+    m->g->scope = scope;
+    return rows;
 }
 
 /* Keys or values in their blocks, in the dtype `kv`; *scale: of i8 rows, else HD_NONE. */
