@@ -21,6 +21,8 @@
     X(attention) \
     X(attention_grad) \
     X(attention_merge) \
+    X(paged) \
+    X(quantize) \
     X(index) \
     X(move) \
     X(position) \
