@@ -11,6 +11,7 @@
 
 /* The files in isa/, by the name of the table that each exports: `const hd_kernel HD_ISA(hd_kernels_NAME)[]`, ended by op == NULL. */
 #define HD_KERNEL_TABLES(X) \
+    X(blocks) \
     X(contract) \
     X(conv) \
     X(elementwise) \
