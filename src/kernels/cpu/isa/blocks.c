@@ -17,7 +17,7 @@
 #define PANELS HD_BLOCKS_PANELS
 #define RANGE 2          /* chunks of k that a few panels keep in the first-level cache: 24 KiB of 8-bit weights */
 #define ROWS_BLOCK 512   /* rows whose sums are kept: 96 KiB */
-#define AHEAD 2048       /* bytes between what is multiplied and what is fetched, in one pass over the weights */
+#define AHEAD 1024       /* bytes between what is multiplied and what is fetched, in one pass over the weights */
 
 typedef struct product {
     const hd_blocks_kind *kind;
@@ -81,23 +81,40 @@ static bool read_product(product *p, const hd_kernel_args *a)
 
 typedef int8_t vb __attribute__((vector_size(HD_VL)));
 
-/* Largest magnitude of x[0 .. n-1], n a multiple of 16; not finite where one of them isn't. */
-static float largest(const float *x, int n)
+/* Largest lane of what isn't negative. */
+HD_INLINE int32_t largest_lane(vi v)
+{
+#if HD_HAS_AVX512
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t most = 0;
+    for (int i = 0; i < HD_VL; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
+HD_INLINE vi larger(vi a, vi b)
+{
+#if HD_HAS_AVX512
+    return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#else
+    return vi_select((vi)(a > b), a, b);
+#endif
+}
+
+/* Largest magnitude of x[0 .. n-1], n a multiple of 16: magnitudes are ordered as their bits are, and what isn't finite comes last. */
+HD_INLINE float largest(const float *x, int n)
 {
     vi most = {0};
-    for (int i = 0; i < n; i += HD_VL) {
-        vi bits = vi_load((const int32_t *)(x + i)) & 0x7fffffff;
-        most = vi_select((vi)(bits > most), bits, most);
-    }
-    int32_t largest = 0;
-    for (int i = 0; i < HD_VL; i++) largest = most[i] > largest ? most[i] : largest;
+    for (int i = 0; i < n; i += HD_VL) most = larger(most, vi_load((const int32_t *)(x + i)) & 0x7fffffff);
+    int32_t bits = largest_lane(most);
     float r;
-    memcpy(&r, &largest, 4);
+    memcpy(&r, &bits, 4);
     return r;
 }
 
 /* q = x * inverse to nearest even. */
-static void round_run(const float *x, int n, float inverse, int8_t *q)
+HD_INLINE void round_run(const float *x, int n, float inverse, int8_t *q)
 {
     for (int i = 0; i < n; i += HD_VL) {
         vb b = __builtin_convertvector(vi_from_vf(vf_round(vf_load(x + i) * inverse)), vb);
@@ -105,32 +122,53 @@ static void round_run(const float *x, int n, float inverse, int8_t *q)
     }
 }
 
-static int32_t sum_run(const int8_t *q, int n)
+/* Sums of 16 neighbours each. */
+static void sum_sixteens(const int8_t *q, int32_t sum[16])
 {
-    int32_t sum = 0;
-    for (int i = 0; i < n; i++) sum += q[i];
-    return sum;
-}
-
-/* Rounds n elements that share a scale, and returns the scale: NaN where there is one that isn't finite. */
-static float round_scaled(const hd_blocks_kind *kind, const float *x, int n, int8_t *q)
-{
-    float most = largest(x, n), scale = most / 127, inverse = 127 / most;
-    if (!(most >= 0x1p-100f && most < INFINITY)) {
-        memset(q, 0, (size_t)n);
-        return most < 1 ? 0 : NAN;
+#if HD_ISA_LEVEL == 3
+    __m512i t[4];
+    for (int i = 0; i < 4; i++) t[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(q + 64 * i));
+    __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(t[0], t[1]), _mm512_unpackhi_epi32(t[0], t[1]));
+    __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(t[2], t[3]), _mm512_unpackhi_epi32(t[2], t[3]));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high)); /* [quarter][vector] */
+    const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(sum, _mm512_permutexvar_epi32(turn, all));
+#else
+    for (int s = 0; s < 16; s++) {
+        sum[s] = 0;
+        for (int i = 0; i < 16; i++) sum[s] += q[16 * s + i];
     }
-    round_run(x, n, inverse, q);
-    return kind->super ? scale : hd_f16_to_f32(hd_f16_from_f32(scale));
+#endif
 }
 
-static void sum_record(const hd_blocks_kind *kind, hd_blocks_row *r, int n)
+/* Rounds n elements in blocks that share a scale; a scale is NaN where an element isn't finite. */
+static void round_blocks(const float *x, int n, int block, hd_blocks_row *r)
 {
-    for (int s = 0; s * kind->sub < n; s++) {
-        int32_t sum = sum_run(r->q + s * kind->sub, kind->sub);
-        if (!kind->minimum) r->init[s] = -kind->offset * sum;
-        else if (kind->super) r->sum[s] = (int16_t)sum;
-        else r->scaled[s] = r->scale[s] * (float)sum;
+    float most[16] = {0}, inverse[16];
+    for (int b = 0; b * block < n; b++) most[b] = largest(x + b * block, block);
+    for (int b = 0; b < 8; b++) {
+        bool tiny = most[b] < 0x1p-100f, finite = most[b] < INFINITY;
+        inverse[b] = tiny ? 0 : 127 / most[b];
+        most[b] = tiny ? 0 : finite ? most[b] / 127 : NAN;
+    }
+    for (int b = 0; b * block < n; b++) {
+        if (inverse[b] > 0) round_run(x + b * block, block, inverse[b], r->q + b * block);
+        else memset(r->q + b * block, 0, (size_t)block);
+    }
+    for (int b = 0; block == 32 && b < 8; b += HD_VL) vf_store(most + b, vf_from_f16(f16_from_vf(vf_load(most + b))));
+    memcpy(r->scale, most, sizeof r->scale);
+}
+
+/* What the kind wants to know of the sums of q. */
+static void sum_record(const hd_blocks_kind *kind, hd_blocks_row *r)
+{
+    int32_t sum[16];
+    sum_sixteens(r->q, sum);
+    for (int s = 0; kind->sub == 32 && s < 8; s++) sum[s] = sum[2 * s] + sum[2 * s + 1];
+    for (int s = 0; s < HD_BLOCKS_CHUNK / kind->sub; s++) {
+        if (!kind->minimum) r->init[s] = -kind->offset * sum[s];
+        else if (kind->super) r->sum[s] = (int16_t)sum[s];
+        else r->scaled[s] = r->scale[s] * (float)sum[s];
     }
 }
 
@@ -143,10 +181,9 @@ static void round_record(const product *p, int64_t at, int64_t n, void *record)
         else vf_store_n(to + i, vf_load_as_n(p->x, p->tx, at + i, (int)(n - i)), (int)(n - i));
     }
     if (p->kind->bits == 16) return;
-    hd_blocks_row *r = record;
-    int block = p->kind->super ? CHUNK : 32;
-    for (int b = 0; b * block < n; b++) r->scale[b] = round_scaled(p->kind, x + b * block, block, r->q + b * block);
-    sum_record(p->kind, r, (int)n);
+    if (n < CHUNK) memset(((hd_blocks_row *)record)->q + n, 0, (size_t)(CHUNK - n));
+    round_blocks(x, (int)n, p->kind->super ? CHUNK : 32, record);
+    sum_record(p->kind, record);
 }
 
 /* This member's share of the records. */
@@ -219,10 +256,12 @@ static void run_panels(const product *p, int64_t row, int64_t rows, int64_t pane
 
 static void multiply(const product *p, const hd_kernel_args *a, float *acc)
 {
+    /* One row is as fast as memory: one stream. F16 needs several chains to be. */
     int64_t begin, end;
+    int most = p->m == 1 && p->kind->bits < 16 ? 1 : PANELS;
     hd_split(ceil_div(p->n, WIDTH), 1, a->tid, a->threads, &begin, &end);
     for (int64_t panel = begin; panel < end;) {
-        int panels = end - panel >= PANELS ? PANELS : 1;
+        int panels = end - panel >= most ? most : 1;
         for (int64_t row = 0; row < p->m; row += ROWS_BLOCK) run_panels(p, row, min64(ROWS_BLOCK, p->m - row), panel, panels, acc);
         panel += panels;
     }
