@@ -19,6 +19,14 @@ typedef struct key_places {
     key_tile range;
 } key_places;
 
+/* What is to be asked for while the key tile at hand is worked on: rows [row, end) of the next one, heads [head, head + n) of keys, then of values. */
+typedef struct ahead {
+    const key_places *next; /* NULL: nothing */
+    int64_t head, n;
+    int row, end, operand;
+    const char *at, *stop;  /* what is left of a row */
+} ahead;
+
 typedef struct paged {
     const hd_kernel_args *a;
     const hd_paged_attrs *at;
@@ -30,6 +38,7 @@ typedef struct paged {
     float *kscale, *vscale;
     row_tile *x;       /* [hk], or one where rows are many */
     key_places *place; /* [2]: of this key tile and of the next */
+    ahead ahead;
 } paged;
 
 /* Queries [first, first + n) of one sequence. */
@@ -184,12 +193,53 @@ static void find_places(const paged *s, key_places *p, const query_tile *q, int6
     }
 }
 
+/* ---- asking ahead: one head's pieces lie far apart, so that the hardware would not fetch them by itself. While head i of n is at work, the i-th part of
+ * the next key tile's rows is asked for, in the order of memory, into the second-level cache, a few lines at a time: the processor has few outstanding
+ * ones, and a burst would make it wait. ---- */
+
+#define LINE 64
+#define ASK 8 /* lines asked for at a time */
+
+static void ahead_begin(paged *s, const key_places *next, int64_t begin, int64_t n, int64_t i)
+{
+    s->ahead = (ahead){.next = next, .head = begin, .n = n, .row = (int)(i * KEY_TILE / n), .end = (int)((i + 1) * KEY_TILE / n), .operand = K};
+}
+
+/* Goes to the next row of keys or values; false at the end. */
+static bool ahead_row(paged *s, ahead *h)
+{
+    while (h->row < h->end && h->next->row[h->row] < 0) h->row++;
+    if (h->row >= h->end) {
+        h->next = NULL;
+        return false;
+    }
+    const hd_tensor *t = &s->a->in[h->operand];
+    int64_t bytes = t->dim[2] * (int64_t)hd_dtype_size(t->dtype);
+    h->at = (const char *)t->data + (h->next->row[h->row] * s->hk + h->head) * bytes;
+    h->stop = h->at + h->n * bytes;
+    if (h->operand == V) h->row++;
+    h->operand = h->operand == K ? V : K;
+    return true;
+}
+
+HD_INLINE void ask_ahead(paged *s, int lines)
+{
+    ahead *h = &s->ahead;
+    if (!h->next) return;
+    for (int i = 0; i < lines; i++, h->at += LINE) {
+        if (h->at >= h->stop && !ahead_row(s, h)) return;
+        __builtin_prefetch(h->at, 0, 2);
+    }
+}
+
 /* Elements i .. i+n-1 of f32, bf16, f16 or i8, 1 <= n <= HD_VL. */
 HD_INLINE vf cache_load(const void *p, hd_dtype t, int64_t i, int n)
 {
     if (t != HD_I8) return vf_load_upto(p, t, i, n);
 #if HD_HAS_AVX512
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), (const int8_t *)p + i)));
+    const int8_t *at = (const int8_t *)p + i;
+    __m128i x = n == HD_VL ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), at);
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
 #else
     vf v = vf_zero();
     for (int l = 0; l < n; l++) v[l] = ((const int8_t *)p)[i + l];
@@ -197,13 +247,15 @@ HD_INLINE vf cache_load(const void *p, hd_dtype t, int64_t i, int n)
 #endif
 }
 
-/* dst[c * KEY_TILE + j] = feature c of key j as f32; zeros where at[j] is negative. */
-HD_INLINE void transpose_cache(float *dst, const void *src, hd_dtype t, const int64_t at[KEY_TILE], int64_t n)
+/* s->k[c * KEY_TILE + j] = feature c of key j as f32; zeros where at[j] is negative. */
+HD_INLINE void transpose_cache(paged *s, const void *src, hd_dtype t, const int64_t at[KEY_TILE], int64_t n)
 {
+    float *dst = (float *)s->k;
 #if HD_HAS_AVX512
     for (int j = 0; j < KEY_TILE; j += 16)
         for (int64_t c = 0; c < n; c += 16) {
             __m512i x[16];
+            ask_ahead(s, ASK);
             HD_UNROLL
             for (int i = 0; i < 16; i++) x[i] = at[j + i] >= 0 ? (__m512i)cache_load(src, t, at[j + i] + c, lanes_left(n, c)) : _mm512_setzero_si512();
             transpose_16(x);
@@ -231,7 +283,7 @@ static void pack_odd_pairs(const paged *s, const int64_t at[KEY_TILE])
         }
 }
 
-static void pack_keys(const paged *s, const key_places *p, int64_t head)
+static void pack_keys(paged *s, const key_places *p, int64_t head)
 {
     const hd_tensor *k = &s->a->in[K];
     bool words = s->b.pairs && s->b.e % 2 == 0;
@@ -239,9 +291,9 @@ static void pack_keys(const paged *s, const key_places *p, int64_t head)
     for (int j = 0; j < KEY_TILE; j++) at[j] = p->row[j] < 0 ? -1 : (p->row[j] * s->hk + head) * s->b.e / (words ? 2 : 1);
     if (words || k->dtype == HD_F32) transpose_gathered(s->k, k->data, at, s->b.ew);
     else if (s->b.pairs) pack_odd_pairs(s, at);
-    else if (k->dtype == HD_BF16) transpose_cache((float *)s->k, k->data, HD_BF16, at, s->b.e);
-    else if (k->dtype == HD_F16) transpose_cache((float *)s->k, k->data, HD_F16, at, s->b.e);
-    else transpose_cache((float *)s->k, k->data, HD_I8, at, s->b.e);
+    else if (k->dtype == HD_BF16) transpose_cache(s, k->data, HD_BF16, at, s->b.e);
+    else if (k->dtype == HD_F16) transpose_cache(s, k->data, HD_F16, at, s->b.e);
+    else transpose_cache(s, k->data, HD_I8, at, s->b.e);
 }
 
 HD_INLINE void convert_row(float *dst, const void *src, hd_dtype t, int64_t at, int64_t n)
@@ -251,25 +303,28 @@ HD_INLINE void convert_row(float *dst, const void *src, hd_dtype t, int64_t at, 
     if (c < n) vf_store(dst + c, cache_load(src, t, at + c, (int)(n - c)));
 }
 
-HD_INLINE void convert_rows(const paged *s, const int64_t row[KEY_TILE], int64_t head, hd_dtype t)
+HD_INLINE void convert_rows(paged *s, const int64_t row[KEY_TILE], int64_t head, hd_dtype t)
 {
     float *dst = (float *)s->v;
     for (int j = 0; j < KEY_TILE; j++, dst += s->b.fp) {
+        if (j % 4 == 0) ask_ahead(s, ASK);
         if (row[j] >= 0) convert_row(dst, s->a->in[V].data, t, (row[j] * s->hk + head) * s->b.f, s->b.f);
         else memset(dst, 0, (size_t)s->b.fp * sizeof(float));
     }
 }
 
 /* Values that nobody sees are zero, so that what a block held before can't leak as 0 * NaN. */
-static void pack_values(const paged *s, const int64_t row[KEY_TILE], int64_t head)
+static void pack_values(paged *s, const int64_t row[KEY_TILE], int64_t head)
 {
     const hd_tensor *v = &s->a->in[V];
     if (s->b.pairs) {
         const uint16_t *p = (const uint16_t *)v->data + head * s->b.f;
         int64_t step = s->hk * s->b.f;
-        for (int j = 0; j < KEY_TILE; j += 2)
+        for (int j = 0; j < KEY_TILE; j += 2) {
+            ask_ahead(s, ASK);
             pack_interleaved(s->v + j / 2 * s->b.fp, s->b.fp, row[j] >= 0 ? p + row[j] * step : NULL, row[j + 1] >= 0 ? p + row[j + 1] * step : NULL,
                              s->b.f);
+        }
     } else if (v->dtype == HD_F32) {
         convert_rows(s, row, head, HD_F32);
     } else if (v->dtype == HD_BF16) {
@@ -311,8 +366,8 @@ HD_INLINE row_view row_view_at(const paged *s, const row_tile *x, int r)
     return view_at(s, (x->first + r) / s->group);
 }
 
-/* Rows of the tile against the packed keys, `most` of them a block. */
-static void advance_blocks(const paged *s, row_tile *x, int from, int to, const packed_tile *tile, const key_places *p)
+/* Rows [from, to) of the tile against the packed keys. */
+static void advance_blocks(paged *s, row_tile *x, int from, int to, const packed_tile *tile, const key_places *p)
 {
     for (int r = from, n; r < to; r += n) {
         block_mask mask;
@@ -326,12 +381,13 @@ static void advance_blocks(const paged *s, row_tile *x, int from, int to, const 
         if (sees_none(&block, &p->range)) continue;
         if (sees_all(&block, &p->range)) block_mask_all(&mask);
         else block_mask_make(&mask, p->seg, p->pos, views, n);
+        ask_ahead(s, 4 * ASK);
         if (mask.first < mask.last) forward_block_any(&s->b, x, r, n, tile, &mask);
     }
 }
 
 /* Where a key that some rows don't see has a value that is no number: each query by itself, with the values it doesn't see as zeros. */
-static void advance_queries(const paged *s, row_tile *x, const packed_tile *tile, const key_places *p)
+static void advance_queries(paged *s, row_tile *x, const packed_tile *tile, const key_places *p)
 {
     for (int r = 0; r < x->rows; r += (int)s->group) {
         row_view view = row_view_at(s, x, r);
@@ -344,7 +400,7 @@ static void advance_queries(const paged *s, row_tile *x, const packed_tile *tile
     }
 }
 
-static void row_tile_advance(const paged *s, row_tile *x, const key_places *p)
+static void row_tile_advance(paged *s, row_tile *x, const key_places *p)
 {
     const rows_view *v = &x->view;
     if (sees_none(v, &p->range)) return;
@@ -356,23 +412,8 @@ static void row_tile_advance(const paged *s, row_tile *x, const key_places *p)
     else advance_queries(s, x, &tile, p);
 }
 
-/* Asks for a part of the next key tile's rows, in the order of memory: while head i of n is at work, the i-th part. One head's pieces lie far apart, and
- * the hardware would not fetch them ahead by itself. */
-static void prefetch_part(const paged *s, const key_places *p, int64_t begin, int64_t n, int64_t i)
-{
-    for (int64_t j = i * KEY_TILE / n; j < (i + 1) * KEY_TILE / n; j++) {
-        if (p->row[j] < 0) continue;
-        for (int o = K; o <= V; o++) {
-            const hd_tensor *t = &s->a->in[o];
-            size_t size = hd_dtype_size(t->dtype), row = (size_t)t->dim[2] * size;
-            const char *at = (const char *)t->data + ((size_t)p->row[j] * (size_t)s->hk + (size_t)begin) * row, *end = at + (size_t)n * row;
-            for (; at < end; at += 64) __builtin_prefetch(at);
-        }
-    }
-}
-
 /* Heads [begin, begin + n) of a tile of rows. */
-static void run_heads(const paged *s, const query_tile *q, int64_t begin, int64_t n, char *memory)
+static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, char *memory)
 {
     for (int64_t i = 0; i < n; i++) {
         row_tile *x = &s->x[i];
@@ -385,7 +426,7 @@ static void run_heads(const paged *s, const query_tile *q, int64_t begin, int64_
         bool more = t + 1 < q->tile_last;
         if (more) find_places(s, &s->place[(t + 1) & 1], q, t + 1);
         for (int64_t i = 0; i < n; i++) {
-            if (more) prefetch_part(s, &s->place[(t + 1) & 1], begin, n, i);
+            ahead_begin(s, more ? &s->place[(t + 1) & 1] : NULL, begin, n, i);
             row_tile_advance(s, &s->x[i], &s->place[t & 1]);
         }
     }
@@ -394,7 +435,7 @@ static void run_heads(const paged *s, const query_tile *q, int64_t begin, int64_
 }
 
 /* All heads together where rows are few, else one by one. */
-static void run_tile(const paged *s, const query_tile *q, int64_t begin, int64_t end, char *memory)
+static void run_tile(paged *s, const query_tile *q, int64_t begin, int64_t end, char *memory)
 {
     int64_t step = q->n * s->group <= FEW_ROWS ? end - begin : 1;
     for (int64_t h = begin; h < end; h += step) run_heads(s, q, h, step, memory);
