@@ -95,7 +95,7 @@ struct hd_work {
     double arrival, scheduled, first;
     hd_beams *beams;
     const char *error;
-    char message[256];
+    char message[sizeof ((hd_error *)0)->message];
 };
 
 typedef struct hd_work_list { hd_work *first, *last; int64_t count; } hd_work_list;
