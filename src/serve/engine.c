@@ -18,7 +18,7 @@ static int set_sizes(hd_engine *e, hd_error *err)
     const hd_engine_options *o = &e->o;
     if (d && d->vocab != r->vocab)
         return hd_fail(err, HD_EINVAL, "the draft model has a vocabulary of %lld, the model one of %lld", (long long)d->vocab, (long long)r->vocab);
-    if (o->max_sequences < 0 || o->token_budget < 0 || o->swap_bytes < 0 || o->max_queued < 0 || o->ngram < 0 || o->draft_tokens < 0 || o->force_preempt < 0)
+    if (o->max_sequences < 0 || o->token_budget < 0 || o->prompt_budget < 0 || o->swap_bytes < 0 || o->max_queued < 0 || o->ngram < 0 || o->draft_tokens < 0 || o->force_preempt < 0)
         return hd_fail(err, HD_EINVAL, "a setting of the engine is negative");
     e->budget = o->token_budget ? least(o->token_budget, r->max_tokens) : r->max_tokens;
     e->max_sequences = o->max_sequences ? least(o->max_sequences, r->max_parts) : r->max_parts;

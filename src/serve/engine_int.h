@@ -126,6 +126,7 @@ struct hd_engine {
     hd_batch_part *parts;     /* [max_sequences] */
     hd_part *what;            /* [max_sequences] */
     int64_t n_parts, n_tokens, n_rows;
+    int64_t prompt_left;      /* tokens that prompts may still take of this step */
     hd_batch_part *draft_parts;  /* [max_sequences] */
     hd_seq **draft_seqs, **draft_fed; /* [max_sequences]: that are to have proposals; that are in the draft's batch */
     uint64_t *mask;           /* [vocab bits] */
