@@ -7,6 +7,7 @@
 #include "models/gguf.h"
 #include "models/weights.h"
 #include "passes/passes.h"
+#include "serve/outlet.h"
 
 /* ---- life cycle ---- */
 
@@ -203,57 +204,6 @@ int hd_generator_feed(hd_generator *g, const int32_t *tokens, int64_t n, const f
 
 /* ---- generating ---- */
 
-/* Text on its way to the caller: what could still become a stop string waits. */
-typedef struct outlet {
-    const hd_generate_request *r;
-    hd_str held;
-    bool stopped; /* a stop string came */
-    bool refused; /* the caller had enough */
-} outlet;
-
-static void emit(outlet *o, size_t n)
-{
-    if (n && o->r->text && o->r->text(o->r->arg, o->held.data, n)) o->refused = true;
-    memmove(o->held.data, o->held.data + n, o->held.len - n);
-    o->held.len -= n;
-    o->held.data[o->held.len] = 0;
-}
-
-/* Where the first stop string stands whole, or the length. */
-static size_t find_stop(const outlet *o)
-{
-    size_t at = o->held.len;
-    for (int i = 0; i < o->r->n_stop; i++) {
-        const char *hit = memmem(o->held.data, o->held.len, o->r->stop[i], strlen(o->r->stop[i]));
-        if (hit && (size_t)(hit - o->held.data) < at) at = (size_t)(hit - o->held.data);
-    }
-    return at;
-}
-
-/* How many bytes at the end could be the beginning of a stop string. */
-static size_t possible_stop(const outlet *o)
-{
-    size_t most = 0;
-    for (int i = 0; i < o->r->n_stop; i++) {
-        size_t n = strlen(o->r->stop[i]);
-        for (size_t k = n ? n - 1 : 0; k > most; k--)
-            if (k <= o->held.len && !memcmp(o->held.data + o->held.len - k, o->r->stop[i], k)) most = k;
-    }
-    return most;
-}
-
-static void release(outlet *o, bool all)
-{
-    if (!o->held.len) return;
-    size_t at = find_stop(o);
-    if (at < o->held.len) {
-        o->stopped = true;
-        emit(o, at);
-    } else {
-        emit(o, all ? o->held.len : o->held.len - possible_stop(o));
-    }
-}
-
 static bool is_eos(const hd_generator *g, int32_t token)
 {
     for (int i = 0; i < g->config.n_eos; i++)
@@ -267,9 +217,19 @@ typedef struct generation {
     hd_generate_result *out;
     hd_token_sampler *sampler;
     hd_token_stream stream;
-    outlet outlet;
+    hd_outlet outlet;
+    bool refused; /* the caller had enough */
     const float *logits;
 } generation;
+
+/* Hands on the text that may go out. */
+static void release(generation *x, bool all)
+{
+    hd_outlet *o = &x->outlet;
+    hd_outlet_look(o, all);
+    if (o->ready && x->r->text && x->r->text(x->r->arg, o->held.data, o->ready)) x->refused = true;
+    hd_outlet_drop(o);
+}
 
 /* Draws one token and feeds it. *done is set when the text ends with it. */
 static int one_token(generation *x, bool *done, hd_error *err)
@@ -285,9 +245,9 @@ static int one_token(generation *x, bool *done, hd_error *err)
     if (x->r->drawn && (rc = hd_ids_append(x->r->drawn, token, err))) return rc;
     if (g->tokenizer) rc = hd_token_stream_push(g->tokenizer, &x->stream, token, true, &x->outlet.held, err);
     if (rc) return rc;
-    release(&x->outlet, false);
+    release(x, false);
     if (x->outlet.stopped) return x->out->why = HD_STOP_STRING, 0;
-    if (x->outlet.refused) return x->out->why = HD_STOP_CALLER, 0;
+    if (x->refused) return x->out->why = HD_STOP_CALLER, 0;
     if (x->out->new_tokens >= x->r->max_tokens) return x->out->why = HD_STOP_LENGTH, 0;
     if (g->length >= g->context) return x->out->why = HD_STOP_CONTEXT, 0;
     *done = false;
@@ -297,8 +257,8 @@ static int one_token(generation *x, bool *done, hd_error *err)
 int hd_generate(hd_generator *g, const int32_t *prompt, int64_t n, const hd_generate_request *r, hd_generate_result *out, hd_error *err)
 {
     *out = (hd_generate_result){.prompt_tokens = n};
-    generation x = {.g = g, .r = r, .out = out, .outlet = {.r = r}};
-    hd_str_init(&x.outlet.held);
+    generation x = {.g = g, .r = r, .out = out};
+    hd_outlet_init(&x.outlet, r->stop, r->n_stop);
     x.sampler = hd_token_sampler_new(&r->sampling, g->config.vocab, err);
     int rc = x.sampler ? 0 : err->code;
     double start = hd_time();
@@ -308,9 +268,9 @@ int hd_generate(hd_generator *g, const int32_t *prompt, int64_t n, const hd_gene
     start = hd_time();
     for (bool done = r->max_tokens <= 0; !rc && !done;) rc = one_token(&x, &done, err);
     if (!rc) rc = hd_token_stream_end(&x.stream, &x.outlet.held, err);
-    if (!rc && !x.outlet.stopped && !x.outlet.refused) release(&x.outlet, true);
+    if (!rc && !x.outlet.stopped && !x.refused) release(&x, true);
     out->new_seconds = hd_time() - start;
     hd_token_sampler_free(x.sampler);
-    hd_str_free(&x.outlet.held);
+    hd_outlet_free(&x.outlet);
     return rc;
 }

@@ -1,0 +1,292 @@
+/* schedule.c: what a step computes.
+ *
+ * Requests have one order: by priority (where asked for), then as they came. A preempted one keeps its place in it. A step is filled so:
+ *   1. what has drawn a token decodes, in order: one token and perhaps proposals for each. Where blocks are short, the last running request is preempted.
+ *   2. prompts that have begun go on, in order, as far as the budget of tokens reaches. They wait for blocks, and preempt only in a step that has nothing else.
+ *   3. waiting requests are admitted in order, while there are seats and blocks. None overtakes another.
+ * Without chunked prefill 2 and 3 come first, and 1 only where they have nothing.
+ *
+ * No deadlock: a request that could not run alone is refused (request.c), and the first of the order may have everybody's blocks. */
+#include "serve/engine_int.h"
+
+/* ---- order ---- */
+
+static bool precedes(const hd_engine *e, const hd_work *a, const hd_work *b)
+{
+    if (e->o.by_priority && a->r.priority != b->r.priority) return a->r.priority < b->r.priority;
+    return a->id < b->id;
+}
+
+void hd_work_enlist(hd_engine *e, hd_work_list *l, hd_work *w)
+{
+    hd_work *before = l->last;
+    while (before && precedes(e, w, before)) before = before->prev;
+    w->prev = before;
+    w->next = before ? before->next : l->first;
+    if (w->next) w->next->prev = w;
+    else l->last = w;
+    if (before) before->next = w;
+    else l->first = w;
+    l->count++;
+}
+
+void hd_work_delist(hd_work_list *l, hd_work *w)
+{
+    if (w->prev) w->prev->next = w->next;
+    else l->first = w->next;
+    if (w->next) w->next->prev = w->prev;
+    else l->last = w->prev;
+    w->next = w->prev = NULL;
+    l->count--;
+}
+
+/* ---- preemption ---- */
+
+static void preempt(hd_engine *e, hd_work *w)
+{
+    bool swapped = e->slots && !e->reserve_blocks && hd_swap_out(e, w);
+    bool leader = true;
+    for (int i = 0; i < w->n_seq && !swapped; i++) {
+        hd_seq *s = &w->seq[i];
+        hd_seq_drop(e, s);
+        if (s->state != HD_SEQ_LIVE && s->state != HD_SEQ_BEHIND) continue;
+        s->state = leader ? HD_SEQ_LIVE : HD_SEQ_BEHIND;
+        leader = false;
+    }
+    hd_work_delist(&e->running, w);
+    hd_work_enlist(e, &e->waiting, w);
+    w->running = w->drew = false;
+    e->stats.preemptions++;
+}
+
+/* ---- sequences ---- */
+
+static int64_t pending(const hd_seq *s) { return s->n_tokens - s->computed; }
+
+/* Beams go on together. */
+static bool beams_ready(const hd_work *w)
+{
+    for (int i = 0; i < w->n_seq; i++)
+        if (w->seq[i].state == HD_SEQ_BEHIND || (w->seq[i].state == HD_SEQ_LIVE && pending(&w->seq[i]) > 1)) return false;
+    return true;
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void add_part(hd_engine *e, hd_seq *s, int64_t n, int64_t rows, bool draws)
+{
+    e->parts[e->n_parts] = (hd_batch_part){.tokens = s->tokens + s->computed, .n = n, .position = s->computed, .blocks = s->table, .rows = rows};
+    e->what[e->n_parts++] = (hd_part){.seq = s, .row = e->n_rows, .rows = rows, .draws = draws};
+    e->n_tokens += n;
+    e->n_rows += rows;
+}
+
+static int64_t decoding(const hd_engine *e)
+{
+    int64_t n = 0;
+    for (const hd_work *w = e->running.first; w; w = w->next)
+        for (int i = 0; i < w->n_seq; i++) n += hd_seq_decodes(&w->seq[i]);
+    return n;
+}
+
+/* ---- 1. decoding ---- */
+
+/* How many of its proposals there is room for, leaving one token and row for each of the `after` that follow. */
+static int64_t proposals(hd_engine *e, hd_seq *s, int64_t after)
+{
+    int64_t n = least(s->proposed, least(e->budget - e->n_tokens, e->r->max_rows - e->n_rows) - 1 - after);
+    while (n > 0 && hd_seq_needs(e, s, s->computed + 1 + n) > hd_kv_available(&e->kv)) n--;
+    return n > 0 ? n : 0;
+}
+
+/* False: the request itself had to be preempted. */
+static bool decode_seq(hd_engine *e, hd_seq *s, int64_t after)
+{
+    s->proposed = proposals(e, s, after);
+    while (!hd_seq_reserve(e, s, s->computed + 1 + s->proposed)) {
+        hd_work *victim = e->running.last;
+        s->proposed = 0;
+        preempt(e, victim);
+        if (victim == s->w) return false;
+    }
+    add_part(e, s, 1 + s->proposed, 1 + s->proposed, true);
+    return true;
+}
+
+static void decode_all(hd_engine *e)
+{
+    hd_propose(e);
+    int64_t left = decoding(e);
+    for (hd_work *w = e->running.first, *next; w; w = next) {
+        int64_t parts = e->n_parts, tokens = e->n_tokens, rows = e->n_rows;
+        bool kept = true;
+        for (int i = 0; i < w->n_seq && kept; i++)
+            if (hd_seq_decodes(&w->seq[i]) && (!w->beams || beams_ready(w))) kept = decode_seq(e, &w->seq[i], --left);
+        next = kept ? w->next : NULL; /* it was the last that ran */
+        if (!kept) e->n_parts = parts, e->n_tokens = tokens, e->n_rows = rows;
+    }
+}
+
+/* ---- 2. prompts ---- */
+
+/* Tokens of the next chunk and the rows wanted of it. 0: nothing to do, or no room. */
+static int64_t chunk(const hd_engine *e, const hd_seq *s, int64_t *rows, bool *draws)
+{
+    const hd_work *w = s->w;
+    int64_t end = s->n_tokens, rows_left = e->r->max_rows - e->n_rows;
+    bool scores = w->r.prompt_logprobs && w->prompt_scored < w->r.n_prompt;
+    if (w->beams && w->forked) end--; /* the last token is decoded, with the other beams */
+    int64_t n = least(end - s->computed, e->budget - e->n_tokens);
+    if (scores) n = least(n, rows_left);
+    else if (rows_left < 1) n = least(n, s->n_tokens - 1 - s->computed);
+    *draws = s->computed + n == s->n_tokens;
+    *rows = scores ? n : *draws;
+    return n > 0 ? n : 0;
+}
+
+static void prompt_seq(hd_engine *e, hd_seq *s)
+{
+    hd_seq_match(e, s);
+    int64_t rows;
+    bool draws;
+    int64_t n = chunk(e, s, &rows, &draws);
+    if (!n || e->n_parts >= e->max_sequences) return;
+    while (!hd_seq_reserve(e, s, s->computed + n)) {
+        hd_work *victim = e->running.last;
+        if (e->n_parts || victim == s->w) return;
+        preempt(e, victim);
+    }
+    add_part(e, s, n, rows, draws);
+}
+
+static void prompts_of(hd_engine *e, hd_work *w)
+{
+    hd_work_catch_up(e, w);
+    for (int i = 0; i < w->n_seq; i++)
+        if (w->seq[i].state == HD_SEQ_LIVE && !hd_seq_decodes(&w->seq[i])) prompt_seq(e, &w->seq[i]);
+}
+
+static void prompts_all(hd_engine *e)
+{
+    for (hd_work *w = e->running.first; w; w = w->next) prompts_of(e, w);
+}
+
+/* ---- 3. admission ---- */
+
+static int64_t seats_taken(const hd_engine *e)
+{
+    int64_t n = 0;
+    for (const hd_work *w = e->running.first; w; w = w->next)
+        for (int i = 0; i < w->n_seq; i++) n += w->beams || w->seq[i].state != HD_SEQ_DONE;
+    return n;
+}
+
+static int64_t seats_wanted(const hd_work *w)
+{
+    int64_t n = 0;
+    for (int i = 0; i < w->n_seq; i++) n += w->beams || w->seq[i].state != HD_SEQ_DONE;
+    return n;
+}
+
+/* Blocks that a request will take soon: for what its sequences have to compute and the token that follows. */
+static int64_t blocks_wanted(const hd_engine *e, const hd_work *w)
+{
+    int64_t n = 0, shared = w->r.n_prompt / e->r->block;
+    for (int i = 0; i < w->n_seq; i++) {
+        const hd_seq *s = &w->seq[i];
+        int64_t all = hd_blocks_for(e, s->n_tokens + 1);
+        if (s->state == HD_SEQ_LIVE && all > s->n_table) n += all - s->n_table;
+        if (s->state == HD_SEQ_BEHIND) n += all - shared;
+        if (s->state == HD_SEQ_UNUSED && !w->forked) n += 1;
+    }
+    return n;
+}
+
+static bool has_room(hd_engine *e, const hd_work *w)
+{
+    if (seats_taken(e) + seats_wanted(w) > e->max_sequences) return false;
+    if (e->reserve_blocks) return seats_wanted(w) * e->reserve_blocks <= hd_kv_available(&e->kv);
+    if (!e->running.first) return true;
+    int64_t promised = w->swapped ? w->slots : 0;
+    for (const hd_work *x = e->running.first; x; x = x->next) promised += blocks_wanted(e, x);
+    return promised + blocks_wanted(e, w) <= hd_kv_available(&e->kv);
+}
+
+static void claim_all(hd_engine *e, hd_work *w)
+{
+    for (int i = 0; i < w->n_seq && e->reserve_blocks; i++)
+        if (w->seq[i].state != HD_SEQ_DONE) hd_seq_claim(e, &w->seq[i]);
+}
+
+/* Moves a waiting request among the running; false: there is no room for it. */
+static bool admit(hd_engine *e, hd_work *w)
+{
+    if (!w->swapped && w->seq[0].state == HD_SEQ_LIVE) hd_seq_match(e, &w->seq[0]);
+    if (!has_room(e, w) || (w->swapped && !hd_swap_in(e, w))) {
+        for (int i = 0; i < w->n_seq && !w->swapped; i++) hd_seq_drop(e, &w->seq[i]);
+        return false;
+    }
+    hd_error err = {0};
+    if (hd_work_begin(e, w, &err)) {
+        hd_work_end(e, w, HD_FINISH_ERROR, err.message);
+        return true;
+    }
+    hd_work_delist(&e->waiting, w);
+    hd_work_enlist(e, &e->running, w);
+    w->running = true;
+    claim_all(e, w);
+    if (!w->scheduled) {
+        w->scheduled = e->now;
+        hd_histogram_add(&e->stats.queue, e->now - w->arrival, 1);
+    }
+    return true;
+}
+
+static hd_work *first_waiting(const hd_engine *e)
+{
+    hd_work *w = e->waiting.first;
+    while (w && w->ended) w = w->next;
+    return w;
+}
+
+static void admit_all(hd_engine *e)
+{
+    for (hd_work *w; (w = first_waiting(e)) && e->n_tokens < e->budget;) {
+        if (!admit(e, w)) return;
+        if (w->running) prompts_of(e, w);
+    }
+}
+
+/* ---- a step ---- */
+
+/* By priority: whoever runs and comes after the first that waits makes way for it. */
+static void make_way(hd_engine *e)
+{
+    for (hd_work *w; e->o.by_priority && (w = first_waiting(e)) && e->running.first;) {
+        hd_work *victim = e->running.last;
+        if (has_room(e, w) || victim->r.priority <= w->r.priority) return;
+        preempt(e, victim);
+    }
+}
+
+/* Tests: preempts the last one that has drawn since it was admitted, so that everybody still gets on. */
+static void preempt_by_force(hd_engine *e)
+{
+    if (!e->o.force_preempt || e->stats.steps % (uint64_t)e->o.force_preempt) return;
+    for (hd_work *w = e->running.last; w; w = w->prev)
+        if (w->drew) {
+            preempt(e, w);
+            return;
+        }
+}
+
+void hd_plan_step(hd_engine *e)
+{
+    e->n_parts = e->n_tokens = e->n_rows = 0;
+    preempt_by_force(e);
+    make_way(e);
+    if (e->o.chunked_prefill) decode_all(e);
+    prompts_all(e);
+    admit_all(e);
+    if (!e->o.chunked_prefill && !e->n_parts) decode_all(e);
+}
