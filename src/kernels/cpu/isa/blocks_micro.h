@@ -91,6 +91,7 @@ HD_UNROLL
 /* Fetches what lies `ahead` of `bytes` bytes at p into the second-level cache: the first level's few outstanding misses are for what is read now. */
 HD_INLINE void fetch_ahead(const tile_chunk *c, int panels, const uint8_t *p, int64_t bytes)
 {
+    if (!c->ahead) return;
 HD_UNROLL
     for (int j = 0; j < panels; j++)
         for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + j * c->panel_bytes + c->ahead + i, 0, 2);
