@@ -139,6 +139,8 @@ static void test_cache(void **state)
     expect_cached_equals_full("logits/qwen2");
     expect_cached_equals_full("logits/qwen3");
     expect_cached_equals_full("logits/gemma3");
+    expect_cached_equals_full("logits/gemma2");
+    expect_cached_equals_full("logits/phi3");
 }
 
 /* ---- training ---- */
