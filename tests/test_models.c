@@ -22,7 +22,7 @@
 
 static const char *const fixtures[] = { "gpt2",         "gpt2-untied", "llama-grouped",  "llama3",
                                         "llama-linear", "llama-yarn",  "mistral-window", "qwen2", "qwen3", "gemma3",
-                                        "gemma2",       "phi3",        "phi3-full",      "mistral", "smollm", "qwen2.5" };
+                                        "gemma2",       "gemma2-head", "phi3", "phi3-full",      "mistral", "smollm", "qwen2.5" };
 enum { FIXTURES = sizeof fixtures / sizeof *fixtures };
 
 static const char *fixture_path(const char *name)

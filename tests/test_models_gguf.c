@@ -156,9 +156,9 @@ static void there_and_back(const char *name, const char *type, double tolerance)
 
 static void test_there_and_back(void **state)
 {
-    static const char *const models[] = {"gpt2", "llama-grouped", "llama3", "llama-linear", "llama-yarn", "qwen2", "qwen3", "phi3", "phi3-full", "smollm", "gemma2", "gemma3"};
+    static const char *const models[] = {"gpt2", "llama-grouped", "llama3", "llama-linear", "llama-yarn", "qwen2", "qwen3", "phi3", "phi3-full", "smollm", "gemma2", "gemma2-head", "gemma3"};
     (void)state;
-    for (int i = 0; i < 12; i++) there_and_back(models[i], "F32", strncmp(models[i], "gemma", 5) ? 0 : 2e-7); /* norms: one more, one less */
+    for (int i = 0; i < 13; i++) there_and_back(models[i], "F32", strncmp(models[i], "gemma", 5) ? 0 : 2e-7); /* norms: one more, one less */
     there_and_back("llama-yarn", "F16", 1e-3);
     there_and_back("llama-yarn", "BF16", 4e-3);
     there_and_back("llama-yarn", "Q8_0", 1.0 / 200);

@@ -450,6 +450,7 @@ static int check_writable(const hd_lm_config *c, hd_error *err)
     const char *what = !gemma && c->arch != HD_ARCH_PHI3 && c->window ? "a sliding window" : NULL;
     if (c->scale_by_layer || !c->scale_attention) what = "this scaling of attention";
     if (gemma && scalar != known) what = "this query_pre_attn_scalar";
+    if (c->arch == HD_ARCH_GEMMA2 && !(c->attn_softcap > 0 && c->final_softcap > 0)) what = "scores or logits that are not capped";
     if (gemma && c->window && c->window_period != standard.window_period) what = "this sliding_window_pattern";
     if (c->rope.kind == HD_ROPE_YARN && c->rope.attention_factor > 0) what = "an attention_factor";
     if (standard.activation_op != c->activation_op) what = "this activation";
