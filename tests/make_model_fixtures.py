@@ -104,9 +104,9 @@ def make_families():
     small = dict(vocab_size=67, hidden_size=32, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                  max_position_embeddings=64, attn_implementation="eager")
     make_logits("gemma2", Gemma2ForCausalLM(Gemma2Config(**{**small, "num_hidden_layers": 4}, head_dim=10, query_pre_attn_scalar=12, sliding_window=5,
-                                                         attn_logit_softcapping=2.0, final_logit_softcapping=5.0)), dtype=torch.bfloat16)
+                                                         attn_logit_softcapping=2.0, final_logit_softcapping=25.0)), dtype=torch.bfloat16)
     make_logits("gemma2-head", Gemma2ForCausalLM(Gemma2Config(**{**small, "num_hidden_layers": 2}, head_dim=16, query_pre_attn_scalar=16, sliding_window=9,
-                                                              attn_logit_softcapping=3.0, final_logit_softcapping=8.0)), dtype=torch.bfloat16)
+                                                              attn_logit_softcapping=3.0, final_logit_softcapping=20.0)), dtype=torch.bfloat16)
     make_logits("phi3", Phi3ForCausalLM(Phi3Config(**small, sliding_window=7, pad_token_id=0, eos_token_id=3)), dtype=torch.bfloat16)
     make_logits("phi3-full", Phi3ForCausalLM(Phi3Config(**{**small, "num_key_value_heads": 4, "num_hidden_layers": 2}, tie_word_embeddings=True, pad_token_id=0,
                                                         eos_token_id=3)), dtype=torch.float16)

@@ -84,7 +84,7 @@ static void test_config_fields(void **state)
     c = load_config("qwen2");
     assert_true(c.qkv_bias && !c.o_bias && !c.mlp_bias && c.window == 0);
     c = load_config("gemma2");
-    assert_true(c.attn_softcap == 2 && c.final_softcap == 5 && c.query_scalar == 12 && !c.qk_norm);
+    assert_true(c.attn_softcap == 2 && c.final_softcap == 25 && c.query_scalar == 12 && !c.qk_norm);
     for (int i = 0; i < 4; i++) assert_int_equal(hd_lm_config_window(&c, i), i % 2 ? 0 : 5);
     c = load_config("phi3");
     assert_true(c.window == 7 && hd_lm_config_window(&c, 0) == 7 && !c.tie_embeddings && c.norm_eps == 1e-5 && c.n_eos == 1);
