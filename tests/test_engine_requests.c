@@ -244,6 +244,7 @@ static hd_tokenizer *byte_tokenizer(void)
     hd_error err = {0};
     hd_bpe_trainer *trainer = hd_bpe_trainer_new(&spec, &err);
     assert_non_null(trainer);
+    assert_int_equal(hd_bpe_trainer_feed(trainer, "a", 1, &err), 0);
     hd_tokenizer *t = hd_bpe_trainer_finish(trainer, &err);
     if (!t) fail_msg("%s", err.message);
     hd_bpe_trainer_free(trainer);
