@@ -217,14 +217,14 @@ static void test_beams(void **state)
     (void)state;
     static const int32_t eos[] = {11, 23, 57, 3, 80, 41, 66, 19};
     int32_t prompt[LENGTH];
-    for (int kind = 0; kind < 18; kind++) {
+    for (int kind = 0; kind < 72; kind++) {
         bench b = bench_default();
         fill_prompt(prompt, LENGTH, (uint64_t)kind);
-        hd_request r = plain(prompt, 1 + kind * 2, 5 + kind);
+        hd_request r = plain(prompt, 1 + kind % 36, 5 + kind % 31);
         r.beams = 1 + kind % 6;
         r.n = 1 + kind % 6 / 2;
         r.eos = eos;
-        r.n_eos = kind % 3 ? kind % 9 : 0;
+        r.n_eos = kind % 3 ? kind % 9 : 8;
         r.length_penalty = (double)(kind % 4) - 1;
         r.min_tokens = kind % 5;
         if (kind % 4 == 1) b.o.force_preempt = 3;
