@@ -221,12 +221,54 @@ static void test_few_blocks(void **state)
     }
 }
 
+/* Random settings, few blocks, many kinds of neighbours. */
+static void storm(uint64_t seed)
+{
+    hd_rng rng = hd_rng_new(seed);
+    bench b = bench_default();
+    b.f.block = 1 + (int64_t)hd_rng_below(&rng, 9);
+    b.f.order = (int)hd_rng_below(&rng, 3);
+    b.f.max_tokens = 8 + (int64_t)hd_rng_below(&rng, 120);
+    b.f.max_rows = 8 + (int64_t)hd_rng_below(&rng, 60);
+    b.f.blocks = (101 + ANSWER + b.f.block) / b.f.block + 4 * ((ANSWER + 2 * b.f.block) / b.f.block) + (int64_t)hd_rng_below(&rng, 60);
+    b.o.max_sequences = 4 + (int64_t)hd_rng_below(&rng, 20);
+    b.o.prefix_cache = hd_rng_below(&rng, 2);
+    b.o.chunked_prefill = hd_rng_below(&rng, 3);
+    b.o.by_priority = hd_rng_below(&rng, 2);
+    b.o.prompt_budget = hd_rng_below(&rng, 2) ? 5 : 0;
+    b.o.force_preempt = (int64_t)hd_rng_below(&rng, 6);
+    b.o.ngram = hd_rng_below(&rng, 2) ? 4 : 0;
+    if (hd_rng_below(&rng, 2)) b.o.preemption = HD_PREEMPT_SWAP, b.o.swap_bytes = (int64_t)hd_rng_below(&rng, 100000);
+    if (hd_rng_below(&rng, 3) == 0) {
+        b.o.draft_tokens = 1 + (int64_t)hd_rng_below(&rng, 4);
+        b.df = b.f;
+        b.df.block = 1 + (int64_t)hd_rng_below(&rng, 7);
+        if (hd_rng_below(&rng, 3) == 0) b.df.fail_at = 6; /* goes on without */
+        b.df.max_parts = 1 + (int64_t)hd_rng_below(&rng, 8);
+    }
+    bool reserve = hd_rng_below(&rng, 5) == 0;
+    if (reserve) b.o.kv_policy = HD_KV_RESERVE, b.f.blocks = 6 * ((b.f.max_context + b.f.block) / b.f.block);
+    run_amid(&b, 5 + (int)hd_rng_below(&rng, 40), seed, !reserve);
+}
+
+static void test_storms(void **state)
+{
+    (void)state;
+    const char *wish = getenv("STORMS"), *first = getenv("STORM");
+    uint64_t n = wish ? strtoull(wish, NULL, 10) : 25, from = first ? strtoull(first, NULL, 10) : 1;
+    for (uint64_t seed = from; seed < from + n; seed++) {
+        if (wish) print_message("storm %llu\n", (unsigned long long)seed);
+        storm(seed);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_alone), cmocka_unit_test(test_amid), cmocka_unit_test(test_without_prefix_cache), cmocka_unit_test(test_without_chunks),
         cmocka_unit_test(test_small_budget), cmocka_unit_test(test_preempt_recompute), cmocka_unit_test(test_preempt_swap), cmocka_unit_test(test_speculation),
         cmocka_unit_test(test_priorities), cmocka_unit_test(test_reserve), cmocka_unit_test(test_few_blocks),
+        cmocka_unit_test(test_storms),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

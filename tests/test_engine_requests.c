@@ -217,14 +217,14 @@ static void test_beams(void **state)
     (void)state;
     static const int32_t eos[] = {11, 23, 57, 3, 80, 41, 66, 19};
     int32_t prompt[LENGTH];
-    for (int kind = 0; kind < 18; kind++) {
+    for (int kind = 0; kind < 72; kind++) {
         bench b = bench_default();
         fill_prompt(prompt, LENGTH, (uint64_t)kind);
-        hd_request r = plain(prompt, 1 + kind * 2, 5 + kind);
+        hd_request r = plain(prompt, 1 + kind % 36, 5 + kind % 31);
         r.beams = 1 + kind % 6;
         r.n = 1 + kind % 6 / 2;
         r.eos = eos;
-        r.n_eos = kind % 3 ? kind % 9 : 0;
+        r.n_eos = kind % 3 ? kind % 9 : 8;
         r.length_penalty = (double)(kind % 4) - 1;
         r.min_tokens = kind % 5;
         if (kind % 4 == 1) b.o.force_preempt = 3;
@@ -244,6 +244,7 @@ static hd_tokenizer *byte_tokenizer(void)
     hd_error err = {0};
     hd_bpe_trainer *trainer = hd_bpe_trainer_new(&spec, &err);
     assert_non_null(trainer);
+    assert_int_equal(hd_bpe_trainer_feed(trainer, "a", 1, &err), 0);
     hd_tokenizer *t = hd_bpe_trainer_finish(trainer, &err);
     if (!t) fail_msg("%s", err.message);
     hd_bpe_trainer_free(trainer);
@@ -343,6 +344,60 @@ static void test_stop_tokens(void **state)
     assert_true(a->n[0] >= 10 && a->tokens[0][3] != fourth);
     hd_free(a);
     hd_free(free_run);
+}
+
+/* ---- constraints ---- */
+
+static void follow_by_hand(const fake_options *f, const hd_constraint *c, const int32_t *prompt, int64_t n, int32_t *out)
+{
+    int32_t tokens[2 * MOST_TOKENS];
+    float logits[300];
+    memcpy(tokens, prompt, (size_t)n * sizeof *tokens);
+    for (int64_t i = 0; i < c->length; i++) {
+        fake_logits(f, tokens, n + i, logits);
+        int32_t best = -1;
+        for (int32_t t = 0; t < f->vocab; t++)
+            if (t != c->eos && t % c->modulus == i % c->modulus && (best < 0 || logits[t] > logits[best])) best = t;
+        tokens[n + i] = out[i] = best;
+    }
+}
+
+static void test_constraints(void **state)
+{
+    (void)state;
+    hd_tokenizer *t = byte_tokenizer();
+    int32_t prompt[LENGTH], want[20], eos = 256;
+    fill_prompt(prompt, LENGTH, 6);
+    for (int kind = 0; kind < 8; kind++) {
+        hd_constraint c = {.vocab = 260, .length = 20, .modulus = 3, .eos = eos};
+        bench b = bench_default();
+        b.t = t;
+        b.f.vocab = 260;
+        b.f.order = kind & 1;
+        if (kind & 1) b.o.ngram = 3;
+        if (kind & 2) b.o.force_preempt = 4;
+        hd_request r = plain(prompt, LENGTH, kind == 7 ? 12 : 60);
+        r.n = 1 + (kind & 4) / 2;
+        r.eos = &eos;
+        r.n_eos = 1;
+        r.ignore_eos = kind == 3;
+        r.min_tokens = kind == 4 ? 40 : 0; /* the constraint goes before it */
+        r.constraint = &c;
+        answer *a = run_one(&b, r);
+        follow_by_hand(&b.f, &c, prompt, LENGTH, want);
+        for (int i = 0; i < r.n; i++) {
+            assert_int_equal(a->n[i], kind == 7 ? 12 : 20);
+            assert_int_equal(a->finish[i], kind == 7 ? HD_FINISH_LENGTH : HD_FINISH_EOS);
+            assert_memory_equal(a->tokens[i], want, (size_t)a->n[i] * sizeof *want);
+        }
+        assert_true(!c.holds && !c.states);
+        hd_free(a);
+        c.fail_after = 7;
+        a = run_one(&b, r);
+        assert_true(a->n[0] == 7 && a->finish[0] == HD_FINISH_ERROR && strstr(a->error, "as asked for") && !c.holds && !c.states);
+        hd_free(a);
+    }
+    hd_tokenizer_free(t);
 }
 
 /* ---- logprobs of the prompt, embeddings, the cache ---- */
@@ -799,7 +854,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams), cmocka_unit_test(test_endings),
-        cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
+        cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
         cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback), cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model), cmocka_unit_test(test_priority_order),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads), cmocka_unit_test(test_memory),

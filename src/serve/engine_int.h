@@ -134,9 +134,11 @@ struct hd_engine {
     char *swap;               /* [slots][block_bytes] */
     int64_t slots, free_slots;
     int32_t *free_slot;       /* [slots] */
+    int32_t *holds;           /* [blocks]: for hd_engine_check */
     int32_t *mark;            /* [max(blocks, slots)], -1 between uses */
     hd_str text;              /* of a finished beam */
     double now;
+    bool made;                /* hd_engine_new came to its end */
 };
 
 enum { HD_MOST_LOGPROBS = 256 };
