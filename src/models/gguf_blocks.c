@@ -70,7 +70,7 @@ int hd_lm_gguf_lend(hd_store *s, const hd_graph *g, const hd_lm_config *config, 
 {
     hd_lm_tensor *list = NULL;
     choice c = {.file = file};
-    int rc = hd_lm_tensors(config, &list, &c.n, err), part;
+    int rc = hd_lm_tensors(config, &list, &c.n, err), part = 0;
     c.list = list;
     for (size_t i = 0; i < g->n_values && !rc; i++) {
         const hd_value_info *v = &g->values[i];
