@@ -18,7 +18,7 @@ static int set_sizes(hd_engine *e, hd_error *err)
     const hd_engine_options *o = &e->o;
     if (d && d->vocab != r->vocab)
         return hd_fail(err, HD_EINVAL, "the draft model has a vocabulary of %lld, the model one of %lld", (long long)d->vocab, (long long)r->vocab);
-    if (o->max_sequences < 0 || o->token_budget < 0 || o->swap_bytes < 0 || o->max_queued < 0 || o->ngram < 0 || o->draft_tokens < 0 || o->force_preempt < 0)
+    if (o->max_sequences < 0 || o->token_budget < 0 || o->prompt_budget < 0 || o->swap_bytes < 0 || o->max_queued < 0 || o->ngram < 0 || o->draft_tokens < 0 || o->force_preempt < 0)
         return hd_fail(err, HD_EINVAL, "a setting of the engine is negative");
     e->budget = o->token_budget ? least(o->token_budget, r->max_tokens) : r->max_tokens;
     e->max_sequences = o->max_sequences ? least(o->max_sequences, r->max_parts) : r->max_parts;
@@ -40,9 +40,10 @@ static int make_scratch(hd_engine *e, hd_error *err)
     e->mask = hd_calloc((size_t)(e->r->vocab + 63) / 64, sizeof *e->mask);
     e->top = hd_calloc(HD_MOST_LOGPROBS, sizeof *e->top);
     e->mark = hd_calloc(marks, sizeof *e->mark);
+    e->holds = hd_calloc((size_t)e->r->blocks, sizeof *e->holds);
     e->free_slot = hd_calloc((size_t)e->slots, sizeof *e->free_slot);
     e->swap = e->slots ? hd_map_memory((size_t)(e->slots * e->r->block_bytes)) : NULL;
-    if (!e->parts || !e->what || !e->draft_parts || !e->draft_seqs || !e->draft_fed || !e->mask || !e->top || !e->mark || !e->free_slot || (e->slots && !e->swap))
+    if (!e->parts || !e->what || !e->draft_parts || !e->draft_seqs || !e->draft_fed || !e->mask || !e->top || !e->holds || !e->mark || !e->free_slot || (e->slots && !e->swap))
         return hd_fail_memory(err, n * sizeof *e->parts + (size_t)(e->slots * e->r->block_bytes), "an engine");
     for (size_t i = 0; i < marks; i++) e->mark[i] = -1;
     for (int64_t i = 0; i < e->slots; i++) e->free_slot[e->free_slots++] = (int32_t)(e->slots - 1 - i);
@@ -78,6 +79,7 @@ hd_engine *hd_engine_new(hd_runner *r, const hd_tokenizer *t, const hd_engine_op
     e->stats.blocks = r->blocks;
     e->stats.block = r->block;
     e->shown = e->stats;
+    e->made = true;
     return e;
 }
 
@@ -318,7 +320,7 @@ void hd_engine_free(hd_engine *e)
 {
     if (!e) return;
     hd_engine_drain(e);
-    if (e->kv.of && e->mark) {
+    if (e->kv.of && e->made) {
         take_incoming(e);
         for (hd_work *w = e->running.first; w; w = w->next) atomic_store(&w->cancel, true);
         for (hd_work *w = e->waiting.first; w; w = w->next) atomic_store(&w->cancel, true);
@@ -334,6 +336,7 @@ void hd_engine_free(hd_engine *e)
     hd_free(e->mask);
     hd_free(e->top);
     hd_free(e->mark);
+    hd_free(e->holds);
     hd_free(e->free_slot);
     if (e->swap) hd_unmap_memory(e->swap, (size_t)(e->slots * e->r->block_bytes));
     hd_str_free(&e->text);

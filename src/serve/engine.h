@@ -26,13 +26,14 @@ typedef enum hd_preemption { HD_PREEMPT_RECOMPUTE, HD_PREEMPT_SWAP } hd_preempti
 typedef struct hd_engine_options {
     int64_t max_sequences;    /* running at once; 0: the runner's max_parts */
     int64_t token_budget;     /* of a step; 0: the runner's max_tokens */
+    int64_t prompt_budget;    /* prompt tokens of a step in which something decodes: less makes those who wait for their next token wait less; 0: what is left */
     hd_kv_policy kv_policy;
     bool prefix_cache;
     bool chunked_prefill;     /* false: a prompt is computed in steps of its own */
     hd_preemption preemption;
     int64_t swap_bytes;       /* host memory for swapped blocks; what doesn't fit is recomputed */
     bool by_priority;         /* smaller `priority` first, then first come; false: first come, first served */
-    int64_t max_queued;       /* waiting requests; more are refused (HD_EINVAL, engine is full); 0: no limit */
+    int64_t max_queued;       /* waiting requests; more are refused (HD_EMEMCAP); 0: no limit */
     int64_t ngram;            /* speculation by looking up the last tokens in the sequence itself (prompt lookup): most tokens to propose; 0: none */
     hd_runner *draft;         /* (optional) a small model that proposes; it must have the same vocabulary. Not owned */
     int64_t draft_tokens;     /* most tokens that it proposes */
@@ -54,7 +55,7 @@ typedef struct hd_token_logprob { int32_t token; float logprob; } hd_token_logpr
 typedef struct hd_engine_event {
     uint64_t request;
     int choice;                       /* 0 .. n - 1 */
-    const int32_t *tokens; int64_t n_tokens; /* new ones, in order; none in an event that only ends or carries the prompt's */
+    const int32_t *tokens; int64_t n_tokens; /* new ones, in order; none in an event that only ends. An eos or stop token is not among them */
     const char *text; size_t text_bytes;     /* what they add to the answer: whole characters that can't become part of a stop string any more */
     const hd_token_logprob *logprobs; /* [n_tokens]: of the drawn tokens, where asked for */
     const hd_token_logprob *top;      /* [n_tokens][top_n], likeliest first */
@@ -109,7 +110,7 @@ void hd_engine_cancel(hd_engine *e, uint64_t id); /* unknown or ended: nothing h
 
 /* One step; *busy: false where there was nothing to do. An error is the model's (the requests of the step have ended with HD_FINISH_ERROR). */
 int hd_engine_step(hd_engine *e, bool *busy, hd_error *err);
-/* Steps until hd_engine_stop, sleeping while there is nothing to do. */
+/* Steps until hd_engine_stop, sleeping while there is nothing to do; returns 0. A step that fails ends its requests, and the next ones go on. */
 int hd_engine_run(hd_engine *e, hd_error *err);
 void hd_engine_stop(hd_engine *e);
 /* No more requests are taken; *idle when the last has ended (hd_engine_stats.running and .waiting are 0). */
@@ -120,7 +121,7 @@ void hd_engine_drain(hd_engine *e);
 #define HD_HISTOGRAM_BUCKETS 24
 typedef struct hd_histogram {
     double bound[HD_HISTOGRAM_BUCKETS]; /* upper bounds in seconds, ascending; what is above the last counts only in `count` */
-    uint64_t bucket[HD_HISTOGRAM_BUCKETS];
+    uint64_t bucket[HD_HISTOGRAM_BUCKETS]; /* above the bound before, up to this one: not cumulated */
     uint64_t count;
     double sum;
 } hd_histogram;

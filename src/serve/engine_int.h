@@ -95,7 +95,7 @@ struct hd_work {
     double arrival, scheduled, first;
     hd_beams *beams;
     const char *error;
-    char message[256];
+    char message[sizeof ((hd_error *)0)->message];
 };
 
 typedef struct hd_work_list { hd_work *first, *last; int64_t count; } hd_work_list;
@@ -126,6 +126,7 @@ struct hd_engine {
     hd_batch_part *parts;     /* [max_sequences] */
     hd_part *what;            /* [max_sequences] */
     int64_t n_parts, n_tokens, n_rows;
+    int64_t prompt_left;      /* tokens that prompts may still take of this step */
     hd_batch_part *draft_parts;  /* [max_sequences] */
     hd_seq **draft_seqs, **draft_fed; /* [max_sequences]: that are to have proposals; that are in the draft's batch */
     uint64_t *mask;           /* [vocab bits] */
@@ -133,9 +134,11 @@ struct hd_engine {
     char *swap;               /* [slots][block_bytes] */
     int64_t slots, free_slots;
     int32_t *free_slot;       /* [slots] */
+    int32_t *holds;           /* [blocks]: for hd_engine_check */
     int32_t *mark;            /* [max(blocks, slots)], -1 between uses */
     hd_str text;              /* of a finished beam */
     double now;
+    bool made;                /* hd_engine_new came to its end */
 };
 
 enum { HD_MOST_LOGPROBS = 256 };

@@ -127,16 +127,6 @@ int32_t hd_kv_publish(hd_kv *k, int32_t b, uint64_t parent, uint64_t salt, const
 
 uint64_t hd_kv_serial(const hd_kv *k, int32_t b) { return k->of[b].serial; }
 
-void hd_kv_forget(hd_kv *k)
-{
-    while (k->cached.count) {
-        int32_t b = k->cached.first;
-        list_remove(k, &k->cached, b);
-        unlink_findable(k, b);
-        list_append(k, &k->free, b);
-    }
-}
-
 /* ---- holding ---- */
 
 int64_t hd_kv_available(const hd_kv *k) { return k->free.count + k->cached.count; }

@@ -63,7 +63,6 @@ int32_t hd_kv_find(hd_kv *k, uint64_t parent, uint64_t salt, const int32_t *toke
 /* Makes a full block findable. Where an equal one is findable already, the caller's hold moves to that one, which is returned; else `block` is. */
 int32_t hd_kv_publish(hd_kv *k, int32_t block, uint64_t parent, uint64_t salt, const int32_t *tokens);
 uint64_t hd_kv_serial(const hd_kv *k, int32_t block);
-void hd_kv_forget(hd_kv *k); /* cached blocks become free: nothing that nobody holds is found any more */
 
 /* ---- checking ---- */
 

@@ -136,7 +136,7 @@ static int64_t chunk(const hd_engine *e, const hd_seq *s, int64_t *rows, bool *d
     int64_t end = s->n_tokens, rows_left = e->r->max_rows - e->n_rows;
     bool scores = w->r.prompt_logprobs && w->prompt_scored < w->r.n_prompt;
     if (w->beams && w->forked) end--; /* the last token is decoded, with the other beams */
-    int64_t n = least(end - s->computed, e->budget - e->n_tokens);
+    int64_t n = least(end - s->computed, e->prompt_left);
     if (scores) n = least(n, rows_left);
     else if (rows_left < 1) n = least(n, s->n_tokens - 1 - s->computed);
     *draws = s->computed + n == s->n_tokens;
@@ -157,6 +157,7 @@ static void prompt_seq(hd_engine *e, hd_seq *s)
         preempt(e, victim);
     }
     add_part(e, s, n, rows, draws);
+    e->prompt_left -= n;
 }
 
 static void prompts_of(hd_engine *e, hd_work *w)
@@ -251,7 +252,7 @@ static hd_work *first_waiting(const hd_engine *e)
 
 static void admit_all(hd_engine *e)
 {
-    for (hd_work *w; (w = first_waiting(e)) && e->n_tokens < e->budget;) {
+    for (hd_work *w; (w = first_waiting(e)) && e->prompt_left > 0;) {
         if (!admit(e, w)) return;
         if (w->running) prompts_of(e, w);
     }
@@ -286,6 +287,8 @@ void hd_plan_step(hd_engine *e)
     preempt_by_force(e);
     make_way(e);
     if (e->o.chunked_prefill) decode_all(e);
+    e->prompt_left = e->budget - e->n_tokens;
+    if (e->n_parts && e->o.prompt_budget) e->prompt_left = least(e->prompt_left, e->o.prompt_budget);
     prompts_all(e);
     admit_all(e);
     if (!e->o.chunked_prefill && !e->n_parts) decode_all(e);

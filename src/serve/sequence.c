@@ -136,12 +136,10 @@ static void count_holds(const hd_work_list *l, int32_t *holds)
 
 int hd_engine_check(hd_engine *e, hd_error *err)
 {
-    int32_t *holds = hd_calloc((size_t)e->kv.blocks, sizeof *holds);
-    if (!holds) return hd_fail_memory(err, (size_t)e->kv.blocks * sizeof *holds, "a count of blocks");
-    count_holds(&e->waiting, holds);
-    count_holds(&e->running, holds);
-    int rc = hd_kv_check(&e->kv, holds, err);
-    hd_free(holds);
+    memset(e->holds, 0, (size_t)e->kv.blocks * sizeof *e->holds);
+    count_holds(&e->waiting, e->holds);
+    count_holds(&e->running, e->holds);
+    int rc = hd_kv_check(&e->kv, e->holds, err);
     int64_t slots = e->free_slots;
     for (const hd_work *w = e->waiting.first; w; w = w->next) {
         slots += w->slots;
