@@ -349,7 +349,7 @@ static void join_events(const char *events, int index, hd_str *text, char *finis
             done = true;
             continue;
         }
-        json_t *j = json_loads(line + 6, JSON_DISABLE_EOF_CHECK, NULL);
+        json_t *j = json_loads(line + 6, JSON_DISABLE_EOF_CHECK | JSON_ALLOW_NUL, NULL);
         assert_non_null(j);
         const json_t *choice = at(j, "choices.0"), *piece = at(choice, "text") ? at(choice, "text") : at(choice, "delta.content");
         if (json_is_object(at(j, "usage"))) *usage = json_incref((json_t *)(uintptr_t)at(j, "usage"));
