@@ -76,8 +76,8 @@ static int generate_once(hd_generator *g, const config *c, const char *text, siz
     hd_ids ids = {0};
     hd_generate_result result;
     hd_generate_request r = make_request(c, NULL);
-    int rc = hd_tokenizer_encode(g->tokenizer, text, n, c->special, &ids, err);
-    if (!rc && ids.len == 0 && g->config.bos >= 0) rc = hd_ids_append(&ids, (int32_t)g->config.bos, err);
+    int rc = hd_tokenizer_encode(g->files.tokenizer, text, n, c->special, &ids, err);
+    if (!rc && ids.len == 0 && g->files.config.bos >= 0) rc = hd_ids_append(&ids, (int32_t)g->files.config.bos, err);
     if (!rc) rc = hd_generate(g, ids.data, (int64_t)ids.len, &r, &result, err);
     if (!rc) putchar('\n');
     if (!rc) show_speed(c, &result);
@@ -102,14 +102,14 @@ static int chat(hd_generator *g, const config *c, hd_error *err)
     size_t cap = 0;
     int rc = 0;
     bool terminal = isatty(0) && isatty(1);
-    const hd_chat_format *format = hd_chat_format_of(g->tokenizer);
+    const hd_chat_format *format = hd_chat_format_of(g->files.tokenizer);
     if (terminal) hd_log("%s turns; an empty line or end of input leaves, Ctrl-C stops an answer", format->name);
     while (!rc) {
         if (terminal) printf("> "), fflush(stdout);
         ssize_t n = getline(&line, &cap, stdin);
         if (n <= 0 || line[0] == '\n') break;
         while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
-        rc = hd_chat_add_turn(format, g->tokenizer, line, &ids, err);
+        rc = hd_chat_add_turn(format, g->files.tokenizer, line, &ids, err);
         hd_generate_request r = make_request(c, &ids);
         if (!r.n_stop && format->stop) r.stop = &format->stop, r.n_stop = 1;
         hd_generate_result result;
@@ -133,7 +133,7 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     hd_generator_options o = {.precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16, .threads = (int)c->threads, .context = c->context, .pack = true};
     int rc = hd_generator_open(&g, words[0], &o, err);
     if (rc) return rc;
-    if (!g.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no %s", words[0], hd_gguf_is(words[0]) ? "tokenizer" : "tokenizer.json");
+    if (!g.files.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no %s", words[0], hd_gguf_is(words[0]) ? "tokenizer" : "tokenizer.json");
     signal(SIGINT, on_interrupt);
     hd_str text;
     hd_str_init(&text);

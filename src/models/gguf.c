@@ -338,6 +338,8 @@ static int load_all(hd_store *s, const hd_lm_config *c, const hd_gguf *g, const 
         const hd_weight *w = hd_gguf_find(g, list[i].gguf);
         if (!w) return hd_fail(err, HD_EFORMAT, "%s: there is no tensor %s, which the metadata call for", g->path, list[i].gguf);
         used[w - g->tensors] = true;
+        const hd_store_tensor *there = hd_store_find(s, list[i].path[0]);
+        if (there && there->type.blocks) continue; /* in the file's own blocks already */
         int rc = check(g, w, &list[i], err);
         if (!rc) rc = list[i].change ? load_changed(s, &list[i], w, c->head_dim, err) : hd_lm_tensor_load(s, &list[i], w, err);
         if (rc) return rc;
@@ -459,6 +461,13 @@ static const hd_quant *type_of(const hd_lm_tensor *t, const hd_quant *wanted)
     return dim[1] % wanted->block ? hd_quant_of_dtype(HD_F16) : wanted;
 }
 
+int hd_lm_gguf_metadata(hd_gguf_writer *w, const hd_lm_config *c, const hd_quant *type, hd_error *err)
+{
+    int rc = check_writable(c, err);
+    if (!rc) put_metadata(w, c, type);
+    return rc;
+}
+
 static bool has_factors(const hd_lm_config *c)
 {
     return c->family != HD_FAMILY_GPT2 && (c->rope.kind == HD_ROPE_LLAMA3 || c->rope.kind == HD_ROPE_FACTORS);
@@ -468,11 +477,9 @@ int hd_lm_gguf_declare(hd_gguf_writer *w, const hd_lm_config *c, const hd_quant 
 {
     hd_lm_tensor *list = NULL;
     size_t n = 0;
-    int rc = check_writable(c, err);
-    if (!rc) rc = hd_lm_tensors(c, &list, &n, err);
-    if (rc) return rc;
-    put_metadata(w, c, type);
-    if (has_factors(c)) rc = hd_gguf_add(w, "rope_freqs.weight", hd_quant_of_dtype(HD_F32), 1, (int64_t[]){c->head_dim / 2}, err);
+    int rc = hd_lm_tensors(c, &list, &n, err);
+    if (!rc) rc = hd_lm_gguf_metadata(w, c, type, err);
+    if (!rc && has_factors(c)) rc = hd_gguf_add(w, "rope_freqs.weight", hd_quant_of_dtype(HD_F32), 1, (int64_t[]){c->head_dim / 2}, err);
     for (size_t i = 0; i < n && !rc; i++) {
         int64_t dim[2];
         dims_of(&list[i], dim);

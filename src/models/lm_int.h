@@ -9,8 +9,8 @@ typedef struct hd_lm {
     hd_graph *g;
     const hd_lm_config *c;
     const hd_lm_options *o;
-    int sym_tokens, sym_context, sym_rows; /* -1 unless GENERATE */
-    hd_value tokens, positions, segments, targets, inv_divisor, key, samples, slots, context_positions, context_segments, rows;
+    int sym_tokens, sym_context, sym_rows; /* -1 unless GENERATE or SERVE */
+    hd_value tokens, positions, segments, targets, inv_divisor, key, samples, slots, context_positions, context_segments, rows, sequences, tables;
     hd_value embedding; /* parameter embed.tokens [V, D] */
     hd_value stream;    /* residual stream [T, D], as it was before delta */
     hd_value delta;     /* last sublayer's output, still to be added to it: the next norm does both in one pass. HD_NONE: nothing */
