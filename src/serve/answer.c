@@ -126,14 +126,15 @@ static void put_position(hd_call *c, hd_str *o, hd_token_logprob own, const hd_t
     hd_str_putc(o, '}');
 }
 
-void hd_out_prompt_logprobs(hd_call *c, hd_choice *h, hd_sub *s, const hd_engine_event *e)
+void hd_out_prompt_logprobs(hd_call *c, hd_choice *h, hd_sub *s)
 {
     int64_t n = c->prompts[s->index].n;
-    int top = (int)(c->params.prompt_logprobs < e->top_n ? c->params.prompt_logprobs : e->top_n);
-    if (!e->prompt_logprobs || c->params.prompt_logprobs < 0) return;
+    int top = (int)(c->params.prompt_logprobs < s->top_n ? c->params.prompt_logprobs : s->top_n);
+    if (!s->prompt_logprobs || c->params.prompt_logprobs < 0 || h->scored) return;
+    h->scored = true;
     for (int64_t i = 0; i < n; i++) {
         if (i) hd_str_puts(&h->prompt_logprobs, ", ");
         if (!i) hd_str_puts(&h->prompt_logprobs, "null");
-        else put_position(c, &h->prompt_logprobs, e->prompt_logprobs[i], e->prompt_top ? e->prompt_top + i * e->top_n : NULL, e->prompt_top ? top : 0);
+        else put_position(c, &h->prompt_logprobs, s->prompt_logprobs[i], s->prompt_top ? s->prompt_top + i * s->top_n : NULL, s->prompt_top ? top : 0);
     }
 }

@@ -216,7 +216,7 @@ static void take(hd_call *c, hd_sub *s, hd_choice *h, const hd_engine_event *e)
 {
     int top = (int)(c->params.top_logprobs < e->top_n ? c->params.top_logprobs : e->top_n);
     hd_str_add(&h->text, e->text ? e->text : "", e->text ? e->text_bytes : 0);
-    hd_out_prompt_logprobs(c, h, s, e);
+    hd_out_prompt_logprobs(c, h, s);
     for (int64_t i = 0; c->params.want_logprobs && e->logprobs && i < e->n_tokens; i++) {
         if (h->tokens.len) hd_str_puts(&h->tokens, ", ");
         put_token(c, &h->tokens, e->logprobs[i]);

@@ -32,7 +32,7 @@ static int64_t put_token(hd_call *c, hd_str *o, int32_t id)
     hd_str quoted;
     hd_str_init(&quoted);
     hd_out_string(&quoted, bytes ? bytes : "", bytes ? n : 0);
-    if (strstr(quoted.data, "\xef\xbf\xbd")) {
+    if (strstr(quoted.data, "\xef\xbf\xbd") || (bytes && memchr(bytes, 0, n))) { /* a NUL: many readers of JSON take none in a key */
         hd_str_puts(o, "\"bytes:");
         for (size_t i = 0; i < n; i++) hd_str_printf(o, "\\\\x%02x", (unsigned char)bytes[i]);
         hd_str_putc(o, '"');
@@ -74,32 +74,29 @@ static void add_token(hd_call *c, hd_choice *h, hd_token_logprob own, const hd_t
     else put_top(c, &h->top, own, top, n);
 }
 
-static int top_of(const hd_call *c, const hd_engine_event *e)
-{
-    return (int)(c->params.top_logprobs < e->top_n ? c->params.top_logprobs : e->top_n);
-}
+static int top_of(const hd_call *c, int there) { return (int)(c->params.top_logprobs < there ? c->params.top_logprobs : there); }
 
 /* The prompt in front of the answer. */
-static void echo_prompt(hd_call *c, hd_sub *s, hd_choice *h, const hd_engine_event *e)
+static void echo_prompt(hd_call *c, hd_sub *s, hd_choice *h)
 {
     const hd_prompt *p = &c->prompts[s->index];
     hd_str_add(&h->text, p->text, p->text_bytes);
-    for (int64_t i = 0; c->params.want_logprobs && e->prompt_logprobs && i < p->n; i++) {
-        hd_token_logprob own = e->prompt_logprobs[i];
+    for (int64_t i = 0; c->params.want_logprobs && s->prompt_logprobs && i < p->n; i++) {
+        hd_token_logprob own = s->prompt_logprobs[i];
         own.token = p->ids[i];
-        add_token(c, h, own, e->prompt_top ? e->prompt_top + i * e->top_n : NULL, e->prompt_top ? top_of(c, e) : 0);
+        add_token(c, h, own, s->prompt_top ? s->prompt_top + i * s->top_n : NULL, s->prompt_top ? top_of(c, s->top_n) : 0);
     }
 }
 
 static void take(hd_call *c, hd_sub *s, hd_choice *h, const hd_engine_event *e)
 {
-    hd_out_prompt_logprobs(c, h, s, e);
-    if (c->params.echo && !h->echoed) echo_prompt(c, s, h, e);
+    hd_out_prompt_logprobs(c, h, s);
+    if (c->params.echo && !h->echoed) echo_prompt(c, s, h);
     h->echoed = true;
     if (c->params.drop_answer) return;
     hd_str_add(&h->text, e->text ? e->text : "", e->text ? e->text_bytes : 0);
     for (int64_t i = 0; c->params.want_logprobs && e->logprobs && i < e->n_tokens; i++)
-        add_token(c, h, e->logprobs[i], e->top ? e->top + i * e->top_n : NULL, e->top ? top_of(c, e) : 0);
+        add_token(c, h, e->logprobs[i], e->top ? e->top + i * e->top_n : NULL, e->top ? top_of(c, e->top_n) : 0);
 }
 
 /* ---- answers ---- */

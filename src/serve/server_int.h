@@ -55,7 +55,7 @@ typedef struct hd_choice {
     hd_str prompt_logprobs;
     int64_t offset;           /* characters so far */
     hd_finish finish;
-    bool began, echoed, done;
+    bool began, scored, echoed, done;
 } hd_choice;
 
 struct hd_sub {
@@ -66,6 +66,7 @@ struct hd_sub {
     atomic_bool lost;         /* an event found no memory */
     hd_message last;          /* so that the last event always arrives */
     int64_t prompt_tokens, cached_tokens, generated_tokens;
+    const hd_token_logprob *prompt_logprobs, *prompt_top; int top_n; /* of the first event, for all choices; NULL: not asked for */
 };
 
 struct hd_call {
@@ -238,7 +239,7 @@ void hd_out_text(hd_str *o, const char *text);
 void hd_out_number(hd_str *o, double x);                /* NaN and infinities: null */
 void hd_out_logprob(hd_str *o, double x);               /* -inf: -9999, as OpenAI says it */
 void hd_out_usage(hd_str *o, const hd_call *c);         /* "usage": {...} */
-void hd_out_prompt_logprobs(hd_call *c, hd_choice *h, hd_sub *s, const hd_engine_event *e);
+void hd_out_prompt_logprobs(hd_call *c, hd_choice *h, hd_sub *s); /* once for each choice */
 const char *hd_out_finish(hd_finish f);
 int64_t hd_count_characters(const char *p, size_t n);
 

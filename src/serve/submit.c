@@ -250,6 +250,16 @@ static void count_tokens(hd_sub *s, const hd_engine_event *e)
     if (e->generated_tokens) s->generated_tokens = e->generated_tokens;
 }
 
+/* They come once for a request, but belong to all its choices. */
+static void keep_prompt_logprobs(hd_call *c, hd_sub *s, const hd_engine_event *e)
+{
+    size_t n = (size_t)c->prompts[s->index].n, pair = sizeof *e->prompt_logprobs;
+    if (!e->prompt_logprobs || s->prompt_logprobs) return;
+    s->top_n = e->top_n;
+    s->prompt_logprobs = hd_arena_copy(&c->arena, e->prompt_logprobs, n * pair);
+    if (e->prompt_top) s->prompt_top = hd_arena_copy(&c->arena, e->prompt_top, n * (size_t)e->top_n * pair);
+}
+
 static bool is_failure(const hd_call *c, const hd_sub *s, const hd_engine_event *e)
 {
     if (atomic_load(&s->lost)) return true;
@@ -261,6 +271,7 @@ void hd_call_event(hd_call *c, hd_sub *s, const hd_engine_event *e)
 {
     hd_error err = {0};
     count_tokens(s, e);
+    keep_prompt_logprobs(c, s, e);
     if (is_failure(c, s, e)) {
         fail(c, e);
         return;
