@@ -567,7 +567,7 @@ static void test_schema_texts(void **state)
         if (strcmp(text, "-0.00")) assert_int_equal(accepts(c, text, NULL), i > -200 && i <= 300);
     }
     hd_constraint_release(c);
-    static const struct { const char *format, *good[4], *bad[4]; } formats[] = {
+    static const struct { const char *format, *good[6], *bad[6]; } formats[] = {
         {"date", {"\"2024-02-29\"", "\"1999-12-31\""}, {"\"2023-02-29\"", "\"1900-02-29\"", "\"2023-04-31\"", "\"2023-4-01\""}},
         {"date-time", {"\"2024-02-29T23:59:59Z\"", "\"2020-01-01T00:00:00.5+01:30\""}, {"\"2024-02-29\"", "\"2020-01-01T24:00:00Z\""}},
         {"uuid", {"\"123e4567-e89b-12d3-a456-426614174000\""}, {"\"123e4567\""}},

@@ -214,9 +214,20 @@ static frame unknown_stack; /* only its address counts */
 
 static void walk_from(walk *w, int32_t state, int32_t node, frame *stack);
 
-static void allow(walk *w, int32_t token)
+/* The tokens that end at nodes from a to before b. */
+static void allow(walk *w, const hd_trie_node *a, const hd_trie_node *b)
 {
-    for (; token >= 0; token = w->c->v->next_same[token]) w->allowed[token / 64] |= 1ull << token % 64;
+    for (int32_t i = a->first; i < b->first; i++) w->allowed[w->c->v->order[i] / 64] |= 1ull << w->c->v->order[i] % 64;
+}
+
+/* Pairs of bytes that leave a state as it is, where nothing is called or returned from: a subtree of such bytes is allowed as a whole. */
+static uint64_t loops_of(const hd_automata *a, int32_t state)
+{
+    uint64_t pairs = 0;
+    if (a->flags[state] != HD_AUTO_BYTES) return 0;
+    for (int i = 0; i < 64; i++)
+        if (next_state(a, state, (unsigned char)(2 * i)) == state && next_state(a, state, (unsigned char)(2 * i + 1)) == state) pairs |= 1ull << i;
+    return pairs;
 }
 
 static void walk_calls(walk *w, int32_t state, int32_t node, frame *stack)
@@ -252,6 +263,8 @@ static void walk_from(walk *w, int32_t state, int32_t node, frame *stack)
     walk_calls(w, state, node, stack);
     if (!(a->flags[state] & HD_AUTO_BYTES)) return;
     w->states[nodes[node].depth] = state;
+    int32_t looping = -1;
+    uint64_t loops = 0;
     for (int32_t i = node + 1; i < end && !w->rc;) {
         const hd_trie_node *t = &nodes[i];
         int32_t next = next_state(a, w->states[t->depth - 1], t->byte);
@@ -260,8 +273,17 @@ static void walk_from(walk *w, int32_t state, int32_t node, frame *stack)
             i += t->size;
             continue;
         }
-        allow(w, t->token);
         uint8_t flags = a->flags[next];
+        if (next != looping && next == w->states[t->depth - 1]) {
+            looping = next;
+            loops = loops_of(a, next);
+        }
+        if (next == looping && !(t->pairs & ~loops)) {
+            allow(w, t, t + t->size);
+            i += t->size;
+            continue;
+        }
+        allow(w, t, t + 1);
         if (t->size > 1 && (flags & (HD_AUTO_CALLS | HD_AUTO_FINAL))) {
             if (flags & HD_AUTO_CALLS) walk_calls(w, next, i, stack);
             if (flags & HD_AUTO_FINAL) walk_return(w, i, stack);

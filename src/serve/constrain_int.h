@@ -14,21 +14,23 @@
 enum { HD_TOKEN_BYTES = 255 }; /* longer tokens are never allowed */
 
 typedef struct hd_trie_node {
-    int32_t size;  /* nodes of the subtree, itself included */
-    int32_t token; /* the first token that ends here, or -1; others by next_same */
+    uint64_t pairs; /* which pairs of ASCII bytes (2i and 2i + 1: bit i) are below this node; all bits where other bytes are */
+    int32_t size;   /* nodes of the subtree, itself included */
+    int32_t first;  /* its own tokens and those below it begin here in the order */
     uint8_t byte, depth;
 } hd_trie_node;
 
 struct hd_vocabulary {
     int64_t size;
-    hd_trie_node *nodes; /* [n_nodes] */
+    hd_trie_node *nodes; /* [n_nodes + 1], the last for the end of the order */
     int32_t n_nodes;
-    int32_t *next_same;    /* [size] another token with the same bytes, or -1 */
-    const char **bytes;    /* [size] of the tokenizer; NULL where a token is never allowed */
-    uint8_t *lengths;      /* [size] */
+    int32_t *order;      /* tokens by their bytes, those with the same bytes side by side */
+    const char **bytes;  /* [size] of the tokenizer; NULL where a token is never allowed */
+    uint8_t *lengths;    /* [size] */
+    int longest;         /* bytes of a token */
     int32_t *eos;
     int n_eos;
-    bool spelled[256];     /* bytes that are tokens by themselves */
+    bool spelled[256];   /* bytes that are tokens by themselves */
 };
 
 /* ---- expressions ---- */

@@ -43,23 +43,35 @@ static int shared(const spelling *a, const spelling *b)
 }
 
 /* Sorted tokens in preorder: each adds a node for every byte it doesn't share with the one before. */
-static void add_nodes(hd_vocabulary *v, const spelling *list, size_t n)
+static void add_nodes(hd_vocabulary *v, const spelling *list, int32_t n)
 {
     int32_t path[HD_TOKEN_BYTES + 1] = {0};
     int depth = 0;
-    v->nodes[v->n_nodes++] = (hd_trie_node){.token = -1};
-    for (size_t i = 0; i < n; i++) {
+    v->nodes[v->n_nodes++] = (hd_trie_node){0};
+    for (int32_t i = 0; i < n; i++) {
         int common = i ? shared(&list[i - 1], &list[i]) : 0;
         for (; depth > common; depth--) v->nodes[path[depth]].size = v->n_nodes - path[depth];
         for (; depth < list[i].n; depth++) {
             path[depth + 1] = v->n_nodes;
-            v->nodes[v->n_nodes++] = (hd_trie_node){.token = -1, .byte = list[i].bytes[depth], .depth = (uint8_t)(depth + 1)};
+            v->nodes[v->n_nodes++] = (hd_trie_node){.first = i, .byte = list[i].bytes[depth], .depth = (uint8_t)(depth + 1)};
         }
-        hd_trie_node *end = &v->nodes[path[depth]];
-        v->next_same[list[i].id] = end->token;
-        end->token = list[i].id;
+        v->order[i] = list[i].id;
+        v->longest = list[i].n > v->longest ? list[i].n : v->longest;
     }
     for (; depth >= 0; depth--) v->nodes[path[depth]].size = v->n_nodes - path[depth];
+    v->nodes[v->n_nodes] = (hd_trie_node){.first = n};
+}
+
+/* Each node's set goes to the node above it, from the last to the first. */
+static void add_pairs(hd_vocabulary *v)
+{
+    int32_t path[HD_TOKEN_BYTES + 1] = {0};
+    for (int32_t i = 0; i < v->n_nodes; i++) {
+        const hd_trie_node *t = &v->nodes[i];
+        path[t->depth] = i;
+        uint64_t pair = t->byte < 128 ? 1ull << t->byte / 2 : UINT64_MAX;
+        for (int d = t->depth - 1; d >= 0 && (v->nodes[path[d]].pairs & pair) != pair; d--) v->nodes[path[d]].pairs |= pair;
+    }
 }
 
 static int build(hd_vocabulary *v, const hd_tokenizer *t, hd_error *err)
@@ -68,13 +80,14 @@ static int build(hd_vocabulary *v, const hd_tokenizer *t, hd_error *err)
     spelling *list = hd_malloc((size + 1) * sizeof *list);
     v->bytes = hd_calloc(size + 1, sizeof *v->bytes);
     v->lengths = hd_calloc(size + 1, 1);
-    v->next_same = hd_calloc(size + 1, sizeof *v->next_same);
-    int rc = list && v->bytes && v->lengths && v->next_same ? 0 : hd_fail_memory(err, size * 32, "a vocabulary");
+    v->order = hd_calloc(size + 1, sizeof *v->order);
+    int rc = list && v->bytes && v->lengths && v->order ? 0 : hd_fail_memory(err, size * 32, "a vocabulary");
     size_t n = rc ? 0 : list_tokens(v, t, list);
     for (size_t i = 0; i < n; i++) bytes += (size_t)(list[i].n - (i ? shared(&list[i - 1], &list[i]) : 0));
-    if (!rc && bytes > INT32_MAX) rc = hd_fail(err, HD_EMEMCAP, "a vocabulary with more than 2^31 bytes of tokens");
-    if (!rc && !(v->nodes = hd_malloc(bytes * sizeof *v->nodes))) rc = hd_fail_memory(err, bytes * sizeof *v->nodes, "a vocabulary");
-    if (!rc) add_nodes(v, list, n);
+    if (!rc && bytes > INT32_MAX / 2) rc = hd_fail(err, HD_EMEMCAP, "a vocabulary with more than 2^30 bytes of tokens");
+    if (!rc && !(v->nodes = hd_malloc((bytes + 1) * sizeof *v->nodes))) rc = hd_fail_memory(err, bytes * sizeof *v->nodes, "a vocabulary");
+    if (!rc) add_nodes(v, list, (int32_t)n);
+    if (!rc) add_pairs(v);
     hd_free(list);
     return rc;
 }
@@ -102,7 +115,7 @@ void hd_vocabulary_free(hd_vocabulary *v)
 {
     if (!v) return;
     hd_free(v->nodes);
-    hd_free(v->next_same);
+    hd_free(v->order);
     hd_free(v->bytes);
     hd_free(v->lengths);
     hd_free(v->eos);
