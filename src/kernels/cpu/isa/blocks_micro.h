@@ -24,14 +24,14 @@ HD_INLINE bi broadcast_word(const void *p)
     return bi_set1(v);
 }
 
-/* Word i (0 .. 7) of group g (of 32 elements), unsigned; group: g where it is known when compiling, as far as it is needed there. */
+/* Word i (0 .. 7) of group g (of 32 elements), unsigned; group: g modulo 2, known when compiling. */
 HD_INLINE bi weight_word(const hd_blocks_kind kind, const uint8_t *q, int64_t n, int64_t g, int group, int i)
 {
     if (kind.bits == 8) return bi_load(q + 64 * (8 * g + i));
     if (kind.bits == 6) {
-        const uint8_t *half = q + 64 * 24 * (g / 4);
-        bi low = bi_load(half + 64 * (group % 2 * 8 + i));
-        return bi_add_high2(group / 2 ? bi_high4(low) : bi_low4(low), bi_load(half + 64 * (16 + i)), group);
+        const uint8_t *three = q + 64 * (6 * g + i / 4 * 3);
+        if (i % 4 < 3) return bi_low6(bi_load(three + 64 * (i % 4)));
+        return bi_tops(bi_load(three), bi_load(three + 64), bi_load(three + 128));
     }
     int high = kind.super ? group % 2 : i / 4;
     bi v = bi_load(kind.super ? q + 64 * (8 * (g / 2) + i) : q + 64 * (4 * g + i % 4));
@@ -179,7 +179,7 @@ HD_UNROLL
 HD_INLINE void tile_k(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c)
 {
     const uint8_t *q = c->w + hd_blocks_header_bytes(&kind, HD_BLOCKS_CHUNK);
-    int together = kind.bits == 6 ? 4 : 2; /* groups that share vectors */
+    const int together = 2; /* groups that share vectors where there are four bits */
     bi total[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS];
 HD_UNROLL
     for (int r = 0; r < rows; r++)
