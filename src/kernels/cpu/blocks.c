@@ -109,14 +109,27 @@ static void pack_k45(const block_type *t, const unsigned char *src, int64_t n, u
     if (t->high) put_high_5(src + t->high, low + 64 * 32, lane);
 }
 
+/* Four words of six-bit numbers into three: the fourth's pairs of bits go on top of the others. */
+static void put_six(unsigned char *to, int lane, const uint32_t word[4])
+{
+    for (int i = 0; i < 3; i++) {
+        uint32_t v = word[i] | (word[3] >> (2 * i) & 0x03030303u) << 6;
+        memcpy(to + 64 * i + 4 * lane, &v, 4);
+    }
+}
+
 static void pack_q6(const block_type *t, const unsigned char *src, int64_t n, unsigned char *dst, int lane)
 {
     unsigned char *to = dst + hd_blocks_header_bytes(kind_of(t), n);
     copy_half(dst + 2 * lane, src + t->scale);
-    for (int g = 0; g < 16; g++) put_scale(kind_of(t), dst, lane, g, src[t->scales + g], 0);
-    for (int half = 0; half < 2; half++) {
-        spread_words(to + 64 * 24 * half, lane, src + 64 * half, 16, 0);
-        spread_words(to + 64 * (24 * half + 16), lane, src + t->high + 32 * half, 8, 0);
+    for (int g = 0; g < 16; g++) { /* groups as in the file (tensor/quant.c): of each 128 numbers, 64 bytes of low bits, 32 of high ones */
+        int half = g / 8, quarter = g / 2 % 4, first = g % 2 * 16;
+        const unsigned char *low = src + half * 64 + quarter % 2 * 32 + first, *high = src + t->high + half * 32 + first;
+        uint32_t word[4];
+        for (int i = 0; i < 4; i++)
+            word[i] = (u32_at(low + 4 * i) >> (quarter / 2 * 4) & 0x0f0f0f0fu) | (u32_at(high + 4 * i) >> (2 * quarter) & 0x03030303u) << 4;
+        put_scale(kind_of(t), dst, lane, g, src[t->scales + g], 0);
+        put_six(to + 64 * 3 * g, lane, word);
     }
 }
 

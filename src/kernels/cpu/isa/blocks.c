@@ -231,11 +231,28 @@ static void store_sums(const product *p, const step *s, const float *acc)
     }
 }
 
-/* One register tile's rows over the step's range of k. */
-static void run_tile(const product *p, const step *s, int64_t ahead, float *acc)
+/* What a tile fetches: alone, a little ahead of what it multiplies; as tile i of several, its share of the range that comes next. */
+static void plan_fetch(const product *p, const step *s, int64_t i, int64_t tiles, hd_blocks_tile *t)
+{
+    int64_t lines = p->chunk_bytes / 64, range = s->chunks * p->chunk_bytes;
+    if (tiles == 1) {
+        t->fetch = t->w + AHEAD, t->fetch_chunk_bytes = p->chunk_bytes, t->fetch_lines = (int)ceil_div(lines, 8);
+        return;
+    }
+    const uint8_t *next = t->w + range;
+    if (s->chunk + s->chunks >= p->chunks) next = p->w + (s->panel + s->panels) * p->panel_bytes;
+    int64_t each = ceil_div(lines, 8 * tiles);
+    t->fetch_chunk_bytes = 64 * 8 * each;
+    t->fetch = next + i * s->chunks * t->fetch_chunk_bytes;
+    t->fetch_lines = t->fetch < next + range ? (int)each : 0;
+}
+
+/* Tile i of `tiles`: the step's rows, over its range of k. */
+static void run_tile(const product *p, const step *s, int64_t i, int64_t tiles, float *acc)
 {
     const uint8_t *w = p->w + s->panel * p->panel_bytes + s->chunk * p->chunk_bytes;
-    hd_blocks_tile t = {.w = w, .panel_bytes = p->panel_bytes, .chunk_bytes = p->chunk_bytes, .ahead = ahead, .acc = acc};
+    hd_blocks_tile t = {.w = w, .panel_bytes = p->panel_bytes, .chunk_bytes = p->chunk_bytes, .acc = acc};
+    plan_fetch(p, s, i, tiles, &t);
     t.x = p->rounded + (s->chunk * p->m + s->row) * p->row_bytes;
     t.x_chunk_bytes = p->m * p->row_bytes;
     t.k = min64(s->chunks * CHUNK, p->k - s->chunk * CHUNK);
@@ -254,7 +271,7 @@ static void run_panels(const product *p, int64_t row, int64_t rows, int64_t pane
             s.row = row + begin, s.rows = end - begin;
             float *sums = acc + begin * panels * WIDTH;
             if (chunk == 0) load_sums(p, &s, sums);
-            run_tile(p, &s, tiles == 1 ? AHEAD : i == 0 ? RANGE * p->chunk_bytes : 0, sums);
+            run_tile(p, &s, i, tiles, sums);
             if (chunk + range >= p->chunks) store_sums(p, &s, sums);
         }
 }

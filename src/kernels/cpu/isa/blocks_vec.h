@@ -35,11 +35,13 @@ HD_INLINE bi bi_add_fifth(bi v, const void *p)
     memcpy(&mask, p, 8);
     return _mm512_mask_add_epi8(v, mask, v, _mm512_set1_epi8(16));
 }
-/* low with bits 2 * quarter and 2 * quarter + 1 of high's bytes as its bits 4 and 5. */
-HD_INLINE bi bi_add_high2(bi low, bi high, int quarter)
+/* The low six bits of bytes; and the high two of three vectors, together a fourth six. */
+HD_INLINE bi bi_low6(bi v) { return _mm512_and_si512(v, _mm512_set1_epi8(63)); }
+HD_INLINE bi bi_tops(bi a, bi b, bi c)
 {
-    bi up = quarter == 0 ? _mm512_slli_epi16(high, 4) : quarter == 1 ? _mm512_slli_epi16(high, 2) : quarter == 2 ? high : _mm512_srli_epi16(high, 2);
-    return _mm512_ternarylogic_epi32(low, up, _mm512_set1_epi8(0x30), 0xf8); /* low | (up & mask) */
+    const int select = 0xca; /* first ? second : third, bit by bit */
+    bi ab = _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 4), select);
+    return bi_low6(_mm512_ternarylogic_epi32(_mm512_set1_epi8(15), ab, _mm512_srli_epi16(c, 2), select));
 }
 HD_INLINE bi bi_lookup(bi v)
 {
@@ -127,14 +129,20 @@ HD_INLINE bi bi_add_fifth(bi v, const void *p)
     }
     return v;
 }
-HD_INLINE bi bi_add_high2(bi low, bi high, int quarter)
+HD_INLINE bi bi_low6(bi v)
+{
+    HD_EACH_HALF v.v[i] = _mm256_and_si256(v.v[i], _mm256_set1_epi8(63));
+    return v;
+}
+HD_INLINE bi bi_tops(bi a, bi b, bi c)
 {
     HD_EACH_HALF {
-        __m256i h = high.v[i];
-        h = quarter == 0 ? _mm256_slli_epi16(h, 4) : quarter == 1 ? _mm256_slli_epi16(h, 2) : quarter == 2 ? h : _mm256_srli_epi16(h, 2);
-        low.v[i] = _mm256_or_si256(low.v[i], _mm256_and_si256(h, _mm256_set1_epi8(0x30)));
+        __m256i low = _mm256_and_si256(_mm256_srli_epi16(a.v[i], 6), _mm256_set1_epi8(3));
+        __m256i middle = _mm256_and_si256(_mm256_srli_epi16(b.v[i], 4), _mm256_set1_epi8(12));
+        __m256i high = _mm256_and_si256(_mm256_srli_epi16(c.v[i], 2), _mm256_set1_epi8(48));
+        a.v[i] = _mm256_or_si256(_mm256_or_si256(low, middle), high);
     }
-    return low;
+    return a;
 }
 HD_INLINE bi bi_lookup(bi v)
 {
@@ -236,10 +244,15 @@ HD_INLINE bi bi_add_fifth(bi v, const void *p)
     HD_EACH(64) v.byte[i] = (uint8_t)(v.byte[i] + (((const uint8_t *)p)[i / 8] >> (i % 8) & 1) * 16);
     return v;
 }
-HD_INLINE bi bi_add_high2(bi low, bi high, int quarter)
+HD_INLINE bi bi_low6(bi v)
 {
-    HD_EACH(64) low.byte[i] = (uint8_t)(low.byte[i] | (high.byte[i] >> (2 * quarter) & 3) << 4);
-    return low;
+    HD_EACH(64) v.byte[i] &= 63;
+    return v;
+}
+HD_INLINE bi bi_tops(bi a, bi b, bi c)
+{
+    HD_EACH(64) a.byte[i] = (uint8_t)(a.byte[i] >> 6 | b.byte[i] >> 6 << 2 | c.byte[i] >> 6 << 4);
+    return a;
 }
 HD_INLINE bi bi_lookup(bi v)
 {
