@@ -299,6 +299,57 @@ static void bench_attention(bench *b, const shape *s, hd_dtype t, const char *ty
     measure(b, label, "attention_grad", &at, 0, flops * 2.5, "GFLOP/s");
 }
 
+typedef struct paged_shape {
+    const char *name;
+    int64_t sequences, queries, keys, heads, kv_heads, e; /* of each sequence: queries, the last of its keys */
+} paged_shape;
+
+/* The blocks of each sequence one after the other from a multiplicative walk, so that neighbours lie apart. */
+static void fill_tables(hd_tensor *tables, int64_t blocks)
+{
+    int32_t *t = tables->data;
+    for (int64_t i = 0; i < hd_tensor_count(tables); i++) t[i] = (int32_t)((i * 7919) % blocks);
+}
+
+static void bench_paged(bench *b, const paged_shape *s, hd_dtype q, hd_dtype cache, const char *type)
+{
+    char label[96];
+    const int64_t block = 16;
+    int64_t each = (s->keys + block - 1) / block, blocks = s->sequences * each + 1, tokens = s->sequences * s->queries;
+    while (blocks % 7919 == 0) blocks++;
+    hd_paged_attrs at = {.scale = 1 / sqrt((double)s->e), .block = block, .dtype = q};
+    add_in(b, q, DIMS(tokens, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_in(b, cache, DIMS(blocks * block, s->kv_heads, s->e));
+    for (int i = 0; i < 2; i++) add_in(b, HD_I32, DIMS(tokens));
+    add_in(b, HD_I32, DIMS(s->sequences, each));
+    for (int i = 0; i < 2 && cache == HD_I8; i++) add_in(b, HD_F32, DIMS(blocks * block, s->kv_heads));
+    for (int64_t i = 0; i < tokens; i++) {
+        ((int32_t *)b->in[3].data)[i] = (int32_t)(s->keys - s->queries + i % s->queries);
+        ((int32_t *)b->in[4].data)[i] = (int32_t)(i / s->queries);
+    }
+    fill_tables(&b->in[5], blocks);
+    add_out(b, q, DIMS(tokens, s->heads, s->e));
+    snprintf(label, sizeof label, "paged %s %s", type, s->name);
+    double pairs = (double)tokens * ((double)s->keys - (double)(s->queries - 1) / 2);
+    double bytes = 2.0 * (double)(s->sequences * s->keys * s->kv_heads) * ((double)s->e * (double)hd_dtype_size(cache) + (cache == HD_I8 ? 4 : 0));
+    if (s->queries == 1) measure(b, label, "paged_attention", &at, 0, bytes, "GB/s");
+    else measure(b, label, "paged_attention", &at, 0, 4 * pairs * (double)(s->heads * s->e), "GFLOP/s");
+}
+
+static void bench_paged_all(bench *b)
+{
+    static const paged_shape shapes[] = {
+        {"1 x 500 keys, 32/4 heads of 64", 1, 1, 500, 32, 4, 64},       {"1 x 2000 keys, 32/4 heads of 64", 1, 1, 2000, 32, 4, 64},
+        {"32 x 500 keys, 32/4 heads of 64", 32, 1, 500, 32, 4, 64},     {"1 x 2000 keys, 4/1 heads of 256", 1, 1, 2000, 4, 1, 256},
+        {"32 x 500 keys, 4/1 heads of 256", 32, 1, 500, 4, 1, 256},     {"prefill 512, 32/4 heads of 64", 1, 512, 512, 32, 4, 64},
+        {"prefill 512, 4/1 heads of 256", 1, 512, 512, 4, 1, 256},      {"prefill 512 of 2000, 32/4 heads of 64", 1, 512, 2000, 32, 4, 64},
+    };
+    static const struct { hd_dtype q, cache; const char *name; } types[] = {
+        {HD_F32, HD_F16, "f16"}, {HD_F32, HD_BF16, "f32/bf16"}, {HD_BF16, HD_BF16, "bf16"}, {HD_F32, HD_I8, "i8"}, {HD_F32, HD_F32, "f32"}};
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) bench_paged(b, &shapes[i], types[t].q, types[t].cache, types[t].name);
+}
+
 int main(int argc, char **argv)
 {
     bench b = {.threads = 1, .isa = hd_isa_detect()};
@@ -333,6 +384,7 @@ int main(int argc, char **argv)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) bench_attention(&b, &shapes[i], types[t], names[t]);
     }
     bench_rest(&b);
+    bench_paged_all(&b);
     hd_team_free(b.team);
     return 0;
 }

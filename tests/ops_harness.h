@@ -43,6 +43,7 @@ static const tolerance default_tolerance = {NULL, 1e-5, 1e-5, 0x1.05p-8};
 static const tolerance tolerances[] = {
     {"attention", 2e-5, 5e-2, 5e-2},              /* bf16: probabilities are rounded before the second product */
     {"attention_grad", 5e-5, 5e-2, 5e-2},         /* likewise, and dout.v - dout.out cancels when out is rounded */
+    {"paged_attention", 2e-5, 5e-2, 5e-2},        /* likewise */
     {"layer_norm_grad_x", 1e-4, 1e-4, 0x1.05p-8}, /* over few features nearly all of it cancels */
 };
 
@@ -284,6 +285,9 @@ static const struct { const char *op; int tied[4][2], n; } whole_dims[] = {
     {"attention", {{0, 2}, {1, 2}}, 2},
     {"attention", {{2, 2}}, 1},
     {"attention", {{1, 0}, {2, 0}, {4, 0}, {6, 0}}, 4},
+    {"paged_attention", {{0, 2}, {1, 2}}, 2},
+    {"paged_attention", {{2, 2}}, 1},
+    {"quantize_rows", {{0, 2}}, 1},
     {"dropout", {{0, 1}}, 1},
     {"reduce_mean", {{0, -1}}, 1},
     {"batch_norm", {{0, 0}}, 1},

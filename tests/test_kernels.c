@@ -650,6 +650,7 @@ typedef struct attention_case {
     int64_t window;
     int segments; /* 0: one; else documents of random length; negative: also padding and shuffled positions */
     hd_dtype dtype;
+    double softcap;
 } attention_case;
 
 static void fill_ids(hd_tensor *pos, hd_tensor *seg, int64_t n, int segments, int64_t first)
@@ -675,6 +676,7 @@ static void check_attention(const attention_case *c)
     at.scale = 1 / sqrt((double)c->e);
     at.causal = c->causal;
     at.window = c->window;
+    at.softcap = c->softcap;
     at.dtype = c->dtype;
     bool bf16 = c->dtype == HD_BF16;
     trial t = {.op = "attention", .attrs = &at, .n_in = 7, .n_out = 2, .tolerance = bf16 ? 8e-3 : 4e-6, .floor = 1};
@@ -706,13 +708,14 @@ static void test_attention(void **state)
 {
     (void)state;
     const attention_case cases[] = {
-        {1, 1, 1, 1, 1, 1, true, 0, 0, HD_F32},          {70, 70, 2, 2, 64, 64, true, 0, 0, HD_F32},
-        {131, 131, 3, 1, 33, 17, true, 0, 3, HD_F32},    {130, 200, 4, 2, 16, 80, false, 0, -2, HD_F32},
-        {1, 150, 6, 2, 64, 64, true, 0, 0, HD_F32},      {5, 77, 2, 2, 7, 5, true, 9, 0, HD_F32},
-        {0, 10, 2, 1, 8, 8, true, 0, 0, HD_F32},         {10, 0, 2, 1, 8, 8, true, 0, 0, HD_F32},
-        {70, 70, 2, 2, 64, 64, true, 0, 0, HD_BF16},     {131, 131, 3, 1, 33, 17, true, 0, 3, HD_BF16},
-        {130, 200, 4, 2, 16, 80, false, 0, -2, HD_BF16}, {1, 150, 6, 2, 64, 64, true, 0, 0, HD_BF16},
-        {66, 140, 3, 3, 96, 40, true, 20, -3, HD_BF16},  {100, 100, 2, 1, 256, 130, true, 0, 2, HD_F32},
+        {1, 1, 1, 1, 1, 1, true, 0, 0, HD_F32, 0},          {70, 70, 2, 2, 64, 64, true, 0, 0, HD_F32, 0},
+        {131, 131, 3, 1, 33, 17, true, 0, 3, HD_F32, 0},    {130, 200, 4, 2, 16, 80, false, 0, -2, HD_F32, 0},
+        {1, 150, 6, 2, 64, 64, true, 0, 0, HD_F32, 0},      {5, 77, 2, 2, 7, 5, true, 9, 0, HD_F32, 0},
+        {0, 10, 2, 1, 8, 8, true, 0, 0, HD_F32, 0},         {10, 0, 2, 1, 8, 8, true, 0, 0, HD_F32, 0},
+        {70, 70, 2, 2, 64, 64, true, 0, 0, HD_BF16, 0},     {131, 131, 3, 1, 33, 17, true, 0, 3, HD_BF16, 0},
+        {130, 200, 4, 2, 16, 80, false, 0, -2, HD_BF16, 0}, {1, 150, 6, 2, 64, 64, true, 0, 0, HD_BF16, 0},
+        {66, 140, 3, 3, 96, 40, true, 20, -3, HD_BF16, 0},  {100, 100, 2, 1, 256, 130, true, 0, 2, HD_F32, 0},
+        {90, 90, 4, 2, 32, 32, true, 0, 2, HD_F32, 1.5}, {70, 130, 4, 2, 32, 32, true, 40, -2, HD_BF16, 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);
 }

@@ -10,7 +10,7 @@ set -eu
 
 # package:what shows that it is there (a command, or a header below /usr/include)
 wanted="cmake:cmake ninja-build:ninja gcc:cc libc6-dev:stdio.h pkg-config:pkg-config libjansson-dev:jansson.h libpcre2-dev:pcre2.h libutf8proc-dev:utf8proc.h
-libcmocka-dev:cmocka.h"
+libevent-dev:event2/event.h libssl-dev:openssl/ssl.h libcmocka-dev:cmocka.h"
 for_ci="clang:clang llvm:llvm-symbolizer libopenmpi-dev:mpicc.openmpi openmpi-bin:mpirun.openmpi libmpich-dev:mpicc.mpich mpich:mpirun.mpich"
 mode=${1:-}
 

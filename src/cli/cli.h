@@ -23,7 +23,8 @@ typedef struct hd_command {
 /* Appends the man page of n commands, as troff. */
 void hd_cli_man(const hd_command *const *commands, size_t n, hd_str *out);
 
-extern const hd_command hd_cmd_train, hd_cmd_generate, hd_cmd_data, hd_cmd_convert, hd_cmd_inspect, hd_cmd_plan, hd_cmd_calibrate, hd_cmd_bench;
+extern const hd_command hd_cmd_train, hd_cmd_generate, hd_cmd_data, hd_cmd_convert, hd_cmd_inspect, hd_cmd_plan, hd_cmd_calibrate, hd_cmd_bench, hd_cmd_serve,
+    hd_cmd_bench_serve;
 extern const hd_command hd_cmd_plan_stages, hd_cmd_plan_slices, hd_cmd_plan_pipedream, hd_cmd_plan_layouts;
 
 #endif

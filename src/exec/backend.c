@@ -1,6 +1,7 @@
 /* backend.c: the tables of the back ends on this machine's processor. */
 #include "exec/backend.h"
 
+#include "kernels/cpu/blocks.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/null/null.h"
 #include "ops/ops.h"
@@ -55,11 +56,27 @@ static hd_kernel find_cpu(const hd_backend *b, const hd_op *op, const hd_kernel_
     return k ? *k : find_reference(b, op, a);
 }
 
+/* Columns of operand 1 of a product, and the elements of each: its labels that the result has come first, those that are summed last. False: they don't. */
+static bool columns_of(const char *spec, const hd_tensor *w, int64_t *columns, int64_t *k)
+{
+    const char *labels = strchr(spec, ','), *result = strstr(spec, "->");
+    *columns = *k = 1;
+    for (int i = 0; labels && result && i < w->rank; i++) {
+        bool kept = strchr(result, labels[1 + i]) != NULL;
+        if (kept && *k > 1) return false;
+        *(kept ? columns : k) *= w->dim[i];
+    }
+    return labels && result;
+}
+
 static size_t packed_bytes(const hd_target *t, const hd_op *op, const hd_kernel_args *a, int i)
 {
     if (op != &hd_op_contract || i != 1) return 0;
     const hd_contract_attrs *attrs = a->attrs;
-    return hd_gemm_packed_bytes(backend_of(t)->isa, attrs->spec, &a->in[1]);
+    const hd_tensor *w = &a->in[1];
+    int64_t columns, k;
+    if (!w->blocks) return hd_gemm_packed_bytes(backend_of(t)->isa, attrs->spec, w);
+    return columns_of(attrs->spec, w, &columns, &k) ? hd_blocks_packed_bytes(backend_of(t)->isa, w->blocks, columns, k) : 0;
 }
 
 static void pack(const hd_backend *b, const hd_op *op, const hd_kernel_args *a, int i, const void *plain, void *packed)
@@ -69,7 +86,9 @@ static void pack(const hd_backend *b, const hd_op *op, const hd_kernel_args *a, 
     hd_tensor t = a->in[i];
     t.data = (void *)plain;
     t.format = HD_PLAIN;
-    hd_gemm_pack(b->isa, attrs->spec, &t, packed, a->tid, a->threads);
+    int64_t columns, k;
+    if (t.blocks && columns_of(attrs->spec, &t, &columns, &k)) hd_blocks_pack(b->isa, t.blocks, plain, columns, k, packed, a->tid, a->threads);
+    else hd_gemm_pack(b->isa, attrs->spec, &t, packed, a->tid, a->threads);
 }
 
 /* ---- the list ---- */

@@ -88,7 +88,7 @@ static int grow_index(hd_store *s)
 static int type_differs(const hd_store_tensor *t, const hd_type *type, hd_error *err)
 {
     char have[160], want[160];
-    if (t->type.dtype == type->dtype && hd_shape_equal(&t->type.shape, &type->shape)) return 0;
+    if (hd_type_equal(&t->type, type)) return 0;
     return hd_fail(err, HD_EINVAL, "%s is %s in the model's state, but the program wants %s", t->path, hd_type_format(have, sizeof have, &t->type, NULL),
                    hd_type_format(want, sizeof want, type, NULL));
 }
@@ -135,20 +135,31 @@ static void *take_memory(hd_store *s, size_t bytes)
     return b->data + b->used - bytes;
 }
 
-int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, hd_store_tensor **out, hd_error *err)
+/* data NULL: memory of the store's own. */
+static int add_tensor(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, void *data, hd_store_tensor **out, hd_error *err)
 {
     if (hd_store_find(s, path)) return hd_fail(err, HD_EINVAL, "%s is in the model's state already", path);
-    if (!bytes) bytes = hd_shape_count(&type->shape) * (int64_t)hd_dtype_size(type->dtype);
     hd_store_tensor *t = hd_arena_alloc(&s->memory, sizeof *t);
     char *name = hd_arena_strdup(&s->memory, path);
     if (!t || !name || grow_index(s) || hd_grow(&s->tensors, &s->cap_tensors, s->n_tensors + 1, sizeof *s->tensors))
         return hd_fail_memory(err, sizeof *t, path);
-    *t = (hd_store_tensor){.path = name, .type = *type, .format = format, .kind = kind, .bytes = bytes, .data = take_memory(s, (size_t)bytes)};
+    *t = (hd_store_tensor){.path = name, .type = *type, .format = format, .kind = kind, .bytes = bytes, .lent = data != NULL,
+                             .data = data ? data : take_memory(s, (size_t)bytes)};
     if (!t->data) return hd_fail_memory(err, (size_t)bytes, path);
     s->index[slot_of(s, path)] = (int)s->n_tensors + 1;
     s->tensors[s->n_tensors++] = t;
     if (out) *out = t;
     return 0;
+}
+
+int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, hd_store_tensor **out, hd_error *err)
+{
+    return add_tensor(s, path, type, format, kind, bytes ? bytes : hd_type_bytes(type), NULL, out, err);
+}
+
+int hd_store_lend(hd_store *s, const char *path, const hd_type *type, const void *data, hd_error *err)
+{
+    return add_tensor(s, path, type, HD_PLAIN, HD_PARAM, hd_type_bytes(type), (void *)data, NULL, err);
 }
 
 void hd_store_drop(hd_store *s, const char *path)
@@ -159,14 +170,14 @@ void hd_store_drop(hd_store *s, const char *path)
     while (s->tensors[at] != t) at++;
     memmove(&s->tensors[at], &s->tensors[at + 1], (s->n_tensors - at - 1) * sizeof *s->tensors);
     s->n_tensors--;
-    hd_release_pages(t->data, (size_t)t->bytes);
+    if (!t->lent) hd_release_pages(t->data, (size_t)t->bytes);
     memset(s->index, 0, s->index_size * sizeof *s->index);
     for (size_t i = 0; i < s->n_tensors; i++) s->index[slot_of(s, s->tensors[i]->path)] = (int)i + 1;
 }
 
 hd_tensor hd_store_tensor_view(const hd_store_tensor *t)
 {
-    hd_tensor v = {.data = t->data, .dtype = t->type.dtype, .format = t->format, .rank = t->type.shape.rank};
+    hd_tensor v = {.data = t->data, .dtype = t->type.dtype, .format = t->format, .blocks = t->type.blocks, .rank = t->type.shape.rank};
     memcpy(v.dim, t->type.shape.dim, sizeof v.dim);
     return v;
 }
@@ -174,7 +185,7 @@ hd_tensor hd_store_tensor_view(const hd_store_tensor *t)
 int64_t hd_store_bytes(const hd_store *s)
 {
     int64_t sum = 0;
-    for (size_t i = 0; i < s->n_tensors; i++) sum += s->tensors[i]->bytes;
+    for (size_t i = 0; i < s->n_tensors; i++) sum += s->tensors[i]->lent ? 0 : s->tensors[i]->bytes;
     return sum;
 }
 
@@ -326,7 +337,7 @@ static int reserve_for_graph(hd_store *s, const hd_graph *g, hd_error *err)
     size_t bytes = 0;
     for (size_t i = 0; i < g->n_values; i++) {
         const hd_value_info *v = &g->values[i];
-        if (is_kept(v) && !hd_store_find(s, v->path)) bytes += aligned((size_t)hd_shape_count(&v->type.shape) * hd_dtype_size(v->type.dtype));
+        if (is_kept(v) && !hd_store_find(s, v->path)) bytes += aligned((size_t)hd_type_bytes(&v->type));
     }
     return !bytes || reserve(s, bytes) ? 0 : hd_fail_memory(err, bytes, "a model's state");
 }

@@ -15,8 +15,9 @@ typedef struct hd_store_tensor {
     hd_format format;
     hd_kind kind;   /* HD_PARAM or HD_STATE */
     int64_t bytes;
+    bool lent;      /* the memory is somebody else's, and read only: a mapped file */
     bool guest;     /* another stage of the pipeline holds it too, and saves it */
-    void *data;     /* 64-byte aligned */
+    void *data;     /* 64-byte aligned unless lent */
 } hd_store_tensor;
 
 struct hd_whole;
@@ -48,6 +49,9 @@ int hd_store_add_graph(hd_store *s, const hd_graph *g, uint64_t seed, hd_error *
 int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format format, hd_kind kind, int64_t bytes, hd_store_tensor **out,
                  hd_error *err);
 
+/* Adds a plain parameter whose elements are at data, which must outlive the store and is only read. HD_EINVAL when the path is taken. */
+int hd_store_lend(hd_store *s, const char *path, const hd_type *type, const void *data, hd_error *err);
+
 /* Forgets a tensor and gives the whole pages of its memory back to the system. No executor may be bound to it. */
 void hd_store_drop(hd_store *s, const char *path);
 
@@ -57,6 +61,6 @@ hd_store_tensor *hd_store_find(const hd_store *s, const char *path); /* NULL if 
 /* As found, but an error names what is missing or of another type. */
 hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_type *type, hd_format format, hd_error *err);
 hd_tensor hd_store_tensor_view(const hd_store_tensor *t);            /* as a kernel sees it, plain */
-int64_t hd_store_bytes(const hd_store *s);                           /* of all tensors */
+int64_t hd_store_bytes(const hd_store *s);                           /* of all tensors but those lent */
 
 #endif

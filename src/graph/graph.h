@@ -15,7 +15,7 @@
 #include "base/str.h"
 #include "graph/layout.h"
 #include "kernels/kernel.h"
-#include "tensor/dtype.h"
+#include "tensor/quant.h"
 
 typedef int32_t hd_value; /* index into hd_graph.values */
 #define HD_NONE ((hd_value)-1)
@@ -24,6 +24,8 @@ typedef struct hd_type {
     hd_dtype dtype;
     hd_shape shape;
     bool absent; /* an optional operand that is not given */
+    const hd_quant *blocks; /* HD_PARAM: the Store holds its rows (all but the last dimensions that a product sums) in blocks of this type, as a GGUF file does;
+                             * dtype is what they count as. Only contractions (as operand 1) and gather read such a value. NULL: elements of dtype */
 } hd_type;
 
 typedef enum hd_kind { HD_INPUT, HD_PARAM, HD_STATE, HD_CONST, HD_RESULT } hd_kind;
@@ -110,7 +112,9 @@ void hd_graph_free(hd_graph *g);
 
 hd_type hd_type_of(hd_dtype dtype, int rank, const int64_t *dims);
 hd_type hd_type_scalar(hd_dtype dtype);
-char *hd_type_format(char *out, size_t n, const hd_type *t, const hd_graph *g); /* "f32[1024, 768]", "bf16[tokens<=512, 64]"; g may be NULL */
+char *hd_type_format(char *out, size_t n, const hd_type *t, const hd_graph *g); /* "f32[1024, 768]", "bf16[tokens<=512, 64]", "f32:Q4_K[768, 768]"; g may be NULL */
+bool hd_type_equal(const hd_type *a, const hd_type *b); /* dtype, shape and blocks */
+int64_t hd_type_bytes(const hd_type *t);                /* at the symbols' maxima; 0 of an absent one */
 
 /* ---- building ---- */
 

@@ -87,8 +87,8 @@ double hd_cost_bytes(const hd_sig *s)
 {
     double bytes = 0;
     for (int i = 0; i < s->n_in; i++)
-        if (!s->in[i].absent) bytes += (double)hd_shape_count(&s->in[i].shape) * (double)hd_dtype_size(s->in[i].dtype);
-    for (int i = 0; i < s->n_out; i++) bytes += (double)hd_shape_count(&s->out[i].shape) * (double)hd_dtype_size(s->out[i].dtype);
+        bytes += (double)hd_type_bytes(&s->in[i]);
+    for (int i = 0; i < s->n_out; i++) bytes += (double)hd_type_bytes(&s->out[i]);
     return bytes;
 }
 

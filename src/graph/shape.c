@@ -29,6 +29,18 @@ bool hd_shape_equal(const hd_shape *a, const hd_shape *b)
     return true;
 }
 
+bool hd_type_equal(const hd_type *a, const hd_type *b)
+{
+    return a->dtype == b->dtype && a->blocks == b->blocks && hd_shape_equal(&a->shape, &b->shape);
+}
+
+int64_t hd_type_bytes(const hd_type *t)
+{
+    if (t->absent) return 0;
+    int64_t count = hd_shape_count(&t->shape);
+    return t->blocks ? count / t->blocks->block * t->blocks->bytes : count * (int64_t)hd_dtype_size(t->dtype);
+}
+
 static size_t append_dim(char *out, size_t n, size_t at, const hd_shape *s, int i, const hd_graph *g)
 {
     const char *comma = i ? ", " : "";
@@ -45,7 +57,7 @@ char *hd_type_format(char *out, size_t n, const hd_type *t, const hd_graph *g)
         snprintf(out, n, "absent");
         return out;
     }
-    size_t at = (size_t)snprintf(out, n, "%s[", hd_dtype_name(t->dtype));
+    size_t at = (size_t)snprintf(out, n, "%s%s%s[", hd_dtype_name(t->dtype), t->blocks ? ":" : "", t->blocks ? t->blocks->name : "");
     for (int i = 0; i < t->shape.rank; i++) at = append_dim(out, n, at, &t->shape, i, g);
     if (at < n) snprintf(out + at, n - at, "]");
     return out;

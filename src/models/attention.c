@@ -11,24 +11,51 @@
 #include "base/rng.h"
 #include "models/lm_int.h"
 
-/* Writes y into the rows of this call, and gives the rows in use. */
-static hd_value cache(hd_lm *m, int64_t layer, const char *name, hd_value y)
+/* Writes y [T, ...] into this call's rows of the state kv.<layer>.<name> [rows, ...], and gives that. */
+static hd_value keep_rows(hd_lm *m, int64_t layer, const char *name, hd_value y, int64_t rows)
 {
     hd_graph *g = m->g;
-    const hd_lm_config *c = m->c;
-    char path[48], after[64], seen[64];
+    char path[48], after[64];
     snprintf(path, sizeof path, "%lld.%s", (long long)layer, name);
     snprintf(after, sizeof after, "%s.after", path);
-    snprintf(seen, sizeof seen, "%s.seen", path);
+    if (g->err.code) return HD_NONE;
     const char *scope = g->scope;
     g->scope = "kv"; /* states are named from the root, whatever layer declares them */
-    hd_type t = hd_type_of(m->o->compute, 3, (int64_t[]){ m->o->context, c->kv_heads, c->head_dim });
+    hd_type t = *hd_type_in(g, y);
+    t.shape.sym = -1;
+    t.shape.dim[0] = rows;
     hd_value before = hd_graph_state(g, path, t, (hd_init){ HD_INIT_CONSTANT, 0 });
     hd_value now = hd_graph_node(g, "update_rows", after, NULL, (hd_value[]){ before, y, m->slots }, 3);
-    hd_value rows = hd_graph_node(g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
     if (!g->err.code) hd_graph_pair(g, before, now);
     g->scope = scope;
+    return now;
+}
+
+/* The rows in use of a cache of one sequence. */
+static hd_value cache(hd_lm *m, int64_t layer, const char *name, hd_value y)
+{
+    char seen[64];
+    snprintf(seen, sizeof seen, "%lld.%s.seen", (long long)layer, name);
+    hd_value now = keep_rows(m, layer, name, y, m->o->context);
+    const char *scope = m->g->scope;
+    m->g->scope = "kv";
+    hd_value rows = hd_graph_node(m->g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
+    m->g->scope = scope;
     return rows;
+}
+
+/* Keys or values in their blocks, in the dtype `kv`; *scale: of i8 rows, else HD_NONE. */
+static hd_value keep_in_blocks(hd_lm *m, int64_t layer, const char *name, hd_value y, hd_value *scale)
+{
+    char kept[32], scaled[32];
+    int64_t rows = m->o->blocks * m->o->block;
+    snprintf(kept, sizeof kept, "%s_kept", name);
+    snprintf(scaled, sizeof scaled, "%s_scale", name);
+    *scale = HD_NONE;
+    if (m->o->kv != HD_I8) return keep_rows(m, layer, name, hd_cast(m->g, kept, y, m->o->kv), rows);
+    y = hd_graph_node(m->g, "quantize_rows", kept, NULL, &y, 1);
+    *scale = keep_rows(m, layer, scaled, hd_graph_result(m->g, y, 1), rows);
+    return keep_rows(m, layer, name, y, rows);
 }
 
 static int64_t max_keys(const hd_lm *m, int64_t window)
@@ -89,18 +116,35 @@ static hd_value write_out(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_va
     int64_t rows = m->o->sequence ? m->o->sequence : m->o->tokens;
     heads h = { m->o->tokens / rows, rows, c->kv_heads, c->heads / c->kv_heads, c->head_dim };
     hd_masked_softmax_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = hd_lm_config_window(c, layer), .dtype = m->o->compute };
-    hd_value in[5] = { score(m, q, k, &h), m->positions, m->positions, m->segments, m->segments };
+    hd_value scores = score(m, q, k, &h);
+    if (c->attn_softcap > 0) {
+        scores = hd_lm_cap(m, "scores", scores, at.scale, c->attn_softcap);
+        at.scale = 1;
+    }
+    hd_value in[5] = { scores, m->positions, m->positions, m->segments, m->segments };
     hd_value w = hd_graph_node(m->g, "masked_softmax", "weights", &at, in, 5);
     return weigh(m, drop_weights(m, w), v, &h);
 }
 
 /* ---- */
 
+static hd_value attend_blocks(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v)
+{
+    hd_value kscale, vscale;
+    k = keep_in_blocks(m, layer, "k", k, &kscale);
+    v = keep_in_blocks(m, layer, "v", v, &vscale);
+    hd_paged_attrs at = { .scale = scale_of(m->c, layer), .softcap = m->c->attn_softcap, .window = hd_lm_config_window(m->c, layer),
+                          .block = m->o->block, .dtype = m->o->compute };
+    hd_value in[8] = { q, k, v, m->positions, m->sequences, m->tables, kscale, vscale };
+    return hd_graph_node(m->g, "paged_attention", "attention", &at, in, 8);
+}
+
 hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v)
 {
     const hd_lm_config *c = m->c;
     hd_value kpos = m->positions, kseg = m->segments;
     if (m->o->attention == HD_ATTENTION_MATERIALISED) return write_out(m, layer, q, k, v);
+    if (m->o->mode == HD_LM_SERVE) return attend_blocks(m, layer, q, k, v);
     if (m->o->mode == HD_LM_GENERATE) {
         k = cache(m, layer, "k", k);
         v = cache(m, layer, "v", v);
@@ -108,7 +152,8 @@ hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_val
         kseg = m->context_segments;
     }
     int64_t window = hd_lm_config_window(c, layer);
-    hd_attention_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = window, .max_keys = max_keys(m, window), .dtype = m->o->compute };
+    hd_attention_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = window, .max_keys = max_keys(m, window),
+                              .softcap = c->attn_softcap, .dtype = m->o->compute };
     bool rows_of_sequences = m->o->mode != HD_LM_GENERATE && m->o->sequence > 0 && m->o->tokens % m->o->sequence == 0;
     if (rows_of_sequences) at.block = m->o->sequence;
     return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, kpos, m->segments, kseg }, 7);

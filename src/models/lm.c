@@ -14,6 +14,9 @@ static hd_value (*const builders[HD_FAMILY_COUNT])(hd_lm *m) = {
 
 /* ---- inputs ---- */
 
+/* Keeps keys and values between calls, and gives logits of chosen rows only. */
+static bool gives_rows(const hd_lm_options *o) { return o->mode == HD_LM_GENERATE || o->mode == HD_LM_SERVE; }
+
 static hd_value input_rows(hd_lm *m, const char *name, hd_dtype dtype, int64_t n, int sym)
 {
     hd_type t = hd_type_of(dtype, 1, &n);
@@ -29,26 +32,33 @@ static bool has_dropout(const hd_lm *m)
 
 static void declare_generation(hd_lm *m)
 {
-    int64_t rows = m->o->rows ? m->o->rows : 1;
     m->sym_context = hd_graph_symbol(m->g, "context", m->o->context);
-    m->sym_rows = hd_graph_symbol(m->g, "rows", rows);
-    m->slots = input_rows(m, "slots", HD_I32, m->o->tokens, m->sym_tokens);
     m->context_positions = input_rows(m, "context_positions", HD_I32, m->o->context, m->sym_context);
     m->context_segments = input_rows(m, "context_segments", HD_I32, m->o->context, m->sym_context);
-    m->rows = input_rows(m, "rows", HD_I32, rows, m->sym_rows);
+}
+
+static void declare_serving(hd_lm *m)
+{
+    int64_t tables[2] = { m->o->sequences, (m->o->context + m->o->block - 1) / m->o->block };
+    m->sequences = input_rows(m, "sequences", HD_I32, m->o->tokens, m->sym_tokens);
+    m->tables = hd_graph_input(m->g, "tables", hd_type_of(HD_I32, 2, tables), HD_TIME_SPLIT);
 }
 
 static void declare_inputs(hd_lm *m)
 {
     int64_t T = m->o->tokens;
-    bool generate = m->o->mode == HD_LM_GENERATE;
+    bool caches = gives_rows(m->o), serve = m->o->mode == HD_LM_SERVE;
     m->sym_tokens = m->sym_context = m->sym_rows = -1;
-    if (generate) m->sym_tokens = hd_graph_symbol(m->g, "tokens", T);
+    if (caches) m->sym_tokens = hd_graph_symbol(m->g, "tokens", T);
     m->tokens = input_rows(m, "tokens", HD_I32, T, m->sym_tokens);
     m->positions = input_rows(m, "positions", HD_I32, T, m->sym_tokens);
-    m->segments = input_rows(m, "segments", HD_I32, T, m->sym_tokens);
-    if (generate) {
-        declare_generation(m);
+    if (!serve) m->segments = input_rows(m, "segments", HD_I32, T, m->sym_tokens);
+    if (caches) {
+        int64_t rows = m->o->rows ? m->o->rows : 1;
+        (serve ? declare_serving : declare_generation)(m);
+        m->slots = input_rows(m, "slots", HD_I32, T, m->sym_tokens);
+        m->sym_rows = hd_graph_symbol(m->g, "rows", rows);
+        m->rows = input_rows(m, "rows", HD_I32, rows, m->sym_rows);
         return;
     }
     m->targets = input_rows(m, "targets", HD_I32, T, -1);
@@ -135,6 +145,16 @@ hd_value hd_lm_rms(hd_lm *m, const char *name, const char *result, hd_value x, i
     return hd_graph_node(m->g, "rms_norm", result, &at, (hd_value[]){ x, gamma, HD_NONE }, 3);
 }
 
+hd_value hd_lm_cap(hd_lm *m, const char *name, hd_value x, double scale, double cap)
+{
+    char path[3][64];
+    static const char *const suffixes[] = { "scaled", "tanh", "capped" };
+    for (int i = 0; i < 3; i++) snprintf(path[i], sizeof path[i], "%s_%s", name, suffixes[i]);
+    x = hd_elementwise(m->g, path[0], HD_EW_SCALE, x, HD_NONE, HD_NONE, scale / cap);
+    x = hd_elementwise(m->g, path[1], HD_EW_TANH, x, HD_NONE, HD_NONE, 0);
+    return hd_elementwise(m->g, path[2], HD_EW_SCALE, x, HD_NONE, HD_NONE, cap);
+}
+
 /* In f32 the next norm adds; a sum that is rounded stands by itself, so that what is normalised is what is kept. */
 void hd_lm_residual(hd_lm *m, const char *name, hd_value y)
 {
@@ -205,8 +225,9 @@ static hd_value head(hd_lm *m, hd_value x)
     hd_value w = m->embedding;
     if (!c->tie_embeddings) w = declare(m, "head", m->o->param, 2, (int64_t[]){ c->vocab, c->width }, c->init_std, true);
     w = to_compute(m, "head", w);
-    bool wide = m->o->mode == HD_LM_GENERATE || m->o->logits;
-    return hd_contract(m->g, "logits", "td,vd->tv", x, w, wide ? HD_F32 : m->o->compute);
+    bool wide = gives_rows(m->o) || m->o->logits;
+    hd_value logits = hd_contract(m->g, "logits", "td,vd->tv", x, w, wide ? HD_F32 : m->o->compute);
+    return c->final_softcap > 0 ? hd_lm_cap(m, "logits", logits, 1, c->final_softcap) : logits;
 }
 
 static void loss(hd_lm *m, hd_value logits)
@@ -219,6 +240,18 @@ static void loss(hd_lm *m, hd_value logits)
 
 /* ---- the whole ---- */
 
+static int check_serving(const hd_lm_options *o, hd_error *err)
+{
+    bool power = o->block >= 8 && o->block <= 256 && !(o->block & (o->block - 1));
+    if (!power) return hd_fail(err, HD_EINVAL, "a block of %lld positions: must be 8, 16, 32, 64, 128 or 256", (long long)o->block);
+    if (o->blocks < 1 || o->blocks > INT32_MAX / 2 / o->block)
+        return hd_fail(err, HD_EINVAL, "%lld blocks of %lld positions: there must be at least one, and less than 2^30 positions in all", (long long)o->blocks,
+                       (long long)o->block);
+    if (o->sequences < 1 || o->sequences > 65536) return hd_fail(err, HD_EINVAL, "%lld sequences in a call: must be 1 to 65536", (long long)o->sequences);
+    bool known = o->kv == HD_F32 || o->kv == HD_BF16 || o->kv == HD_F16 || o->kv == HD_I8;
+    return known ? HD_OK : hd_fail(err, HD_EUNSUPPORTED, "keys and values are kept in f32, bf16, f16 or i8, not %s", hd_dtype_name(o->kv));
+}
+
 static int check_options(const hd_lm_options *o, hd_error *err)
 {
     const int64_t most = INT32_MAX / 2;
@@ -228,14 +261,14 @@ static int check_options(const hd_lm_options *o, hd_error *err)
         return hd_fail(err, HD_EUNSUPPORTED, "language models keep weights in f32 or bf16, not %s", hd_dtype_name(o->param));
     if (o->tokens < 1 || o->tokens > most)
         return hd_fail(err, HD_EINVAL, "%lld tokens in a call: must be 1 to %lld", (long long)o->tokens, (long long)most);
-    if (o->attention == HD_ATTENTION_MATERIALISED && (o->mode == HD_LM_GENERATE || (o->sequence && o->tokens % o->sequence)))
+    if (o->attention == HD_ATTENTION_MATERIALISED && (gives_rows(o) || (o->sequence && o->tokens % o->sequence)))
         return hd_fail(err, HD_EINVAL, "materialised attention takes whole sequences of one length, in training and evaluation");
-    if (o->mode != HD_LM_GENERATE) return HD_OK;
+    if (!gives_rows(o)) return HD_OK;
     if (o->context < 1 || o->context > most)
         return hd_fail(err, HD_EINVAL, "a context of %lld tokens: must be 1 to %lld", (long long)o->context, (long long)most);
     if (o->rows < 0 || o->rows > o->tokens)
         return hd_fail(err, HD_EINVAL, "%lld rows of logits from at most %lld tokens", (long long)o->rows, (long long)o->tokens);
-    return HD_OK;
+    return o->mode == HD_LM_SERVE ? check_serving(o, err) : HD_OK;
 }
 
 static void build(hd_lm *m)
@@ -243,17 +276,20 @@ static void build(hd_lm *m)
     declare_inputs(m);
     hd_value x = builders[m->c->family](m);
     hd_rows_attrs at = { .rows = m->o->tokens, .dtype = m->o->compute };
-    if (m->o->mode == HD_LM_GENERATE) x = hd_graph_node(m->g, "gather", "wanted", &at, (hd_value[]){ x, m->rows }, 2);
+    bool rows = gives_rows(m->o);
+    if (rows) x = hd_graph_node(m->g, "gather", "wanted", &at, (hd_value[]){ x, m->rows }, 2);
+    if (m->o->mode == HD_LM_SERVE) hd_graph_output(m->g, "hidden", hd_cast(m->g, "hidden", x, HD_F32));
     hd_value logits = head(m, x);
-    if (m->o->mode == HD_LM_GENERATE || (m->o->mode == HD_LM_EVAL && m->o->logits)) hd_graph_output(m->g, "logits", logits);
-    if (m->o->mode != HD_LM_GENERATE) loss(m, logits);
+    if (rows || (m->o->mode == HD_LM_EVAL && m->o->logits)) hd_graph_output(m->g, "logits", logits);
+    if (!rows) loss(m, logits);
 }
 
 hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *err)
 {
     hd_lm_config checked = *c;
     if (hd_lm_config_check(&checked, "model", err) || check_options(o, err)) return NULL;
-    hd_lm m = { .c = &checked, .o = o, .g = hd_graph_new(), .stream = HD_NONE, .delta = HD_NONE, .key = HD_NONE, .samples = HD_NONE };
+    hd_lm m = { .c = &checked, .o = o, .g = hd_graph_new(), .stream = HD_NONE, .delta = HD_NONE, .key = HD_NONE, .samples = HD_NONE,
+                .segments = HD_NONE };
     if (!m.g) {
         hd_fail_memory(err, sizeof *m.g, "a graph");
         return NULL;

@@ -2,6 +2,7 @@
  *
  * With s[i,h,j] = scale * q[i,h] . k[j,h'] over the keys that query i sees (h' = h / (Hq/Hk)):
  *   lse[i,h] = log sum_j exp(s), p = exp(s - lse), out[i,h] = sum_j p v[j,h'].
+ * With softcap > 0 its place is taken by softcap * tanh(s / softcap), and ds below by ds * (1 - tanh^2).
  * Gradient (Dao et al. 2022, appendix B): dv[j,h'] = sum p dout[i,h]; ds = p * (dout[i,h] . v[j,h'] - dout[i,h] . out[i,h]) * scale;
  *   dq[i,h] = sum_j ds k[j,h']; dk[j,h'] = sum_i,h ds q[i,h]. */
 #include "ops/facets.h"
@@ -16,6 +17,7 @@ static const hd_attr attention_attrs[] = {
     {"max_keys", HD_ATTR_INT64, offsetof(hd_attention_attrs, max_keys), 0},
     {"share", HD_ATTR_DOUBLE, offsetof(hd_attention_attrs, share), 0},
     {"block", HD_ATTR_INT64, offsetof(hd_attention_attrs, block), 0},
+    {"softcap", HD_ATTR_DOUBLE, offsetof(hd_attention_attrs, softcap), 0},
     {"dtype", HD_ATTR_DTYPE, offsetof(hd_attention_attrs, dtype), NAN},
     {0},
 };
@@ -47,6 +49,7 @@ static int check_operands(const hd_sig *s, int first, int ids, hd_error *err)
         return hd_op_fail(s, err, "v must have the rows and heads of k %s, is %s", HD_TYPE_TEXT(&s->in[first + 1]), HD_TYPE_TEXT(&s->in[first + 2]));
     for (int i = 0; i < 4; i++)
         if (check_ids(s, ids + i, first + i % 2, id_names[i], err)) return HD_EINVAL;
+    if (!(p->softcap >= 0) || !isfinite(p->softcap)) return hd_op_fail(s, err, "softcap must be finite and not negative");
     if (!(p->share >= 0 && p->share <= 1)) return hd_op_fail(s, err, "share must be from 0 to 1");
     if (p->window < 0 || p->max_keys < 0 || p->block < 0) return hd_op_fail(s, err, "window, max_keys and block must not be negative");
     return hd_need_result_dtype(s, "dtype", p->dtype, true, err);
@@ -255,7 +258,8 @@ static double dot(const hd_kernel_args *a, int x, int64_t x_at, int y, int64_t y
 
 static double score(const att_view *w, int64_t i, int64_t h, int64_t j)
 {
-    return w->p->scale * dot(w->a, w->q, at_query(w, i, h, w->e), w->q + 1, at_key(w, j, h, w->e), w->e);
+    double x = w->p->scale * dot(w->a, w->q, at_query(w, i, h, w->e), w->q + 1, at_key(w, j, h, w->e), w->e), cap = w->p->softcap;
+    return cap > 0 ? cap * tanh(x / cap) : x;
 }
 
 static double log_sum_exp(const att_view *w, int64_t i, int64_t h)
@@ -311,8 +315,9 @@ static att_pair pair_of(const att_view *w, int64_t i, int64_t h, int64_t j)
     if (!sees(w, i, j)) return r;
     int64_t y = at_query(w, i, h, w->f);
     double dp = dot(w->a, GRAD_DOUT, y, GRAD_V, at_key(w, j, h, w->f), w->f), delta = dot(w->a, GRAD_DOUT, y, GRAD_OUT, y, w->f);
-    r.p = exp(score(w, i, h, j) - hd_get(w->a, GRAD_LSE, i * w->hq + h));
-    r.ds = r.p * (dp - delta) * w->p->scale;
+    double x = score(w, i, h, j), capped = w->p->softcap > 0 ? x / w->p->softcap : 0;
+    r.p = exp(x - hd_get(w->a, GRAD_LSE, i * w->hq + h));
+    r.ds = r.p * (dp - delta) * w->p->scale * (1 - capped * capped);
     return r;
 }
 
@@ -365,6 +370,7 @@ static void attention_sample(hd_rng *r, hd_sample *s)
     *p = (hd_attention_attrs){.scale = 1 / sqrt((double)e), .dtype = HD_F64};
     p->causal = hd_coin(r);
     p->window = hd_coin(r) ? 0 : hd_pick(r, 1, 5);
+    p->softcap = hd_coin(r) ? 0 : 1.25;
     hd_sample_set(s, ATT_Q, HD_F64, 3, (int64_t[]){tq, hk * hd_pick(r, 1, 3), e}, HD_FILL_NORMAL, 0);
     hd_sample_set(s, ATT_K, HD_F64, 3, (int64_t[]){tk, hk, e}, HD_FILL_NORMAL, 0);
     hd_sample_set(s, ATT_V, HD_F64, 3, (int64_t[]){tk, hk, f}, HD_FILL_NORMAL, 0);

@@ -5,6 +5,7 @@
 #include "kernels/einsum.h"
 #include "ops/ops.h"
 #include "ops/ops_int.h"
+#include "tensor/quant.h"
 
 /* ---- infer ---- */
 
@@ -204,6 +205,20 @@ static int64_t extents_product(const int64_t *extent, int from, int to)
     return n;
 }
 
+/* Reads an operand's elements; of one in blocks, a block at a time. */
+typedef struct reader { const hd_kernel_args *a; int operand; int64_t block; float numbers[256]; } reader;
+
+static double read_element(reader *r, int64_t i)
+{
+    const hd_tensor *t = &r->a->in[r->operand];
+    if (!t->blocks) return hd_get(r->a, r->operand, i);
+    int64_t block = i / t->blocks->block;
+    if (block != r->block) t->blocks->dequantize((const unsigned char *)t->data + block * t->blocks->bytes, 1, r->numbers);
+    r->block = block;
+    return r->numbers[i % t->blocks->block];
+}
+
+/* An operand in blocks must be HD_PLAIN. */
 static void reference(const hd_kernel_args *a)
 {
     const hd_contract_attrs *at = a->attrs;
@@ -213,6 +228,7 @@ static void reference(const hd_kernel_args *a)
     if (hd_einsum_parse(&e, at->spec, NULL) || hd_einsum_extents(&e, &a->in[0], &a->in[1], extent, NULL)) return;
     label_strides(&e, (const hd_tensor *const[]){&a->in[0], &a->in[1], &a->out[0]}, stride);
     int k0 = e.begin[HD_EINSUM_K];
+    reader x = {.a = a, .operand = 0, .block = -1}, y = {.a = a, .operand = 1, .block = -1};
     int64_t elements = extents_product(extent, 0, k0), terms = extents_product(extent, k0, e.count);
     for (int64_t i = 0; i < elements; i++) {
         int64_t base[3] = {0};
@@ -221,7 +237,7 @@ static void reference(const hd_kernel_args *a)
         for (int64_t k = 0; k < terms; k++) {
             int64_t p[3] = {base[0], base[1], base[2]};
             locate(extent, stride, k0, e.count, k, p);
-            sum += hd_get(a, 0, p[0]) * hd_get(a, 1, p[1]);
+            sum += read_element(&x, p[0]) * read_element(&y, p[1]);
         }
         hd_put(a, 0, base[2], sum);
     }

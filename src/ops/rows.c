@@ -3,6 +3,7 @@
  * "Row" is everything behind a table's outermost dimension. An index out of range reads a zero row and writes nothing, so a shard of the
  * rows [first, first + V) gives its share of the sum (gather) or of the rows (scatter_add, one_hot) with the whole index. */
 #include "ops/facets.h"
+#include "tensor/quant.h"
 
 static const hd_attr gather_attrs[] = {
     {"first", HD_ATTR_INT64, offsetof(hd_rows_attrs, first), 0},
@@ -43,6 +44,11 @@ static int64_t row_size(const hd_tensor *t) { return hd_dims_product(t->dim, 1, 
 
 static void move_row(const hd_tensor *to, int64_t to_row, const hd_tensor *from, int64_t from_row, int64_t size)
 {
+    if (from->blocks) {
+        char *row = (char *)to->data + (size_t)(to_row * size) * hd_dtype_size(to->dtype);
+        hd_quant_load(from->blocks, from->data, from_row * size, size, row, to->dtype);
+        return;
+    }
     if (to->dtype == from->dtype) {
         size_t bytes = (size_t)size * hd_dtype_size(to->dtype);
         if (bytes) memcpy((char *)to->data + (size_t)to_row * bytes, (const char *)from->data + (size_t)from_row * bytes, bytes);

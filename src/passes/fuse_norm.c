@@ -13,11 +13,6 @@ static const norm_layout *layout_of(const hd_node *n)
     return NULL;
 }
 
-static bool same_type(const hd_type *a, const hd_type *b)
-{
-    return a->dtype == b->dtype && hd_shape_equal(&a->shape, &b->shape);
-}
-
 /* The add whose sum node n normalises, if nothing reads that sum before n. */
 static const hd_node *summed_before(const hd_graph *g, size_t n)
 {
@@ -26,7 +21,7 @@ static const hd_node *summed_before(const hd_graph *g, size_t n)
     if (info->node < 0 || strcmp(g->nodes[info->node]->op->name, "add")) return NULL;
     if (info->type.dtype != HD_F32 && info->type.dtype != HD_F64) return NULL; /* the fused norm would read the sum before it is rounded */
     const hd_node *add = g->nodes[info->node];
-    if (!same_type(&info->type, hd_type_in(g, add->in[0])) || !same_type(&info->type, hd_type_in(g, add->in[1]))) return NULL;
+    if (!hd_type_equal(&info->type, hd_type_in(g, add->in[0])) || !hd_type_equal(&info->type, hd_type_in(g, add->in[1]))) return NULL;
     for (size_t i = (size_t)info->node + 1; i < n; i++)
         for (int k = 0; k < g->nodes[i]->n_in; k++)
             if (g->nodes[i]->in[k] == x) return NULL;

@@ -26,6 +26,10 @@ int hd_pass_share_gathers(hd_graph *g);
  * (bias + activation is such a run). Results are bit for bit those of the nodes alone. */
 int hd_pass_fuse_elementwise(hd_graph *g);
 
+/* For serving: parameters for which type_of gives a type stay in its blocks (hd_type.blocks), where all that read them can take blocks: products that sum their
+ * last dimensions, and lookups of rows. */
+int hd_pass_blocks(hd_graph *g, const hd_quant *(*type_of)(void *arg, const hd_value_info *param), void *arg);
+
 /* Before differentiation: low-rank adapters (Hu et al. 2021). Each product with a parameter W whose path matches one of the patterns becomes
  * x W + alpha/rank (x A) B, with new parameters W.lora_a [rank, summed dimensions] (normal) and W.lora_b [others, rank] (zero), f32. Every other
  * parameter stops being trainable. HD_EINVAL when nothing matches. */

@@ -4,11 +4,6 @@
 #include "ops/ops.h"
 #include "program/lower_int.h"
 
-int64_t hd_type_bytes(const hd_type *t)
-{
-    return hd_shape_count(&t->shape) * (int64_t)hd_dtype_size(t->dtype);
-}
-
 static int no_memory(hd_lowering *l)
 {
     return hd_fail_memory(l->err, sizeof(hd_instr), "lowering a graph");
@@ -55,11 +50,6 @@ static hd_buffer_class leaf_class(const hd_lowering *l, hd_value v)
     return HD_BUFFER_SCRATCH;
 }
 
-static bool same_type(const hd_type *a, const hd_type *b)
-{
-    return a->dtype == b->dtype && hd_shape_equal(&a->shape, &b->shape);
-}
-
 /* The buffer of value v, made when first asked for; negative after an error. What is written straight into a sum's buffer has that buffer. */
 static int value_buffer(hd_lowering *l, hd_value v)
 {
@@ -76,7 +66,7 @@ static int value_buffer(hd_lowering *l, hd_value v)
         hd_value root = l->groups[l->group_of_made[v]].root;
         int target = value_buffer(l, root);
         if (target < 0) return target;
-        if (same_type(&i->type, &l->g->values[root].type)) return l->buffer_of[v] = target;
+        if (hd_type_equal(&i->type, &l->g->values[root].type)) return l->buffer_of[v] = target;
         b.view_of = target;
     }
     if (i->kind == HD_CONST) {
@@ -176,7 +166,7 @@ static int emit_add(hd_lowering *l, int segment, const hd_group *group, hd_value
 static hd_tensor value_tensor(const hd_lowering *l, hd_value v)
 {
     const hd_type *t = &l->g->values[v].type;
-    hd_tensor x = {.data = HD_TENSOR_PRESENT, .dtype = t->dtype, .rank = t->shape.rank};
+    hd_tensor x = {.data = HD_TENSOR_PRESENT, .dtype = t->dtype, .blocks = t->blocks, .rank = t->shape.rank};
     memcpy(x.dim, t->shape.dim, sizeof x.dim);
     return x;
 }

@@ -13,16 +13,11 @@ static const hd_node *producer(const hd_lowering *l, hd_value v)
     return l->item_of[v] >= 0 ? l->items[l->item_of[v]].node : NULL;
 }
 
-static bool same_type(const hd_type *a, const hd_type *b)
-{
-    return a->dtype == b->dtype && hd_shape_equal(&a->shape, &b->shape);
-}
-
 static bool is_plain_add(const hd_lowering *l, const hd_node *n)
 {
     if (!n || n->op != &hd_op_add) return false;
     const hd_type *t = &l->g->values[n->out[0]].type;
-    return t->dtype == HD_F32 && same_type(t, &l->g->values[n->in[0]].type) && same_type(t, &l->g->values[n->in[1]].type);
+    return t->dtype == HD_F32 && hd_type_equal(t, &l->g->values[n->in[0]].type) && hd_type_equal(t, &l->g->values[n->in[1]].type);
 }
 
 /* Whether only the sum reads v, so that v need not exist by itself. */

@@ -110,7 +110,6 @@ static inline int hd_draft_frequency(const hd_lowering *l, const hd_draft *d)
 }
 
 bool hd_is_micro_sum(const hd_node *n);
-int64_t hd_type_bytes(const hd_type *t); /* at the maximum */
 
 int hd_lower_order(hd_lowering *l);  /* items, segments, dependences, order */
 int hd_lower_groups(hd_lowering *l); /* sums formed in place */

@@ -255,7 +255,13 @@ static int parse_type(parser *s, hd_type *t)
     *t = (hd_type){.shape.sym = -1};
     if (!open) return bad(s, "a type as f32[2, 3]");
     *open = 0;
-    int unknown = hd_dtype_parse(s->at, &t->dtype);
+    char *colon = strchr(s->at, ':');
+    if (colon) {
+        *colon = 0;
+        t->blocks = hd_quant_by_name(colon + 1);
+    }
+    int unknown = hd_dtype_parse(s->at, &t->dtype) || (colon && !t->blocks);
+    if (colon) *colon = ':';
     *open = '[';
     if (unknown) return bad(s, "an element type");
     s->at = open + 1;

@@ -107,7 +107,7 @@ hd_tensor hd_buffer_tensor(const hd_program *p, int b, const int64_t *binding)
 {
     const hd_buffer *x = &p->buffers[b];
     const hd_shape *s = &x->type.shape;
-    hd_tensor t = {.dtype = x->type.dtype, .format = x->format, .rank = s->rank};
+    hd_tensor t = {.dtype = x->type.dtype, .format = x->format, .blocks = x->type.blocks, .rank = s->rank};
     for (int i = 0; i < s->rank; i++) t.dim[i] = s->dim[i];
     if (s->sym >= 0 && binding && binding[s->sym] >= 0) t.dim[0] = binding[s->sym] * (s->dim[0] / p->symbols[s->sym].max);
     return t;

@@ -24,7 +24,7 @@ static int64_t plain_bytes(const hd_type *t)
         if (t->shape.dim[i] && n > MAX_BYTES / t->shape.dim[i]) return -1;
         n *= t->shape.dim[i];
     }
-    return n;
+    return t->blocks ? hd_type_bytes(t) : n;
 }
 
 static int verify_view(const hd_program *p, const hd_buffer *b, hd_error *err)
@@ -66,6 +66,8 @@ static int verify_buffer(const hd_program *p, int i, hd_error *err)
     if (bytes < 0 || (b->format == HD_PLAIN && bytes != b->bytes)) return wrong(err, b->path, "has other bytes than its type says");
     if (sym >= 0 && (sym >= p->n_symbols || b->type.shape.rank == 0 || b->type.shape.dim[0] % p->symbols[sym].max))
         return wrong(err, b->path, "is bounded by a symbol that doesn't fit its outermost dimension");
+    if (b->type.blocks && (b->class != HD_BUFFER_CONSTANT || b->data || b->layout || b->view_of >= 0 || hd_shape_count(&b->type.shape) % b->type.blocks->block))
+        return wrong(err, b->path, "lies in blocks, but is no parameter of whole blocks");
     if (b->format == HD_PACKED && (b->class != HD_BUFFER_CONSTANT || b->view_of >= 0)) return wrong(err, b->path, "is packed, but no constant");
     if (b->data && b->class != HD_BUFFER_CONSTANT) return wrong(err, b->path, "brings its contents, but is no constant");
     if (b->layout && verify_layout(p, b, err)) return HD_EFORMAT;

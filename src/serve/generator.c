@@ -1,33 +1,23 @@
 #include "serve/generator.h"
 
-#include <stdio.h>
-#include "base/file.h"
 #include "base/term.h"
-#include "data/tokenizer_gguf.h"
-#include "models/gguf.h"
-#include "models/weights.h"
-#include "passes/passes.h"
 #include "serve/outlet.h"
 
 /* ---- life cycle ---- */
 
 static int build(hd_generator *g, const hd_generator_options *o, hd_error *err)
 {
-    int64_t most = g->config.max_positions ? g->config.max_positions : 4096;
+    const hd_lm_config *c = &g->files.config;
+    int64_t most = c->max_positions ? c->max_positions : 4096;
     g->context = o->context ? o->context : most < 4096 ? most : 4096;
-    if (g->context > most && g->config.family == HD_FAMILY_GPT2)
+    if (g->context > most && c->family == HD_FAMILY_GPT2)
         return hd_fail(err, HD_EINVAL, "a context of %lld tokens is more than the %lld positions of this model", (long long)g->context, (long long)most);
     g->chunk = o->chunk ? o->chunk : 512;
     if (g->chunk > g->context) g->chunk = g->context;
-    hd_lm_options lm = {.mode = HD_LM_GENERATE, .compute = o->precision, .param = o->precision, .tokens = g->chunk, .context = g->context, .rows = 1};
-    g->graph = hd_lm_graph(&g->config, &lm, err);
-    if (!g->graph) return err->code;
-    hd_pass_fuse_residual_norm(g->graph);
-    hd_graph_cse(g->graph);
-    hd_graph_dce(g->graph);
-    hd_pass_fuse_elementwise(g->graph);
-    hd_graph_sort_by_depth(g->graph); /* for one token, what counts is how often the threads must meet */
-    return hd_graph_verify(g->graph, err);
+    hd_dtype precision = o->pack && hd_model_files_in_blocks(&g->files, g->backend.isa) ? HD_F32 : o->precision;
+    hd_lm_options lm = {.mode = HD_LM_GENERATE, .compute = precision, .param = precision, .tokens = g->chunk, .context = g->context, .rows = 1};
+    g->graph = hd_lm_graph(c, &lm, err);
+    return g->graph ? hd_model_finish_graph(&g->files, g->graph, &g->backend, err) : err->code;
 }
 
 static int lower(hd_generator *g, const hd_generator_options *o, hd_error *err)
@@ -36,8 +26,7 @@ static int lower(hd_generator *g, const hd_generator_options *o, hd_error *err)
     plan.precision = o->precision;
     plan.threads = o->threads ? o->threads : hd_core_count();
     plan.pack = o->pack;
-    int rc = hd_backend_open(&g->backend, o->backend ? o->backend : "cpu", err);
-    if (!rc) rc = hd_lower(g->graph, &plan, &g->backend.target, &g->program, err);
+    int rc = hd_lower(g->graph, &plan, &g->backend.target, &g->program, err);
     if (!rc && !(g->team = hd_team_new(plan.threads, true, err))) rc = err->code;
     return rc;
 }
@@ -55,75 +44,32 @@ static int find_inputs(hd_generator *g, hd_error *err)
     return 0;
 }
 
-/* Plain weights that no instruction reads, since they are held packed. */
-static void drop_plain(hd_generator *g)
+static int open_model(hd_generator *g, const hd_generator_options *o, hd_error *err)
 {
-    for (size_t i = g->store->n_tensors; i-- > 0;) {
-        const char *path = g->store->tensors[i]->path;
-        if (g->store->tensors[i]->format == HD_PLAIN && hd_program_find(g->program, path) < 0) hd_store_drop(g->store, path);
-    }
-}
-
-static int check_memory(const hd_generator *g, hd_error *err)
-{
-    hd_memory m;
-    char need[24], have[24];
-    if (hd_program_memory(g->program, &m, err)) return err->code;
-    uint64_t available = hd_memory_available();
-    if ((uint64_t)m.total <= available) return 0;
-    return hd_fail(err, HD_EMEMCAP, "this model needs %lld bytes (%s) and %llu (%s) are available: try a smaller --context, or --precision bf16",
-                   (long long)m.total, hd_format_bytes(need, (double)m.total), (unsigned long long)available, hd_format_bytes(have, (double)available));
-}
-
-/* All parameters will be read: none is drawn first. */
-static void leave_empty(hd_graph *g)
-{
-    for (size_t i = 0; i < g->n_values; i++)
-        if (g->values[i].kind == HD_PARAM) g->values[i].init = NULL;
-}
-
-/* dir NULL: random weights from seed. */
-static int open_model(hd_generator *g, const char *dir, uint64_t seed, const hd_generator_options *o, hd_error *err)
-{
-    int rc = build(g, o, err);
+    g->files.keep_blocks = o->pack;
+    int rc = hd_backend_open(&g->backend, o->backend ? o->backend : "cpu", err);
+    if (!rc) rc = build(g, o, err);
     if (!rc) rc = lower(g, o, err);
-    if (!rc) rc = check_memory(g, err);
-    if (!rc && dir) leave_empty(g->graph);
-    if (!rc && !(g->store = hd_store_new(g->graph, seed, err))) rc = err->code;
-    if (!rc && dir) rc = hd_lm_weights_load(g->store, &g->config, dir, err);
+    if (!rc) rc = hd_model_check_memory(g->program, "a smaller --context, or --precision bf16", err);
+    if (!rc && !(g->store = hd_model_store(&g->files, g->graph, err))) rc = err->code;
     if (!rc && !(g->exec = hd_exec_new(g->program, g->store, &g->backend, g->team, err))) rc = err->code;
-    if (!rc) drop_plain(g);
+    if (!rc) hd_model_drop_plain(g->store, g->program);
     if (!rc) rc = find_inputs(g, err);
     if (rc) hd_generator_close(g);
-    return rc;
-}
-
-/* The tokenizer that a directory or a GGUF file has; none is no error. */
-static int open_tokenizer(hd_generator *g, const char *model, hd_error *err)
-{
-    char path[4096];
-    if (hd_gguf_is(model)) return hd_tokenizer_open_gguf(&g->tokenizer, model, err);
-    int rc = hd_path_join(path, sizeof path, model, "tokenizer.json", err);
-    if (!rc && hd_file_exists(path) && !(g->tokenizer = hd_tokenizer_load(path, err))) rc = err->code;
     return rc;
 }
 
 int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err)
 {
     *g = (hd_generator){0};
-    int rc = hd_lm_config_open(&g->config, dir, err);
-    if (!rc) rc = open_tokenizer(g, dir, err);
-    if (rc) {
-        hd_generator_close(g);
-        return rc;
-    }
-    return open_model(g, dir, 0, o, err);
+    int rc = hd_model_files_open(&g->files, dir, err);
+    return rc ? rc : open_model(g, o, err);
 }
 
 int hd_generator_open_random(hd_generator *g, const hd_lm_config *c, uint64_t seed, const hd_generator_options *o, hd_error *err)
 {
-    *g = (hd_generator){.config = *c};
-    return open_model(g, NULL, seed, o, err);
+    *g = (hd_generator){.files = {.config = *c, .seed = seed}};
+    return open_model(g, o, err);
 }
 
 void hd_generator_close(hd_generator *g)
@@ -133,7 +79,7 @@ void hd_generator_close(hd_generator *g)
     hd_program_free(g->program);
     hd_store_free(g->store);
     hd_graph_free(g->graph);
-    hd_tokenizer_free(g->tokenizer);
+    hd_model_files_close(&g->files);
     *g = (hd_generator){0};
 }
 
@@ -142,6 +88,11 @@ void hd_generator_close(hd_generator *g)
 void hd_generator_reset(hd_generator *g)
 {
     g->length = 0;
+}
+
+void hd_generator_rewind(hd_generator *g, int64_t length)
+{
+    if (length < g->length) g->length = length;
 }
 
 static void put(const hd_tensor *t, int64_t i, int64_t v)
@@ -187,8 +138,8 @@ static int check_tokens(const hd_generator *g, const int32_t *tokens, int64_t n,
     if (g->length + n > g->context)
         return hd_fail(err, HD_EINVAL, "%lld tokens are more than the context of %lld", (long long)(g->length + n), (long long)g->context);
     for (int64_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || tokens[i] >= g->config.vocab)
-            return hd_fail(err, HD_EINVAL, "token %d is not in the model's vocabulary of %lld", tokens[i], (long long)g->config.vocab);
+        if (tokens[i] < 0 || tokens[i] >= g->files.config.vocab)
+            return hd_fail(err, HD_EINVAL, "token %d is not in the model's vocabulary of %lld", tokens[i], (long long)g->files.config.vocab);
     return 0;
 }
 
@@ -206,8 +157,8 @@ int hd_generator_feed(hd_generator *g, const int32_t *tokens, int64_t n, const f
 
 static bool is_eos(const hd_generator *g, int32_t token)
 {
-    for (int i = 0; i < g->config.n_eos; i++)
-        if (g->config.eos[i] == token) return true;
+    for (int i = 0; i < g->files.config.n_eos; i++)
+        if (g->files.config.eos[i] == token) return true;
     return false;
 }
 
@@ -243,7 +194,7 @@ static int one_token(generation *x, bool *done, hd_error *err)
     x->out->new_tokens++;
     hd_token_sampler_see(x->sampler, token, true);
     if (x->r->drawn && (rc = hd_ids_append(x->r->drawn, token, err))) return rc;
-    if (g->tokenizer) rc = hd_token_stream_push(g->tokenizer, &x->stream, token, true, &x->outlet.held, err);
+    if (g->files.tokenizer) rc = hd_token_stream_push(g->files.tokenizer, &x->stream, token, true, &x->outlet.held, err);
     if (rc) return rc;
     release(x, false);
     if (x->outlet.stopped) return x->out->why = HD_STOP_STRING, 0;
@@ -259,7 +210,7 @@ int hd_generate(hd_generator *g, const int32_t *prompt, int64_t n, const hd_gene
     *out = (hd_generate_result){.prompt_tokens = n};
     generation x = {.g = g, .r = r, .out = out};
     hd_outlet_init(&x.outlet, r->stop, r->n_stop);
-    x.sampler = hd_token_sampler_new(&r->sampling, g->config.vocab, err);
+    x.sampler = hd_token_sampler_new(&r->sampling, g->files.config.vocab, err);
     int rc = x.sampler ? 0 : err->code;
     double start = hd_time();
     if (!rc) rc = hd_generator_feed(g, prompt, n, &x.logits, err);

@@ -5,23 +5,20 @@
 #ifndef HD_SERVE_GENERATOR_H
 #define HD_SERVE_GENERATOR_H
 
-#include "data/tokenizer.h"
-#include "exec/exec.h"
-#include "models/lm.h"
+#include "serve/model.h"
 #include "serve/sampler.h"
 
 typedef struct hd_generator_options {
-    hd_dtype precision; /* of weights, cache and arithmetic: f32 or bf16 */
+    hd_dtype precision; /* of weights, cache and arithmetic: f32 or bf16; weights that stay in blocks are multiplied with numbers in f32 */
     int threads;        /* 0: one per core */
     int64_t context;    /* most tokens of a sequence, prompt included; 0: what the model was made for, at most 4096 */
     const char *backend; /* NULL: "cpu" */
-    bool pack;          /* keep weights in the back end's own form */
+    bool pack;          /* keep weights in the back end's own form, those of GGUF files in their blocks */
     int64_t chunk;      /* most tokens of one call; 0: 512 */
 } hd_generator_options;
 
 typedef struct hd_generator {
-    hd_lm_config config;
-    hd_tokenizer *tokenizer; /* NULL when the model has none */
+    hd_model_files files; /* config and tokenizer are here */
     hd_graph *graph;
     hd_program *program;
     hd_store *store;
@@ -44,6 +41,7 @@ void hd_generator_close(hd_generator *g);
 /* ---- use ---- */
 
 void hd_generator_reset(hd_generator *g); /* forgets the sequence */
+void hd_generator_rewind(hd_generator *g, int64_t length); /* forgets what comes after its first `length` tokens */
 /* Appends n >= 1 tokens to the sequence and sets *logits to the row of the last one, [vocab] f32, valid until the next feed. HD_EINVAL when the
  * sequence would be longer than the context. */
 int hd_generator_feed(hd_generator *g, const int32_t *tokens, int64_t n, const float **logits, hd_error *err);

@@ -11,12 +11,10 @@ static hd_type piece_type(const hd_program *p, int b, int rank, const int64_t *b
 {
     if (b < 0) return (hd_type){.absent = true, .shape.sym = -1};
     hd_tensor t = hd_buffer_piece(p, b, hd_program_place(p, rank), binding);
-    hd_type type = {.dtype = t.dtype, .shape = {.rank = t.rank, .sym = -1}};
+    hd_type type = {.dtype = t.dtype, .blocks = t.blocks, .shape = {.rank = t.rank, .sym = -1}};
     for (int i = 0; i < t.rank; i++) type.shape.dim[i] = t.dim[i];
     return type;
 }
-
-static int64_t type_bytes(const hd_type *t) { return t->absent ? 0 : hd_shape_count(&t->shape) * (int64_t)hd_dtype_size(t->dtype); }
 
 void sim_kernel_cost(const sim *s, const hd_program *p, const hd_instr *x, int rank, const int64_t *binding, hd_kernel_cost *out)
 {
@@ -52,7 +50,7 @@ double sim_copy_cost(const sim *s, const hd_program *p, const hd_instr *x, int r
     int64_t bytes = 0;
     for (int k = 0; k < x->n_out; k++) {
         hd_type out = piece_type(p, x->out[k], rank, binding);
-        bytes += type_bytes(&out);
+        bytes += hd_type_bytes(&out);
     }
     return hd_cost_copy(s->cluster, bytes, p->threads, s->teams);
 }
@@ -70,7 +68,7 @@ int64_t sim_transfer_bytes(const hd_program *p, const hd_instr *x, int rank, con
     int64_t sum = 0; /* over the members of a list */
     for (int k = 0; k < x->n_in || k < x->n_out; k++) {
         hd_type in = piece_type(p, k < x->n_in ? x->in[k] : -1, rank, binding), out = piece_type(p, k < x->n_out ? x->out[k] : -1, rank, binding);
-        sum += type_bytes(&in) > type_bytes(&out) ? type_bytes(&in) : type_bytes(&out);
+        sum += hd_type_bytes(&in) > hd_type_bytes(&out) ? hd_type_bytes(&in) : hd_type_bytes(&out);
     }
     return sum;
 }

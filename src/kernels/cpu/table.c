@@ -11,6 +11,7 @@
 
 /* The files in isa/, by the name of the table that each exports: `const hd_kernel HD_ISA(hd_kernels_NAME)[]`, ended by op == NULL. */
 #define HD_KERNEL_TABLES(X) \
+    X(blocks) \
     X(contract) \
     X(conv) \
     X(elementwise) \
@@ -21,6 +22,8 @@
     X(attention) \
     X(attention_grad) \
     X(attention_merge) \
+    X(paged) \
+    X(quantize) \
     X(index) \
     X(move) \
     X(position) \

@@ -1,31 +1,19 @@
-/* attention.c: forward attention: for each key head and tile of rows, over key tiles, an online softmax (Dao et al. 2022; Milakov and
- * Gimelshein 2018), with scores in units of log 2 so that the exponential is a power of two. */
-#include "kernels/cpu/isa/attention_tile.h"
+/* attention.c: forward attention: for each key head and tile of rows, over key tiles, an online softmax (attention_block.h). */
+#include "kernels/cpu/isa/attention_block.h"
 
 #if HD_ISA_LEVEL <= 2 || HD_ISA_LEVEL == 4
 
 typedef struct forward {
     const hd_kernel_args *a;
     const hd_attention_attrs *at;
-    int64_t tq, tk, hk, group, e, f; /* queries, keys, key heads, query heads of a key head, widths of keys and of values */
-    int64_t ew, fp;                  /* words of a query row; floats of an output row, a multiple of HD_VL */
-    int64_t kw;                      /* words of a value column */
-    bool pairs, cached;              /* cached: a head's packed tiles are kept for all its row tiles */
-    float scale;                     /* of scores, times log2(e) */
+    int64_t tq, tk, hk, group; /* queries, keys, key heads, query heads of a key head */
+    block_form b;
+    int64_t kw;                /* words of a value column */
+    bool cached;               /* a head's packed tiles are kept for all its row tiles */
     key_table keys;
     word *k, *v;       /* per tile: [ew][KEY_TILE] and [kw][fp] */
     uint8_t *packed;   /* [tiles]: of the head at hand */
 } forward;
-
-/* A tile of rows on its way over the keys. */
-typedef struct row_tile {
-    int64_t head, first; /* key head; first row */
-    int rows;
-    rows_view view;
-    word *q;             /* [rows][ew] */
-    float *o;            /* [rows][fp]: sum of weights * values, the weights relative to 2^max */
-    float *max, *sum;    /* [rows] */
-} row_tile;
 
 static bool use_pairs(const hd_kernel_args *a)
 {
@@ -46,14 +34,9 @@ static void forward_sizes(forward *s, const hd_kernel_args *a)
     s->tk = k->dim[0];
     s->hk = k->dim[1];
     s->group = s->hk > 0 ? q->dim[1] / s->hk : 0;
-    s->e = q->dim[2];
-    s->f = v->dim[2];
-    s->pairs = use_pairs(a);
-    s->ew = word_count(s->e, s->pairs);
-    s->kw = word_count(KEY_TILE, s->pairs);
-    s->fp = hd_round_up(s->f, HD_VL);
+    s->b = block_form_of(q, v, s->at->scale, s->at->softcap, use_pairs(a));
+    s->kw = word_count(KEY_TILE, s->b.pairs);
     s->cached = s->tq * s->group > ROW_TILE;
-    s->scale = (float)(s->at->scale * LOG2E);
 }
 
 /* Rows of a row tile: all that a key head has, where one tile holds them. */
@@ -61,12 +44,6 @@ static int64_t tile_rows(const forward *s)
 {
     int64_t rows = s->tq * s->group;
     return rows < ROW_TILE ? rows : ROW_TILE;
-}
-
-static size_t row_tile_bytes(const forward *s)
-{
-    size_t rows = (size_t)tile_rows(s);
-    return aligned(rows * (size_t)s->ew * 4) + aligned(rows * (size_t)s->fp * 4) + 2 * aligned(rows * 4);
 }
 
 /* Row tiles that a thread has under way at once: one, or one for each key head. */
@@ -78,8 +55,8 @@ static int64_t tiles_at_once(const forward *s)
 static size_t forward_thread_bytes(const forward *s)
 {
     size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1), at_once = (size_t)tiles_at_once(s);
-    return key_table_bytes(s->tk) + aligned(tiles * (size_t)(s->ew * KEY_TILE) * 4) + aligned(tiles * (size_t)(s->kw * s->fp) * 4) +
-           aligned((size_t)key_tiles(s->tk)) + aligned(at_once * sizeof(row_tile)) + at_once * row_tile_bytes(s);
+    return key_table_bytes(s->tk) + aligned(tiles * (size_t)(s->b.ew * KEY_TILE) * 4) + aligned(tiles * (size_t)(s->kw * s->b.fp) * 4) +
+           aligned((size_t)key_tiles(s->tk)) + aligned(at_once * sizeof(row_tile)) + at_once * row_tile_bytes(&s->b, tile_rows(s));
 }
 
 static size_t workspace_attention(const hd_kernel_args *a, int threads)
@@ -95,17 +72,12 @@ static row_tile *forward_memory(forward *s)
     char *memory = (char *)s->a->workspace + forward_thread_bytes(s) * (size_t)s->a->tid;
     size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1);
     s->keys = key_table_make(&memory, s->tk, s->a->in[4].data, s->a->in[6].data);
-    s->k = take(&memory, tiles * (size_t)(s->ew * KEY_TILE) * 4);
-    s->v = take(&memory, tiles * (size_t)(s->kw * s->fp) * 4);
+    s->k = take(&memory, tiles * (size_t)(s->b.ew * KEY_TILE) * 4);
+    s->v = take(&memory, tiles * (size_t)(s->kw * s->b.fp) * 4);
     s->packed = take(&memory, (size_t)s->keys.tiles);
-    size_t rows = (size_t)tile_rows(s), at_once = (size_t)tiles_at_once(s);
+    size_t at_once = (size_t)tiles_at_once(s);
     row_tile *t = take(&memory, at_once * sizeof(row_tile));
-    for (size_t i = 0; i < at_once; i++) {
-        t[i].q = take(&memory, rows * (size_t)s->ew * 4);
-        t[i].o = take(&memory, rows * (size_t)s->fp * 4);
-        t[i].max = take(&memory, rows * 4);
-        t[i].sum = take(&memory, rows * 4);
-    }
+    for (size_t i = 0; i < at_once; i++) row_tile_memory(&s->b, &t[i], tile_rows(s), &memory);
     return t;
 }
 
@@ -114,20 +86,20 @@ static row_tile *forward_memory(forward *s)
 static void pack_keys(const forward *s, word *dst, int64_t head, int64_t j0, int n)
 {
     const hd_tensor *k = &s->a->in[1];
-    int64_t row = s->hk * s->e, at = j0 * row + head * s->e;
+    int64_t row = s->hk * s->b.e, at = j0 * row + head * s->b.e;
     if (k->dtype == HD_F32) {
-        transpose_words(dst, (const word *)k->data + at, row, s->ew, n);
+        transpose_words(dst, (const word *)k->data + at, row, s->b.ew, n);
         return;
     }
-    if (s->pairs && s->e % 2 == 0) {
-        transpose_words(dst, (const word *)((const uint16_t *)k->data + at), row / 2, s->ew, n);
+    if (s->b.pairs && s->b.e % 2 == 0) {
+        transpose_words(dst, (const word *)((const uint16_t *)k->data + at), row / 2, s->b.ew, n);
         return;
     }
-    for (int64_t w = 0; w < s->ew; w += 16) { /* a strip of 16 words through a small buffer */
+    for (int64_t w = 0; w < s->b.ew; w += 16) { /* a strip of 16 words through a small buffer */
         word strip[KEY_TILE][16];
-        int64_t words = s->ew - w < 16 ? s->ew - w : 16, elements = s->pairs ? 2 : 1, from = w * elements;
-        int64_t left = s->e - from < 16 * elements ? s->e - from : 16 * elements;
-        for (int j = 0; j < n; j++) pack_row(strip[j], 16, k->data, k->dtype, at + j * row + from, left, s->pairs);
+        int64_t words = s->b.ew - w < 16 ? s->b.ew - w : 16, elements = s->b.pairs ? 2 : 1, from = w * elements;
+        int64_t left = s->b.e - from < 16 * elements ? s->b.e - from : 16 * elements;
+        for (int j = 0; j < n; j++) pack_row(strip[j], 16, k->data, k->dtype, at + j * row + from, left, s->b.pairs);
         transpose_words(dst + w * KEY_TILE, &strip[0][0], 16, words, n);
     }
 }
@@ -136,133 +108,40 @@ static void pack_keys(const forward *s, word *dst, int64_t head, int64_t j0, int
 static void pack_values(const forward *s, word *dst, int64_t head, int64_t j0, int n)
 {
     const hd_tensor *v = &s->a->in[2];
-    int64_t row = s->hk * s->f, at = j0 * row + head * s->f;
+    int64_t row = s->hk * s->b.f, at = j0 * row + head * s->b.f;
     const int32_t *seg = s->keys.seg + j0;
-    if (s->pairs) {
+    if (s->b.pairs) {
         const uint16_t *p = (const uint16_t *)v->data + at;
         for (int j = 0; j < KEY_TILE; j += 2)
-            pack_interleaved(dst + j / 2 * s->fp, s->fp, j < n && seg[j] >= 0 ? p + j * row : NULL,
-                             j + 1 < n && seg[j + 1] >= 0 ? p + (j + 1) * row : NULL, s->f);
+            pack_interleaved(dst + j / 2 * s->b.fp, s->b.fp, j < n && seg[j] >= 0 ? p + j * row : NULL,
+                             j + 1 < n && seg[j + 1] >= 0 ? p + (j + 1) * row : NULL, s->b.f);
         return;
     }
     for (int j = 0; j < KEY_TILE; j++) {
-        if (j < n && seg[j] >= 0) pack_row(dst + j * s->fp, s->fp, v->data, v->dtype, at + j * row, s->f, false);
-        else memset(dst + j * s->fp, 0, (size_t)s->fp * sizeof(word));
+        if (j < n && seg[j] >= 0) pack_row(dst + j * s->b.fp, s->b.fp, v->data, v->dtype, at + j * row, s->b.f, false);
+        else memset(dst + j * s->b.fp, 0, (size_t)s->b.fp * sizeof(word));
     }
 }
-
-static void pack_queries(const forward *s, row_tile *x)
-{
-    const hd_tensor *q = &s->a->in[0];
-    for (int r = 0; r < x->rows; r++) {
-        int64_t i = (x->first + r) / s->group, g = (x->first + r) % s->group;
-        int64_t at = (i * s->hk * s->group + x->head * s->group + g) * s->e;
-        pack_row(x->q + r * s->ew, s->ew, q->data, q->dtype, at, s->e, s->pairs);
-    }
-}
-
-/* A key tile as the products take it. */
-typedef struct packed_tile {
-    const word *k, *v;
-    int64_t ldv; /* words between rows of v */
-} packed_tile;
 
 /* Values that are read once, whole and in f32 are taken where they lie: for decoding, packing costs as much as the product. */
 static bool values_in_place(const forward *s, int64_t t)
 {
-    return !s->cached && s->a->in[2].dtype == HD_F32 && s->f % HD_VL == 0 && !s->keys.tile[t].padded;
+    return !s->cached && s->a->in[2].dtype == HD_F32 && s->b.f % HD_VL == 0 && !s->keys.tile[t].padded;
 }
 
 static packed_tile pack_tile(const forward *s, int64_t head, int64_t t)
 {
     int64_t slot = s->cached ? t : 0, left = s->tk - t * KEY_TILE;
     int n = (int)(left < KEY_TILE ? left : KEY_TILE);
-    word *k = s->k + slot * s->ew * KEY_TILE, *v = s->v + slot * s->kw * s->fp;
+    word *k = s->k + slot * s->b.ew * KEY_TILE, *v = s->v + slot * s->kw * s->b.fp;
     bool in_place = values_in_place(s, t);
     if (!s->cached || !s->packed[t]) {
         pack_keys(s, k, head, t * KEY_TILE, n);
         if (!in_place) pack_values(s, v, head, t * KEY_TILE, n);
         s->packed[t] = 1;
     }
-    if (in_place) return (packed_tile){k, (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->f, s->hk * s->f};
-    return (packed_tile){k, v, s->fp};
-}
-
-/* ---- one block of rows against one key tile ---- */
-
-HD_INLINE float power_of_two(float x)
-{
-    return vf_exp2(vf_set1(x))[0];
-}
-
-/* Scales and masks row r of a block's scores; returns its maximum. */
-HD_INLINE float row_scores(const forward *s, float *x, int r, const block_mask *mask)
-{
-    vf best = vf_set1(-INFINITY);
-    for (int v = mask->first; v < mask->last; v++) {
-        vf y = vf_load(x + v * HD_VL) * s->scale;
-        if (!mask->all) y = vf_select(mask->seen[r][v], y, vf_set1(-INFINITY));
-        vf_store(x + v * HD_VL, y);
-        best = vf_max(y, best);
-    }
-    return vf_hmax(best);
-}
-
-/* The words of 2^(x - max) for the product with the values; returns the sum. What lies outside the mask's range is not written. */
-HD_INLINE float row_weights(const float *x, word *w, float max, const block_mask *mask, bool pairs)
-{
-    vf total = vf_zero();
-    for (int v = mask->first; v < mask->last; v++) {
-        vf p = vf_exp2(vf_load(x + v * HD_VL) - max);
-        total = total + p;
-        if (pairs) vh_store((uint16_t *)w + v * HD_VL, bf16_from_vf_finite(p));
-        else vf_store((float *)w + v * HD_VL, p);
-    }
-    return vf_hsum(total);
-}
-
-HD_INLINE void forward_block(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
-{
-    _Alignas(64) float x[ROW_BLOCK][KEY_TILE];
-    _Alignas(64) word w[ROW_BLOCK][KEY_TILE];
-    float correction[ROW_BLOCK];
-    bool rescale = false;
-    int j0 = mask->first * HD_VL, n = (mask->last - mask->first) * HD_VL, k0 = pairs ? j0 / 2 : j0;
-    product scores = {y->q + row * s->ew, tile->k + j0, &x[0][j0], s->ew, 1, KEY_TILE, KEY_TILE, (int)s->ew, NULL, false};
-    product_run(&scores, n, rows, pairs);
-    for (int r = 0; r < rows; r++) {
-        float best = row_scores(s, x[r], r, mask), old = y->max[row + r];
-        float max = best > old ? best : old, base = max > -INFINITY ? max : 0;
-        correction[r] = 1;
-        if (max > old) {
-            correction[r] = power_of_two(old - base);
-            rescale = true;
-        }
-        y->max[row + r] = max;
-        y->sum[row + r] = y->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, pairs);
-    }
-    product values = {&w[0][k0], tile->v + k0 * tile->ldv, y->o + row * s->fp, KEY_TILE, 1, tile->ldv, s->fp, pairs ? n / 2 : n,
-                      rescale ? correction : NULL, true};
-    product_run(&values, s->fp, rows, pairs);
-}
-
-HD_INLINE void forward_block_rows(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask,
-                                  bool pairs)
-{
-    if (rows == 4) forward_block(s, y, row, 4, tile, mask, pairs);
-    else if (rows == 2) forward_block(s, y, row, 2, tile, mask, pairs);
-    else forward_block(s, y, row, 1, tile, mask, pairs);
-}
-
-static void forward_block_any(const forward *s, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask)
-{
-#if HD_ISA_LEVEL >= 4
-    if (s->pairs) {
-        forward_block_rows(s, y, row, rows, tile, mask, true);
-        return;
-    }
-#endif
-    forward_block_rows(s, y, row, rows, tile, mask, false);
+    if (in_place) return (packed_tile){k, (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->b.f, s->hk * s->b.f, NULL, NULL};
+    return (packed_tile){k, v, s->b.fp, NULL, NULL};
 }
 
 /* ---- one tile of rows ---- */
@@ -274,12 +153,7 @@ static void row_tile_begin(const forward *s, row_tile *x, int64_t head, int64_t 
     x->first = first;
     x->rows = (int)(left < ROW_TILE ? left : ROW_TILE);
     x->view = view_of_rows(s->at, s->a->in[3].data, s->a->in[5].data, first, x->rows, s->group);
-    memset(x->o, 0, (size_t)(x->rows * s->fp) * sizeof(float));
-    for (int r = 0; r < x->rows; r++) {
-        x->max[r] = -INFINITY;
-        x->sum[r] = 0;
-    }
-    pack_queries(s, x);
+    row_tile_clear(&s->b, x, &s->a->in[0], s->hk, s->group);
 }
 
 static void row_tile_end(const forward *s, const row_tile *x)
@@ -287,26 +161,18 @@ static void row_tile_end(const forward *s, const row_tile *x)
     const hd_tensor *out = &s->a->out[0];
     float *lse = s->a->n_out > 1 ? s->a->out[1].data : NULL;
     for (int r = 0; r < x->rows; r++) {
-        int64_t i = (x->first + r) / s->group, g = (x->first + r) % s->group, at = i * s->hk * s->group + x->head * s->group + g;
-        float *o = x->o + r * s->fp, inverse = x->sum[r] == 0 ? 0 : 1 / x->sum[r];
-        for (int64_t j = 0; j < s->fp; j += HD_VL) vf_store(o + j, vf_load(o + j) * inverse);
-        if (out->data) row_store(out->data, out->dtype, at * s->f, o, s->f);
+        int64_t at = row_place(x, r, s->hk, s->group);
+        if (out->data) row_tile_store(&s->b, x, r, out, at);
         if (lse) lse[at] = x->sum[r] == 0 ? -INFINITY : (float)((x->max[r] + log2(x->sum[r])) * LN2);
     }
-}
-
-/* Rows of a block: 4, or what is left as 2 and 1. */
-HD_INLINE int block_rows(int left)
-{
-    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
 
 static void make_mask(const forward *s, block_mask *mask, int64_t row, int n, int64_t tile)
 {
     const int32_t *pos = s->a->in[3].data, *seg = s->a->in[5].data;
     row_view views[ROW_BLOCK];
-    for (int i = 0; i < n; i++) views[i] = view_of(s->at, pos[(row + i) / s->group], seg[(row + i) / s->group]);
-    block_mask_make(mask, &s->keys, tile * KEY_TILE, views, n);
+    for (int i = 0; i < n; i++) views[i] = view_of(s->at->window, s->at->causal, pos[(row + i) / s->group], seg[(row + i) / s->group]);
+    block_mask_make(mask, s->keys.seg + tile * KEY_TILE, s->keys.pos + tile * KEY_TILE, views, n);
 }
 
 /* Takes a row tile over key tile t. */
@@ -323,7 +189,7 @@ static void row_tile_advance(const forward *s, row_tile *x, int64_t t)
         if (sees_none(&block, tile)) continue;
         if (sees_all(&block, tile)) block_mask_all(&mask);
         else make_mask(s, &mask, x->first + r, n, t);
-        if (mask.first < mask.last) forward_block_any(s, x, r, n, &packed, &mask);
+        if (mask.first < mask.last) forward_block_any(&s->b, x, r, n, &packed, &mask);
     }
 }
 
@@ -354,8 +220,8 @@ static void prefetch_part(const forward *s, int64_t t, int64_t begin, int64_t en
 {
     int64_t n = end - begin, j = t * KEY_TILE + i * KEY_TILE / n, last = t * KEY_TILE + (i + 1) * KEY_TILE / n;
     for (; j < last && j < s->tk; j++) {
-        prefetch_row(&s->a->in[1], (j * s->hk + begin) * s->e, n * s->e);
-        prefetch_row(&s->a->in[2], (j * s->hk + begin) * s->f, n * s->f);
+        prefetch_row(&s->a->in[1], (j * s->hk + begin) * s->b.e, n * s->b.e);
+        prefetch_row(&s->a->in[2], (j * s->hk + begin) * s->b.f, n * s->b.f);
     }
 }
 

@@ -16,7 +16,8 @@ typedef struct backward {
     int64_t ew, fw, ep, fp;                /* words of e and f; e and f rounded up to HD_VL */
     int64_t tw;                            /* words of a contracted tile of KEY_TILE keys or ROW_TILE rows */
     bool pairs;
-    float scale;                           /* log2(e) * at->scale */
+    score_form score;
+    float slope;                           /* of a score, in its own units, by the product; where scores are capped, at 0 */
     key_table keys;
     /* of the head at hand, for all rows */
     word *q, *dout;         /* [rows][ew], [rows][fw]: contracted over e or f */
@@ -53,7 +54,8 @@ static void backward_sizes(backward *s, const hd_kernel_args *a)
     s->ep = hd_round_up(s->e, HD_VL);
     s->fp = hd_round_up(s->f, HD_VL);
     s->tw = word_count(KEY_TILE, s->pairs);
-    s->scale = (float)(s->at->scale * LOG2E);
+    s->score = score_form_of(s->at->scale, s->at->softcap);
+    s->slope = (float)s->at->scale;
 }
 
 /* Hands out the thread's memory; with memory NULL only counts it. */
@@ -162,16 +164,23 @@ static void pack_key_tile(backward *s, int64_t head, int64_t t)
 
 /* ---- a block of ROW_BLOCK rows against the key tile ---- */
 
-/* Row i of a block's P and dS, in place over scores and dP; zero outside the mask's range. */
+/* Row i of a block's P and dS, in place over scores and dP; zero outside the mask's range. Capped: d tanh = 1 - tanh^2. */
 HD_INLINE void row_gradient(const backward *s, float *x, float *dp, int64_t row, int i, const block_mask *mask)
 {
-    float lse = s->lse[row], delta = s->delta[row], scale = (float)s->at->scale;
+    float lse = s->lse[row], delta = s->delta[row], cap = s->score.cap;
     for (int v = 0; v < TILE_VECTORS; v++) {
         vf p = vf_zero(), ds = vf_zero();
         if (v >= mask->first && v < mask->last) {
-            p = vf_exp2(vf_fma(vf_load(x + v * HD_VL), vf_set1(s->scale), vf_set1(-lse)));
+            vf raw = vf_load(x + v * HD_VL), slope = vf_set1(s->slope);
+            if (cap > 0) {
+                vf t = vf_tanh(raw * s->score.scale);
+                p = vf_exp2(vf_fma(t, vf_set1(cap), vf_set1(-lse)));
+                slope = slope * vf_fnma(t, t, vf_set1(1));
+            } else {
+                p = vf_exp2(vf_fma(raw, vf_set1(s->score.scale), vf_set1(-lse)));
+            }
             if (!mask->all) p = vf_select(mask->seen[i][v], p, vf_zero());
-            ds = p * (vf_load(dp + v * HD_VL) - delta) * scale;
+            ds = p * (vf_load(dp + v * HD_VL) - delta) * slope;
         }
         vf_store(x + v * HD_VL, p);
         vf_store(dp + v * HD_VL, ds);
@@ -272,9 +281,9 @@ static void make_mask(const backward *s, block_mask *mask, int64_t row, int64_t 
     row_view views[ROW_BLOCK];
     for (int64_t i = 0; i < ROW_BLOCK; i++) {
         int64_t q = (row + i) / s->group;
-        views[i] = row + i < s->rows ? view_of(s->at, pos[q], seg[q]) : (row_view){-2, 0, 0};
+        views[i] = row + i < s->rows ? view_of(s->at->window, s->at->causal, pos[q], seg[q]) : (row_view){-2, 0, 0};
     }
-    block_mask_make(mask, &s->keys, tile * KEY_TILE, views, ROW_BLOCK);
+    block_mask_make(mask, s->keys.seg + tile * KEY_TILE, s->keys.pos + tile * KEY_TILE, views, ROW_BLOCK);
 }
 
 static void note_range(row_ranges *ranges, const block_mask *mask, int r)

@@ -93,6 +93,24 @@ HD_INLINE void product_run(const product *p, int64_t columns, int rows, bool pai
     for (; col < columns; col += HD_VL) product_group(p, col, rows, 1, pairs);
 }
 
+/* ---- scores ---- */
+
+/* From a product of query and key to a score in units of log 2: x * scale, or cap * tanh(x * scale) where scores are capped. */
+typedef struct score_form {
+    float scale, cap;
+} score_form;
+
+HD_INLINE score_form score_form_of(double scale, double softcap)
+{
+    if (softcap > 0) return (score_form){(float)(scale / softcap), (float)(softcap * LOG2E)};
+    return (score_form){(float)(scale * LOG2E), 0};
+}
+
+HD_INLINE vf score_of(const score_form *form, vf x)
+{
+    return form->cap > 0 ? vf_tanh(x * form->scale) * form->cap : x * form->scale;
+}
+
 /* ---- packing ---- */
 
 /* Words that n contracted elements take. */
@@ -170,8 +188,8 @@ HD_INLINE void transpose_16(__m512i x[16])
 }
 #endif
 
-/* dst[w * KEY_TILE + j] = word w of row j, from rows of `words` words; row j < n at src + j * ld, zeros after. */
-static inline void transpose_words(word *dst, const word *src, int64_t ld, int64_t words, int n)
+/* dst[w * KEY_TILE + j] = word w of row j, at src + at[j]; zeros where at[j] is negative. */
+HD_INLINE void transpose_gathered(word *dst, const word *src, const int64_t at[KEY_TILE], int64_t words)
 {
 #if HD_HAS_AVX512
     for (int64_t w = 0; w < words; w += 16)
@@ -180,7 +198,7 @@ static inline void transpose_words(word *dst, const word *src, int64_t ld, int64
             __mmask16 mask = (__mmask16)(words - w >= 16 ? 0xffff : (1u << (words - w)) - 1);
             HD_UNROLL
             for (int i = 0; i < 16; i++)
-                x[i] = j + i < n ? _mm512_maskz_loadu_epi32(mask, src + (j + i) * ld + w) : _mm512_setzero_si512();
+                x[i] = at[j + i] >= 0 ? _mm512_maskz_loadu_epi32(mask, src + at[j + i] + w) : _mm512_setzero_si512();
             transpose_16(x);
             HD_UNROLL
             for (int i = 0; i < 16; i++)
@@ -188,8 +206,16 @@ static inline void transpose_words(word *dst, const word *src, int64_t ld, int64
         }
 #else
     for (int j = 0; j < KEY_TILE; j++)
-        for (int64_t w = 0; w < words; w++) dst[w * KEY_TILE + j] = j < n ? src[j * ld + w] : 0;
+        for (int64_t w = 0; w < words; w++) dst[w * KEY_TILE + j] = at[j] >= 0 ? src[at[j] + w] : 0;
 #endif
+}
+
+/* The same from rows that lie ld words apart, n of them. */
+static inline void transpose_words(word *dst, const word *src, int64_t ld, int64_t words, int n)
+{
+    int64_t at[KEY_TILE];
+    for (int j = 0; j < KEY_TILE; j++) at[j] = j < n ? j * ld : -1;
+    transpose_gathered(dst, src, at, words);
 }
 
 /* ---- who sees whom ---- */
@@ -263,26 +289,30 @@ static inline key_table key_table_make(char **memory, int64_t n, const int32_t *
     return t;
 }
 
-HD_INLINE row_view view_of(const hd_attention_attrs *at, int32_t pos, int32_t seg)
+HD_INLINE row_view view_of(int64_t window, bool causal, int32_t pos, int32_t seg)
 {
-    int64_t lo = at->window > 0 && at->window < INT32_MAX ? (int64_t)pos - at->window : INT32_MIN;
-    return (row_view){seg < 0 ? -2 : seg, lo < INT32_MIN ? INT32_MIN : (int32_t)lo, at->causal ? pos : INT32_MAX};
+    int64_t lo = window > 0 && window < INT32_MAX ? (int64_t)pos - window : INT32_MIN;
+    return (row_view){seg < 0 ? -2 : seg, lo < INT32_MIN ? INT32_MIN : (int32_t)lo, causal ? pos : INT32_MAX};
 }
+
+HD_INLINE void rows_view_add(rows_view *v, row_view r)
+{
+    v->seg_min = r.seg < v->seg_min ? r.seg : v->seg_min;
+    v->seg_max = r.seg > v->seg_max ? r.seg : v->seg_max;
+    v->lo_min = r.lo < v->lo_min ? r.lo : v->lo_min;
+    v->lo_max = r.lo > v->lo_max ? r.lo : v->lo_max;
+    v->hi_min = r.hi < v->hi_min ? r.hi : v->hi_min;
+    v->hi_max = r.hi > v->hi_max ? r.hi : v->hi_max;
+}
+
+#define ROWS_VIEW_NONE ((rows_view){INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN})
 
 /* Rows [first, first + n) of row r = query * group + head. */
 static inline rows_view view_of_rows(const hd_attention_attrs *at, const int32_t *pos, const int32_t *seg, int64_t first, int64_t n,
                                      int64_t group)
 {
-    rows_view v = {INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN};
-    for (int64_t q = first / group; q <= (first + n - 1) / group; q++) {
-        row_view r = view_of(at, pos[q], seg[q]);
-        v.seg_min = r.seg < v.seg_min ? r.seg : v.seg_min;
-        v.seg_max = r.seg > v.seg_max ? r.seg : v.seg_max;
-        v.lo_min = r.lo < v.lo_min ? r.lo : v.lo_min;
-        v.lo_max = r.lo > v.lo_max ? r.lo : v.lo_max;
-        v.hi_min = r.hi < v.hi_min ? r.hi : v.hi_min;
-        v.hi_max = r.hi > v.hi_max ? r.hi : v.hi_max;
-    }
+    rows_view v = ROWS_VIEW_NONE;
+    for (int64_t q = first / group; q <= (first + n - 1) / group; q++) rows_view_add(&v, view_of(at->window, at->causal, pos[q], seg[q]));
     return v;
 }
 
@@ -321,13 +351,14 @@ HD_INLINE bool any_lane(vi mask)
 #endif
 }
 
-static inline void block_mask_make(block_mask *m, const key_table *t, int64_t j0, const row_view *views, int rows)
+/* tile_seg, tile_pos: of the tile's KEY_TILE keys. */
+static inline void block_mask_make(block_mask *m, const int32_t *tile_seg, const int32_t *tile_pos, const row_view *views, int rows)
 {
     m->all = false;
     m->first = TILE_VECTORS;
     m->last = 0;
     for (int v = 0; v < TILE_VECTORS; v++) {
-        vi seg = vi_load(t->seg + j0 + v * HD_VL), pos = vi_load(t->pos + j0 + v * HD_VL), any = {0};
+        vi seg = vi_load(tile_seg + v * HD_VL), pos = vi_load(tile_pos + v * HD_VL), any = {0};
         for (int r = 0; r < rows; r++) {
             m->seen[r][v] = (vi)(seg == views[r].seg) & (vi)(pos > views[r].lo) & (vi)(pos <= views[r].hi);
             any |= m->seen[r][v];

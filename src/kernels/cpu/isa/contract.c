@@ -4,6 +4,7 @@
 static bool supports(const hd_kernel_args *a)
 {
     hd_gemm g;
+    if (a->in[0].blocks || a->in[1].blocks) return false; /* isa/blocks.c */
     return hd_gemm_from_contract(&g, a) && HD_ISA(hd_gemm_takes)(&g);
 }
 

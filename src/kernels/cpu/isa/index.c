@@ -2,6 +2,7 @@
  *
  * Where two positions may mean the same row, threads split the columns and each walks all positions in ascending order. */
 #include "kernels/cpu/isa/rows.h"
+#include "tensor/quant.h"
 
 #if HD_ISA_LEVEL <= 2
 
@@ -49,6 +50,7 @@ static void run_gather(const hd_kernel_args *a)
         int64_t row = row_at(index, i, at->first, table->dim[0]);
         char *to = (char *)y->data + i * bytes;
         if (row < 0) memset(to, 0, (size_t)bytes);
+        else if (table->blocks) hd_quant_load(table->blocks, table->data, row * n, n, to, y->dtype);
         else if (y->dtype == table->dtype) memcpy(to, (const char *)table->data + row * bytes, (size_t)bytes);
         else convert_row(y, i * n, table, row * n, n);
     }
@@ -56,7 +58,9 @@ static void run_gather(const hd_kernel_args *a)
 
 static bool supports_gather(const hd_kernel_args *a)
 {
+    const hd_quant *blocks = a->in[0].blocks;
     if (a->accumulate || !is_index(&a->in[1])) return false;
+    if (blocks) return a->in[0].format == HD_PLAIN && blocks->dequantize && is_vf_dtype(a->out[0].dtype);
     return a->in[0].dtype == a->out[0].dtype || (is_vf_dtype(a->in[0].dtype) && is_vf_dtype(a->out[0].dtype));
 }
 

@@ -1,0 +1,190 @@
+/* A language model as a runner: its logits are those of one sequence over a cache of its own, and, bit for bit, the same however the tokens are cut into steps,
+ * whatever else is in them, and wherever the blocks lie. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <cmocka.h>
+#include "base/mem.h"
+#include "base/rng.h"
+#include "serve/generator.h"
+#include "serve/lm_runner.h"
+
+#define DATA TEST_SOURCE_DIR "/tests/data/models/logits/"
+enum { SEQUENCES = 3, LENGTH = 29, BLOCK = 8, BLOCKS_EACH = (LENGTH + BLOCK - 1) / BLOCK, BLOCKS = SEQUENCES * BLOCKS_EACH, MOST_VOCAB = 256 };
+static const char *const models[] = {"gpt2", "llama3", "mistral-window", "qwen2", "qwen3", "gemma3"};
+
+static float want[SEQUENCES][LENGTH][MOST_VOCAB], got[SEQUENCES][LENGTH][MOST_VOCAB];
+static int32_t text[SEQUENCES][LENGTH];
+
+static void need(int rc, const hd_error *e)
+{
+    if (rc) fail_msg("%s", e->message);
+}
+
+/* By the generator: one sequence at a time, a token at a time. */
+static int64_t reference(const char *dir, int64_t seed)
+{
+    hd_generator g;
+    hd_error e = {0};
+    const float *logits;
+    need(hd_generator_open(&g, dir, &(hd_generator_options){.precision = HD_F32, .threads = 1, .context = LENGTH, .pack = true}, &e), &e);
+    int64_t vocab = g.files.config.vocab;
+    assert_true(vocab <= MOST_VOCAB);
+    for (int s = 0; s < SEQUENCES; s++) {
+        hd_generator_reset(&g);
+        for (int i = 0; i < LENGTH; i++) {
+            text[s][i] = (int32_t)(hd_hash_mix((uint64_t)seed, (uint64_t)(s * LENGTH + i)) % (uint64_t)vocab);
+            need(hd_generator_feed(&g, &text[s][i], 1, &logits, &e), &e);
+            memcpy(want[s][i], logits, (size_t)vocab * sizeof(float));
+        }
+    }
+    hd_generator_close(&g);
+    return vocab;
+}
+
+static hd_runner *open_runner(const char *dir, int threads, hd_dtype kv, hd_dtype precision)
+{
+    hd_runner *r;
+    hd_error e = {0};
+    hd_lm_runner_info info;
+    hd_lm_runner_options o = hd_lm_runner_options_default();
+    o.precision = precision, o.kv = kv, o.threads = threads, o.context = LENGTH, o.block = BLOCK, o.max_tokens = 40, o.max_parts = SEQUENCES, o.max_rows = 40;
+    need(hd_lm_runner_open(&r, dir, &o, &info, &e), &e);
+    assert_int_equal(info.kv_bytes, r->blocks * r->block_bytes);
+    assert_true(r->blocks >= BLOCKS_EACH);
+    return r;
+}
+
+/* All tokens of all sequences, in steps of random parts of random sequences, over blocks in random order. */
+static void run_all(hd_runner *r, int64_t vocab, uint64_t seed)
+{
+    hd_rng rng = hd_rng_new(seed);
+    hd_error e = {0};
+    int32_t order[BLOCKS];
+    int64_t done[SEQUENCES] = {0};
+    assert_true(r->blocks >= BLOCKS);
+    for (int i = 0; i < BLOCKS; i++) order[i] = i;
+    for (int i = BLOCKS - 1; i > 0; i--) {
+        int k = (int)(hd_rng_uniform(&rng) * (i + 1));
+        int32_t x = order[i];
+        order[i] = order[k], order[k] = x;
+    }
+    for (int left = SEQUENCES * LENGTH; left > 0;) {
+        hd_batch_part parts[SEQUENCES];
+        int who[SEQUENCES];
+        hd_batch b = {parts, 0};
+        for (int s = 0; s < SEQUENCES; s++) {
+            int64_t n = (int64_t)(hd_rng_uniform(&rng) * 13);
+            if (n > LENGTH - done[s]) n = LENGTH - done[s];
+            if (n == 0) continue;
+            parts[b.n_parts] = (hd_batch_part){&text[s][done[s]], n, done[s], order + s * BLOCKS_EACH, n};
+            who[b.n_parts++] = s;
+        }
+        need(r->step(r, &b, &e), &e);
+        int64_t row = 0;
+        for (int p = 0; p < b.n_parts; p++)
+            for (int i = 0; i < parts[p].n; i++, row++, left--) memcpy(got[who[p]][done[who[p]]++], r->logits(r, row), (size_t)vocab * sizeof(float));
+    }
+}
+
+static void expect_near(const char *name, int64_t vocab, double tolerance)
+{
+    double most = 0, worst = 0;
+    for (int s = 0; s < SEQUENCES; s++)
+        for (int i = 0; i < LENGTH; i++)
+            for (int v = 0; v < vocab; v++) {
+                double d = fabs((double)got[s][i][v] - (double)want[s][i][v]);
+                most = fmax(most, fabs((double)want[s][i][v]));
+                if (!(d <= worst)) worst = isfinite(d) ? d : INFINITY;
+            }
+    if (!(worst <= tolerance * most)) fail_msg("%s: logits differ by %g of %g", name, worst, most);
+}
+
+static void test_equal_to_generator(void **state)
+{
+    (void)state;
+    char dir[1024];
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        snprintf(dir, sizeof dir, DATA "%s", models[i]);
+        int64_t vocab = reference(dir, (int64_t)i);
+        hd_runner *r = open_runner(dir, 1, HD_F32, HD_F32);
+        run_all(r, vocab, 7);
+        expect_near(models[i], vocab, 2e-6);
+        r->close(r);
+    }
+}
+
+static void test_same_bits(void **state)
+{
+    (void)state;
+    char dir[1024];
+    static const hd_dtype kv[] = {HD_F32, HD_BF16, HD_F16, HD_I8};
+    static const double loose[] = {2e-6, 2e-2, 4e-3, 4e-2};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++)
+        for (int k = 0; k < 4; k++) {
+            snprintf(dir, sizeof dir, DATA "%s", models[i]);
+            int64_t vocab = reference(dir, 5);
+            for (int round = 0; round < 3; round++) {
+                hd_runner *r = open_runner(dir, 1 + round, kv[k], HD_F32);
+                run_all(r, vocab, 11 + (uint64_t)round);
+                if (!round) expect_near(models[i], vocab, loose[k]);
+                if (!round) memcpy(want, got, sizeof want);
+                else if (memcmp(want, got, sizeof want)) fail_msg("%s with %s keys: other bits in another batch", models[i], hd_dtype_name(kv[k]));
+                r->close(r);
+            }
+        }
+}
+
+/* A block copied, or saved and restored elsewhere, serves as well. */
+static void test_blocks_move(void **state)
+{
+    (void)state;
+    int64_t vocab = reference(DATA "llama3", 3);
+    hd_runner *r = open_runner(DATA "llama3", 1, HD_I8, HD_F32);
+    hd_error e = {0};
+    int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
+    hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
+    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    memcpy(got[0][0], r->logits(r, 0), (size_t)vocab * sizeof(float));
+    void *saved = hd_malloc((size_t)r->block_bytes);
+    r->copy_block(r, 5, 1);
+    r->save_block(r, 2, saved);
+    r->restore_block(r, 3, saved);
+    first = (hd_batch_part){text[1], 2 * BLOCK, 0, table, 0}; /* over the old ones */
+    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
+    rest.blocks = moved;
+    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    assert_memory_equal(got[0][0], r->logits(r, 0), (size_t)vocab * sizeof(float));
+    hd_free(saved);
+    r->close(r);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    hd_runner *r = open_runner(DATA "llama3", 1, HD_F32, HD_F32);
+    int32_t table[BLOCKS_EACH] = {0, 1, 2, 3}, tokens[64] = {0};
+    const hd_batch_part bad[] = {{tokens, LENGTH + 1, 0, table, 0}, {tokens, 1, LENGTH, table, 0}, {tokens, 0, 0, table, 0}, {tokens, 1, 0, table, 2}, {tokens, 1, -1, table, 0}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        hd_error e = {0};
+        assert_int_equal(r->step(r, &(hd_batch){&bad[i], 1}, &e), HD_EINVAL);
+    }
+    r->close(r);
+    hd_lm_runner_options o = hd_lm_runner_options_default();
+    hd_error e = {0};
+    o.block = 12;
+    assert_int_equal(hd_lm_runner_open(&r, DATA "llama3", &o, NULL, &e), HD_EINVAL);
+    e = (hd_error){0};
+    o.block = 16, o.kv_bytes = 100;
+    assert_int_equal(hd_lm_runner_open(&r, DATA "llama3", &o, NULL, &e), HD_EMEMCAP);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_equal_to_generator), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
