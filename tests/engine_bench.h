@@ -16,6 +16,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/term.h"
+#include "fake_constraint.h"
 #include "fake_runner.h"
 #include "serve/engine_int.h"
 

@@ -19,8 +19,8 @@ import shutil
 
 import torch
 from safetensors.torch import save_file
-from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
 ROOT = pathlib.Path(__file__).parent / "data" / "models"
 
@@ -46,13 +46,13 @@ def make_logits(name, model, lengths=(23, 14), dtype=torch.float32, shard="1GB")
     directory = ROOT / "logits" / name
     randomize(model, 1.0)
     save(model, directory, dtype, shard)
-    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32, attn_implementation="eager").eval()
     tokens, logits = [], []
     with torch.no_grad():
         for n in lengths:
             t = torch.randint(0, model.config.vocab_size, (n,))
             tokens.append(t)
-            logits.append(model(t[None]).logits[0])
+            logits.append(model(t[None], use_cache=False).logits[0])
     save_file({"lengths": torch.tensor(lengths, dtype=torch.int32), "tokens": torch.cat(tokens).to(torch.int32),
                "logits": torch.cat(logits).contiguous()}, directory / "reference.safetensors")
 
@@ -98,7 +98,29 @@ def llama(**kw):
     return {**base, **kw}
 
 
+def make_families():
+    """As the families' own files are, with windows and caps small enough to matter; SmolLM's and Qwen 2.5's with the keys that theirs have."""
+    torch.manual_seed(21)
+    small = dict(vocab_size=67, hidden_size=32, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                 max_position_embeddings=64, attn_implementation="eager")
+    make_logits("gemma2", Gemma2ForCausalLM(Gemma2Config(**{**small, "num_hidden_layers": 4}, head_dim=10, query_pre_attn_scalar=12, sliding_window=5,
+                                                         attn_logit_softcapping=2.0, final_logit_softcapping=25.0)), dtype=torch.bfloat16)
+    make_logits("gemma2-head", Gemma2ForCausalLM(Gemma2Config(**{**small, "num_hidden_layers": 2}, head_dim=16, query_pre_attn_scalar=16, sliding_window=9,
+                                                              attn_logit_softcapping=3.0, final_logit_softcapping=20.0)), dtype=torch.bfloat16)
+    make_logits("phi3", Phi3ForCausalLM(Phi3Config(**small, sliding_window=7, pad_token_id=0, eos_token_id=3)), dtype=torch.bfloat16)
+    make_logits("phi3-full", Phi3ForCausalLM(Phi3Config(**{**small, "num_key_value_heads": 4, "num_hidden_layers": 2}, tie_word_embeddings=True, pad_token_id=0,
+                                                        eos_token_id=3)), dtype=torch.float16)
+    make_logits("mistral", MistralForCausalLM(MistralConfig(**{**small, "num_hidden_layers": 2}, head_dim=12, sliding_window=None, rope_theta=1e6)),
+                dtype=torch.bfloat16)
+    make_logits("smollm", LlamaForCausalLM(LlamaConfig(**{**small, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 2},
+                                                       tie_word_embeddings=True, rope_theta=100000.0, is_llama_config=True, rope_interleaved=False,
+                                                       bos_token_id=1, eos_token_id=2, pad_token_id=2)), dtype=torch.bfloat16)
+    make_logits("qwen2.5", Qwen2ForCausalLM(Qwen2Config(**{**small, "num_hidden_layers": 2}, rope_theta=1e6, use_sliding_window=False, sliding_window=131072,
+                                                        max_window_layers=28, tie_word_embeddings=False)), dtype=torch.bfloat16)
+
+
 def main():
+    make_families()
     torch.manual_seed(20)
     torch.set_num_threads(1)
     plain = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)

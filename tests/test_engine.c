@@ -243,6 +243,7 @@ static void storm(uint64_t seed)
         b.o.draft_tokens = 1 + (int64_t)hd_rng_below(&rng, 4);
         b.df = b.f;
         b.df.block = 1 + (int64_t)hd_rng_below(&rng, 7);
+        if (hd_rng_below(&rng, 3) == 0) b.df.fail_at = 6; /* goes on without */
         b.df.max_parts = 1 + (int64_t)hd_rng_below(&rng, 8);
     }
     bool reserve = hd_rng_below(&rng, 5) == 0;

@@ -217,14 +217,14 @@ static void test_beams(void **state)
     (void)state;
     static const int32_t eos[] = {11, 23, 57, 3, 80, 41, 66, 19};
     int32_t prompt[LENGTH];
-    for (int kind = 0; kind < 18; kind++) {
+    for (int kind = 0; kind < 72; kind++) {
         bench b = bench_default();
         fill_prompt(prompt, LENGTH, (uint64_t)kind);
-        hd_request r = plain(prompt, 1 + kind * 2, 5 + kind);
+        hd_request r = plain(prompt, 1 + kind % 36, 5 + kind % 31);
         r.beams = 1 + kind % 6;
         r.n = 1 + kind % 6 / 2;
         r.eos = eos;
-        r.n_eos = kind % 3 ? kind % 9 : 0;
+        r.n_eos = kind % 3 ? kind % 9 : 8;
         r.length_penalty = (double)(kind % 4) - 1;
         r.min_tokens = kind % 5;
         if (kind % 4 == 1) b.o.force_preempt = 3;
@@ -346,6 +346,60 @@ static void test_stop_tokens(void **state)
     hd_free(free_run);
 }
 
+/* ---- constraints ---- */
+
+static void follow_by_hand(const fake_options *f, const hd_constraint *c, const int32_t *prompt, int64_t n, int32_t *out)
+{
+    int32_t tokens[2 * MOST_TOKENS];
+    float logits[300];
+    memcpy(tokens, prompt, (size_t)n * sizeof *tokens);
+    for (int64_t i = 0; i < c->length; i++) {
+        fake_logits(f, tokens, n + i, logits);
+        int32_t best = -1;
+        for (int32_t t = 0; t < f->vocab; t++)
+            if (t != c->eos && t % c->modulus == i % c->modulus && (best < 0 || logits[t] > logits[best])) best = t;
+        tokens[n + i] = out[i] = best;
+    }
+}
+
+static void test_constraints(void **state)
+{
+    (void)state;
+    hd_tokenizer *t = byte_tokenizer();
+    int32_t prompt[LENGTH], want[20], eos = 256;
+    fill_prompt(prompt, LENGTH, 6);
+    for (int kind = 0; kind < 8; kind++) {
+        hd_constraint c = {.vocab = 260, .length = 20, .modulus = 3, .eos = eos};
+        bench b = bench_default();
+        b.t = t;
+        b.f.vocab = 260;
+        b.f.order = kind & 1;
+        if (kind & 1) b.o.ngram = 3;
+        if (kind & 2) b.o.force_preempt = 4;
+        hd_request r = plain(prompt, LENGTH, kind == 7 ? 12 : 60);
+        r.n = 1 + (kind & 4) / 2;
+        r.eos = &eos;
+        r.n_eos = 1;
+        r.ignore_eos = kind == 3;
+        r.min_tokens = kind == 4 ? 40 : 0; /* the constraint goes before it */
+        r.constraint = &c;
+        answer *a = run_one(&b, r);
+        follow_by_hand(&b.f, &c, prompt, LENGTH, want);
+        for (int i = 0; i < r.n; i++) {
+            assert_int_equal(a->n[i], kind == 7 ? 12 : 20);
+            assert_int_equal(a->finish[i], kind == 7 ? HD_FINISH_LENGTH : HD_FINISH_EOS);
+            assert_memory_equal(a->tokens[i], want, (size_t)a->n[i] * sizeof *want);
+        }
+        assert_true(!c.holds && !c.states);
+        hd_free(a);
+        c.fail_after = 7;
+        a = run_one(&b, r);
+        assert_true(a->n[0] == 7 && a->finish[0] == HD_FINISH_ERROR && strstr(a->error, "as asked for") && !c.holds && !c.states);
+        hd_free(a);
+    }
+    hd_tokenizer_free(t);
+}
+
 /* ---- logprobs of the prompt, embeddings, the cache ---- */
 
 static void test_prompt_logprobs(void **state)
@@ -436,7 +490,9 @@ static void test_prefix_at_once(void **state)
     bench_open(&b);
     for (int i = 0; i < 3; i++) submit(&b, plain(prompt, 100, 5), &a[i]);
     run_all(&b);
-    assert_true(a[1].cached >= 64 && a[2].cached >= 64);
+    assert_true(a[0].cached == 0 && a[1].cached == 96 && a[2].cached == 96);
+    for (int i = 1; i < 3; i++) check_same(&a[0], 0, &a[i], 0);
+    assert_int_equal(fake_runner_counts(b.r).tokens, 100 + 2 * 4 + 3 * 4);
     bench_close(&b);
     hd_free(a);
 }
@@ -800,7 +856,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams), cmocka_unit_test(test_endings),
-        cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
+        cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
         cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback), cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model), cmocka_unit_test(test_priority_order),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads), cmocka_unit_test(test_memory),

@@ -21,7 +21,8 @@
 #define DATA TEST_SOURCE_DIR "/tests/data/models/logits/"
 
 static const char *const fixtures[] = { "gpt2",         "gpt2-untied", "llama-grouped",  "llama3",
-                                        "llama-linear", "llama-yarn",  "mistral-window", "qwen2", "qwen3", "gemma3" };
+                                        "llama-linear", "llama-yarn",  "mistral-window", "qwen2", "qwen3", "gemma3",
+                                        "gemma2",       "gemma2-head", "phi3", "phi3-full",      "mistral", "smollm", "qwen2.5" };
 enum { FIXTURES = sizeof fixtures / sizeof *fixtures };
 
 static const char *fixture_path(const char *name)
@@ -82,6 +83,19 @@ static void test_config_fields(void **state)
     assert_int_equal(hd_lm_config_window(&c, 0), 5);
     c = load_config("qwen2");
     assert_true(c.qkv_bias && !c.o_bias && !c.mlp_bias && c.window == 0);
+    c = load_config("gemma2");
+    assert_true(c.attn_softcap == 2 && c.final_softcap == 25 && c.query_scalar == 12 && !c.qk_norm);
+    for (int i = 0; i < 4; i++) assert_int_equal(hd_lm_config_window(&c, i), i % 2 ? 0 : 5);
+    c = load_config("phi3");
+    assert_true(c.window == 7 && hd_lm_config_window(&c, 0) == 7 && !c.tie_embeddings && c.norm_eps == 1e-5 && c.n_eos == 1);
+    c = load_config("phi3-full");
+    assert_true(c.window == 0 && c.tie_embeddings);
+    c = load_config("mistral");
+    assert_true(c.window == 0 && c.head_dim == 12);
+    c = load_config("smollm");
+    assert_true(c.arch == HD_ARCH_LLAMA && c.tie_embeddings && c.heads == 9 && c.kv_heads == 3 && c.rope.theta == 1e5);
+    c = load_config("qwen2.5");
+    assert_true(c.qkv_bias && !c.tie_embeddings && c.window == 0);
 }
 
 /* The text of fixture `name` with the keys of `changes` put over it; a value of "DELETE" takes the key away. */
@@ -132,6 +146,10 @@ static void test_config_variants(void **state)
     assert_true(c.norm_eps == 0.25 && c.init_std == 0.5 && c.attn_dropout == 0.125 && c.max_positions == 99);
     c = parse_edited("gpt2", "{\"layer_norm_epsilon\": 0.25, \"embd_pdrop\": 0.5, \"resid_pdrop\": 0.75, \"scale_attn_weights\": false}");
     assert_true(c.norm_eps == 0.25 && c.embd_dropout == 0.5 && c.resid_dropout == 0.75 && !c.scale_attention);
+    c = parse_edited("gemma2", "{\"attn_logit_softcapping\": null, \"final_logit_softcapping\": \"DELETE\", \"sliding_window\": \"DELETE\"}");
+    assert_true(c.attn_softcap == 0 && c.final_softcap == 30 && c.window == 4096);
+    c = parse_edited("phi3", "{\"sliding_window\": \"DELETE\", \"resid_pdrop\": 0.25}");
+    assert_true(c.window == 0 && c.resid_dropout == 0.25);
     c = parse_edited("mistral-window", "{\"sliding_window\": null}");
     assert_int_equal(c.window, 0);
     c = parse_edited("mistral-window", "{\"sliding_window\": \"DELETE\"}");
@@ -190,6 +208,11 @@ static void test_config_bad(void **state)
         { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4,"
                    " \"layer_types\": [\"sliding_attention\", \"full_attention\", \"full_attention\"]}",
           "full attention behind layers with a sliding window" },
+        { "gemma2", "{\"attn_logit_softcapping\": -1}", "\"attn_logit_softcapping\" must be" },
+        { "gemma2", "{\"attn_logit_softcapping\": \"much\"}", "\"attn_logit_softcapping\" must be" },
+        { "phi3", "{\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": [2]}}", "type \"longrope\" is not supported" },
+        { "phi3", "{\"partial_rotary_factor\": 0.75}", "partial_rotary_factor" },
+        { "smollm", "{\"rope_interleaved\": true}", "\"rope_interleaved\" is not supported" },
         { "mistral-window", "{\"sliding_window\": -3}", "\"sliding_window\" must be" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -225,6 +248,8 @@ static void test_config_save(void **state)
         assert_true(c.qkv_bias == again.qkv_bias && c.o_bias == again.o_bias && c.mlp_bias == again.mlp_bias);
         assert_true(c.rope.kind == again.rope.kind && c.rope.theta == again.rope.theta && c.rope.factor == again.rope.factor);
         assert_true(c.rope.low_freq == again.rope.low_freq && c.rope.beta_slow == again.rope.beta_slow);
+        assert_true(c.window_period == again.window_period && c.query_scalar == again.query_scalar && c.local_theta == again.local_theta);
+        assert_true(c.attn_softcap == again.attn_softcap && c.final_softcap == again.final_softcap);
         assert_true(c.window == again.window && c.window_from == again.window_from && c.dtype == again.dtype && c.bos == again.bos);
         assert_string_equal(c.activation, again.activation);
         assert_true(c.embd_dropout == again.embd_dropout && c.scale_by_layer == again.scale_by_layer);

@@ -139,6 +139,8 @@ static void test_cache(void **state)
     expect_cached_equals_full("logits/qwen2");
     expect_cached_equals_full("logits/qwen3");
     expect_cached_equals_full("logits/gemma3");
+    expect_cached_equals_full("logits/gemma2");
+    expect_cached_equals_full("logits/phi3");
 }
 
 /* ---- training ---- */
@@ -276,9 +278,10 @@ static void test_materialised(void **state)
 {
     enum { MOST = 1 << 19 };
     static float fused[MOST], written[MOST];
-    static const char *const models[] = { "curve/gpt2", "curve/llama" };
+    static const char *const models[] = { "curve/gpt2", "curve/llama", "logits/gemma2" };
+    static const double within[] = { 1e-5, 1e-5, 5e-5 };
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         form_case f = { .model = models[i], .o = { .compute = HD_F32 }, .backend = "reference" };
         double a, b, worst = 0;
         int64_t n = one_step(&f, &a, fused, MOST);
@@ -287,13 +290,13 @@ static void test_materialised(void **state)
         assert_true(n > 1000);
         for (int64_t k = 0; k < n; k++)
             if (!(fabs((double)fused[k] - (double)written[k]) <= worst)) worst = fabs((double)fused[k] - (double)written[k]);
-        if (!(fabs(a - b) <= 1e-6 * fabs(a)) || !(worst <= 1e-5)) fail_msg("%s: loss %.9g fused, %.9g written out; parameters differ by %g", models[i], a, b, worst);
+        if (!(fabs(a - b) <= 1e-6 * fabs(a)) || !(worst <= within[i])) fail_msg("%s: loss %.9g fused, %.9g written out; parameters differ by %g", models[i], a, b, worst);
         f.attn_dropout = 0.5;
         one_step(&f, &b, written, MOST);
         if (!(fabs(a - b) > 1e-4)) fail_msg("%s: dropout of the weights changes nothing", models[i]);
         f = (form_case){ .model = models[i], .o = { .compute = HD_BF16, .half_stream = true, .attention = HD_ATTENTION_MATERIALISED }, .backend = "cpu" };
         one_step(&f, &b, written, MOST);
-        if (!(fabs(a - b) <= 0.05)) fail_msg("%s: loss %g in f32, %g with all in bf16", models[i], a, b);
+        if (!(fabs(a - b) <= 0.02 * a)) fail_msg("%s: loss %g in f32, %g with all in bf16", models[i], a, b);
     }
 }
 

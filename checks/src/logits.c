@@ -1,10 +1,12 @@
 /* logits.c: the measuring half of checks/logits: the logits of Hugging Face models against those that PyTorch computed in f32.
  *
- *   check_logits DIR...    each DIR a model with reference.safetensors (tests/make_model_fixtures.py)
+ *   check_logits [--f32] DIR[:GGUF]...    each DIR a model with reference.safetensors (tests/make_model_fixtures.py); GGUF: a file of the same model, to be
+ *                                         taken in its place. --f32: only what has a bound in f32, by the fast kernels
  *
  * f32: max |difference| <= 1e-4 x max |logit|. bf16: the same most likely token wherever the reference's two best are further apart than
  * 2 % of max |logit|. All sequences of a reference run as one row of tokens, told apart by segments. */
 #include "model_run.h"
+#include "models/gguf.h"
 
 #define F32_BOUND 1e-4
 #define BF16_GAP 0.02
@@ -98,11 +100,11 @@ static int64_t wrong_tokens(const reference *r, const hd_tensor *got, int64_t *c
     return wrong;
 }
 
-static int run(model_run *m, const hd_lm_config *c, const char *dir, const reference *r, const char *backend, hd_dtype dtype, hd_error *err)
+static int run(model_run *m, const hd_lm_config *c, const char *model, const reference *r, const char *backend, hd_dtype dtype, hd_error *err)
 {
     hd_lm_options o = { .mode = HD_LM_EVAL, .compute = dtype, .param = dtype, .tokens = r->rows, .logits = true };
     int rc = model_run_open(m, hd_lm_graph(c, &o, err), backend, 2, 1, err);
-    if (!rc) rc = hd_lm_weights_load(m->store, c, dir, err);
+    if (!rc) rc = hd_lm_weights_load(m->store, c, model, err);
     if (!rc) rc = model_run_set(m, "tokens", r->tokens, r->rows, err);
     if (!rc) rc = model_run_set(m, "positions", r->positions, r->rows, err);
     if (!rc) rc = model_run_set(m, "segments", r->segments, r->rows, err);
@@ -111,7 +113,8 @@ static int run(model_run *m, const hd_lm_config *c, const char *dir, const refer
     return rc ? rc : hd_exec_step(m->exec, NULL, err);
 }
 
-static int check(const char *dir, const char *backend, hd_dtype dtype, bool *pass, hd_error *err)
+/* model: the directory itself, or a GGUF file. */
+static int check(const char *dir, const char *model, const char *backend, hd_dtype dtype, bool *pass, hd_error *err)
 {
     hd_lm_config c;
     reference r = { 0 };
@@ -120,16 +123,16 @@ static int check(const char *dir, const char *backend, hd_dtype dtype, bool *pas
     char what[160];
     double start = hd_time();
     const char *name = strrchr(dir, '/') ? strrchr(dir, '/') + 1 : dir;
-    int rc = hd_lm_config_load(&c, dir, err);
+    int rc = hd_lm_config_open(&c, model, err);
     if (!rc) rc = reference_open(&r, dir, c.vocab, err);
-    if (!rc) rc = run(&m, &c, dir, &r, backend, dtype, err);
+    if (!rc) rc = run(&m, &c, model, &r, backend, dtype, err);
     if (!rc) rc = hd_exec_output(m.exec, "logits", &logits, err);
     if (!rc && dtype == HD_F32) {
-        snprintf(what, sizeof what, "%s %s f32: max |difference| / max |logit|", name, backend);
+        snprintf(what, sizeof what, "%.60s %s%s f32: max |difference| / max |logit|", name, model == dir ? "" : "GGUF ", backend);
         *pass = figure_at_most(what, worst_difference(&r, &logits) / largest(r.logits, r.rows * r.vocab), F32_BOUND);
     } else if (!rc) {
         int64_t clear, wrong = wrong_tokens(&r, &logits, &clear);
-        snprintf(what, sizeof what, "%s %s bf16: other tokens of %lld that are clear", name, backend, (long long)clear);
+        snprintf(what, sizeof what, "%.60s %s bf16: other tokens of %lld that are clear", name, backend, (long long)clear);
         *pass = figure_at_most(what, isfinite(worst_difference(&r, &logits)) && clear > 0 ? (double)wrong : INFINITY, 0);
     }
     if (rc) hd_error_context(err, "%s", dir);
@@ -146,14 +149,19 @@ int main(int argc, char **argv)
         hd_dtype dtype;
     } variants[] = { { "cpu", HD_F32 }, { "cpu", HD_BF16 }, { "reference", HD_F32 } };
     double start = hd_time();
-    int failed = argc < 2;
-    for (int i = 1; i < argc; i++)
-        for (size_t k = 0; k < sizeof variants / sizeof *variants; k++) {
+    bool f32 = argc > 1 && !strcmp(argv[1], "--f32");
+    int failed = argc < 2 + f32;
+    for (int i = 1 + f32; i < argc; i++)
+        for (size_t k = 0; k < (f32 ? 1 : sizeof variants / sizeof *variants); k++) {
             hd_error err = { 0 };
             bool pass = false;
-            if (check(argv[i], variants[k].backend, variants[k].dtype, &pass, &err)) printf("  %s FAIL\n", err.message);
+            char dir[4096];
+            snprintf(dir, sizeof dir, "%s", argv[i]);
+            char *colon = strchr(dir, ':');
+            if (colon) *colon = 0;
+            if (check(dir, colon ? colon + 1 : dir, variants[k].backend, variants[k].dtype, &pass, &err)) printf("  %s FAIL\n", err.message);
             failed += !pass;
         }
-    printf("logits: %s (%d models, %.1f s)\n", failed ? "FAIL" : "PASS", argc - 1, hd_time() - start);
+    printf("logits: %s (%d models, %.1f s)\n", failed ? "FAIL" : "PASS", argc - 1 - f32, hd_time() - start);
     return failed != 0;
 }

@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include "base/term.h"
 #include "cli/cli.h"
-#include "serve/chat.h"
+#include "data/chat_template.h"
 #include "serve/generator.h"
 #include "tensor/gguf.h"
 
@@ -95,33 +95,87 @@ static int read_input(hd_str *text, hd_error *err)
     return 0;
 }
 
-static int chat(hd_generator *g, const config *c, hd_error *err)
+/* A conversation in the terminal. */
+typedef struct talk {
+    hd_generator *g;
+    const config *c;
+    hd_chat_template *template;
+    json_t *messages;
+    hd_ids fed; /* what the cache holds, as far as its length goes */
+    hd_str answer;
+} talk;
+
+static int hear(void *arg, const char *text, size_t n)
+{
+    hd_str_add(&((talk *)arg)->answer, text, n);
+    return show(NULL, text, n);
+}
+
+static int add_message(talk *t, const char *role, const char *text, size_t n, hd_error *err)
+{
+    json_t *m = json_pack("{s:s, s:s%}", "role", role, "content", text, n);
+    return m && !json_array_append_new(t->messages, m) ? 0 : hd_fail(err, HD_EINVAL, "what was said is not UTF-8");
+}
+
+/* The whole conversation as ids, and of these how many the cache has: it keeps what begins the same, and the last one is fed in any case. */
+static int encode_talk(talk *t, hd_ids *ids, size_t *known, hd_error *err)
+{
+    hd_str text;
+    hd_str_init(&text);
+    int rc = hd_chat_template_render(t->template, t->messages, NULL, NULL, true, &text, err);
+    if (!rc) rc = hd_tokenizer_encode(t->g->files.tokenizer, text.data, text.len, false, ids, err);
+    if (!rc && !ids->len) rc = hd_fail(err, HD_EINVAL, "the chat template wrote nothing");
+    hd_str_free(&text);
+    *known = 0;
+    while (!rc && *known + 1 < ids->len && *known < (size_t)t->g->length && *known < t->fed.len && t->fed.data[*known] == ids->data[*known]) ++*known;
+    return rc;
+}
+
+static int answer_turn(talk *t, const char *line, size_t n, hd_error *err)
 {
     hd_ids ids = {0};
+    size_t known;
+    hd_generate_result result;
+    hd_generate_request r = make_request(t->c, &ids);
+    const char *stop = hd_chat_template_stop(t->template);
+    if (!r.n_stop && stop) r.stop = &stop, r.n_stop = 1;
+    r.text = hear;
+    r.arg = t;
+    interrupted = 0;
+    hd_str_clear(&t->answer);
+    int rc = add_message(t, "user", line, n, err);
+    if (!rc) rc = encode_talk(t, &ids, &known, err);
+    if (!rc) hd_generator_rewind(t->g, (int64_t)known);
+    size_t have = ids.len;
+    if (!rc) rc = hd_generate(t->g, ids.data + known, (int64_t)(have - known), &r, &result, err);
+    hd_ids_free(&t->fed);
+    t->fed = ids;
+    if (!rc) putchar('\n');
+    if (!rc) show_speed(t->c, &result);
+    return rc ? rc : add_message(t, "assistant", t->answer.data, t->answer.len, err);
+}
+
+static int chat(hd_generator *g, const config *c, const char *model, hd_error *err)
+{
+    talk t = {.g = g, .c = c, .template = hd_chat_template_open(model, g->files.tokenizer, err), .messages = json_array()};
     char *line = NULL;
     size_t cap = 0;
-    int rc = 0;
+    int rc = t.template ? 0 : err->code;
     bool terminal = isatty(0) && isatty(1);
-    const hd_chat_format *format = hd_chat_format_of(g->files.tokenizer);
-    if (terminal) hd_log("%s turns; an empty line or end of input leaves, Ctrl-C stops an answer", format->name);
+    hd_str_init(&t.answer);
+    if (terminal && !rc) hd_log("an empty line or end of input leaves, Ctrl-C stops an answer");
     while (!rc) {
         if (terminal) printf("> "), fflush(stdout);
         ssize_t n = getline(&line, &cap, stdin);
         if (n <= 0 || line[0] == '\n') break;
         while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
-        rc = hd_chat_add_turn(format, g->files.tokenizer, line, &ids, err);
-        hd_generate_request r = make_request(c, &ids);
-        if (!r.n_stop && format->stop) r.stop = &format->stop, r.n_stop = 1;
-        hd_generate_result result;
-        size_t have = ids.len;
-        interrupted = 0;
-        /* what the cache has is not fed again */
-        if (!rc) rc = hd_generate(g, ids.data + g->length, (int64_t)have - g->length, &r, &result, err);
-        if (!rc) putchar('\n');
-        if (!rc) show_speed(c, &result);
+        rc = answer_turn(&t, line, (size_t)n, err);
     }
     free(line);
-    hd_ids_free(&ids);
+    hd_ids_free(&t.fed);
+    hd_str_free(&t.answer);
+    json_decref(t.messages);
+    hd_chat_template_free(t.template);
     return rc;
 }
 
@@ -139,7 +193,7 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     hd_str_init(&text);
     bool talk = c->chat || (!c->prompt && isatty(0));
     if (!rc && talk) {
-        rc = chat(&g, c, err);
+        rc = chat(&g, c, words[0], err);
     } else if (!rc) {
         if (c->prompt) hd_str_puts(&text, c->prompt);
         else rc = read_input(&text, err);

@@ -245,7 +245,7 @@ static hd_j_val reals(hd_j_ctx *c, uint16_t op, double a, double b) {
 }
 
 hd_j_val hd_j_binary(hd_j_ctx *c, uint16_t op, hd_j_val a, hd_j_val b) {
-    if (op == '%' && a.kind == J_STR) return hd_j_percent(c, a, b.kind == J_TUPLE ? b.u.list->items : &b, b.kind == J_TUPLE ? b.u.list->n : 1, b.kind == J_LIST || b.kind == J_DICT);
+    if (op == '%' && a.kind == J_STR) return hd_j_percent(c, a, b.kind == J_TUPLE ? b.u.list->items : &b, b.kind == J_TUPLE ? b.u.list->n : 1, b.kind == J_LIST || b.kind == J_DICT || b.kind == J_UNDEF);
     if (hd_j_is_int(a) && hd_j_is_int(b)) return integers(c, op, a.u.i, b.u.i);
     if (hd_j_is_number(a) && hd_j_is_number(b)) return reals(c, op, hd_j_number(a), hd_j_number(b));
     if (op == '+' && a.kind == b.kind && (a.kind == J_STR || hd_j_is_seq(a))) return join(c, a, b);

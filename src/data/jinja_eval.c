@@ -93,7 +93,7 @@ static void unpack(hd_j_ctx *c, const hd_j_node *target, hd_j_val value) {
         hd_j_fail(c, "%zu values to unpack into %u names", items.u.list->n, target->n);
         return;
     }
-    for (uint32_t i = 0; i < target->n; i++) assign(c, target->items[i]->symbol, items.u.list->items[i]);
+    for (uint32_t i = 0; i < target->n; i++) unpack(c, target->items[i], items.u.list->items[i]);
 }
 
 /* ---- calls ---- */
@@ -396,7 +396,10 @@ static void set_to(hd_j_ctx *c, const hd_j_node *target, hd_j_val value) {
 }
 
 static hd_j_val held_text(hd_j_ctx *c, const hd_j_node *n) {
+    hd_j_scope *outer = push_scope(c, c->scope); /* what a block sets is its own */
+    if (!outer) return hd_j_undef("", 0);
     hd_j_val text = capture(c, n->b), before = c->held;
+    c->scope = outer;
     c->held = text;
     if (!c->rc) text = hd_j_eval(c, n->c);
     c->held = before;

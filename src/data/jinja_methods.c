@@ -65,7 +65,7 @@ static val split_space(ctx *c, val v, int64_t most) {
     while (v.n && hd_j_charge(c, 1)) {
         size_t i = 0;
         if (most-- == 0) {
-            hd_j_push(c, out, hd_j_strip(v, NULL, false, true));
+            hd_j_push(c, out, v);
             break;
         }
         while (i < v.n && !hd_j_space(v.u.s + i, v.n - i, &length)) i += hd_j_char_at(v.u.s + i, v.n - i, 1);
@@ -91,7 +91,7 @@ static val rsplit_space(ctx *c, val v, int64_t most) {
     while (v.n && hd_j_charge(c, 1)) {
         size_t i = v.n;
         if (most-- == 0) {
-            hd_j_push(c, out, hd_j_strip(v, NULL, true, false));
+            hd_j_push(c, out, v);
             break;
         }
         while (i && !hd_j_space_before(v.u.s, i, &length)) i--;

@@ -51,7 +51,7 @@ static hd_j_node *node(parser *p, hd_j_node_type type) {
 }
 
 static hd_j_node *node2(parser *p, hd_j_node_type type, hd_j_node *a, hd_j_node *b) {
-    hd_j_node *n = b ? node(p, type) : NULL;
+    hd_j_node *n = a && b ? node(p, type) : NULL;
     if (!n) return NULL;
     n->line = a->line;
     n->column = a->column;
@@ -500,7 +500,7 @@ static hd_j_node *parse_expression(parser *p) {
     hd_j_node *n = parse_or(p);
     while (n && skip_name(p, "if")) {
         hd_j_node *c = node2(p, N_COND, parse_or(p), n);
-        if (!c || !c->a) return NULL;
+        if (!c) return NULL;
         if (skip_name(p, "else") && !(c->c = parse_expression(p))) return NULL;
         n = c;
     }
@@ -553,18 +553,34 @@ static hd_j_node *parse_if(parser *p) {
     return take_nodes(p, &items, n, ok);
 }
 
-/* A name, names in brackets or not, or (set only) namespace.name. */
-static hd_j_node *parse_target(parser *p, bool attributes) {
-    if (attributes && p->t->type == T_NAME && is_op(p->t + 1, '.')) return parse_dot(p, name_node(p, N_NAME, false));
+static hd_j_node *parse_names(parser *p, bool brackets);
+
+/* A name, or names in brackets. */
+static hd_j_node *parse_target_one(parser *p) {
+    if (!skip_op(p, '(')) return name_node(p, N_NAME, true);
+    if (!enter(p)) return NULL;
+    hd_j_node *n = parse_names(p, true);
+    p->depth--;
+    return n && expect_op(p, ')') ? n : NULL;
+}
+
+static hd_j_node *parse_names(parser *p, bool brackets) {
     nodes items = {0};
-    bool brackets = skip_op(p, '(');
-    hd_j_node *first = name_node(p, N_NAME, true);
-    if (!first || (!brackets && !is_op(p->t, ','))) return first;
+    hd_j_node *first = parse_target_one(p);
+    if (!first || !is_op(p->t, ',')) return first;
     hd_j_node *n = node(p, N_TUPLE);
     bool ok = n && add_node(p, &items, first);
-    while (ok && skip_op(p, ',') && p->t->type == T_NAME) ok = add_node(p, &items, name_node(p, N_NAME, true));
-    ok = ok && (!brackets || expect_op(p, ')'));
+    while (ok && skip_op(p, ',') && (p->t->type == T_NAME || is_op(p->t, '('))) {
+        if (!brackets && is_name(p->t, "in")) break;
+        ok = add_node(p, &items, parse_target_one(p));
+    }
     return take_nodes(p, &items, n, ok);
+}
+
+/* One or several names to assign to, or (set only) namespace.name. */
+static hd_j_node *parse_target(parser *p, bool attributes) {
+    if (attributes && p->t->type == T_NAME && is_op(p->t + 1, '.')) return parse_dot(p, name_node(p, N_NAME, false));
+    return parse_names(p, false);
 }
 
 static hd_j_node *parse_for(parser *p) {
@@ -652,10 +668,11 @@ static hd_j_node *parse_jump(parser *p) {
     return n && expect_end(p) ? n : NULL;
 }
 
-/* Marks what the model itself said, for training: nothing to a rendering. */
+/* Marks what the model itself said, for training: to a rendering, a scope of its own. */
 static hd_j_node *parse_generation(parser *p) {
+    hd_j_node *n = node(p, N_WITH);
     p->t++;
-    return expect_end(p) ? parse_to(p, "endgeneration") : NULL;
+    return n && expect_end(p) && (n->b = parse_to(p, "endgeneration")) ? n : NULL;
 }
 
 static const struct { const char *name; hd_j_node *(*parse)(parser *p); } statements[] = {

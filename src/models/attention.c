@@ -116,7 +116,12 @@ static hd_value write_out(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_va
     int64_t rows = m->o->sequence ? m->o->sequence : m->o->tokens;
     heads h = { m->o->tokens / rows, rows, c->kv_heads, c->heads / c->kv_heads, c->head_dim };
     hd_masked_softmax_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = hd_lm_config_window(c, layer), .dtype = m->o->compute };
-    hd_value in[5] = { score(m, q, k, &h), m->positions, m->positions, m->segments, m->segments };
+    hd_value scores = score(m, q, k, &h);
+    if (c->attn_softcap > 0) {
+        scores = hd_lm_cap(m, "scores", scores, at.scale, c->attn_softcap);
+        at.scale = 1;
+    }
+    hd_value in[5] = { scores, m->positions, m->positions, m->segments, m->segments };
     hd_value w = hd_graph_node(m->g, "masked_softmax", "weights", &at, in, 5);
     return weigh(m, drop_weights(m, w), v, &h);
 }
@@ -128,7 +133,8 @@ static hd_value attend_blocks(hd_lm *m, int64_t layer, hd_value q, hd_value k, h
     hd_value kscale, vscale;
     k = keep_in_blocks(m, layer, "k", k, &kscale);
     v = keep_in_blocks(m, layer, "v", v, &vscale);
-    hd_paged_attrs at = { .scale = scale_of(m->c, layer), .window = hd_lm_config_window(m->c, layer), .block = m->o->block, .dtype = m->o->compute };
+    hd_paged_attrs at = { .scale = scale_of(m->c, layer), .softcap = m->c->attn_softcap, .window = hd_lm_config_window(m->c, layer),
+                          .block = m->o->block, .dtype = m->o->compute };
     hd_value in[8] = { q, k, v, m->positions, m->sequences, m->tables, kscale, vscale };
     return hd_graph_node(m->g, "paged_attention", "attention", &at, in, 8);
 }
@@ -146,7 +152,8 @@ hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_val
         kseg = m->context_segments;
     }
     int64_t window = hd_lm_config_window(c, layer);
-    hd_attention_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = window, .max_keys = max_keys(m, window), .dtype = m->o->compute };
+    hd_attention_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = window, .max_keys = max_keys(m, window),
+                              .softcap = c->attn_softcap, .dtype = m->o->compute };
     bool rows_of_sequences = m->o->mode != HD_LM_GENERATE && m->o->sequence > 0 && m->o->tokens % m->o->sequence == 0;
     if (rows_of_sequences) at.block = m->o->sequence;
     return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, kpos, m->segments, kseg }, 7);

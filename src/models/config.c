@@ -20,9 +20,11 @@ static const struct {
     [HD_ARCH_MISTRAL] = { "MistralForCausalLM", "mistral", HD_FAMILY_LLAMA },
     [HD_ARCH_QWEN2] = { "Qwen2ForCausalLM", "qwen2", HD_FAMILY_LLAMA },
     [HD_ARCH_QWEN3] = { "Qwen3ForCausalLM", "qwen3", HD_FAMILY_LLAMA },
+    [HD_ARCH_PHI3] = { "Phi3ForCausalLM", "phi3", HD_FAMILY_LLAMA },
+    [HD_ARCH_GEMMA2] = { "Gemma2ForCausalLM", "gemma2", HD_FAMILY_GEMMA },
     [HD_ARCH_GEMMA3] = { "Gemma3ForCausalLM", "gemma3_text", HD_FAMILY_GEMMA },
 };
-#define KNOWN "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma3ForCausalLM"
+#define KNOWN "GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
 
 const char *hd_architecture_name(hd_architecture a) { return architectures[a].name; }
 const char *hd_architecture_type(hd_architecture a) { return architectures[a].type; }
@@ -50,13 +52,14 @@ static const char *const rope_names[HD_ROPE_COUNT] = { "default", "linear", "lla
 
 /* ---- fields that are read, checked and written alike ---- */
 
-typedef enum field_kind { FIELD_INT, FIELD_NUMBER, FIELD_BOOL } field_kind;
+typedef enum field_kind { FIELD_INT, FIELD_NUMBER, FIELD_BOOL, FIELD_CAP /* a number, or null for 0: none */ } field_kind;
 typedef struct field {
     const char *key;
     field_kind kind;
     bool needed;
     size_t offset;
     double lo, hi;
+    unsigned archs; /* that have it */
 } field;
 
 /* Bounds far above any model in use, and low enough that products of four of them stay below 2^63. */
@@ -67,64 +70,46 @@ typedef struct field {
 #define MAX_POSITIONS 0x1p27
 #define AT(member) offsetof(hd_lm_config, member)
 
-static const field gpt2_fields[] = {
-    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB },
-    { "n_positions", FIELD_INT, true, AT(max_positions), 1, MAX_POSITIONS },
-    { "n_embd", FIELD_INT, true, AT(width), 1, MAX_WIDTH },
-    { "n_layer", FIELD_INT, true, AT(layers), 1, MAX_LAYERS },
-    { "n_head", FIELD_INT, true, AT(heads), 1, MAX_HEADS },
-    { "n_inner", FIELD_INT, false, AT(mlp_width), 1, 4 * MAX_WIDTH },
-    { "layer_norm_epsilon", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1 },
-    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100 },
-    { "embd_pdrop", FIELD_NUMBER, false, AT(embd_dropout), 0, 0.99 },
-    { "resid_pdrop", FIELD_NUMBER, false, AT(resid_dropout), 0, 0.99 },
-    { "attn_pdrop", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99 },
-    { "scale_attn_weights", FIELD_BOOL, false, AT(scale_attention), 0, 1 },
-    { "scale_attn_by_inverse_layer_idx", FIELD_BOOL, false, AT(scale_by_layer), 0, 1 },
-    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1 },
-    { 0 },
+enum {
+    ANY = (1 << HD_ARCH_COUNT) - 1, GPT2 = 1 << HD_ARCH_GPT2, PHI3 = 1 << HD_ARCH_PHI3, GEMMA2 = 1 << HD_ARCH_GEMMA2, GEMMA3 = 1 << HD_ARCH_GEMMA3,
+    GEMMA = GEMMA2 | GEMMA3, ROTARY = ANY & ~GPT2,
 };
 
-static const field llama_fields[] = {
-    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB },
-    { "max_position_embeddings", FIELD_INT, false, AT(max_positions), 1, MAX_POSITIONS },
-    { "hidden_size", FIELD_INT, true, AT(width), 1, MAX_WIDTH },
-    { "num_hidden_layers", FIELD_INT, true, AT(layers), 1, MAX_LAYERS },
-    { "num_attention_heads", FIELD_INT, true, AT(heads), 1, MAX_HEADS },
-    { "num_key_value_heads", FIELD_INT, false, AT(kv_heads), 1, MAX_HEADS },
-    { "head_dim", FIELD_INT, false, AT(head_dim), 2, 4096 },
-    { "intermediate_size", FIELD_INT, true, AT(mlp_width), 1, 4 * MAX_WIDTH },
-    { "rms_norm_eps", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1 },
-    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100 },
-    { "rope_theta", FIELD_NUMBER, false, AT(rope.theta), 1.0001, 1e12 },
-    { "attention_dropout", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99 },
-    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1 },
-    { 0 },
+static const field fields[] = {
+    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB, ANY },
+    { "n_positions", FIELD_INT, true, AT(max_positions), 1, MAX_POSITIONS, GPT2 },
+    { "n_embd", FIELD_INT, true, AT(width), 1, MAX_WIDTH, GPT2 },
+    { "n_layer", FIELD_INT, true, AT(layers), 1, MAX_LAYERS, GPT2 },
+    { "n_head", FIELD_INT, true, AT(heads), 1, MAX_HEADS, GPT2 },
+    { "n_inner", FIELD_INT, false, AT(mlp_width), 1, 4 * MAX_WIDTH, GPT2 },
+    { "layer_norm_epsilon", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1, GPT2 },
+    { "max_position_embeddings", FIELD_INT, false, AT(max_positions), 1, MAX_POSITIONS, ROTARY },
+    { "hidden_size", FIELD_INT, true, AT(width), 1, MAX_WIDTH, ROTARY },
+    { "num_hidden_layers", FIELD_INT, true, AT(layers), 1, MAX_LAYERS, ROTARY },
+    { "num_attention_heads", FIELD_INT, true, AT(heads), 1, MAX_HEADS, ROTARY },
+    { "num_key_value_heads", FIELD_INT, false, AT(kv_heads), 1, MAX_HEADS, ROTARY },
+    { "head_dim", FIELD_INT, false, AT(head_dim), 2, 4096, ROTARY },
+    { "intermediate_size", FIELD_INT, true, AT(mlp_width), 1, 4 * MAX_WIDTH, ROTARY },
+    { "rms_norm_eps", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1, ROTARY },
+    { "rope_theta", FIELD_NUMBER, false, AT(rope.theta), 1.0001, 1e12, ROTARY },
+    { "attention_dropout", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99, ROTARY },
+    { "rope_local_base_freq", FIELD_NUMBER, false, AT(local_theta), 1.0001, 1e12, GEMMA3 },
+    { "query_pre_attn_scalar", FIELD_NUMBER, false, AT(query_scalar), 0, 1e6, GEMMA },
+    { "attn_logit_softcapping", FIELD_CAP, false, AT(attn_softcap), 0, 1e6, GEMMA2 },
+    { "final_logit_softcapping", FIELD_CAP, false, AT(final_softcap), 0, 1e6, GEMMA2 },
+    { "sliding_window", FIELD_INT, false, AT(window), 0, 0x1p40, GEMMA },
+    { "sliding_window_pattern", FIELD_INT, false, AT(window_period), 0, MAX_LAYERS, GEMMA3 },
+    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100, ANY },
+    { "embd_pdrop", FIELD_NUMBER, false, AT(embd_dropout), 0, 0.99, GPT2 | PHI3 },
+    { "resid_pdrop", FIELD_NUMBER, false, AT(resid_dropout), 0, 0.99, GPT2 | PHI3 },
+    { "attn_pdrop", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99, GPT2 },
+    { "scale_attn_weights", FIELD_BOOL, false, AT(scale_attention), 0, 1, GPT2 },
+    { "scale_attn_by_inverse_layer_idx", FIELD_BOOL, false, AT(scale_by_layer), 0, 1, GPT2 },
+    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1, ANY },
 };
+enum { FIELDS = sizeof fields / sizeof *fields };
 
-static const field gemma_fields[] = {
-    { "vocab_size", FIELD_INT, true, AT(vocab), 1, MAX_VOCAB },
-    { "max_position_embeddings", FIELD_INT, false, AT(max_positions), 1, MAX_POSITIONS },
-    { "hidden_size", FIELD_INT, true, AT(width), 1, MAX_WIDTH },
-    { "num_hidden_layers", FIELD_INT, true, AT(layers), 1, MAX_LAYERS },
-    { "num_attention_heads", FIELD_INT, true, AT(heads), 1, MAX_HEADS },
-    { "num_key_value_heads", FIELD_INT, false, AT(kv_heads), 1, MAX_HEADS },
-    { "head_dim", FIELD_INT, false, AT(head_dim), 2, 4096 },
-    { "intermediate_size", FIELD_INT, true, AT(mlp_width), 1, 4 * MAX_WIDTH },
-    { "rms_norm_eps", FIELD_NUMBER, false, AT(norm_eps), 1e-20, 1 },
-    { "initializer_range", FIELD_NUMBER, false, AT(init_std), 0, 100 },
-    { "rope_theta", FIELD_NUMBER, false, AT(rope.theta), 1.0001, 1e12 },
-    { "rope_local_base_freq", FIELD_NUMBER, false, AT(local_theta), 1.0001, 1e12 },
-    { "query_pre_attn_scalar", FIELD_NUMBER, false, AT(query_scalar), 0, 1e6 },
-    { "sliding_window", FIELD_INT, false, AT(window), 0, 0x1p40 },
-    { "sliding_window_pattern", FIELD_INT, false, AT(window_period), 0, MAX_LAYERS },
-    { "attention_dropout", FIELD_NUMBER, false, AT(attn_dropout), 0, 0.99 },
-    { "tie_word_embeddings", FIELD_BOOL, false, AT(tie_embeddings), 0, 1 },
-    { 0 },
-};
-
-static const field *const fields_of[HD_FAMILY_COUNT] = {
-    [HD_FAMILY_GPT2] = gpt2_fields, [HD_FAMILY_LLAMA] = llama_fields, [HD_FAMILY_GEMMA] = gemma_fields };
+static bool has_field(const hd_lm_config *c, const field *f) { return f->archs >> c->arch & 1; }
 
 static int read_field(const json_t *j, const field *f, hd_lm_config *c, const char *name, hd_error *err)
 {
@@ -133,8 +118,10 @@ static int read_field(const json_t *j, const field *f, hd_lm_config *c, const ch
         int rc = hd_json_need(j, f->key, name, err);
         if (rc) return rc;
     }
+    if (f->kind == FIELD_CAP && json_is_null(json_object_get(j, f->key))) *(double *)at = 0;
     switch (f->kind) {
     case FIELD_INT: return hd_json_int(j, f->key, (int64_t)f->lo, (int64_t)f->hi, at, name, err);
+    case FIELD_CAP:
     case FIELD_NUMBER: return hd_json_number(j, f->key, f->lo, f->hi, at, name, err);
     case FIELD_BOOL: return hd_json_bool(j, f->key, at, name, err);
     }
@@ -148,6 +135,7 @@ static json_t *write_field(const hd_lm_config *c, const field *f)
     case FIELD_INT: return json_integer(*(const int64_t *)at);
     case FIELD_NUMBER: return json_real(*(const double *)at);
     case FIELD_BOOL: return json_boolean(*(const bool *)at);
+    case FIELD_CAP: return *(const double *)at > 0 ? json_real(*(const double *)at) : json_null();
     }
     return NULL;
 }
@@ -156,14 +144,17 @@ static json_t *write_field(const hd_lm_config *c, const field *f)
 
 static void preset_gemma(hd_lm_config *c)
 {
+    bool second = c->arch == HD_ARCH_GEMMA2;
     c->head_dim = 256;
-    c->max_positions = 131072;
+    c->max_positions = second ? 8192 : 131072;
     c->tie_embeddings = true;
-    c->rope.theta = 1e6;
+    c->rope.theta = second ? 1e4 : 1e6;
     c->local_theta = 1e4;
     c->query_scalar = 256;
+    c->attn_softcap = second ? 50 : 0;
+    c->final_softcap = second ? 30 : 0;
     c->window = 4096;
-    c->window_period = 6;
+    c->window_period = second ? 2 : 6;
     c->bos = 2;
     c->eos[c->n_eos++] = 1;
     c->activation_op = HD_EW_GELU_TANH;
@@ -184,10 +175,11 @@ void hd_lm_config_preset(hd_lm_config *c, hd_architecture arch)
     if (gpt2) c->embd_dropout = c->resid_dropout = c->attn_dropout = 0.1;
     c->qk_norm = arch == HD_ARCH_QWEN3 || arch == HD_ARCH_GEMMA3;
     if (arch == HD_ARCH_QWEN3) c->head_dim = 128, c->max_positions = 32768;
-    if (arch == HD_ARCH_GEMMA3) preset_gemma(c);
-    if (arch == HD_ARCH_LLAMA || arch == HD_ARCH_MISTRAL) {
+    if (c->family == HD_FAMILY_GEMMA) preset_gemma(c);
+    if (arch == HD_ARCH_PHI3) c->max_positions = 4096, c->norm_eps = 1e-5;
+    if (arch == HD_ARCH_LLAMA || arch == HD_ARCH_MISTRAL || arch == HD_ARCH_PHI3) {
         c->bos = 1;
-        c->eos[c->n_eos++] = 2;
+        c->eos[c->n_eos++] = arch == HD_ARCH_PHI3 ? 32000 : 2;
     }
 }
 
@@ -360,7 +352,7 @@ static int read_layer_types(const json_t *j, hd_lm_config *c, const char *name, 
     return HD_OK;
 }
 
-/* Gemma 3's layer_types must be a period: so many layers with the window, then one without. */
+/* Gemma's layer_types must be a period: so many layers with the window, then one without. */
 static int read_pattern(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
 {
     const json_t *list = json_object_get(j, "layer_types");
@@ -385,15 +377,15 @@ static int read_window(const json_t *j, hd_lm_config *c, const char *name, hd_er
 {
     if (c->arch == HD_ARCH_LLAMA) return HD_OK;
     if (c->family == HD_FAMILY_GEMMA) return read_pattern(j, c, name, err);
-    bool use = c->arch == HD_ARCH_MISTRAL;
-    int64_t window = 4096; /* what transformers takes when the key is missing; null means none */
+    bool use = c->arch == HD_ARCH_MISTRAL || c->arch == HD_ARCH_PHI3, always = use;
+    int64_t window = c->arch == HD_ARCH_PHI3 ? 0 : 4096; /* what transformers takes when the key is missing; null means none */
     const json_t *v = json_object_get(j, "sliding_window");
     if (v && json_is_null(v)) window = 0;
     int rc = hd_json_int(j, "sliding_window", 0, (int64_t)1 << 40, &window, name, err);
-    if (!rc && c->arch != HD_ARCH_MISTRAL) rc = hd_json_bool(j, "use_sliding_window", &use, name, err);
+    if (!rc && !always) rc = hd_json_bool(j, "use_sliding_window", &use, name, err);
     if (rc || !use || !window) return rc;
     c->window = window;
-    if (c->arch == HD_ARCH_MISTRAL) return HD_OK;
+    if (always) return HD_OK;
     c->window_from = 28;
     rc = hd_json_int(j, "max_window_layers", 0, INT32_MAX, &c->window_from, name, err);
     return rc ? rc : read_layer_types(j, c, name, err);
@@ -401,21 +393,22 @@ static int read_window(const json_t *j, hd_lm_config *c, const char *name, hd_er
 
 static int read_biases(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
 {
-    if (c->arch != HD_ARCH_LLAMA && c->arch != HD_ARCH_QWEN3 && c->arch != HD_ARCH_GEMMA3) return HD_OK;
+    if (c->arch != HD_ARCH_LLAMA && c->arch != HD_ARCH_QWEN3 && c->family != HD_FAMILY_GEMMA) return HD_OK;
     int rc = hd_json_bool(j, "attention_bias", &c->qkv_bias, name, err);
     c->o_bias = c->qkv_bias;
     if (rc || c->arch == HD_ARCH_LLAMA) return rc ? rc : hd_json_bool(j, "mlp_bias", &c->mlp_bias, name, err);
-    return c->qkv_bias && c->arch == HD_ARCH_GEMMA3 ? hd_fail(err, HD_EUNSUPPORTED, "%s: \"attention_bias\" is not supported", name) : HD_OK;
+    return c->qkv_bias && c->family == HD_FAMILY_GEMMA ? hd_fail(err, HD_EUNSUPPORTED, "%s: \"attention_bias\" is not supported", name) : HD_OK;
 }
 
 /* Keys that change what a model computes in ways that nothing here does. */
-static int refuse_unknown(const json_t *j, const char *name, hd_error *err)
+static int refuse_unknown(const json_t *j, const hd_lm_config *c, const char *name, hd_error *err)
 {
     static const char *const refused[] = { "quantization_config", "add_cross_attention", "is_encoder_decoder", "attn_logit_softcapping",
-                                            "final_logit_softcapping", "use_bidirectional_attention" };
+                                            "final_logit_softcapping", "use_bidirectional_attention", "rope_interleaved" };
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const json_t *v = json_object_get(j, refused[i]);
-        if (v && !json_is_null(v) && !json_is_false(v))
+        bool known = c->arch == HD_ARCH_GEMMA2 && strstr(refused[i], "softcapping");
+        if (v && !known && !json_is_null(v) && !json_is_false(v))
             return hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", name, refused[i]);
     }
     double rotary = 1;
@@ -434,8 +427,9 @@ static int read_object(const json_t *j, hd_lm_config *out, const char *name, hd_
     int rc = read_architecture(j, &arch, name, err);
     if (rc) return rc;
     hd_lm_config_preset(&c, arch);
-    for (const field *f = fields_of[c.family]; !rc && f->key; f++) rc = read_field(j, f, &c, name, err);
-    if (!rc) rc = refuse_unknown(j, name, err);
+    for (int i = 0; !rc && i < FIELDS; i++)
+        if (has_field(&c, &fields[i])) rc = read_field(j, &fields[i], &c, name, err);
+    if (!rc) rc = refuse_unknown(j, &c, name, err);
     if (!rc) rc = read_activation(j, &c, name, err);
     if (!rc) rc = read_dtype(j, &c, name, err);
     if (!rc && c.family != HD_FAMILY_GPT2) {
@@ -525,7 +519,8 @@ static int complete(hd_lm_config *c, const char *name, hd_error *err)
 int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
 {
     int rc = complete(c, name, err);
-    for (const field *f = fields_of[c->family]; !rc && f->key; f++) rc = check_field(c, f, name, err);
+    for (int i = 0; !rc && i < FIELDS; i++)
+        if (has_field(c, &fields[i])) rc = check_field(c, &fields[i], name, err);
     if (rc) return rc;
     if (c->heads % c->kv_heads)
         return hd_fail(err, HD_EFORMAT, "%s: %lld key/value heads do not divide %lld heads", name, (long long)c->kv_heads,
@@ -602,7 +597,7 @@ static void put_llama(json_t *j, const hd_lm_config *c, bool *failed)
 {
     put(j, activation_keys[c->family], json_string(c->activation), failed);
     put(j, "rope_scaling", rope_object(&c->rope, failed), failed);
-    if (c->arch == HD_ARCH_GEMMA3) {
+    if (c->family == HD_FAMILY_GEMMA) {
         put(j, "attention_bias", json_false(), failed);
         put_layer_types(j, c, failed);
         return;
@@ -613,7 +608,8 @@ static void put_llama(json_t *j, const hd_lm_config *c, bool *failed)
         return;
     }
     put(j, "sliding_window", c->window ? json_integer(c->window) : json_null(), failed);
-    if (c->arch == HD_ARCH_MISTRAL) return;
+    if (c->arch == HD_ARCH_PHI3) put(j, "pad_token_id", json_null(), failed); /* its default may lie beyond the vocabulary */
+    if (c->arch == HD_ARCH_MISTRAL || c->arch == HD_ARCH_PHI3) return;
     put(j, "use_sliding_window", json_boolean(c->window > 0), failed);
     put(j, "max_window_layers", json_integer(c->window ? c->window_from : c->layers), failed);
 }
@@ -625,7 +621,8 @@ static json_t *config_object(const hd_lm_config *c, bool *failed)
     json_t *j = json_object();
     put(j, "architectures", json_pack("[s]", architectures[c->arch].name), failed);
     put(j, "model_type", json_string(architectures[c->arch].type), failed);
-    for (const field *f = fields_of[c->family]; f->key; f++) {
+    for (const field *f = fields; f < fields + FIELDS; f++) {
+        if (!has_field(c, f)) continue;
         /* head_dim is written only where it isn't the quotient: transformers' Qwen2 has no such key. */
         bool always = c->arch == HD_ARCH_QWEN3 || c->family == HD_FAMILY_GEMMA; /* their default is another */
         if (!strcmp(f->key, "head_dim") && !always && c->head_dim * c->heads == c->width) continue;

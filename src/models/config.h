@@ -10,9 +10,10 @@
 
 typedef enum hd_family { HD_FAMILY_GPT2, HD_FAMILY_LLAMA, HD_FAMILY_GEMMA, HD_FAMILY_COUNT } hd_family;
 
-/* What config.json calls the model. Llama, Mistral, Qwen 2 and Qwen 3 are one family that differs in defaults, biases, windows and query/key norms. */
+/* What config.json calls the model. Llama, Mistral, Qwen 2, Qwen 3 and Phi-3 are one family that differs in defaults, biases, windows and query/key norms;
+ * Gemma 2 and 3 another. */
 typedef enum hd_architecture {
-    HD_ARCH_GPT2, HD_ARCH_LLAMA, HD_ARCH_MISTRAL, HD_ARCH_QWEN2, HD_ARCH_QWEN3, HD_ARCH_GEMMA3, HD_ARCH_COUNT
+    HD_ARCH_GPT2, HD_ARCH_LLAMA, HD_ARCH_MISTRAL, HD_ARCH_QWEN2, HD_ARCH_QWEN3, HD_ARCH_PHI3, HD_ARCH_GEMMA2, HD_ARCH_GEMMA3, HD_ARCH_COUNT
 } hd_architecture;
 
 /* How rotary frequencies are stretched beyond the length a model was trained on. */
@@ -42,12 +43,13 @@ typedef struct hd_lm_config {
     bool qkv_bias, o_bias, mlp_bias;
     bool qk_norm;                 /* RMS norms of each head's query and key before they are rotated */
     hd_rope_config rope;          /* Llama and Gemma families */
-    double local_theta;           /* Gemma: base of the layers with the window, which are not stretched */
+    double local_theta;           /* Gemma 3: base of the layers with the window, which are not stretched */
     double query_scalar;          /* Gemma: scores are divided by its root; 0: head_dim */
+    double attn_softcap, final_softcap; /* Gemma 2: scores and logits become cap * tanh(x / cap); 0: as they are */
     int64_t window;               /* keys that a query sees, itself included; 0: all before it */
     int64_t window_from;          /* first layer with the window */
     int64_t window_period;        /* every so many layers one sees everything; 0: none does */
-    double embd_dropout, resid_dropout; /* GPT-2 */
+    double embd_dropout, resid_dropout; /* GPT-2, Phi-3 */
     double attn_dropout;          /* kept for writing back; attention weights are never dropped (see hd_lm_config_note) */
     bool scale_attention, scale_by_layer; /* GPT-2: divide scores by sqrt(head_dim); and by the layer's number from 1 */
     int64_t bos;                  /* -1: none */

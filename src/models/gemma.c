@@ -1,5 +1,6 @@
-/* gemma.c: Gemma 3 (Gemma Team 2025): the Llama line's sublayers between two RMS norms each, whose weights are relative to one; norms of each head's query
- * and key; embeddings times sqrt(width); and, of every so many layers, one that sees everything, the others a window, with rotary bases of their own. */
+/* gemma.c: Gemma 2 (Gemma Team 2024) and 3 (Gemma Team 2025): the Llama line's sublayers between two RMS norms each, whose weights are relative to one;
+ * embeddings times sqrt(width); and, of every so many layers, one that sees everything, the others a window. Gemma 2 caps scores and logits; Gemma 3 norms
+ * each head's query and key, and its layers with the window have a rotary base of their own. */
 #include <math.h>
 
 #include "models/lm_int.h"
@@ -17,7 +18,7 @@ hd_value hd_gemma_build(hd_lm *m)
     const hd_lm_config *c = m->c;
     hd_value x = hd_lm_embed(m);
     m->stream = hd_elementwise(m->g, "embed.scaled", HD_EW_SCALE, x, HD_NONE, HD_NONE, sqrt((double)c->width));
-    hd_lm_rotary whole = hd_lm_declare_rotary(m, "rope", c), local = declare_local(m);
+    hd_lm_rotary whole = hd_lm_declare_rotary(m, "rope", c), local = c->arch == HD_ARCH_GEMMA3 ? declare_local(m) : whole;
     hd_graph_push(m->g, "layers");
     for (int64_t i = 0; i < c->layers; i++) {
         hd_graph_push(m->g, "%lld", (long long)i);

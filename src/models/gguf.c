@@ -19,17 +19,21 @@ static const struct {
 } architectures[] = {
     {"gpt2", HD_ARCH_GPT2},   {"llama", HD_ARCH_LLAMA}, {"llama", HD_ARCH_MISTRAL},
     {"qwen2", HD_ARCH_QWEN2}, {"qwen3", HD_ARCH_QWEN3}, {"gemma3", HD_ARCH_GEMMA3},
+    {"gemma2", HD_ARCH_GEMMA2}, {"phi3", HD_ARCH_PHI3},
 };
 enum { ARCHITECTURES = sizeof architectures / sizeof *architectures };
 
-enum { GPT2 = 1 << HD_FAMILY_GPT2, LLAMA = 1 << HD_FAMILY_LLAMA, GEMMA = 1 << HD_FAMILY_GEMMA, ANY = GPT2 | LLAMA | GEMMA };
+enum {
+    ANY = (1 << HD_ARCH_COUNT) - 1, GPT2 = 1 << HD_ARCH_GPT2, PHI3 = 1 << HD_ARCH_PHI3, GEMMA2 = 1 << HD_ARCH_GEMMA2, GEMMA3 = 1 << HD_ARCH_GEMMA3,
+    ROTARY = ANY & ~GPT2,
+};
 
 /* Keys behind "<architecture>.". Bounds: those of config.c, which checks again; low ones here keep nonsense out of products. */
 typedef struct key {
     const char *name;
     size_t at;
     bool real, needed;
-    int families; /* that have it */
+    int archs; /* that have it */
     double lo, hi;
 } key;
 
@@ -40,14 +44,16 @@ static const key keys[] = {
     {"block_count", AT(layers), false, true, ANY, 1, 2048},
     {"feed_forward_length", AT(mlp_width), false, true, ANY, 1, 0x1p20},
     {"attention.head_count", AT(heads), false, true, ANY, 1, 4096},
-    {"attention.head_count_kv", AT(kv_heads), false, false, LLAMA | GEMMA, 1, 4096},
-    {"attention.key_length", AT(head_dim), false, false, LLAMA | GEMMA, 2, 4096},
+    {"attention.head_count_kv", AT(kv_heads), false, false, ROTARY, 1, 4096},
+    {"attention.key_length", AT(head_dim), false, false, ROTARY, 2, 4096},
     {"attention.layer_norm_epsilon", AT(norm_eps), true, true, GPT2, 1e-20, 1},
-    {"attention.layer_norm_rms_epsilon", AT(norm_eps), true, true, LLAMA | GEMMA, 1e-20, 1},
-    {"rope.freq_base", AT(rope.theta), true, false, LLAMA | GEMMA, 1.0001, 1e12},
-    {"rope.freq_base_swa", AT(local_theta), true, false, GEMMA, 1.0001, 1e12},
-    {"attention.sliding_window", AT(window), false, false, GEMMA, 0, 0x1p30},
-    {"attention.sliding_window_pattern", AT(window_period), false, false, GEMMA, 0, 2048},
+    {"attention.layer_norm_rms_epsilon", AT(norm_eps), true, true, ROTARY, 1e-20, 1},
+    {"rope.freq_base", AT(rope.theta), true, false, ROTARY, 1.0001, 1e12},
+    {"rope.freq_base_swa", AT(local_theta), true, false, GEMMA3, 1.0001, 1e12},
+    {"attention.sliding_window", AT(window), false, false, GEMMA2 | GEMMA3 | PHI3, 0, 0x1p30},
+    {"attention.sliding_window_pattern", AT(window_period), false, false, GEMMA3, 0, 2048},
+    {"attn_logit_softcapping", AT(attn_softcap), true, false, GEMMA2, 0, 1e6},
+    {"final_logit_softcapping", AT(final_softcap), true, false, GEMMA2, 0, 1e6},
 };
 enum { KEYS = sizeof keys / sizeof *keys };
 
@@ -91,7 +97,7 @@ static int read_architecture(const hd_gguf *g, const char **name, hd_architectur
     if (rc) return rc;
     for (int i = 0; i < ARCHITECTURES; i++)
         if (!strcmp(*name, architectures[i].name)) return *arch = architectures[i].arch, 0;
-    return hd_fail(err, HD_EUNSUPPORTED, "%s: architecture \"%.80s\" is not supported (gpt2, llama, qwen2, qwen3 and gemma3 are)", g->path, *name);
+    return hd_fail(err, HD_EUNSUPPORTED, "%s: architecture \"%.80s\" is not supported (gpt2, llama, qwen2, qwen3, gemma2, gemma3 and phi3 are)", g->path, *name);
 }
 
 static bool has_tensor(const hd_gguf *g, const char *name) { return hd_gguf_find(g, name); }
@@ -114,6 +120,8 @@ static int read_tensors(hd_lm_config *c, const hd_gguf *g, hd_error *err)
 static int read_factors(hd_lm_config *c, const hd_gguf *g, hd_error *err)
 {
     const hd_weight *w = hd_gguf_find(g, "rope_freqs.weight");
+    if (has_tensor(g, "rope_factors_long.weight"))
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: rotary factors for short and long texts (rope_factors_long.weight) are not supported", g->path);
     if (!w) return 0;
     int64_t n = c->head_dim ? c->head_dim / 2 : c->heads ? c->width / c->heads / 2 : 0;
     if (w->quant || w->dtype != HD_F32 || w->rank != 1 || w->dim[0] != n || n > HD_MAX_ROPE_FACTORS)
@@ -159,6 +167,7 @@ static int refuse_unknown(const hd_lm_config *c, const hd_gguf *g, const char *a
     double v = 0;
     int rc = 0;
     for (size_t i = 0; i < sizeof zero / sizeof *zero && !rc; i++) {
+        if (c->arch == HD_ARCH_GEMMA2 && strstr(zero[i], "softcapping")) continue;
         full_key(name, sizeof name, arch, zero[i]);
         v = 0;
         rc = hd_gguf_real(g, name, -1e30, 1e30, &v, err);
@@ -213,11 +222,10 @@ static int read_ids(hd_lm_config *c, const hd_gguf *g, hd_error *err)
     return rc ? rc : add_turn_ends(c, g, err);
 }
 
-/* llama.cpp knows by the count of layers that Gemma 3 27B scales otherwise. */
-static void set_gemma(hd_lm_config *c)
+/* llama.cpp knows by the count of layers that Gemma 2 27B and Gemma 3 27B scale otherwise. 0: by the width of a head. */
+static double known_scalar(const hd_lm_config *c)
 {
-    c->query_scalar = 0;
-    if (c->layers == 62 && c->heads) c->query_scalar = (double)(c->width / c->heads);
+    return c->layers == (c->arch == HD_ARCH_GEMMA2 ? 46 : 62) && c->heads ? (double)(c->width / c->heads) : 0;
 }
 
 int hd_lm_gguf_config(hd_lm_config *out, const hd_gguf *g, hd_error *err)
@@ -236,11 +244,11 @@ int hd_lm_gguf_config(hd_lm_config *out, const hd_gguf *g, hd_error *err)
     c.head_dim = c.kv_heads = 0;
     if (arch == HD_ARCH_GEMMA3) c.window = 0;
     for (int i = 0; i < KEYS && !rc; i++)
-        if (keys[i].families >> c.family & 1) rc = read_key(&c, g, name, &keys[i], err);
+        if (keys[i].archs >> c.arch & 1) rc = read_key(&c, g, name, &keys[i], err);
     if (!rc) rc = read_tensors(&c, g, err);
     if (!rc && c.family != HD_FAMILY_GPT2) rc = read_rope(&c, g, name, err);
     if (!rc) rc = read_ids(&c, g, err);
-    if (!rc && arch == HD_ARCH_GEMMA3) set_gemma(&c);
+    if (!rc && c.family == HD_FAMILY_GEMMA) c.query_scalar = known_scalar(&c);
     if (!rc) rc = hd_lm_config_check(&c, g->path, err);
     if (!rc) rc = refuse_unknown(&c, g, name, err);
     if (!rc) *out = c;
@@ -420,7 +428,7 @@ static void put_metadata(hd_gguf_writer *w, const hd_lm_config *c, const hd_quan
     hd_gguf_put_int(w, "general.quantization_version", HD_GGUF_U32, 2);
     hd_gguf_put_int(w, "general.file_type", HD_GGUF_U32, file_type(type));
     for (int i = 0; i < KEYS; i++) {
-        if (!(keys[i].families >> c->family & 1)) continue;
+        if (!(keys[i].archs >> c->arch & 1)) continue;
         const void *at = (const char *)c + keys[i].at;
         full_key(name, sizeof name, arch, keys[i].name);
         if (keys[i].real) hd_gguf_put_real(w, name, HD_GGUF_F32, *(const double *)at);
@@ -440,11 +448,12 @@ static int check_writable(const hd_lm_config *c, hd_error *err)
     hd_lm_config standard;
     hd_lm_config_preset(&standard, c->arch);
     bool gemma = c->family == HD_FAMILY_GEMMA;
-    double scalar = c->query_scalar > 0 ? c->query_scalar : (double)c->head_dim, known = c->layers == 62 ? (double)(c->width / c->heads) : (double)c->head_dim;
-    const char *what = !gemma && c->window ? "a sliding window" : NULL;
+    double scalar = c->query_scalar > 0 ? c->query_scalar : (double)c->head_dim, known = known_scalar(c) > 0 ? known_scalar(c) : (double)c->head_dim;
+    const char *what = !gemma && c->arch != HD_ARCH_PHI3 && c->window ? "a sliding window" : NULL;
     if (c->scale_by_layer || !c->scale_attention) what = "this scaling of attention";
     if (gemma && scalar != known) what = "this query_pre_attn_scalar";
-    if (gemma && c->window && c->window_period != 6) what = "this sliding_window_pattern";
+    if (c->arch == HD_ARCH_GEMMA2 && !(c->attn_softcap > 0 && c->final_softcap > 0)) what = "scores or logits that are not capped";
+    if (gemma && c->window && c->window_period != standard.window_period) what = "this sliding_window_pattern";
     if (c->rope.kind == HD_ROPE_YARN && c->rope.attention_factor > 0) what = "an attention_factor";
     if (standard.activation_op != c->activation_op) what = "this activation";
     return what ? hd_fail(err, HD_EUNSUPPORTED, "GGUF files of architecture %s cannot say %s", name_of(c->arch), what) : 0;
@@ -489,17 +498,18 @@ int hd_lm_gguf_declare(hd_gguf_writer *w, const hd_lm_config *c, const hd_quant 
     return rc;
 }
 
-/* The whole tensor as a checkpoint has it: its parts side by side. */
+/* The whole tensor as a checkpoint has it, of all its parts. */
 static int gather(const hd_lm_tensor *t, const hd_store *s, float *x, hd_error *err)
 {
-    int64_t last = t->dim[t->rank - 1], run = last / t->parts, rows = count_of(t) / last;
     for (int part = 0; part < t->parts; part++) {
         const hd_store_tensor *from = hd_store_find(s, t->path[part]);
-        if (!from || from->format != HD_PLAIN || hd_shape_count(&from->type.shape) != rows * run)
+        hd_file_place at;
+        int64_t count = hd_lm_tensor_part(t, part, &at), run = at.run ? at.run : count;
+        if (!from || from->format != HD_PLAIN || hd_shape_count(&from->type.shape) != count)
             return hd_fail(err, HD_EINVAL, "parameter %s is not of the size that %s has", t->path[part], t->gguf);
         size_t size = hd_dtype_size(from->type.dtype);
-        for (int64_t r = 0; r < rows; r++)
-            hd_convert(x + r * last + part * run, HD_F32, (const char *)from->data + (size_t)(r * run) * size, from->type.dtype, run);
+        for (int64_t r = 0; r < count / run; r++)
+            hd_convert(x + at.first + r * at.stride, HD_F32, (const char *)from->data + (size_t)(r * run) * size, from->type.dtype, run);
     }
     return 0;
 }

@@ -26,7 +26,7 @@ static const hd_quant *type_of(void *arg, const hd_value_info *param)
     const choice *c = arg;
     int part;
     const hd_lm_tensor *t = tensor_of(c, param->path, &part);
-    const hd_weight *w = t && t->rank == 2 && t->parts == 1 ? hd_gguf_find(c->file, t->gguf) : NULL;
+    const hd_weight *w = t && t->rank == 2 && (t->parts == 1 || t->rows[0]) ? hd_gguf_find(c->file, t->gguf) : NULL;
     if (!w || (t->change != HD_GGUF_SAME && t->change != HD_GGUF_PAIRS)) return NULL;
     const hd_quant *type = hd_gguf_type(c->file, w);
     return type->dequantize && c->takes(c->arg, type) ? type : NULL;
@@ -56,25 +56,27 @@ static int copy_unpaired(hd_store *s, const hd_type *type, const char *path, con
     return rc;
 }
 
-static int lend(hd_store *s, const hd_value_info *v, const hd_lm_tensor *t, const hd_weight *w, const hd_lm_config *c, hd_error *err)
+static int lend(hd_store *s, const hd_value_info *v, const hd_lm_tensor *t, int part, const hd_weight *w, const hd_lm_config *c, hd_error *err)
 {
     int rc = hd_weight_need_shape(w, 2, t->dim, err);
-    if (!rc && hd_type_bytes(&v->type) != (int64_t)w->bytes) rc = hd_fail(err, HD_EFORMAT, "%s: tensor %s is not of the size that the metadata call for", w->file, w->name);
+    int64_t row = rc ? 0 : (int64_t)w->bytes / w->dim[0], before = 0, rows = t->parts == 1 ? t->dim[0] : t->rows[part];
+    for (int i = 0; i < part; i++) before += t->rows[i];
+    if (!rc && hd_type_bytes(&v->type) != rows * row) rc = hd_fail(err, HD_EFORMAT, "%s: tensor %s is not of the size that the metadata call for", w->file, w->name);
     if (rc) return rc;
-    return t->change == HD_GGUF_PAIRS ? copy_unpaired(s, &v->type, v->path, w, c->head_dim, err) : hd_store_lend(s, v->path, &v->type, w->data, err);
+    return t->change == HD_GGUF_PAIRS ? copy_unpaired(s, &v->type, v->path, w, c->head_dim, err) : hd_store_lend(s, v->path, &v->type, w->data + before * row, err);
 }
 
 int hd_lm_gguf_lend(hd_store *s, const hd_graph *g, const hd_lm_config *config, const hd_gguf *file, hd_error *err)
 {
     hd_lm_tensor *list = NULL;
     choice c = {.file = file};
-    int rc = hd_lm_tensors(config, &list, &c.n, err), part;
+    int rc = hd_lm_tensors(config, &list, &c.n, err), part = 0;
     c.list = list;
     for (size_t i = 0; i < g->n_values && !rc; i++) {
         const hd_value_info *v = &g->values[i];
         if (v->kind != HD_PARAM || !v->type.blocks) continue;
         const hd_lm_tensor *t = tensor_of(&c, v->path, &part);
-        rc = lend(s, v, t, hd_gguf_find(file, t->gguf), config, err);
+        rc = lend(s, v, t, part, hd_gguf_find(file, t->gguf), config, err);
     }
     hd_free(list);
     return rc;

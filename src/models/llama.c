@@ -1,5 +1,6 @@
 /* llama.c: the Llama line (Touvron et al. 2023): RMS norms before each sublayer, rotary positions, grouped key/value heads (Ainslie et al.
- * 2023), a gated feed-forward (Shazeer 2020). Mistral adds a sliding window, Qwen 2 biases on q, k, v, Qwen 3 norms of each head's q and k. */
+ * 2023), a gated feed-forward (Shazeer 2020). Mistral adds a sliding window, Qwen 2 biases on q, k, v, Qwen 3 norms of each head's q and k;
+ * Phi-3's checkpoints keep q, k and v, and gate and up, in one tensor each. */
 #include "models/lm_int.h"
 
 hd_lm_rotary hd_lm_declare_rotary(hd_lm *m, const char *scope, const hd_lm_config *c)

@@ -145,6 +145,16 @@ hd_value hd_lm_rms(hd_lm *m, const char *name, const char *result, hd_value x, i
     return hd_graph_node(m->g, "rms_norm", result, &at, (hd_value[]){ x, gamma, HD_NONE }, 3);
 }
 
+hd_value hd_lm_cap(hd_lm *m, const char *name, hd_value x, double scale, double cap)
+{
+    char path[3][64];
+    static const char *const suffixes[] = { "scaled", "tanh", "capped" };
+    for (int i = 0; i < 3; i++) snprintf(path[i], sizeof path[i], "%s_%s", name, suffixes[i]);
+    x = hd_elementwise(m->g, path[0], HD_EW_SCALE, x, HD_NONE, HD_NONE, scale / cap);
+    x = hd_elementwise(m->g, path[1], HD_EW_TANH, x, HD_NONE, HD_NONE, 0);
+    return hd_elementwise(m->g, path[2], HD_EW_SCALE, x, HD_NONE, HD_NONE, cap);
+}
+
 /* In f32 the next norm adds; a sum that is rounded stands by itself, so that what is normalised is what is kept. */
 void hd_lm_residual(hd_lm *m, const char *name, hd_value y)
 {
@@ -216,7 +226,8 @@ static hd_value head(hd_lm *m, hd_value x)
     if (!c->tie_embeddings) w = declare(m, "head", m->o->param, 2, (int64_t[]){ c->vocab, c->width }, c->init_std, true);
     w = to_compute(m, "head", w);
     bool wide = gives_rows(m->o) || m->o->logits;
-    return hd_contract(m->g, "logits", "td,vd->tv", x, w, wide ? HD_F32 : m->o->compute);
+    hd_value logits = hd_contract(m->g, "logits", "td,vd->tv", x, w, wide ? HD_F32 : m->o->compute);
+    return c->final_softcap > 0 ? hd_lm_cap(m, "logits", logits, 1, c->final_softcap) : logits;
 }
 
 static void loss(hd_lm *m, hd_value logits)

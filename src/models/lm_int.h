@@ -29,6 +29,8 @@ hd_value hd_lm_embed(hd_lm *m);
 hd_value hd_lm_linear(hd_lm *m, const char *name, const char *spec, hd_value x, hd_value w, hd_value bias);
 /* stream += delta, and the norm of that in the compute dtype; layer norm with beta for GPT-2, RMS norm for the Llama line. */
 hd_value hd_lm_norm(hd_lm *m, const char *name);
+/* cap * tanh(x * scale / cap): nodes NAME_scaled, NAME_tanh and NAME_capped. */
+hd_value hd_lm_cap(hd_lm *m, const char *name, hd_value x, double scale, double cap);
 /* RMS norm of x[..., width] by a parameter of the current scope, in the compute dtype. */
 hd_value hd_lm_rms(hd_lm *m, const char *name, const char *result, hd_value x, int64_t width);
 /* The stream after a sublayer that gives y: `name` is that of the sum, where there is a node for it. */
@@ -40,7 +42,7 @@ typedef struct hd_lm_rotary {
 } hd_lm_rotary;
 hd_lm_rotary hd_lm_declare_rotary(hd_lm *m, const char *scope, const hd_lm_config *c);
 hd_value hd_lm_rotate(hd_lm *m, const hd_lm_rotary *r, const char *name, hd_value x);
-/* The Llama line's sublayers, which Gemma shares: rotary, grouped attention, and the gated feed-forward, of the normed stream [T, D]. */
+/* The Llama line's sublayers, which the Gemma line shares: rotary, grouped attention, and the gated feed-forward, of the normed stream [T, D]. */
 hd_value hd_lm_attend(hd_lm *m, const hd_lm_rotary *r, int64_t layer, hd_value x);
 hd_value hd_lm_gated(hd_lm *m, hd_value x);
 /* Dropout while training, x itself otherwise. */

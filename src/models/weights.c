@@ -14,8 +14,8 @@
 
 /* ---- the tables ---- */
 
-/* Extents by name. E: head_dim, Q: heads * head_dim, K: the same of key/value heads, Q3: three times Q. */
-typedef enum extent { NO_DIM, DIM_D, DIM_V, DIM_P, DIM_F, DIM_E, DIM_Q, DIM_K, DIM_Q3, EXTENTS } extent;
+/* Extents by name. E: head_dim, Q: heads * head_dim, K: the same of key/value heads, Q3: three times Q, QKV: Q and K twice, one below the other, F2: F twice. */
+typedef enum extent { NO_DIM, DIM_D, DIM_V, DIM_P, DIM_F, DIM_E, DIM_Q, DIM_K, DIM_Q3, DIM_QKV, DIM_F2, EXTENTS } extent;
 typedef enum presence { ALWAYS, IF_QKV_BIAS, IF_O_BIAS, IF_MLP_BIAS, IF_QK_NORM, IF_UNTIED } presence;
 
 /* '*' stands for the layer's number. Names that start with '/' have no prefix. */
@@ -78,13 +78,28 @@ static const mapping llama_map[] = {
     { 0 },
 };
 
+/* Phi-3: the Llama line with q, k and v in one tensor, and gate and up in another, which GGUF files call ffn_up. */
+static const mapping phi3_map[] = {
+    { "embed_tokens.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" }, "token_embd.weight", HD_GGUF_SAME },
+    { "layers.*.input_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" }, "blk.*.attn_norm.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.qkv_proj.weight", { DIM_QKV, DIM_D }, ALWAYS, { "layers.*.attn.q", "layers.*.attn.k", "layers.*.attn.v" },
+      "blk.*.attn_qkv.weight", HD_GGUF_SAME },
+    { "layers.*.self_attn.o_proj.weight", { DIM_D, DIM_Q }, ALWAYS, { "layers.*.attn.o" }, "blk.*.attn_output.weight", HD_GGUF_SAME },
+    { "layers.*.post_attention_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm2.gamma" }, "blk.*.ffn_norm.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.gate_up_proj.weight", { DIM_F2, DIM_D }, ALWAYS, { "layers.*.mlp.gate", "layers.*.mlp.up" }, "blk.*.ffn_up.weight", HD_GGUF_SAME },
+    { "layers.*.mlp.down_proj.weight", { DIM_D, DIM_F }, ALWAYS, { "layers.*.mlp.down" }, "blk.*.ffn_down.weight", HD_GGUF_SAME },
+    { "norm.weight", { DIM_D }, ALWAYS, { "norm.gamma" }, "output_norm.weight", HD_GGUF_SAME },
+    { "/lm_head.weight", { DIM_V, DIM_D }, IF_UNTIED, { "head" }, "output.weight", HD_GGUF_SAME },
+    { 0 },
+};
+
 static const mapping gemma_map[] = {
     { "embed_tokens.weight", { DIM_V, DIM_D }, ALWAYS, { "embed.tokens" }, "token_embd.weight", HD_GGUF_SAME },
     { "layers.*.input_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1.gamma" }, "blk.*.attn_norm.weight", HD_GGUF_PLUS_ONE },
     { "layers.*.self_attn.q_proj.weight", { DIM_Q, DIM_D }, ALWAYS, { "layers.*.attn.q" }, "blk.*.attn_q.weight", HD_GGUF_SAME },
     { "layers.*.self_attn.k_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.k" }, "blk.*.attn_k.weight", HD_GGUF_SAME },
-    { "layers.*.self_attn.q_norm.weight", { DIM_E }, ALWAYS, { "layers.*.attn.q_norm" }, "blk.*.attn_q_norm.weight", HD_GGUF_PLUS_ONE },
-    { "layers.*.self_attn.k_norm.weight", { DIM_E }, ALWAYS, { "layers.*.attn.k_norm" }, "blk.*.attn_k_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.self_attn.q_norm.weight", { DIM_E }, IF_QK_NORM, { "layers.*.attn.q_norm" }, "blk.*.attn_q_norm.weight", HD_GGUF_PLUS_ONE },
+    { "layers.*.self_attn.k_norm.weight", { DIM_E }, IF_QK_NORM, { "layers.*.attn.k_norm" }, "blk.*.attn_k_norm.weight", HD_GGUF_PLUS_ONE },
     { "layers.*.self_attn.v_proj.weight", { DIM_K, DIM_D }, ALWAYS, { "layers.*.attn.v" }, "blk.*.attn_v.weight", HD_GGUF_SAME },
     { "layers.*.self_attn.o_proj.weight", { DIM_D, DIM_Q }, ALWAYS, { "layers.*.attn.o" }, "blk.*.attn_output.weight", HD_GGUF_SAME },
     { "layers.*.post_attention_layernorm.weight", { DIM_D }, ALWAYS, { "layers.*.norm1_after" }, "blk.*.post_attention_norm.weight", HD_GGUF_PLUS_ONE },
@@ -108,6 +123,8 @@ static const struct {
     [HD_FAMILY_GEMMA] = { gemma_map, "model.", { "*.rotary_emb.inv_freq" } },
 };
 
+static const mapping *map_of(const hd_lm_config *c) { return c->arch == HD_ARCH_PHI3 ? phi3_map : families[c->family].map; }
+
 /* ---- writing the table out ---- */
 
 static int64_t extent_of(const hd_lm_config *c, extent e)
@@ -116,6 +133,7 @@ static int64_t extent_of(const hd_lm_config *c, extent e)
     const int64_t of[EXTENTS] = {
         [DIM_D] = c->width, [DIM_V] = c->vocab, [DIM_P] = c->max_positions, [DIM_F] = c->mlp_width,
         [DIM_E] = c->head_dim, [DIM_Q] = q, [DIM_K] = c->kv_heads * c->head_dim, [DIM_Q3] = 3 * q,
+        [DIM_QKV] = q + 2 * c->kv_heads * c->head_dim, [DIM_F2] = 2 * c->mlp_width,
     };
     return of[e];
 }
@@ -140,7 +158,9 @@ static hd_lm_tensor write_out(const hd_lm_config *c, const mapping *m, int64_t l
     hd_lm_tensor t = { .rank = m->dim[1] ? 2 : 1 };
     bool bare = *m->name == '/';
     fill_in(t.name, sizeof t.name, bare ? "" : families[c->family].prefix, m->name + bare, layer);
+    static const extent stacked[EXTENTS][3] = { [DIM_QKV] = { DIM_Q, DIM_K, DIM_K }, [DIM_F2] = { DIM_F, DIM_F } };
     for (int i = 0; i < t.rank; i++) t.dim[i] = extent_of(c, m->dim[i]);
+    for (int i = 0; i < 3; i++) t.rows[i] = extent_of(c, stacked[m->dim[0]][i]);
     fill_in(t.gguf, sizeof t.gguf, "", m->gguf, layer);
     bool in_halves = c->arch != HD_ARCH_LLAMA && c->arch != HD_ARCH_MISTRAL; /* GGUF's "llama" alone turns neighbours */
     t.change = m->change == HD_GGUF_PAIRS && in_halves ? HD_GGUF_SAME : m->change;
@@ -152,7 +172,7 @@ static hd_lm_tensor write_out(const hd_lm_config *c, const mapping *m, int64_t l
 static size_t list_tensors(const hd_lm_config *c, hd_lm_tensor *out)
 {
     size_t n = 0;
-    const mapping *m = families[c->family].map;
+    const mapping *m = map_of(c);
     while (m->name) {
         const mapping *end = m + 1;
         bool layered = strchr(m->name, '*');
@@ -168,7 +188,7 @@ static size_t list_tensors(const hd_lm_config *c, hd_lm_tensor *out)
 int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_error *err)
 {
     size_t rows = 0;
-    for (const mapping *m = families[c->family].map; m->name; m++) rows += strchr(m->name, '*') ? (size_t)c->layers : 1;
+    for (const mapping *m = map_of(c); m->name; m++) rows += strchr(m->name, '*') ? (size_t)c->layers : 1;
     *out = hd_calloc(rows, sizeof **out);
     if (!*out) return hd_fail_memory(err, rows * sizeof **out, "the list of weights");
     *count = list_tensors(c, *out);
@@ -177,17 +197,25 @@ int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_e
 
 /* ---- parts of a tensor ---- */
 
-/* How the parameter that is a part of a tensor lies in it. */
-static hd_file_place place_of(const hd_lm_tensor *t, int part)
+int64_t hd_lm_tensor_part(const hd_lm_tensor *t, int part, hd_file_place *place)
 {
-    int64_t last = t->dim[t->rank - 1], run = last / t->parts;
-    return t->parts == 1 ? (hd_file_place){ 0 } : (hd_file_place){ run, last, part * run };
+    int64_t last = t->dim[t->rank - 1], all = t->dim[0] * (t->rank == 2 ? t->dim[1] : 1), above = 0;
+    *place = (hd_file_place){ 0 };
+    if (t->parts == 1) return all;
+    if (!t->rows[0]) {
+        *place = (hd_file_place){ last / t->parts, last, part * (last / t->parts) };
+        return all / t->parts;
+    }
+    int64_t row = t->rank == 2 ? last : 1, count = t->rows[part] * row;
+    for (int i = 0; i < part; i++) above += t->rows[i];
+    *place = (hd_file_place){ count, count, above * row };
+    return count;
 }
 
 /* *out NULL: another stage of the pipeline has it. */
-static int bind(const hd_store *s, const hd_lm_tensor *t, int part, hd_store_tensor **out, hd_error *err)
+static int bind(const hd_store *s, const hd_lm_tensor *t, int part, hd_store_tensor **out, hd_file_place *place, hd_error *err)
 {
-    int64_t count = t->dim[0] * (t->rank == 2 ? t->dim[1] : 1) / t->parts;
+    int64_t count = hd_lm_tensor_part(t, part, place);
     *out = hd_store_find(s, t->path[part]);
     if (!*out && s->all) return HD_OK;
     if (!*out) return hd_fail(err, HD_EINVAL, "the model has no parameter %s, where %s belongs", t->path[part], t->name);
@@ -224,8 +252,9 @@ int hd_lm_tensor_load(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd
     int rc = check_shape(w, t, err);
     for (int part = 0; !rc && part < t->parts; part++) {
         hd_store_tensor *to = NULL;
-        rc = bind(s, t, part, &to, err);
-        if (!rc && to) hd_piece_load(w, s, to, place_of(t, part));
+        hd_file_place place;
+        rc = bind(s, t, part, &to, &place, err);
+        if (!rc && to) hd_piece_load(w, s, to, place);
     }
     return rc;
 }
@@ -302,8 +331,9 @@ static int write_tensor(hd_safetensors_writer *w, size_t which, const hd_store *
     int rc = HD_OK;
     for (int part = 0; !rc && part < t->parts; part++) {
         hd_store_tensor *from = NULL;
-        rc = bind(s, t, part, &from, err);
-        if (!rc && from && hd_piece_is_ours(s, from)) rc = hd_piece_write(w, which, s, from, place_of(t, part), err);
+        hd_file_place place;
+        rc = bind(s, t, part, &from, &place, err);
+        if (!rc && from && hd_piece_is_ours(s, from)) rc = hd_piece_write(w, which, s, from, place, err);
     }
     return rc;
 }

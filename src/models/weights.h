@@ -17,7 +17,8 @@ typedef enum hd_gguf_change {
     HD_GGUF_CHANGES
 } hd_gguf_change;
 
-/* One Hugging Face tensor: parameters side by side along its last dimension (three in GPT-2's c_attn, one everywhere else). */
+/* One Hugging Face tensor: one parameter, or several of one size side by side along its last dimension (GPT-2's c_attn), or several one below the other
+ * (Phi-3's qkv_proj and gate_up_proj). */
 typedef struct hd_lm_tensor {
     char name[96];    /* as transformers writes it: "model.layers.3.self_attn.q_proj.weight" */
     int rank;         /* 1 or 2 */
@@ -25,11 +26,15 @@ typedef struct hd_lm_tensor {
     int parts;
     char gguf[64];    /* its name in GGUF files: "blk.3.attn_q.weight" */
     hd_gguf_change change;
-    char path[3][48]; /* parameters: "layers.3.attn.q"; each has dim[rank-1] / parts of the last dimension */
+    int64_t rows[3];  /* of each part where they lie one below the other; 0: each has dim[rank-1] / parts of the last dimension */
+    char path[3][48]; /* parameters: "layers.3.attn.q" */
 } hd_lm_tensor;
 
 /* Every tensor of a checkpoint of c, in the order of the model. The caller frees *out with hd_free. */
 int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_error *err);
+
+/* Elements of one of a tensor's parts, and where they lie in it. */
+int64_t hd_lm_tensor_part(const hd_lm_tensor *t, int part, hd_file_place *place);
 
 /* Fills t's parameters from w, which must have its shape. Those that another stage of a pipeline holds are passed over. */
 int hd_lm_tensor_load(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd_error *err);

@@ -90,6 +90,11 @@ void hd_generator_reset(hd_generator *g)
     g->length = 0;
 }
 
+void hd_generator_rewind(hd_generator *g, int64_t length)
+{
+    if (length < g->length) g->length = length;
+}
+
 static void put(const hd_tensor *t, int64_t i, int64_t v)
 {
     if (t->data) ((int32_t *)t->data)[i] = (int32_t)v;

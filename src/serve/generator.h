@@ -41,6 +41,7 @@ void hd_generator_close(hd_generator *g);
 /* ---- use ---- */
 
 void hd_generator_reset(hd_generator *g); /* forgets the sequence */
+void hd_generator_rewind(hd_generator *g, int64_t length); /* forgets what comes after its first `length` tokens */
 /* Appends n >= 1 tokens to the sequence and sets *logits to the row of the last one, [vocab] f32, valid until the next feed. HD_EINVAL when the
  * sequence would be longer than the context. */
 int hd_generator_feed(hd_generator *g, const int32_t *tokens, int64_t n, const float **logits, hd_error *err);

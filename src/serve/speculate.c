@@ -33,11 +33,10 @@ void hd_draft_drop(hd_engine *e, hd_seq *s)
 
 void hd_draft_keep(hd_seq *s, int64_t tokens) { s->draft_computed = least(s->draft_computed, tokens); }
 
-static int64_t wish(const hd_engine *e, const hd_seq *s, int64_t most)
+/* At most so many proposals: the token drawn after the last right one must have a place too. */
+static int64_t wish(const hd_seq *s, int64_t most)
 {
-    int64_t room = s->w->capacity - s->n_tokens - 1; /* the token drawn after the last right guess has a place too */
-    most = least(most, room);
-    (void)e;
+    most = least(most, s->w->capacity - s->n_tokens - 1);
     return most > 0 ? most : 0;
 }
 
@@ -58,7 +57,7 @@ static int32_t likeliest(const float *logits, int64_t vocab)
     return best;
 }
 
-static int64_t draft_tokens(const hd_engine *e, const hd_seq *s) { return wish(e, s, e->o.draft_tokens); }
+static int64_t draft_tokens(const hd_engine *e, const hd_seq *s) { return wish(s, e->o.draft_tokens); }
 
 /* As many of the sequences' tokens as fit a step of the draft; 0: all have their proposals. */
 static int64_t fill_draft(hd_engine *e, int64_t n_seqs)
@@ -81,7 +80,8 @@ static void run_draft(hd_engine *e, int64_t n_seqs)
     hd_runner *d = e->o.draft;
     for (int64_t n; (n = fill_draft(e, n_seqs));) {
         hd_batch b = {e->draft_parts, n};
-        if (d->step(d, &b, NULL)) { /* without proposals all goes on */
+        hd_error err = {0};
+        if (d->step(d, &b, &err)) { /* without proposals all goes on */
             for (int64_t i = 0; i < n_seqs; i++) e->draft_seqs[i]->proposed = 0, hd_draft_drop(e, e->draft_seqs[i]);
             return;
         }
@@ -102,7 +102,7 @@ void hd_propose(hd_engine *e)
             hd_seq *s = &w->seq[i];
             s->proposed = 0;
             if (w->beams || !hd_seq_decodes(s)) continue;
-            int64_t most = wish(e, s, e->o.ngram);
+            int64_t most = wish(s, e->o.ngram);
             if (most) s->proposed = look_up(s, most);
             if (s->proposed || !e->o.draft || n >= e->max_sequences || !draft_tokens(e, s)) continue;
             if (draft_reserve(e, s, s->n_tokens + draft_tokens(e, s))) e->draft_seqs[n++] = s;

@@ -77,6 +77,12 @@ static bool read_product(product *p, const hd_kernel_args *a)
     return true;
 }
 
+/* Where row r lies in operand o (0: x, 2: y), in elements. */
+static int64_t row_offset(const product *p, int o, int64_t r)
+{
+    return p->rows.n == 1 ? r * p->rows.stride[o][0] : hd_einsum_offset(&p->rows, o, r);
+}
+
 /* ---- rounding x ---- */
 
 typedef int8_t vb __attribute__((vector_size(HD_VL)));
@@ -193,7 +199,7 @@ static void round_rows(const product *p, const hd_kernel_args *a)
     hd_split(p->m * p->chunks, 1, a->tid, a->threads, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
         int64_t chunk = i / p->m, row = i % p->m;
-        round_record(p, hd_einsum_offset(&p->rows, 0, row) + chunk * CHUNK, min64(CHUNK, p->k - chunk * CHUNK), p->rounded + i * p->row_bytes);
+        round_record(p, row_offset(p, 0, row) + chunk * CHUNK, min64(CHUNK, p->k - chunk * CHUNK), p->rounded + i * p->row_bytes);
     }
 }
 
@@ -205,24 +211,23 @@ typedef struct step { int64_t row, rows, panel, chunk, chunks; int panels; } ste
 /* Columns of panel `panel`, at most 16. */
 static int64_t columns_of(const product *p, int64_t panel) { return min64(WIDTH, p->n - panel * WIDTH); }
 
-/* One panel of one row between y and its sums. */
-static void load_sums(const product *p, float *acc, int64_t at, int64_t count)
+static void load_sums(const product *p, const step *s, float *acc)
 {
-    for (int64_t i = 0; i < WIDTH; i++) acc[i] = p->accumulate && i < count ? f32_load_as(p->y, p->ty, at + i) : 0;
+    memset(acc, 0, (size_t)(s->rows * s->panels * WIDTH) * sizeof *acc);
+    for (int64_t r = 0; p->accumulate && r < s->rows; r++)
+        for (int j = 0; j < s->panels; j++, acc += WIDTH) {
+            int64_t at = row_offset(p, 2, s->row + r) + (s->panel + j) * WIDTH, count = columns_of(p, s->panel + j);
+            for (int64_t i = 0; i < count; i++) acc[i] = f32_load_as(p->y, p->ty, at + i);
+        }
 }
 
-static void store_sums(const product *p, float *acc, int64_t at, int64_t count)
+static void store_sums(const product *p, const step *s, const float *acc)
 {
-    int64_t i = 0;
-    for (; i + HD_VL <= count; i += HD_VL) vf_store_as(p->y, p->ty, at + i, vf_load(acc + i));
-    if (i < count) vf_store_as_n(p->y, p->ty, at + i, vf_load_n(acc + i, (int)(count - i)), (int)(count - i));
-}
-
-static void move_sums(const product *p, const step *s, float *acc, void (*move)(const product *, float *, int64_t, int64_t))
-{
-    for (int64_t r = 0; r < s->rows; r++) {
-        int64_t at = hd_einsum_offset(&p->rows, 2, s->row + r);
-        for (int j = 0; j < s->panels; j++, acc += WIDTH) move(p, acc, at + (s->panel + j) * WIDTH, columns_of(p, s->panel + j));
+    int64_t count = min64(s->panels * WIDTH, p->n - s->panel * WIDTH);
+    for (int64_t r = 0; r < s->rows; r++, acc += s->panels * WIDTH) {
+        int64_t i = 0, at = row_offset(p, 2, s->row + r) + s->panel * WIDTH;
+        for (; i + HD_VL <= count; i += HD_VL) vf_store_as(p->y, p->ty, at + i, vf_load(acc + i));
+        if (i < count) vf_store_as_n(p->y, p->ty, at + i, vf_load_n(acc + i, (int)(count - i)), (int)(count - i));
     }
 }
 
@@ -248,9 +253,9 @@ static void run_panels(const product *p, int64_t row, int64_t rows, int64_t pane
             hd_split(rows, 1, (int)i, (int)tiles, &begin, &end);
             s.row = row + begin, s.rows = end - begin;
             float *sums = acc + begin * panels * WIDTH;
-            if (chunk == 0) move_sums(p, &s, sums, load_sums);
+            if (chunk == 0) load_sums(p, &s, sums);
             run_tile(p, &s, tiles == 1 ? AHEAD : i == 0 ? RANGE * p->chunk_bytes : 0, sums);
-            if (chunk + range >= p->chunks) move_sums(p, &s, sums, store_sums);
+            if (chunk + range >= p->chunks) store_sums(p, &s, sums);
         }
 }
 

@@ -11,8 +11,8 @@
 
 /* Rows and panels of the largest register tile. */
 #if HD_ISA_LEVEL == 3
-#define HD_BLOCKS_ROWS 4
-#define HD_BLOCKS_PANELS 3
+#define HD_BLOCKS_ROWS 6
+#define HD_BLOCKS_PANELS 2
 #else
 #define HD_BLOCKS_ROWS 1
 #define HD_BLOCKS_PANELS 1

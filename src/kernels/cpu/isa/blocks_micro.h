@@ -91,6 +91,7 @@ HD_UNROLL
 /* Fetches what lies `ahead` of `bytes` bytes at p into the second-level cache: the first level's few outstanding misses are for what is read now. */
 HD_INLINE void fetch_ahead(const tile_chunk *c, int panels, const uint8_t *p, int64_t bytes)
 {
+    if (!c->ahead) return;
 HD_UNROLL
     for (int j = 0; j < panels; j++)
         for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + j * c->panel_bytes + c->ahead + i, 0, 2);
@@ -239,13 +240,15 @@ HD_INLINE void run_tile(const hd_blocks_kind kind, int rows, int panels, const h
     static const hd_blocks_kind kind_##name = {bits, sub, super, minimum, table, offset};
 #define HD_BLOCKS_ENTRY(name, rows, panels) tile_##name##_##rows##_##panels
 
-#if HD_BLOCKS_ROWS == 4
-#define HD_BLOCKS_TILES(name, ...) \
-    HD_BLOCKS_TILE(name, 1, 1) HD_BLOCKS_TILE(name, 2, 1) HD_BLOCKS_TILE(name, 3, 1) HD_BLOCKS_TILE(name, 4, 1) \
-    HD_BLOCKS_TILE(name, 1, 3) HD_BLOCKS_TILE(name, 2, 3) HD_BLOCKS_TILE(name, 3, 3) HD_BLOCKS_TILE(name, 4, 3)
+#if HD_BLOCKS_ROWS == 6
+#define HD_BLOCKS_TILES_OF(name, panels) \
+    HD_BLOCKS_TILE(name, 1, panels) HD_BLOCKS_TILE(name, 2, panels) HD_BLOCKS_TILE(name, 3, panels) \
+    HD_BLOCKS_TILE(name, 4, panels) HD_BLOCKS_TILE(name, 5, panels) HD_BLOCKS_TILE(name, 6, panels)
+#define HD_BLOCKS_TILES(name, ...) HD_BLOCKS_TILES_OF(name, 1) HD_BLOCKS_TILES_OF(name, 2)
 #define HD_BLOCKS_ROW(name, panels) \
-    {HD_BLOCKS_ENTRY(name, 1, panels), HD_BLOCKS_ENTRY(name, 2, panels), HD_BLOCKS_ENTRY(name, 3, panels), HD_BLOCKS_ENTRY(name, 4, panels)}
-#define HD_BLOCKS_ENTRIES(name, ...) [HD_BLOCKS_##name] = {HD_BLOCKS_ROW(name, 1), HD_BLOCKS_ROW(name, 3)},
+    {HD_BLOCKS_ENTRY(name, 1, panels), HD_BLOCKS_ENTRY(name, 2, panels), HD_BLOCKS_ENTRY(name, 3, panels), \
+     HD_BLOCKS_ENTRY(name, 4, panels), HD_BLOCKS_ENTRY(name, 5, panels), HD_BLOCKS_ENTRY(name, 6, panels)}
+#define HD_BLOCKS_ENTRIES(name, ...) [HD_BLOCKS_##name] = {HD_BLOCKS_ROW(name, 1), HD_BLOCKS_ROW(name, 2)},
 #else
 #define HD_BLOCKS_TILES(name, ...) HD_BLOCKS_TILE(name, 1, 1)
 #define HD_BLOCKS_ENTRIES(name, ...) [HD_BLOCKS_##name] = {{HD_BLOCKS_ENTRY(name, 1, 1)}},
