@@ -58,6 +58,7 @@ hd_constraint *hd_constraint_from_rules(const hd_vocabulary *v, hd_rules *g, int
     c->refs = 1;
     pthread_mutex_init(&c->lock, NULL);
     int rc = hd_automata_compile(g, root, v->spelled, &c->a);
+    if (!rc) rc = hd_automata_group(&c->a, v->longest, g->err);
     if (!rc && !(c->mask_of = hd_malloc((size_t)c->a.n_states * sizeof *c->mask_of)))
         rc = hd_fail_memory(g->err, (size_t)c->a.n_states * sizeof *c->mask_of, "a constraint");
     hd_rules_free(g);
@@ -329,6 +330,7 @@ static int make_mask(hd_constraint *c, int32_t state, mask *m)
 static const mask *mask_for(hd_constraint *c, int32_t state, int *rc)
 {
     mask m;
+    state = c->a.alike[state];
     if (c->mask_of[state] >= 0) return &c->masks[c->mask_of[state]];
     if ((*rc = make_mask(c, state, &m))) return NULL;
     bool full = c->n_masks == MASKS;

@@ -119,9 +119,12 @@ typedef struct hd_automata {
     int32_t n_rules;
     uint64_t (*first)[4]; /* [n_rules] bytes that it can begin with */
     int32_t root;
+    int32_t *alike; /* [n_states] the first state that no token tells apart from it */
 } hd_automata;
 
 int hd_automata_compile(hd_rules *g, int root, const bool spelled[256], hd_automata *out);
+/* Fills alike for tokens of up to that many bytes. */
+int hd_automata_group(hd_automata *a, int longest, hd_error *err);
 void hd_automata_free(hd_automata *a);
 
 /* Takes over the rules (and frees them); NULL when they failed or can't be compiled. */
