@@ -490,7 +490,9 @@ static void test_prefix_at_once(void **state)
     bench_open(&b);
     for (int i = 0; i < 3; i++) submit(&b, plain(prompt, 100, 5), &a[i]);
     run_all(&b);
-    assert_true(a[1].cached >= 64 && a[2].cached >= 64);
+    assert_true(a[0].cached == 0 && a[1].cached == 96 && a[2].cached == 96);
+    for (int i = 1; i < 3; i++) check_same(&a[0], 0, &a[i], 0);
+    assert_int_equal(fake_runner_counts(b.r).tokens, 100 + 2 * 4 + 3 * 4);
     bench_close(&b);
     hd_free(a);
 }

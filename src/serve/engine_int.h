@@ -157,6 +157,7 @@ int hd_work_begin(hd_engine *e, hd_work *w, hd_error *err);            /* sample
 int64_t hd_seq_needs(const hd_engine *e, const hd_seq *s, int64_t upto); /* blocks to take before rows computed .. upto - 1 can be written */
 bool hd_seq_reserve(hd_engine *e, hd_seq *s, int64_t upto);              /* takes and copies them; false: there aren't enough, nothing changed */
 bool hd_seq_claim(hd_engine *e, hd_seq *s);                              /* HD_KV_RESERVE: all that it can ever need */
+bool hd_seq_may_find(const hd_engine *e, const hd_seq *s);               /* whether its next block could be one that is found */
 void hd_seq_match(hd_engine *e, hd_seq *s);                              /* goes on by blocks that are found */
 void hd_seq_computed(hd_engine *e, hd_seq *s, int64_t computed);         /* so many tokens are in the blocks now; publishes full ones */
 void hd_seq_share(hd_engine *e, hd_seq *from, hd_seq *to, int64_t rows); /* `to` gets the first rows of `from` */

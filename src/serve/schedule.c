@@ -7,6 +7,7 @@
  * Without chunked prefill 2 and 3 come first, and 1 only where they have nothing.
  *
  * No deadlock: a request that could not run alone is refused (request.c), and the first of the order may have everybody's blocks. */
+#include <string.h>
 #include "serve/engine_int.h"
 
 /* ---- order ---- */
@@ -144,9 +145,22 @@ static int64_t chunk(const hd_engine *e, const hd_seq *s, int64_t *rows, bool *d
     return n > 0 ? n : 0;
 }
 
+/* Whether this step computes, for another sequence, just the block that this one needs next: then it is found in the next step. */
+static bool computed_by_another(const hd_engine *e, const hd_seq *s)
+{
+    int64_t end = (s->known + 1) * e->r->block;
+    for (int64_t i = 0; i < e->n_parts && hd_seq_may_find(e, s); i++) {
+        const hd_seq *o = e->what[i].seq;
+        if (o->w->r.salt != s->w->r.salt || o->known > s->known || e->parts[i].position + e->parts[i].n - o->proposed < end) continue;
+        if (!memcmp(o->tokens, s->tokens, (size_t)end * sizeof *s->tokens)) return true;
+    }
+    return false;
+}
+
 static void prompt_seq(hd_engine *e, hd_seq *s)
 {
     hd_seq_match(e, s);
+    if (computed_by_another(e, s)) return;
     int64_t rows;
     bool draws;
     int64_t n = chunk(e, s, &rows, &draws);
