@@ -83,7 +83,7 @@ static hd_request neighbour(const job *j, hd_rng *rng)
     r.max_tokens = 1 + (int64_t)hd_rng_below(rng, (uint64_t)j->tokens);
     r.sampling.temperature = 1;
     r.sampling.seed = hd_rng_u32(rng);
-    r.priority = (int)hd_rng_below(rng, 3);
+    r.priority = (int)hd_rng_below(rng, 3) - 1;
     r.n = 1 + (hd_rng_below(rng, 4) == 0);
     if (hd_rng_below(rng, 8) == 0) r.beams = 3;
     r.event = take;
@@ -211,7 +211,7 @@ int main(int argc, char **argv)
     look.ngram = 4;
     draft.draft_tokens = 3;
     reserve.kv_policy = HD_KV_RESERVE;
-    order.by_priority = true, order.max_sequences = 6;
+    order.by_priority = true, order.max_sequences = 4;
     const variant all[] = {
         {"amid neighbours", o, false, offsetof(hd_engine_stats, cached_tokens)},
         {"without the prefix cache", bare, false, 0},
