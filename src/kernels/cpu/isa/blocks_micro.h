@@ -24,33 +24,44 @@ HD_INLINE bi broadcast_word(const void *p)
     return bi_set1(v);
 }
 
-/* Word i (0 .. 7) of group g (of 32 elements), unsigned; group: g modulo 2, known when compiling. */
-HD_INLINE bi weight_word(const hd_blocks_kind kind, const uint8_t *q, int64_t n, int64_t g, int group, int i)
+/* Word i (0 .. 7) of the five vectors at v (put_five in kernels/cpu/blocks.c), and word i (0 .. 3) of the three at v. */
+HD_INLINE bi word_of_five(const uint8_t *v, int i)
+{
+    if (i < 5) return bi_and(bi_load(v + 64 * i), 31);
+    bi low = bi_down(bi_load(v + 128 * (i - 5)), 5);
+    if (i < 7) return bi_and(bi_pick(7, low, bi_down(bi_load(v + 128 * (i - 5) + 64), 2)), 31);
+    low = bi_pick(7, low, bi_down(bi_load(v + 64), 4));
+    return bi_and(bi_pick(15, low, bi_down(bi_load(v + 192), 3)), 31);
+}
+HD_INLINE bi word_of_three(const uint8_t *v, int i)
+{
+    if (i < 3) return bi_and(bi_load(v + 64 * i), 63);
+    bi low = bi_pick(3, bi_down(bi_load(v), 6), bi_down(bi_load(v + 64), 4));
+    return bi_and(bi_pick(15, low, bi_down(bi_load(v + 128), 2)), 63);
+}
+
+/* Word i (0 .. 7) of group g (of 32 elements), unsigned; odd: g % 2, known when compiling. */
+HD_INLINE bi weight_word(const hd_blocks_kind kind, const uint8_t *q, int64_t g, int odd, int i)
 {
     if (kind.bits == 8) return bi_load(q + 64 * (8 * g + i));
-    if (kind.bits == 6) {
-        const uint8_t *three = q + 64 * (6 * g + i / 4 * 3);
-        if (i % 4 < 3) return bi_low6(bi_load(three + 64 * (i % 4)));
-        return bi_tops(bi_load(three), bi_load(three + 64), bi_load(three + 128));
-    }
-    int high = kind.super ? group % 2 : i / 4;
+    if (kind.bits == 6) return word_of_three(q + 64 * (6 * g + i / 4 * 3), i % 4);
+    if (kind.bits == 5) return word_of_five(q + 64 * 5 * g, i);
     bi v = bi_load(kind.super ? q + 64 * (8 * (g / 2) + i) : q + 64 * (4 * g + i % 4));
-    v = high ? bi_high4(v) : bi_low4(v);
-    if (kind.bits == 5) v = bi_add_fifth(v, q + 64 * (n / 8) + 8 * (8 * g + i));
+    v = bi_and((kind.super ? odd : i / 4) ? bi_down(v, 4) : v, 15);
     return kind.table ? bi_lookup(v) : v;
 }
 
 /* Adds the products of words of one group, `count` of them from `first` on, to sum[row][panel]. */
-HD_INLINE void add_words(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int group, int first,
+HD_INLINE void add_words(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int odd, int first,
                          int count, bi sum[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS])
 {
     const hd_blocks_row *x = (const hd_blocks_row *)c->x;
 HD_UNROLL
     for (int s = 0; s < count; s++) {
-        int i = first + (kind.bits < 6 && !kind.super ? s % 2 * 4 + s / 2 : s); /* both halves of a vector after each other */
+        int i = first + (kind.bits == 4 && !kind.super ? s % 2 * 4 + s / 2 : s); /* both halves of a vector after each other */
         bi w[HD_BLOCKS_PANELS];
 HD_UNROLL
-        for (int j = 0; j < panels; j++) w[j] = weight_word(kind, q + j * c->panel_bytes, c->n, g, group, i);
+        for (int j = 0; j < panels; j++) w[j] = weight_word(kind, q + j * c->panel_bytes, g, odd, i);
 HD_UNROLL
         for (int r = 0; r < rows; r++) {
             bi four = broadcast_word(x[r].q + 32 * g + 4 * i);
@@ -123,7 +134,7 @@ HD_UNROLL
 
 /* ---- K types: y += (sum over sub-blocks of their integer scale * products) * (f16 scale * scale of x), less the same of minima ---- */
 
-HD_INLINE void add_group(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int group,
+HD_INLINE void add_group(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int odd,
                          bi total[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS])
 {
     int parts = 32 / kind.sub;
@@ -132,7 +143,7 @@ HD_UNROLL
         bi sum[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS];
         int64_t sub = g * parts + part;
         begin_sums(kind, rows, panels, c, sub, sum);
-        add_words(kind, rows, panels, c, q, g, group, part * kind.sub / 4, kind.sub / 4, sum);
+        add_words(kind, rows, panels, c, q, g, odd, part * kind.sub / 4, kind.sub / 4, sum);
 HD_UNROLL
         for (int j = 0; j < panels; j++) {
             bi scale = bi_from_i8(c->w + j * c->panel_bytes + 64 + 16 * sub);
