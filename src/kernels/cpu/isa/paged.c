@@ -256,13 +256,16 @@ HD_INLINE void ask_ahead(paged *s, int times)
 HD_INLINE vf cache_load(const void *p, hd_dtype t, int64_t i, int n)
 {
     if (t != HD_I8) return vf_load_upto(p, t, i, n);
-#if HD_HAS_AVX512
     const int8_t *at = (const int8_t *)p + i;
+#if HD_HAS_AVX512
     __m128i x = n == HD_VL ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), at);
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
 #else
+#if HD_HAS_AVX2
+    if (n == HD_VL) return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+#endif
     vf v = vf_zero();
-    for (int l = 0; l < n; l++) v[l] = ((const int8_t *)p)[i + l];
+    for (int l = 0; l < n; l++) v[l] = at[l];
     return v;
 #endif
 }
