@@ -118,6 +118,8 @@ static void refuses_bad_unigrams(void **state) {
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]], \"unk_id\": 1}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"\xe2\x96\x81\"}}", "unk_id");
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"_\"}}", "U+2581");
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"normalizer\": {\"type\": \"Precompiled\"}, \"decoder\": null}", "Precompiled");
+    refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0], [\"a\", 1]], \"unk_id\": 0}, \"decoder\": null}", "whose text another one has");
+    refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"AAAA\"}}", "broken");
     hd_error err = {0};
     hd_ids ids = {0};
     static const char plain[] = "{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", -1], [\"aa\", -1.5]]}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"\xe2\x96\x81\"}}";
