@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
 """Writes tests/data/tokenizer/pieces.json: small vocabularies under settings that models other than those of make_tokenizer_fixtures.py have, with the ids (and decoded
-texts) that Hugging Face `tokenizers` 0.20.3 gives.
+texts) that Hugging Face `tokenizers` 0.20.3 gives. Needs sentencepiece 0.2.3 beside it.
 
     make_pieces_fixtures.py --out tests/data/tokenizer
 
 "pre": one byte-level vocabulary ("tokens", "merges"), and for names of llama.cpp's pre-tokenizers [text, ids] with the patterns that the models' own tokenizer.json has.
 "bases": tokenizer.json files; "json": [name, base, changed sections, [[text, ids, decoded], ...]] for Metaspace over SentencePiece's BPE, and for Unigram."""
 import argparse
+import base64
 import json
 import os
+import tempfile
 
+import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from make_tokenizer_fixtures import CLASSES, Maker, make, training_text
@@ -158,6 +161,47 @@ def unigram(lines, fallback):
     return j
 
 
+def charsmap():
+    """A small table of normalizations, made by SentencePiece out of rules of its own kind (code points in hexadecimal)."""
+    rules = {"FF21": "41", "FF41": "61", "FB01": "66 69", "65 301": "E9", "E9": "65", "3000": "20", "9": "20", "A": "20", "AD": "", "200B": "", "1F600": "3A 29", "41 30A": "C5",
+             "3042": "30A2", "AC00": "1100 1161", "BD": "31 2044 32", "2160": "49", "B2": "32"}
+    with tempfile.TemporaryDirectory() as d:
+        with open(d + "/rules.tsv", "w") as f:
+            f.writelines("%s\t%s\n" % rule for rule in rules.items())
+        with open(d + "/text", "w") as f:
+            f.writelines("the loom weaves %d threads of yarn\n" % i for i in range(50))
+        sentencepiece.SentencePieceTrainer.train(input=d + "/text", model_prefix=d + "/m", vocab_size=40, model_type="bpe", normalization_rule_tsv=d + "/rules.tsv", minloglevel=2)
+        with open(d + "/m.model", "rb") as f:
+            raw = f.read()
+    # ModelProto.normalizer_spec is field 3, NormalizerSpec.precompiled_charsmap field 2: both length-delimited
+    return field(field(raw, 3), 2)
+
+
+def varint(b, i):
+    v = shift = 0
+    while True:
+        v |= (b[i] & 127) << shift
+        shift, i = shift + 7, i + 1
+        if b[i - 1] < 128:
+            return v, i
+
+
+def field(b, wanted):
+    i = 0
+    while i < len(b):
+        key, i = varint(b, i)
+        if key & 7 == 2:
+            n, i = varint(b, i)
+            if key >> 3 == wanted:
+                return b[i:i + n]
+            i += n
+        elif key & 7 == 0:
+            _, i = varint(b, i)
+        else:
+            i += 8 if key & 7 == 1 else 4
+    raise ValueError(wanted)
+
+
 def variants(lines):
     out, P = {}, pre_tokenizers
 
@@ -184,12 +228,20 @@ def variants(lines):
             for split in (False, True):
                 put("%s_%s_%d" % (kind, scheme, split), kind, pre_tokenizer=P.Metaspace(prepend_scheme=scheme, split=split),
                     **({} if fallback else {"decoder": decoders.Metaspace(prepend_scheme=scheme, split=split)}))
+        if not fallback:
+            table = json.dumps({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap()).decode()})
+            spaces, strip = normalizers.Replace(Regex(" {2,}"), META), normalizers.Strip(left=False, right=True)
+            # Python cannot make a Precompiled of this table by itself: the sections go in as JSON
+            put(kind + "_precompiled", kind)
+            out[kind + "_precompiled"][1]["normalizer"] = json.loads(table)
+            put(kind + "_t5", kind)
+            out[kind + "_t5"][1]["normalizer"] = {"type": "Sequence", "normalizers": [json.loads(table), json.loads(strip.__getstate__()), json.loads(spaces.__getstate__())]}
         put(kind + "_whole", kind, pre_tokenizer=P.Sequence([P.WhitespaceSplit(), P.Metaspace()]))
     result = []
     for name, (base_name, changes) in out.items():
         t = Tokenizer.from_str(json.dumps({**bases[base_name], **changes}))
         cases = []
-        for s in some_texts(5) + ["[X]", "a [X]  b", "[X] a[X]", " [X]a", "\x00\x7f", "\U0001f600\U0001f600 q\u0301"]:
+        for s in some_texts(5) + ["[X]", "a [X]  b", "[X] a[X]", " [X]a", "\uff21\uff41 \ufb01t e\u0301 A\u030a \u3042\uac00 x\u00ad\u200by \u00bd\u2160\u00b2 \U0001f600\tz\n ", "e\u0301\u0302 \u3000  \u3000end  ", "\x00\x7f", "\U0001f600\U0001f600 q\u0301"]:
             ids = t.encode(s).ids
             cases.append([s, ids, t.decode(ids)])
         result.append([name, base_name, changes, cases])

@@ -55,6 +55,26 @@ static void replace_all(hd_str *out, const unsigned char *text, size_t n, const 
     hd_str_add(out, text, (size_t)(end - text));
 }
 
+static void replace_spaces(hd_str *out, const unsigned char *text, size_t n, const hd_normalizer *z) {
+    for (size_t i = 0, run; i < n; i += run) {
+        for (run = 0; i + run < n && text[i + run] == ' ';) run++;
+        if (run > 1) hd_str_add(out, z->to, z->to_size);
+        else hd_str_putc(out, (char)text[i]);
+        run += !run;
+    }
+}
+
+static size_t char_before(const unsigned char *text, size_t i);
+static bool is_space(const hd_tokenizer *t, const unsigned char *p, int *length);
+
+static void strip(hd_str *out, const hd_tokenizer *t, const unsigned char *text, size_t n, const hd_normalizer *z) {
+    int length;
+    size_t begin = 0;
+    while (z->left && begin < n && is_space(t, text + begin, &length)) begin += (size_t)length;
+    while (z->right && n > begin && is_space(t, text + char_before(text, n), &length)) n -= (size_t)length;
+    hd_str_add(out, text + begin, n - begin);
+}
+
 int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err) {
     for (size_t i = 0; i < t->normalizer_count; i++) {
         const hd_normalizer *z = &t->normalizers[i];
@@ -63,6 +83,9 @@ int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsign
         hd_str_clear(out);
         int rc = 0;
         if (z->kind == HD_NORM_NFC) rc = hd_nfc(out, *text, *n, err);
+        if (z->kind == HD_NORM_SPACES) replace_spaces(out, *text, *n, z);
+        if (z->kind == HD_NORM_STRIP) strip(out, t, *text, *n, z);
+        if (z->kind == HD_NORM_PRECOMPILED) hd_precompiled_apply(z->map, *text, *n, out);
         if (z->kind == HD_NORM_REPLACE) replace_all(out, *text, *n, z);
         if (z->kind == HD_NORM_PREPEND) {
             hd_str_add(out, z->to, *n ? z->to_size : 0);

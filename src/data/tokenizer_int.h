@@ -137,11 +137,14 @@ typedef struct hd_added_set {
     int only_first;  /* that byte when there is just one, else -1 */
 } hd_added_set;
 
-typedef enum hd_normalizer_kind { HD_NORM_NFC, HD_NORM_PREPEND, HD_NORM_REPLACE } hd_normalizer_kind;
+typedef struct hd_precompiled hd_precompiled;
+typedef enum hd_normalizer_kind { HD_NORM_NFC, HD_NORM_PREPEND, HD_NORM_REPLACE, HD_NORM_SPACES, HD_NORM_STRIP, HD_NORM_PRECOMPILED } hd_normalizer_kind;
 typedef struct hd_normalizer {
     hd_normalizer_kind kind;
-    const char *from, *to; /* Replace: literal from -> to; Prepend: to */
+    const char *from, *to; /* Replace: literal from -> to; Spaces: two spaces and more -> to; Prepend: to */
     size_t from_size, to_size;
+    bool left, right;      /* Strip: white space at which ends */
+    const hd_precompiled *map;
 } hd_normalizer;
 
 typedef struct hd_unigram hd_unigram;
@@ -246,6 +249,13 @@ hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err);
 size_t hd_spm_bytes(hd_tokenizer *t, int32_t id, bool may_be_byte, char *out);
 /* A word's characters as ids (stride in bytes between them), at most n of them. Returns how many. */
 size_t hd_spm_start(const hd_tokenizer *t, const unsigned char *word, size_t n, int32_t *id, size_t stride);
+
+/* ---- SentencePiece's table of normalizations (precompiled.c) ---- */
+
+/* From n characters of base64, into t's arena. */
+int hd_precompiled_read(hd_tokenizer *t, const char *text, size_t n, const hd_precompiled **out, const char *where, hd_error *err);
+/* Appends the normalized form of s[0..n), valid UTF-8. */
+void hd_precompiled_apply(const hd_precompiled *p, const unsigned char *s, size_t n, hd_str *out);
 
 /* ---- unigram models (unigram.c) ---- */
 

@@ -1,6 +1,6 @@
-/* unigram.c: SentencePiece's unigram model (Kudo, "Subword Regularization", ACL 2018), as Hugging Face `tokenizers` runs it: of all ways to write a word as pieces the one
- * whose scores sum to the most (Viterbi). A character that is no piece by itself may be unknown, at a score below all others; neighbours that are unknown become one,
- * and bytes where every one has a piece. */
+/* unigram.c: SentencePiece's unigram model (Kudo, "Subword Regularization", ACL 2018), as Hugging Face `tokenizers` runs it: of all ways to write a word as
+ * pieces the one whose scores sum to the most (Viterbi). A character that is no piece by itself may be unknown, at a score below all others; neighbours that
+ * are unknown become one, and bytes where every one has a piece. */
 #include <stdlib.h>
 #include <string.h>
 #include "data/tokenizer_int.h"
@@ -48,6 +48,7 @@ static int read_unknown(hd_tokenizer *t, const json_t *model, const char *where,
     if (!json_is_integer(v) || json_integer_value(v) < 0 || (size_t)json_integer_value(v) >= json_array_size(json_object_get(model, "vocab")))
         return hd_fail(err, HD_EFORMAT, "%s: \"unk_id\" is not in the vocabulary", where);
     t->unk_id = (int32_t)json_integer_value(v);
+    if (!t->tokens[t->unk_id].text) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"unk_id\" of a token whose text another one has isn't supported", where);
     return 0;
 }
 
