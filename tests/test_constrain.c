@@ -345,6 +345,21 @@ static bool walk(const hd_constraint *c, hd_rng *r, int steps, bool full, hd_str
     return false;
 }
 
+/* Long chains and counts, in which places that tokens can't tell apart share a mask. */
+static void test_masks(void **state)
+{
+    (void)state;
+    static const char *const patterns[] = {"\\x00\\x00\\x14\\x00\\x00\\x00\\x30\\x00\\x30", "[a-z]{60}", "(the|of|and| ){25,40}", "[^\"]{0,50}\"[0-9]{30}", "(ab|a|b){30}c"};
+    hd_rng r = hd_rng_new(32);
+    hd_str text = HD_STR_INIT;
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+        hd_constraint *c = regex(patterns[i]);
+        for (int k = 0; k < 3; k++) walk(c, &r, 40, true, &text);
+        hd_constraint_release(c);
+    }
+    hd_str_free(&text);
+}
+
 /* ---- a plain validator of what the schemas here use ---- */
 
 static const json_t *schema_root;
@@ -850,7 +865,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_regex),       cmocka_unit_test(test_regex_refused),  cmocka_unit_test(test_regex_against_plain), cmocka_unit_test(test_json_object),
         cmocka_unit_test(test_schemas),     cmocka_unit_test(test_schema_texts),   cmocka_unit_test(test_schema_refused),      cmocka_unit_test(test_grammar),
-        cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits),      cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
+        cmocka_unit_test(test_masks),       cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits),      cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -77,7 +77,7 @@ static int by_first(const void *a, const void *b)
 int hd_chars_merge(hd_chars *c, int n)
 {
     int kept = 0;
-    qsort(c, (size_t)n, sizeof *c, by_first);
+    if (n > 1) qsort(c, (size_t)n, sizeof *c, by_first);
     for (int i = 0; i < n; i++) {
         if (kept && c[i].first <= c[kept - 1].last + 1) c[kept - 1].last = c[i].last > c[kept - 1].last ? c[i].last : c[kept - 1].last;
         else c[kept++] = c[i];
