@@ -27,13 +27,12 @@ typedef struct fixture {
 
 static fixture fix;
 
-static int set_up(void **state)
+static int open_fixture(const char *path, const char *eos)
 {
-    (void)state;
     hd_error err = {0};
-    fix.t = hd_tokenizer_load(TEST_SOURCE_DIR "/tests/data/tokenizer/gpt2.json", &err);
+    fix = (fixture){.t = hd_tokenizer_load(path, &err)};
     if (!fix.t) return -1;
-    fix.eos = hd_tokenizer_id(fix.t, "<|endoftext|>");
+    fix.eos = hd_tokenizer_id(fix.t, eos);
     fix.v = hd_vocabulary_new(fix.t, &fix.eos, 1, &err);
     if (!fix.v) return -1;
     for (int32_t i = 0; i < hd_tokenizer_vocab_size(fix.t); i++) {
@@ -43,6 +42,12 @@ static int set_up(void **state)
     }
     fix.words = ((size_t)hd_vocabulary_size(fix.v) + 63) / 64;
     return 0;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    return open_fixture(TEST_SOURCE_DIR "/tests/data/tokenizer/gpt2.json", "<|endoftext|>");
 }
 
 static int tear_down(void **state)
@@ -765,6 +770,35 @@ static void test_allocations(void **state)
     assert_true(failures > 50);
 }
 
+/* SentencePiece: pieces with U+2581 for spaces, bytes as <0xHH>, control tokens that never come out. */
+static void test_pieces(void **state)
+{
+    tear_down(NULL);
+    assert_int_equal(open_fixture(TEST_SOURCE_DIR "/tests/data/gguf/pieces.json", "</s>"), 0);
+    hd_rng r = hd_rng_new(38);
+    hd_str text = HD_STR_INIT;
+    hd_constraint *c = regex("[a-z\xc3\xa9\xe2\x82\xac ]{3,30}!");
+    assert_true(accepts(c, "a b \xe2\x82\xac!", NULL));
+    int spaces = 0, ends = 0;
+    for (int i = 0; i < 30; i++)
+        if (walk(c, &r, 8, i < 4, &text)) spaces += strchr(text.data, ' ') != NULL;
+    assert_true(spaces > 3);
+    hd_constraint_release(c);
+    c = schema("{\"type\":\"object\",\"properties\":{\"a b\":{\"type\":\"string\"}},\"required\":[\"a b\"],\"additionalProperties\":false}");
+    for (int i = 0; i < 10; i++) {
+        if (!walk(c, &r, 20, i == 0, &text)) continue;
+        json_t *j = json_loadb(text.data, text.len, 0, NULL);
+        assert_true(json_is_string(json_object_get(j, "a b")));
+        json_decref(j);
+        ends++;
+    }
+    assert_true(ends > 0);
+    hd_constraint_release(c);
+    hd_str_free(&text);
+    tear_down(NULL);
+    assert_int_equal(set_up(state), 0);
+}
+
 /* ---- speed: printed; bounds belong to checks ---- */
 
 static double seconds(void)
@@ -865,7 +899,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_regex),       cmocka_unit_test(test_regex_refused),  cmocka_unit_test(test_regex_against_plain), cmocka_unit_test(test_json_object),
         cmocka_unit_test(test_schemas),     cmocka_unit_test(test_schema_texts),   cmocka_unit_test(test_schema_refused),      cmocka_unit_test(test_grammar),
-        cmocka_unit_test(test_masks),       cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits),      cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
+        cmocka_unit_test(test_masks),       cmocka_unit_test(test_pieces),         cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits),      cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
