@@ -718,6 +718,25 @@ static void test_forks_and_ends(void **state)
     assert_null(hd_vocabulary_new(fix.t, NULL, 0, &err));
 }
 
+/* A grammar that can be read in exponentially many ways ends with an error, not without end. */
+static void test_ambiguity(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    uint64_t mask[64];
+    hd_constraint *c = grammar("root ::= p\np ::= \"a\" p \"1\" | \"a\" q \"2\" | \"x\"\nq ::= \"a\" p \"3\" | \"a\" q \"4\" | \"x\"");
+    hd_constraint_state *s = hd_constraint_begin(c, &err);
+    int rc = 0, steps = 0;
+    for (; !rc && steps < 40; steps++) {
+        rc = hd_constraint_mask(s, mask, &err);
+        if (!rc) rc = hd_constraint_advance(s, fix.byte['a'], &err);
+    }
+    assert_true(steps > 2 && rc == HD_EMEMCAP);
+    assert_non_null(strstr(err.message, "ambiguous"));
+    hd_constraint_end(s);
+    hd_constraint_release(c);
+}
+
 static void test_limits(void **state)
 {
     (void)state;
@@ -726,13 +745,26 @@ static void test_limits(void **state)
     assert_null(hd_constraint_regex(fix.v, "a{200}", 6, &l, &err));
     assert_int_equal(err.code, HD_EMEMCAP);
     err = (hd_error){0};
-    char big[102];
+    char big[102], *long_text = malloc(65000);
     memset(big, 'a', sizeof big);
     assert_null(hd_constraint_regex(fix.v, big, sizeof big, &l, &err));
     assert_int_equal(err.code, HD_EMEMCAP);
     err = (hd_error){0};
     assert_null(hd_constraint_regex(fix.v, "((((a))))", 9, &l, &err));
     assert_int_equal(err.code, HD_EMEMCAP);
+    static const char *const pieces[] = {"\\pL", "\\p{L}x", "(?:a|b)*", "[^ab]", "a?", "(.*b)", "[a-z]{0,9}"};
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) { /* whatever becomes of them: soon, and in little memory */
+        size_t n = 0, m = strlen(pieces[i]);
+        for (; n + m < 64000; n += m) memcpy(long_text + n, pieces[i], m);
+        err = (hd_error){0};
+        clock_t from = clock();
+        hd_constraint *c = hd_constraint_regex(fix.v, long_text, n, NULL, &err);
+        double took = (double)(clock() - from) / CLOCKS_PER_SEC;
+        if (took > 0.5) printf("  %s...: %.2f s\n", pieces[i], took);
+        assert_true(c || err.code == HD_EMEMCAP);
+        hd_constraint_release(c);
+    }
+    free(long_text);
 }
 
 static void test_allocations(void **state)
@@ -899,7 +931,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_regex),       cmocka_unit_test(test_regex_refused),  cmocka_unit_test(test_regex_against_plain), cmocka_unit_test(test_json_object),
         cmocka_unit_test(test_schemas),     cmocka_unit_test(test_schema_texts),   cmocka_unit_test(test_schema_refused),      cmocka_unit_test(test_grammar),
-        cmocka_unit_test(test_masks),       cmocka_unit_test(test_pieces),         cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits),      cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
+        cmocka_unit_test(test_masks),       cmocka_unit_test(test_pieces),         cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits), cmocka_unit_test(test_ambiguity),     cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

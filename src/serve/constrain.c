@@ -5,7 +5,7 @@
 #include "serve/constrain_int.h"
 
 /* MASKS: kept per constraint (a dense one has a bit for each token); PLACES: ways to read the answer so far; STEPS: of a walk over tokens. */
-enum { MASKS = 256, PLACES = 256, MOST_STEPS = 5000000, MOST_DEPTH = 100000 };
+enum { MASKS = 256, PLACES = 1024, MOST_STEPS = 5000000, MOST_DEPTH = 100000 };
 
 /* What a call returns to. Counted; a constraint's lock guards the counts. */
 typedef struct frame frame;

@@ -2,7 +2,7 @@
 #include <string.h>
 #include "serve/constrain_int.h"
 
-enum { MOST_EXPRS = 400000 };
+enum { MOST_EXPRS = 400000, MOST_BYTES = 48 << 20 };
 
 void hd_rules_init(hd_rules *g, const hd_constraint_limits *l, hd_error *err)
 {
@@ -42,8 +42,8 @@ static void *get(hd_rules *g, size_t bytes)
 
 static hd_expr *new_expr(hd_rules *g, hd_expr_kind kind)
 {
-    if (++g->n_exprs > MOST_EXPRS) {
-        hd_fail(g->err, HD_EMEMCAP, "a constraint with more than %d parts", MOST_EXPRS);
+    if (++g->n_exprs > MOST_EXPRS || g->arena.used > MOST_BYTES) {
+        hd_fail(g->err, HD_EMEMCAP, "a constraint with too many parts or classes of characters");
         return NULL;
     }
     hd_expr *e = get(g, sizeof *e);
