@@ -9,7 +9,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!size) return 0;
     walk_init();
     const char *text = (const char *)data + 1;
-    hd_constraint_limits small = {.states = 5000}, *limits = size % 16 ? &small : NULL;
+    hd_constraint_limits small = {.states = 2000}, *limits = size % 64 ? &small : NULL;
     hd_constraint *c = data[0] == 'g' ? hd_constraint_grammar(walk_vocabulary, text, size - 1, limits, &err)
                                       : hd_constraint_regex(walk_vocabulary, text, size - 1, limits, &err);
     if (!c != (err.code != 0) || (!c && !err.message[0])) abort();

@@ -9,8 +9,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     json_t *schema = json_loadb((const char *)data, size, JSON_DECODE_ANY, NULL);
     if (!schema) return 0;
     walk_init();
-    hd_constraint_limits small = {.states = 5000};
-    hd_constraint *c = hd_constraint_json_schema(walk_vocabulary, schema, size % 16 ? &small : NULL, &err);
+    hd_constraint_limits small = {.states = 2000};
+    hd_constraint *c = hd_constraint_json_schema(walk_vocabulary, schema, size % 64 ? &small : NULL, &err);
     json_decref(schema);
     if (!c != (err.code != 0) || (!c && !err.message[0])) abort();
     if (!c) return 0;
