@@ -14,8 +14,9 @@ static bool flag(val v) { return given(v) && hd_j_truth(v); }
 
 static int64_t whole(ctx *c, val v, int64_t fallback) {
     if (!given(v)) return fallback;
-    if (!hd_j_is_int(v)) hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
-    return v.u.i;
+    if (hd_j_is_int(v)) return v.u.i;
+    hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
+    return fallback;
 }
 
 static val text_arg(ctx *c, val v, const char *fallback) { return given(v) ? hd_j_to_str(c, v) : hd_j_str(fallback, strlen(fallback)); }

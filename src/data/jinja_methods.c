@@ -14,8 +14,9 @@ static bool given(val v) { return v.kind != J_ABSENT && v.kind != J_NONE; }
 
 static int64_t whole(ctx *c, val v, int64_t fallback) {
     if (!given(v)) return fallback;
-    if (!hd_j_is_int(v)) hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
-    return v.u.i;
+    if (hd_j_is_int(v)) return v.u.i;
+    hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
+    return fallback;
 }
 
 static bool is_text(ctx *c, val v) {
@@ -407,7 +408,7 @@ enum { MOST_RANGE = 100000 }; /* the sandbox's own */
 static val g_range(ARGS) {
     UNUSED;
     int64_t from = a[1].kind == J_ABSENT ? 0 : whole(c, a[0], 0), to = whole(c, a[1].kind == J_ABSENT ? a[0] : a[1], 0), step = whole(c, a[2], 1);
-    if (!c->rc && !step) return hd_j_fail(c, "range() arg 3 must not be zero");
+    if (c->rc || !step) return hd_j_fail(c, "range() arg 3 must not be zero");
     if (from < -(1ll << 53) || from > 1ll << 53 || to < -(1ll << 53) || to > 1ll << 53 || step < -(1ll << 53) || step > 1ll << 53) return hd_j_fail(c, "range() of numbers that are too large");
     int64_t n = step > 0 ? (to > from ? (to - from + step - 1) / step : 0) : (from > to ? (from - to - step - 1) / -step : 0);
     if (n > MOST_RANGE) return hd_j_fail(c, "range() of more than %d numbers", MOST_RANGE);

@@ -25,6 +25,18 @@ typedef struct hd_scanner {
 
 extern const hd_scanner hd_scanners[HD_PRETOK_COUNT];
 
+/* What a name of a GGUF file's pre-tokenizer stands for (tokenizer_pre.c). */
+typedef struct hd_pre {
+    const char *name;
+    hd_pretokenizer words;        /* HD_PRETOK_COUNT with splits */
+    bool digits;                  /* each digit is a word of its own */
+    bool ignore_merges, nfc;
+    bool bos;                     /* a leading bos where the file doesn't say */
+    const char *const *splits;    /* regular expressions that cut one behind the other, NULL at the end; NULL: a scanner's pattern */
+} hd_pre;
+
+extern const hd_pre hd_pres[]; /* name NULL at the end; of several with one meaning the first is written */
+
 typedef enum hd_split_behavior { HD_SPLIT_REMOVED, HD_SPLIT_ISOLATED, HD_SPLIT_PREVIOUS, HD_SPLIT_NEXT, HD_SPLIT_CONTIGUOUS } hd_split_behavior;
 
 typedef struct hd_matcher {

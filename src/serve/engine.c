@@ -268,7 +268,7 @@ int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
     e->now = hd_time();
     bool any = e->waiting.first || e->running.first;
     reap(e);
-    hd_plan_step(e);
+    hd_engine_plan_step(e);
     if (e->n_parts) rc = run_parts(e, err);
     reap(e);
     show_stats(e);

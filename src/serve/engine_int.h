@@ -173,7 +173,7 @@ void hd_swap_drop(hd_engine *e, hd_work *w);
 /* schedule.c */
 void hd_work_enlist(hd_engine *e, hd_work_list *l, hd_work *w); /* at its place in the order */
 void hd_work_delist(hd_work_list *l, hd_work *w);
-void hd_plan_step(hd_engine *e);
+void hd_engine_plan_step(hd_engine *e);
 
 /* speculate.c */
 void hd_propose(hd_engine *e);                 /* sets `proposed` of sequences that decode next */

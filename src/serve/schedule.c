@@ -295,7 +295,7 @@ static void preempt_by_force(hd_engine *e)
         }
 }
 
-void hd_plan_step(hd_engine *e)
+void hd_engine_plan_step(hd_engine *e)
 {
     e->n_parts = e->n_tokens = e->n_rows = 0;
     preempt_by_force(e);

@@ -10,7 +10,7 @@
 
 typedef struct hd_server_options {
     const char *host; int port;           /* "127.0.0.1", 8080; port 0: any, see hd_server_port */
-    const char *const *api_keys; int n_api_keys; /* none: everybody may. Compared in constant time; every path but /health asks for one */
+    const char *const *api_keys; int n_api_keys; /* none: everybody may. Compared in constant time; every path but /health and / asks for one */
     const char *tls_cert, *tls_key;       /* PEM files; both or none */
     const char *cors;                     /* the one origin that may (or "*"); NULL: none */
     int64_t max_body;                     /* bytes; 0: 8 MiB */
