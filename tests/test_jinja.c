@@ -6,6 +6,7 @@
 #include <time.h>
 #include <cmocka.h>
 #include "base/json.h"
+#include "base/mem.h"
 #include "data/chat_template.h"
 #include "data/jinja.h"
 #include "data/tokenizer.h"
@@ -152,6 +153,30 @@ static void names_the_place(void **state) {
     expect("\xff", NULL, HD_EFORMAT, "UTF-8");
 }
 
+/* The Nth allocation fails: each time a clean HD_ENOMEM, until none is left to fail. */
+static void survives_failed_allocations(void **state) {
+    (void)state;
+    json_t *all = fixtures(), *variables = json_pack("{s:O, s:n, s:s, s:b}", "messages", json_object_get(json_object_get(json_object_get(all, "conversations"), "calls"), "messages"), "tools",
+                                                     "bos_token", "<s>", "add_generation_prompt", 1);
+    const json_t *text = json_object_get(json_object_get(all, "templates"), "thinking");
+    uint64_t n = 1, failed = 1;
+    for (; failed && n < 5000; n++) {
+        hd_error err = {0};
+        hd_str out;
+        hd_str_init(&out);
+        hd_mem_fail_at(n);
+        uint64_t before = hd_mem_failed();
+        int rc = render(json_string_value(text), json_string_length(text), variables, NULL, &out, &err);
+        hd_mem_fail_at(0);
+        failed = hd_mem_failed() - before;
+        if (failed && rc != HD_ENOMEM && !out.failed) fail_msg("allocation %d failed: code %d, \"%s\"", (int)n, rc, err.message);
+        hd_str_free(&out);
+    }
+    assert_true(n > 10 && n < 5000);
+    json_decref(variables);
+    json_decref(all);
+}
+
 /* ---- chat templates ---- */
 
 static void check_builtin(const char *name, const char *want) {
@@ -216,7 +241,7 @@ int main(void) {
     tzset();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(renders_conversations), cmocka_unit_test(renders_expressions), cmocka_unit_test(stops_at_limits), cmocka_unit_test(survives_depth),
-        cmocka_unit_test(names_the_place), cmocka_unit_test(builtins_are_as_models_want), cmocka_unit_test(opens_models),
+        cmocka_unit_test(names_the_place), cmocka_unit_test(survives_failed_allocations), cmocka_unit_test(builtins_are_as_models_want), cmocka_unit_test(opens_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

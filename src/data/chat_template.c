@@ -242,36 +242,51 @@ static int read_optional(const char *dir, const char *name, hd_str *out, char *p
     return rc || !hd_file_exists(path) ? rc : hd_file_read(out, path, MOST_TEXT, err);
 }
 
-static int read_config(const char *dir, const char *name, json_t **out, hd_chat_template *c, hd_error *err) {
+/* "dir/name" as JSON; *out stays NULL where there is no such file. */
+static int read_json(const char *dir, const char *name, json_t **out, hd_error *err) {
     char path[4096];
     hd_str text;
     hd_str_init(&text);
     int rc = read_optional(dir, name, &text, path, sizeof path, err);
-    if (!rc && text.len && !(*out = hd_json_parse(text.data, text.len, path, err))) rc = err->code;
-    if (!rc && *out) rc = config_specials(c, *out, err);
+    if (!rc && text.len && !(*out = hd_json_parse(text.data, text.len, path, err))) rc = HD_EFORMAT;
     hd_str_free(&text);
     return rc;
 }
 
+/* The directory's own template, chat_template.jinja before tokenizer_config.json, into text (empty: it has none), and where it stood. */
+static int own_template(const char *dir, const json_t *config, hd_str *text, char *where, size_t size, hd_error *err) {
+    int rc = read_optional(dir, "chat_template.jinja", text, where, size, err);
+    const json_t *own = config_template(config);
+    if (rc || text->len || !own) return rc;
+    hd_str_add(text, json_string_value(own), json_string_length(own));
+    snprintf(where, size, "%.4000s/tokenizer_config.json: chat_template", dir);
+    return text->failed ? hd_fail_memory(err, json_string_length(own), "a chat template") : 0;
+}
+
+int hd_chat_template_find(const char *dir, hd_str *out, hd_error *err) {
+    char where[4096];
+    json_t *config = NULL;
+    int rc = read_json(dir, "tokenizer_config.json", &config, err);
+    if (!rc) rc = own_template(dir, config, out, where, sizeof where, err);
+    json_decref(config);
+    return rc;
+}
+
 static hd_chat_template *open_dir(hd_chat_template *c, const char *dir, const hd_tokenizer *t, hd_error *err) {
-    char path[4096];
+    char where[4096];
     json_t *config = NULL, *map = NULL;
     hd_str text;
     hd_str_init(&text);
-    int rc = read_config(dir, "tokenizer_config.json", &config, c, err);
-    if (!rc) rc = read_config(dir, "special_tokens_map.json", &map, c, err);
-    if (!rc) rc = read_optional(dir, "chat_template.jinja", &text, path, sizeof path, err);
-    const json_t *own = config_template(config);
+    int rc = read_json(dir, "tokenizer_config.json", &config, err);
+    if (!rc) rc = read_json(dir, "special_tokens_map.json", &map, err);
+    if (!rc) rc = own_template(dir, config, &text, where, sizeof where, err);
+    if (!rc) rc = config_specials(c, config, err);
+    if (!rc) rc = config_specials(c, map, err);
     if (rc) {
         hd_chat_template_free(c);
         c = NULL;
-    } else if (text.len) {
-        c = make(text.data, text.len, path, c, t, err);
-    } else if (own) {
-        snprintf(path, sizeof path, "%.4000s/tokenizer_config.json: chat_template", dir);
-        c = make(json_string_value(own), json_string_length(own), path, c, t, err);
     } else {
-        c = make_builtin(c, t, err);
+        c = text.len ? make(text.data, text.len, where, c, t, err) : make_builtin(c, t, err);
     }
     hd_str_free(&text);
     json_decref(config);

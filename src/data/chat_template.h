@@ -15,6 +15,8 @@ typedef struct hd_chat_template hd_chat_template;
 hd_chat_template *hd_chat_template_open(const char *model, const hd_tokenizer *t, hd_error *err);
 /* From text, for tests and --chat-template FILE. */
 hd_chat_template *hd_chat_template_parse(const char *text, size_t n, const char *name, const hd_tokenizer *t, hd_error *err);
+/* Appends the text of the template that a model directory has, if it has one. */
+int hd_chat_template_find(const char *dir, hd_str *out, hd_error *err);
 /* The Jinja text for a tokenizer whose model has none, and (name may be NULL) what it is called: "plain" where no token tells another. */
 const char *hd_chat_template_builtin(const hd_tokenizer *t, const char **name);
 /* One by name: chatml, llama2, llama3, gemma, mistral, phi3, zephyr, plain. NULL: no such. */

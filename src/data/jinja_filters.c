@@ -131,12 +131,19 @@ static val f_format(ARGS) {
 
 static val f_tojson(ARGS) {
     UNUSED;
-    int64_t indent = given(a[0]) && a[0].kind != J_NONE ? whole(c, a[0], -1) : -1;
+    bool indented = given(a[0]) && a[0].kind != J_NONE, own = given(a[2]) && a[2].kind != J_NONE;
+    int64_t indent = indented ? whole(c, a[0], 0) : -1;
     if (indent > 64) return hd_j_fail(c, "tojson: an indent of more than 64");
-    if (flag(a[1])) return hd_j_fail(c, "tojson: ensure_ascii is not supported");
+    hd_j_json how = {(int)(indented && indent < 0 ? 0 : indent), flag(a[3]), flag(a[1]), hd_j_str(", ", indented ? 1 : 2), hd_j_str(": ", 2)};
+    if (own) {
+        if (!hd_j_is_seq(a[2]) || a[2].u.list->n != 2 || a[2].u.list->items[0].kind != J_STR || a[2].u.list->items[1].kind != J_STR)
+            return hd_j_fail(c, "tojson: separators must be two strings");
+        how.comma = a[2].u.list->items[0];
+        how.colon = a[2].u.list->items[1];
+    }
     hd_str out;
     hd_str_init(&out);
-    hd_j_write_json(c, &out, v, (int)(indent < 0 && given(a[0]) && a[0].kind != J_NONE ? 0 : indent), 0, flag(a[3]));
+    hd_j_write_json(c, &out, v, &how, 0);
     return hd_j_take(c, &out);
 }
 

@@ -194,7 +194,8 @@ bool hd_j_contains(hd_j_ctx *c, hd_j_val all, hd_j_val one);
 /* str() and repr(), appended. */
 void hd_j_write(hd_j_ctx *c, hd_str *out, hd_j_val v, bool repr);
 hd_j_val hd_j_to_str(hd_j_ctx *c, hd_j_val v);
-void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, int indent, int level, bool sort); /* indent < 0: on one line */
+typedef struct hd_j_json { int indent; bool sort, ascii; hd_j_val comma, colon; } hd_j_json; /* as json.dumps's arguments; indent < 0: on one line */
+void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, const hd_j_json *how, int level);
 /* What a for loop goes over, as a list; fails when v cannot be gone over. */
 hd_j_val hd_j_iterate(hd_j_ctx *c, hd_j_val v);
 const char *hd_j_type_name(hd_j_val v); /* Python's */
