@@ -124,8 +124,9 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     hd_progress_begin(&progress, "requests", (double)c->requests, c->json);
     o.progress = show_progress, o.arg = &progress;
     rc = hd_load_run(&o, &r, err);
-    hd_progress_end(&progress, NULL);
+    if (rc) hd_progress_hide(&progress);
     if (rc) return rc;
+    hd_progress_end(&progress, NULL);
     if (c->json) rc = print_json(&r, err);
     else print_text(&r);
     return !rc && !r.done ? hd_fail(err, HD_EIO, "no request succeeded: %s", r.why) : rc;

@@ -77,7 +77,7 @@ typedef struct job {
     hd_server *server;
     hd_runner *runner, *draft;
     hd_lm_runner_info info;
-    hd_engine *engine;
+    hd_engine *_Atomic engine;
     hd_chat_template *template;
     hd_vocabulary *vocabulary;
     hd_served served;
@@ -86,6 +86,7 @@ typedef struct job {
     int64_t ngram, kv_bytes, swap_bytes, max_body;
     bool use_draft;
     atomic_bool stop;
+    hd_error failure; /* of loading */
 } job;
 
 /* ---- signals: the first drains, the second cuts off, the third doesn't wait for anything ---- */
@@ -328,11 +329,9 @@ static void *load_and_run(void *arg)
     job *j = arg;
     hd_error err = {0};
     double start = hd_time();
-    int rc = load(j, &err);
-    if (rc) {
-        hd_server_fail(j->server, err.message);
-        return NULL;
-    }
+    int rc = load(j, &j->failure);
+    if (rc) hd_server_fail(j->server, j->failure.message);
+    if (rc || atomic_load(&j->stop)) return NULL;
     j->served.name = j->name;
     j->served.engine = j->engine;
     j->served.tokenizer = j->info.tokenizer;
@@ -384,14 +383,17 @@ static int serve(job *j, const keys *k, hd_error *err)
         hd_server_free(j->server);
         return hd_fail(err, HD_ENOMEM, "no thread could be started");
     }
-    int rc = hd_server_run(j->server, err);
+    hd_error own = {0};
+    int rc = hd_server_run(j->server, &own);
+    atomic_store(&j->stop, true);
+    hd_engine *engine = atomic_load(&j->engine);
+    if (engine) hd_engine_stop(engine);
+    pthread_join(thread, NULL);
     atomic_store(&serving, NULL);
     hd_server_free(j->server);
-    atomic_store(&j->stop, true);
-    if (j->engine) hd_engine_stop(j->engine);
-    pthread_join(thread, NULL);
     unload(j);
-    return rc;
+    if (rc == HD_EIO && j->failure.code) own = j->failure; /* with the kind of error that it was */
+    return rc ? hd_fail(err, own.code, "%s", own.message) : 0;
 }
 
 static int run(const void *config_, const char *const *words, int n_words, hd_error *err)
