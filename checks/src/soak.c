@@ -50,7 +50,7 @@ static void *run_client(void *arg)
     hd_str body;
     hd_str_init(&body);
     while (hd_time() < c->end) {
-        body.len = 0;
+        hd_str_clear(&body);
         make_body(&g, &body);
         wire_stream s = {.port = c->port, .path = "/v1/completions", .body = body.data, .seconds = 300, .cut_after = hd_rng_below(&g, 4) ? -1 : (int64_t)hd_rng_below(&g, 40)};
         wire_stream_run(&s);

@@ -133,7 +133,7 @@ static inline int wire_byte(wire_reader *r)
 /* A line without its end; false: there is none. */
 static inline bool wire_line(wire_reader *r, hd_str *line)
 {
-    line->len = 0;
+    hd_str_clear(line);
     for (int c; (c = wire_byte(r)) >= 0;) {
         if (c == '\n') {
             if (line->len && line->data[line->len - 1] == '\r') line->data[--line->len] = 0;
@@ -335,6 +335,7 @@ typedef struct wire_stream {
     const char *path, *body;
     double seconds;          /* to wait for all of it */
     int64_t cut_after;       /* hangs up after so many events; -1: never */
+    const atomic_bool *stop; /* hangs up once this is set; NULL: never */
     int status;
     double asked, first, last; /* hd_time() */
     double *times; int64_t n, room; /* of each event with text */
@@ -363,6 +364,8 @@ static inline void wire_stream_add_text(wire_stream *s, const char *event)
     s->times[s->n++] = s->last;
 }
 
+static inline bool wire_is_stopped(const wire_stream *s) { return s->stop && atomic_load(s->stop); }
+
 static inline void wire_stream_read(wire_stream *s, wire_reader *r)
 {
     hd_str line;
@@ -371,13 +374,13 @@ static inline void wire_stream_read(wire_stream *s, wire_reader *r)
     if (!wire_head(r, &a)) s->failed = true;
     s->status = a.status;
     while (!s->failed && !s->done && a.status == 200 && wire_line(r, &line)) { /* chunk sizes are lines too, and no events */
-        if (s->cut_after >= 0 && s->n >= s->cut_after) break;
+        if ((s->cut_after >= 0 && s->n >= s->cut_after) || wire_is_stopped(s)) break;
         if (!line.data || strncmp(line.data, "data: ", 6)) continue;
         if (!strcmp(line.data + 6, "[DONE]")) s->done = true;
         else if (!strncmp(line.data + 6, "{\"error\"", 8)) s->failed = true;
         else wire_stream_add_text(s, line.data + 6);
     }
-    if (s->cut_after < 0 && !s->done) s->failed = true;
+    if (s->cut_after < 0 && !s->done && !wire_is_stopped(s)) s->failed = true;
     hd_str_free(&line);
 }
 
