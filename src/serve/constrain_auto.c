@@ -272,7 +272,8 @@ static uint64_t label_of(const hd_automata *a, const uint64_t *label, int32_t st
     const int32_t *next = a->next + (size_t)state * (size_t)a->n_classes;
     uint64_t h = label[state];
     for (int c = 0; c < a->n_classes; c++) h = hd_hash_mix(h, next[c] < 0 ? 0 : label[next[c]]);
-    for (int32_t k = a->calls_from[state]; k < a->calls_from[state + 1]; k++) h = hd_hash_mix(h, hd_hash_mix((uint64_t)a->calls[k].rule, label[a->calls[k].then]));
+    for (int32_t k = a->calls_from[state]; k < a->calls_from[state + 1]; k++) 
+        h = hd_hash_mix(h, hd_hash_mix((uint64_t)a->calls[k].rule, label[a->calls[k].then]));
     return h;
 }
 

@@ -1,4 +1,5 @@
-/* constrain_schema.h: JSON schemas into rules: constrain_schema.c chooses and merges, constrain_schema_types.c writes values of each type. For these files only. */
+/* constrain_schema.h: JSON schemas into rules: constrain_schema.c chooses and merges, constrain_schema_types.c writes values of each type.
+ * For these files only. */
 #ifndef HD_SERVE_CONSTRAIN_SCHEMA_H
 #define HD_SERVE_CONSTRAIN_SCHEMA_H
 
