@@ -5,12 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 #include "base/json.h"
 #include "base/mem.h"
 #include "data/chat_template.h"
 #include "data/jinja.h"
 #include "data/tokenizer.h"
+#include "tensor/gguf.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/"
 enum { NOW = 1700000000 };
@@ -240,6 +242,32 @@ static void opens_models(void **state) {
     hd_str_free(&out);
 }
 
+static void opens_gguf(void **state) {
+    (void)state;
+    hd_error err = {0};
+    hd_str out;
+    hd_str_init(&out);
+    char path[] = "/tmp/heddle-jinja-XXXXXX";
+    close(mkstemp(path));
+    static const char text[] = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}";
+    hd_tokenizer *t = hd_tokenizer_load(DATA "templates/model/tokenizer.json", &err);
+    json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "Hi");
+    hd_gguf_writer *w = hd_gguf_writer_new(&err);
+    hd_gguf_put_string(w, "tokenizer.chat_template", text, sizeof text - 1);
+    hd_gguf_put_int(w, "tokenizer.ggml.bos_token_id", HD_GGUF_U32, 257);
+    hd_gguf_put_int(w, "tokenizer.ggml.eos_token_id", HD_GGUF_U32, 258);
+    if (!t || hd_gguf_end(w, hd_gguf_begin(w, path, &err), &err)) fail_msg("%s", err.message);
+    hd_chat_template *c = hd_chat_template_open(path, t, &err);
+    if (!c || hd_chat_template_render(c, messages, NULL, NULL, true, &out, &err)) fail_msg("%s", err.message);
+    assert_string_equal(out.data, "<|turn|>[user] Hi<|end|>");
+    assert_string_equal(hd_chat_template_stop(c), "<|end|>");
+    unlink(path);
+    hd_chat_template_free(c);
+    hd_tokenizer_free(t);
+    json_decref(messages);
+    hd_str_free(&out);
+}
+
 int main(void) {
     setenv("TZ", "UTC", 1);
     tzset();
@@ -251,7 +279,7 @@ int main(void) {
         cmocka_unit_test(names_the_place),
         cmocka_unit_test(survives_failed_allocations),
         cmocka_unit_test(builtins_are_as_models_want),
-        cmocka_unit_test(opens_models),
+        cmocka_unit_test(opens_models), cmocka_unit_test(opens_gguf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
