@@ -15,8 +15,8 @@
 #define WIDTH HD_BLOCKS_WIDTH
 #define ROWS HD_BLOCKS_ROWS
 #define PANELS HD_BLOCKS_PANELS
-#define RANGE 2          /* chunks of k that a few panels keep in the first-level cache: 24 KiB of 8-bit weights */
-#define ROWS_BLOCK 512   /* rows whose sums are kept: 96 KiB */
+#define RANGE 2          /* chunks of k that a few panels keep in the first-level cache: 17 KiB of 8-bit weights */
+#define ROWS_BLOCK 512   /* rows whose sums are kept: 64 KiB */
 #define AHEAD 1024       /* bytes between what is multiplied and what is fetched, in one pass over the weights */
 
 typedef struct product {
