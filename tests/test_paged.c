@@ -228,6 +228,7 @@ static const paged_case cases[] = {
     {8, 1, 64, 64, 16, HD_F32, HD_F16, 0, 0},   {4, 2, 64, 64, 64, HD_F32, HD_I8, 0, 0},     {4, 4, 16, 48, 8, HD_F32, HD_F32, 0, 0},
     {3, 1, 33, 17, 32, HD_F32, HD_BF16, 2, 0},  {4, 1, 256, 256, 16, HD_BF16, HD_BF16, 0, 0}, {6, 2, 31, 40, 128, HD_BF16, HD_BF16, 1.5, 70},
     {8, 4, 64, 64, 256, HD_F32, HD_F16, 0, 100}, {2, 2, 7, 5, 8, HD_BF16, HD_I8, 3, 9},
+    {7, 1, 32, 80, 64, HD_F32, HD_BF16, 0, 0},
 };
 
 static scene scene_of(const paged_case *c)

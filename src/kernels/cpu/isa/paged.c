@@ -206,14 +206,28 @@ static void find_places(const paged *s, key_places *p, const query_tile *q, int6
  * ones, and a burst would make it wait. ---- */
 
 #define LINE 64
+#if HD_HAS_AVX512
+#define DIRECT_ROWS 8
+#else
+#define DIRECT_ROWS 0
+#endif
+
+/* Whether keys and values are multiplied where they lie: see advance_direct. */
+static bool takes_direct(const paged *s, const row_tile *x)
+{
+    return x->rows <= DIRECT_ROWS && !s->b.pairs && s->b.e % HD_VL == 0 && s->b.f % HD_VL == 0;
+}
+
 #define ASK_ROWS 2
 #define ASK_BLOCK 4
 
 /* Times that ask_ahead is called for a key tile: see there. */
-static int64_t times_asked(const paged *s, int64_t rows)
+static int64_t times_asked(const paged *s, const row_tile *x)
 {
+    int64_t squares = (s->b.e + 15) / 16 * (KEY_TILE / 16), blocks = ASK_BLOCK * ((x->rows + ROW_BLOCK - 1) / ROW_BLOCK);
+    if (takes_direct(s, x)) return squares + blocks;
     bool words = s->b.pairs || s->a->in[K].dtype == HD_F32; /* keys are packed without asking */
-    return (words ? 0 : (s->b.e + 15) / 16 * (KEY_TILE / 16)) + KEY_TILE / ASK_ROWS + ASK_BLOCK * ((rows + ROW_BLOCK - 1) / ROW_BLOCK);
+    return (words ? 0 : squares) + KEY_TILE / ASK_ROWS + blocks;
 }
 
 static void ahead_begin(paged *s, const key_places *next, int64_t begin, int64_t n, int64_t i)
@@ -221,7 +235,7 @@ static void ahead_begin(paged *s, const key_places *next, int64_t begin, int64_t
     const hd_tensor *k = &s->a->in[K], *v = &s->a->in[V];
     int64_t lines = KEY_TILE * (s->b.e * (int64_t)hd_dtype_size(k->dtype) + s->b.f * (int64_t)hd_dtype_size(v->dtype)) / LINE;
     s->ahead = (ahead){.next = next, .head = begin, .n = n, .row = (int)(i * KEY_TILE / n), .end = (int)((i + 1) * KEY_TILE / n), .operand = K};
-    s->ahead.lines = (int)(lines / times_asked(s, s->x[i].rows)) + 1;
+    s->ahead.lines = (int)(lines / times_asked(s, &s->x[i])) + 1;
 }
 
 /* Goes to the next row of keys or values; false at the end. */
@@ -425,14 +439,140 @@ static void advance_queries(paged *s, row_tile *x, const packed_tile *tile, cons
     }
 }
 
+/* ---- few rows (decoding): packing would cost as much as the products. 16 keys at a time are transposed in registers and multiplied there; values are
+ * taken as they lie. The order of sums is that of packed tiles. ---- */
+
+#if HD_HAS_AVX512
+
+/* Products of `rows` queries with the 16 keys at at[]: out[r][0 .. 16). */
+HD_INLINE void direct_products(paged *s, const float *q, int rows, hd_dtype t, const int64_t at[16], float *out)
+{
+    const void *src = s->a->in[K].data;
+    vf acc[DIRECT_ROWS];
+    for (int r = 0; r < rows; r++) acc[r] = vf_zero();
+    for (int64_t c = 0; c < s->b.e; c += 16, q += 16) {
+        __m512i k[16];
+        ask_ahead(s, 1);
+        HD_UNROLL
+        for (int i = 0; i < 16; i++) k[i] = at[i] >= 0 ? (__m512i)cache_load(src, t, at[i] + c, HD_VL) : _mm512_setzero_si512();
+        transpose_16(k);
+        HD_UNROLL
+        for (int i = 0; i < 16; i++)
+            HD_UNROLL
+            for (int r = 0; r < rows; r++) acc[r] = vf_fma(vf_set1(q[r * s->b.ew + i]), (vf)k[i], acc[r]);
+    }
+    for (int r = 0; r < rows; r++) vf_store(out + r * KEY_TILE, acc[r]);
+}
+
+HD_INLINE void direct_products_rows(paged *s, const float *q, int rows, hd_dtype t, const int64_t at[16], float *out)
+{
+    for (int n; rows > 0; rows -= n, q += n * s->b.ew, out += n * KEY_TILE) {
+        n = rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        if (n == 8) direct_products(s, q, 8, t, at, out);
+        else if (n == 4) direct_products(s, q, 4, t, at, out);
+        else if (n == 2) direct_products(s, q, 2, t, at, out);
+        else direct_products(s, q, 1, t, at, out);
+    }
+}
+
+static void products_of(paged *s, const float *q, int rows, const int64_t at[16], float *out)
+{
+    hd_dtype t = s->a->in[K].dtype;
+    if (t == HD_F16) direct_products_rows(s, q, rows, HD_F16, at, out);
+    else if (t == HD_BF16) direct_products_rows(s, q, rows, HD_BF16, at, out);
+    else if (t == HD_I8) direct_products_rows(s, q, rows, HD_I8, at, out);
+    else direct_products_rows(s, q, rows, HD_F32, at, out);
+}
+
+HD_INLINE void direct_values_group(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int nv, int64_t c, int first, int n,
+                                   const float *scale, hd_dtype t)
+{
+    vf acc[ROW_BLOCK][4];
+    HD_UNROLL
+    for (int r = 0; r < rows; r++)
+        HD_UNROLL
+        for (int v = 0; v < nv; v++) {
+            acc[r][v] = vf_load(o + r * ldo + c + v * HD_VL);
+            if (scale) acc[r][v] = acc[r][v] * scale[r];
+        }
+    for (int k = first; k < first + n; k++) {
+        vf b[4];
+        HD_UNROLL
+        for (int v = 0; v < nv; v++) b[v] = tile->v_at[k] >= 0 ? cache_load(tile->v_data, t, tile->v_at[k] + c + v * HD_VL, HD_VL) : vf_zero();
+        HD_UNROLL
+        for (int r = 0; r < rows; r++)
+            HD_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = vf_fma(vf_set1(w[r * KEY_TILE + k]), b[v], acc[r][v]);
+    }
+    HD_UNROLL
+    for (int r = 0; r < rows; r++)
+        HD_UNROLL
+        for (int v = 0; v < nv; v++) vf_store(o + r * ldo + c + v * HD_VL, acc[r][v]);
+}
+
+HD_INLINE void direct_values_rows(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale, hd_dtype t)
+{
+    int64_t c = 0;
+    for (; c + 4 * HD_VL <= tile->f; c += 4 * HD_VL) direct_values_group(tile, w, o, ldo, rows, 4, c, first, n, scale, t);
+    for (; c < tile->f; c += HD_VL) direct_values_group(tile, w, o, ldo, rows, 1, c, first, n, scale, t);
+}
+
+HD_INLINE void direct_values(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale, hd_dtype t)
+{
+    if (rows == 4) direct_values_rows(tile, w, o, ldo, 4, first, n, scale, t);
+    else if (rows == 2) direct_values_rows(tile, w, o, ldo, 2, first, n, scale, t);
+    else direct_values_rows(tile, w, o, ldo, 1, first, n, scale, t);
+}
+
+static void values_of(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale)
+{
+    if (tile->v_dtype == HD_F16) direct_values(tile, w, o, ldo, rows, first, n, scale, HD_F16);
+    else if (tile->v_dtype == HD_BF16) direct_values(tile, w, o, ldo, rows, first, n, scale, HD_BF16);
+    else if (tile->v_dtype == HD_I8) direct_values(tile, w, o, ldo, rows, first, n, scale, HD_I8);
+    else direct_values(tile, w, o, ldo, rows, first, n, scale, HD_F32);
+}
+
+static void advance_direct(paged *s, row_tile *x, const key_places *p)
+{
+    _Alignas(64) float products[DIRECT_ROWS][KEY_TILE];
+    int64_t k_at[KEY_TILE], v_at[KEY_TILE];
+    for (int j = 0; j < KEY_TILE; j++) {
+        k_at[j] = p->row[j] < 0 ? -1 : (p->row[j] * s->hk + x->head) * s->b.e;
+        v_at[j] = p->row[j] < 0 ? -1 : (p->row[j] * s->hk + x->head) * s->b.f;
+    }
+    packed_tile tile = {.kscale = gather_scales(s, s->kscale, KSCALE, p->row, x->head), .vscale = gather_scales(s, s->vscale, VSCALE, p->row, x->head),
+                        .products = products, .values = values_of, .v_data = s->a->in[V].data, .v_dtype = s->a->in[V].dtype, .v_at = v_at, .f = s->b.f};
+    for (int j = 0; j < KEY_TILE; j += HD_VL) {
+        bool any = false;
+        for (int i = 0; i < HD_VL; i++) any |= k_at[j + i] >= 0;
+        if (any) products_of(s, (const float *)x->q, x->rows, k_at + j, &products[0][j]);
+    }
+    advance_blocks(s, x, 0, x->rows, &tile, p);
+}
+
+#else
+
+static void advance_direct(paged *s, row_tile *x, const key_places *p)
+{
+    (void)s, (void)x, (void)p;
+}
+
+#endif
+
 static void row_tile_advance(paged *s, row_tile *x, const key_places *p)
 {
     const rows_view *v = &x->view;
+    bool alike = (v->hi_min == v->hi_max && v->lo_min == v->lo_max) || (p->range.pos_max <= v->hi_min && p->range.pos_min > v->lo_max);
     if (sees_none(v, &p->range)) return;
+    if (alike && takes_direct(s, x)) {
+        advance_direct(s, x, p);
+        return;
+    }
     pack_keys(s, p, x->head);
     pack_values(s, p->row, x->head);
-    packed_tile tile = {s->k, s->v, s->b.fp, gather_scales(s, s->kscale, KSCALE, p->row, x->head), gather_scales(s, s->vscale, VSCALE, p->row, x->head)};
-    bool alike = (v->hi_min == v->hi_max && v->lo_min == v->lo_max) || (p->range.pos_max <= v->hi_min && p->range.pos_min > v->lo_max);
+    packed_tile tile = {.k = s->k, .v = s->v, .ldv = s->b.fp};
+    tile.kscale = gather_scales(s, s->kscale, KSCALE, p->row, x->head);
+    tile.vscale = gather_scales(s, s->vscale, VSCALE, p->row, x->head);
     if (alike || values_finite(s, &tile)) advance_blocks(s, x, 0, x->rows, &tile, p);
     else advance_queries(s, x, &tile, p);
 }
