@@ -1,4 +1,5 @@
 /* engine.c: the engine's life, its queue and its step. */
+#include <assert.h>
 #include <string.h>
 #include "base/term.h"
 #include "serve/engine_int.h"
@@ -277,6 +278,16 @@ static int run_parts(hd_engine *e, hd_error *err)
     return 0;
 }
 
+/* A step that computes nothing is followed by one that does (a swapped request was taken in, say). If that were ever not so, nobody would have to wait for good. */
+static void watch(hd_engine *e)
+{
+    enum { PATIENCE = 8 };
+    hd_work *first = e->running.first ? e->running.first : e->waiting.first;
+    e->idle_steps = e->n_parts || !first ? 0 : e->idle_steps + 1;
+    assert(e->idle_steps < PATIENCE);
+    if (e->idle_steps >= PATIENCE) hd_work_end(e, first, HD_FINISH_ERROR, "the engine could not go on with this request");
+}
+
 int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
 {
     int rc = 0;
@@ -286,6 +297,7 @@ int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
     reap(e);
     hd_engine_plan_step(e);
     if (e->n_parts) rc = run_parts(e, err);
+    watch(e);
     reap(e);
     show_stats(e);
     if (busy) *busy = any;

@@ -139,6 +139,7 @@ struct hd_engine {
     int32_t *mark;            /* [max(blocks, slots)], -1 between uses */
     hd_str text;              /* of a finished beam */
     double now;
+    int idle_steps;           /* since something was computed */
     bool made;                /* hd_engine_new came to its end */
 };
 
