@@ -469,6 +469,16 @@ static void test_completions(void **state)
     json_decref(j);
 
     /* token ids; best_of; beams; prompt log-probabilities alone; the same seed twice */
+    hd_str long_text;
+    hd_str_init(&long_text);
+    hd_str_puts(&long_text, "{\"prompt\": \"");
+    for (int i = 0; i < 40000; i++) hd_str_puts(&long_text, "aaaaaaaaaaaaaaaa");
+    hd_str_puts(&long_text, "\"}");
+    r = post(&w, "/v1/completions", long_text.data);
+    assert_int_equal(r.status, 400);
+    assert_non_null(strstr(r.body.data, "context_length_exceeded"));
+    free_reply(&r);
+    hd_str_free(&long_text);
     static const char *const fine[] = {
         "{\"prompt\": [5, 6, 7], \"max_tokens\": 3}", "{\"prompt\": [[5, 6], [7]], \"max_tokens\": 3}", "{\"prompt\": \"a\", \"n\": 2, \"best_of\": 4, \"max_tokens\": 3, \"temperature\": 1}",
         "{\"prompt\": \"a\", \"n\": 2, \"use_beam_search\": true, \"best_of\": 4, \"max_tokens\": 4}", "{\"prompt\": \"the dog\", \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1}",

@@ -194,7 +194,7 @@ static int prepare(hd_call *c, const json_t *root, hd_error *err)
     hd_str_free(&text);
     if (!rc) rc = hd_prompts_check(c, "messages");
     if (!rc) rc = add_template_stop(c);
-    return rc ? rc : hd_fields_constraint(c, root);
+    return rc;
 }
 
 /* ---- answers ---- */

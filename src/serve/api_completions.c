@@ -18,8 +18,7 @@ static int prepare(hd_call *c, const json_t *root, hd_error *err)
     if (c->params.max_tokens < 0) c->params.max_tokens = 16; /* OpenAI's */
     if (c->n_prompts * c->params.n > CHOICES_MOST)
         return hd_call_wrong(c, 400, "n", NULL, "'n' times the number of prompts must be at most %d", CHOICES_MOST);
-    rc = hd_prompts_check(c, "prompt");
-    return rc ? rc : hd_fields_constraint(c, root);
+    return hd_prompts_check(c, "prompt");
 }
 
 /* ---- log-probabilities: four lists side by side ---- */

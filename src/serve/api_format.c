@@ -88,13 +88,22 @@ static int set_response_format(hd_call *c, const char *param, const json_t *v)
     return set_schema(c, param, inner);
 }
 
+static const struct { const char *name; int (*set)(hd_call *c, const char *param, const json_t *v); } forms[] = {
+    {"response_format", set_response_format}, {"guided_json", set_json}, {"guided_regex", set_regex}, {"regex", set_regex},
+    {"guided_grammar", set_grammar}, {"grammar", set_grammar}, {"guided_choice", set_choice},
+};
+#define N_FORMS (sizeof forms / sizeof forms[0])
+
+bool hd_fields_have_constraint(const json_t *root)
+{
+    for (size_t i = 0; i < N_FORMS; i++)
+        if (json_object_get(root, forms[i].name)) return true;
+    return false;
+}
+
 int hd_fields_constraint(hd_call *c, const json_t *root)
 {
-    static const struct { const char *name; int (*set)(hd_call *c, const char *param, const json_t *v); } forms[] = {
-        {"response_format", set_response_format}, {"guided_json", set_json}, {"guided_regex", set_regex}, {"regex", set_regex},
-        {"guided_grammar", set_grammar}, {"grammar", set_grammar}, {"guided_choice", set_choice},
-    };
-    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
+    for (size_t i = 0; i < N_FORMS; i++) {
         const json_t *v = json_object_get(root, forms[i].name);
         if (!v || json_is_null(v)) continue;
         if (c->constraint) return hd_call_wrong(c, 400, forms[i].name, NULL, "'%s': the answer is constrained already; only one constraint may be given", forms[i].name);

@@ -1,7 +1,8 @@
 /* constrain_int.h: from expressions over characters to automata over bytes. For the files constrain*.c only.
  *
- * Words: an *expression* is a tree of characters, sequences, choices, repetitions and rules; a *rule* is a named expression that others refer to. Each rule is compiled to
- * a deterministic automaton whose edges are bytes and calls of rules; a place in an answer is a set of (automaton state, stack of states to return to). */
+ * Words: an *expression* is a tree of characters, sequences, choices, repetitions and rules; a *rule* is a named expression that others refer to.
+ * Each rule is compiled to a deterministic automaton whose edges are bytes and calls of rules;
+ * a place in an answer is a set of (automaton state, stack of states to return to). */
 #ifndef HD_SERVE_CONSTRAIN_INT_H
 #define HD_SERVE_CONSTRAIN_INT_H
 
