@@ -4,7 +4,7 @@
 #include "serve/constrain_nfa.h"
 
 /* Bounds on the subset construction (Rabin and Scott 1959), which may take exponential room. */
-enum { MOST_WORK = 60000000, MOST_ITEMS = 8000000, MOST_CELLS = 16000000, MOST_REFINING = 60000000 };
+enum { MOST_WORK = 60000000, MOST_ITEMS = 8000000, MOST_CELLS = 16000000, MOST_REFINING = 20000000 };
 
 typedef struct subset { size_t at; int32_t count; } subset; /* of items */
 
@@ -271,7 +271,7 @@ static uint64_t label_of(const hd_automata *a, const uint64_t *label, int32_t st
 {
     const int32_t *next = a->next + (size_t)state * (size_t)a->n_classes;
     uint64_t h = label[state];
-    for (int c = 0; c < a->n_classes; c++) h = (h ^ (next[c] < 0 ? 0 : label[next[c]])) * 0x9e3779b97f4a7c15u, h ^= h >> 32;
+    for (int c = 0; c < a->n_classes; c++) h = hd_hash_mix(h, next[c] < 0 ? 0 : label[next[c]]);
     for (int32_t k = a->calls_from[state]; k < a->calls_from[state + 1]; k++) h = hd_hash_mix(h, hd_hash_mix((uint64_t)a->calls[k].rule, label[a->calls[k].then]));
     return h;
 }

@@ -14,6 +14,7 @@ typedef struct hd_schema {
     hd_schema_ref *refs;
     size_t n_refs, cap_refs;
     int depth, compiled;
+    int64_t work;      /* comparisons and copies of merging and of telling parts apart */
     json_t *yes;       /* true */
     hd_expr *name_end; /* the rest of an additional property's name */
 } hd_schema;
