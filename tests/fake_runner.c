@@ -139,6 +139,13 @@ static void check_writers(fake_runner *f, const hd_batch *b)
     }
 }
 
+static void take_time(const fake_runner *f, const hd_batch *b)
+{
+    int64_t us = f->o.slow_us;
+    for (int64_t i = 0; i < b->n_parts; i++) us += f->o.token_us * b->parts[i].n;
+    if (us) nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000}, NULL);
+}
+
 static int step(hd_runner *r, const hd_batch *b, hd_error *err)
 {
     fake_runner *f = (fake_runner *)r;
@@ -146,7 +153,7 @@ static int step(hd_runner *r, const hd_batch *b, hd_error *err)
     if (check_batch(f, b, err)) return HD_EINVAL;
     if (b->n_parts > f->counts.most_parts) f->counts.most_parts = b->n_parts;
     if (f->o.fail_at == f->counts.steps) return hd_fail(err, HD_ENUMERIC, "the fake model fails, as asked for");
-    if (f->o.slow_us) nanosleep(&(struct timespec){.tv_nsec = f->o.slow_us * 1000}, NULL);
+    take_time(f, b);
     check_writers(f, b);
     int64_t row = 0;
     for (int64_t i = 0; i < b->n_parts; i++) row = run_part(f, &b->parts[i], row);

@@ -679,6 +679,34 @@ static void test_priority_order(void **state)
     hd_free(a);
 }
 
+/* A long prompt beside a stream: it goes on in pieces that hold the stream up little, and doesn't starve. */
+static void test_slowdown(void **state)
+{
+    (void)state;
+    int64_t steps[2];
+    for (int limited = 0; limited < 2; limited++) {
+        bench b = bench_default();
+        int32_t prompt[150];
+        fill_prompt(prompt, 150, 4);
+        b.f.slow_us = 2000;
+        b.f.token_us = 100;
+        b.f.max_tokens = 150;
+        b.o.prompt_slowdown = limited ? 1.8 : 0;
+        answer *a = hd_calloc(2, sizeof *a);
+        bench_open(&b);
+        submit(&b, plain(prompt, 10, 60), &a[0]);
+        for (int i = 0; i < 9; i++) one_step(&b);
+        submit(&b, plain(prompt + 10, 140, 3), &a[1]);
+        for (steps[limited] = 0; !a[1].events; steps[limited]++) one_step(&b);
+        run_all(&b);
+        assert_int_equal(a[1].n[0], 3);
+        bench_close(&b);
+        hd_free(a);
+    }
+    assert_int_equal(steps[0], 1);
+    assert_true(steps[1] >= 2 && steps[1] <= 18); /* 16 tokens a step, or down to 8 where the machine is busy */
+}
+
 /* ---- refusals ---- */
 
 static void test_refusals(void **state)
@@ -858,7 +886,7 @@ int main(void)
         cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams), cmocka_unit_test(test_endings),
         cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
         cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback), cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model), cmocka_unit_test(test_priority_order),
+        cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model), cmocka_unit_test(test_priority_order), cmocka_unit_test(test_slowdown),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads), cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* test_jinja.c: chat templates against what Jinja2 renders of them (tests/data/templates/fixtures.json, see make_template_fixtures.py), limits, and bad templates. */
+/* test_jinja.c: chat templates against what Jinja2 renders of them (tests/data/templates/fixtures.json, see make_template_fixtures.py), limits, and bad
+ * templates. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -156,7 +157,8 @@ static void names_the_place(void **state) {
 /* The Nth allocation fails: each time a clean HD_ENOMEM, until none is left to fail. */
 static void survives_failed_allocations(void **state) {
     (void)state;
-    json_t *all = fixtures(), *variables = json_pack("{s:O, s:n, s:s, s:b}", "messages", json_object_get(json_object_get(json_object_get(all, "conversations"), "calls"), "messages"), "tools",
+    json_t *all = fixtures(), *variables = json_pack("{s:O, s:n, s:s, s:b}", "messages",
+                                                     json_object_get(json_object_get(json_object_get(all, "conversations"), "calls"), "messages"), "tools",
                                                      "bos_token", "<s>", "add_generation_prompt", 1);
     const json_t *text = json_object_get(json_object_get(all, "templates"), "thinking");
     uint64_t n = 1, failed = 1;
@@ -184,8 +186,8 @@ static void check_builtin(const char *name, const char *want) {
     const char *text = hd_chat_template_named(name);
     hd_str out;
     hd_str_init(&out);
-    json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}, {s:s, s:[{s:s, s:s}]}]", "role", "system", "content", "Be.", "role", "user", "content", "A?", "role", "assistant",
-                                 "content", "B!", "role", "user", "content", "type", "text", "text", "C?");
+    json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}, {s:s, s:[{s:s, s:s}]}]", "role", "system", "content", "Be.", "role", "user", "content",
+                                 "A?", "role", "assistant", "content", "B!", "role", "user", "content", "type", "text", "text", "C?");
     json_t *extra = json_pack("{s:s}", "eos_token", "</s>");
     hd_chat_template *c = hd_chat_template_parse(text, strlen(text), name, NULL, &err);
     if (!c || hd_chat_template_render(c, messages, NULL, extra, true, &out, &err)) fail_msg("%s: %s", name, err.message);
@@ -198,11 +200,13 @@ static void check_builtin(const char *name, const char *want) {
 
 static void builtins_are_as_models_want(void **state) {
     (void)state;
-    check_builtin("chatml", "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB!<|im_end|>\n<|im_start|>user\nC?<|im_end|>\n"
-                            "<|im_start|>assistant\n");
-    check_builtin("llama3", "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|>"
-                            "<|start_header_id|>assistant<|end_header_id|>\n\nB!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC?<|eot_id|>"
-                            "<|start_header_id|>assistant<|end_header_id|>\n\n");
+    check_builtin("chatml",
+                  "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB!<|im_end|>\n<|im_start|>user\nC?<|im_end|>\n"
+                  "<|im_start|>assistant\n");
+    check_builtin("llama3",
+                  "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|>"
+                  "<|start_header_id|>assistant<|end_header_id|>\n\nB!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC?<|eot_id|>"
+                  "<|start_header_id|>assistant<|end_header_id|>\n\n");
     check_builtin("gemma", "<bos><start_of_turn>user\nBe.\n\nA?<end_of_turn>\n<start_of_turn>model\nB!<end_of_turn>\n<start_of_turn>user\nC?<end_of_turn>\n"
                            "<start_of_turn>model\n");
     check_builtin("phi3", "<|system|>\nBe.<|end|>\n<|user|>\nA?<|end|>\n<|assistant|>\nB!<|end|>\n<|user|>\nC?<|end|>\n<|assistant|>\n");
@@ -240,8 +244,14 @@ int main(void) {
     setenv("TZ", "UTC", 1);
     tzset();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(renders_conversations), cmocka_unit_test(renders_expressions), cmocka_unit_test(stops_at_limits), cmocka_unit_test(survives_depth),
-        cmocka_unit_test(names_the_place), cmocka_unit_test(survives_failed_allocations), cmocka_unit_test(builtins_are_as_models_want), cmocka_unit_test(opens_models),
+        cmocka_unit_test(renders_conversations),
+        cmocka_unit_test(renders_expressions),
+        cmocka_unit_test(stops_at_limits),
+        cmocka_unit_test(survives_depth),
+        cmocka_unit_test(names_the_place),
+        cmocka_unit_test(survives_failed_allocations),
+        cmocka_unit_test(builtins_are_as_models_want),
+        cmocka_unit_test(opens_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -115,14 +115,18 @@ static void refuses_bad_unigrams(void **state) {
     (void)state;
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": {}}}", "must be a list");
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\"]]}}", "vocab[0] must be");
-    refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]], \"unk_id\": 1}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"\xe2\x96\x81\"}}", "unk_id");
+    refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]], \"unk_id\": 1}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": "
+           "\"\xe2\x96\x81\"}}",
+           "unk_id");
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"_\"}}", "U+2581");
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"normalizer\": {\"type\": \"Precompiled\"}, \"decoder\": null}", "Precompiled");
     refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0], [\"a\", 1]], \"unk_id\": 0}, \"decoder\": null}", "whose text another one has");
-    refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"AAAA\"}}", "broken");
+    refuse("{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", 0]]}, \"normalizer\": {\"type\": \"Precompiled\", \"precompiled_charsmap\": \"AAAA\"}}",
+           "broken");
     hd_error err = {0};
     hd_ids ids = {0};
-    static const char plain[] = "{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", -1], [\"aa\", -1.5]]}, \"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"\xe2\x96\x81\"}}";
+    static const char plain[] = "{\"model\": {\"type\": \"Unigram\", \"vocab\": [[\"a\", -1], [\"aa\", -1.5]]}, \"decoder\": {\"type\": \"Metaspace\", "
+                                "\"replacement\": \"\xe2\x96\x81\"}}";
     hd_tokenizer *t = hd_tokenizer_parse(plain, sizeof plain - 1, "t", &err);
     if (!t) fail_msg("%s", err.message);
     assert_int_equal(hd_tokenizer_encode(t, "aaa", 3, true, &ids, &err), 0);

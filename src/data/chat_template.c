@@ -31,12 +31,14 @@ struct hd_chat_template {
 /* ---- templates of our own ---- */
 
 /* What a message says: a text, or the texts among its parts. */
-#define CONTENT \
-    "{%- macro says(c) -%}{%- if c is string -%}{{ c }}{%- elif c is not none and c is defined -%}{%- for p in c if p.type == 'text' -%}{{ p.text }}{%- endfor -%}" \
+#define CONTENT                                                                                                                                                \
+    "{%- macro says(c) -%}{%- if c is string -%}{{ c }}{%- elif c is not none and c is defined -%}{%- for p in c if p.type == 'text' -%}{{ p.text }}{%- "      \
+    "endfor -%}"                                                                                                                                               \
     "{%- endif -%}{%- endmacro -%}"
 /* Models that know no system role get what it says before the first thing that a person says. */
-#define SYSTEM_FIRST \
-    "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}{%- set ns.system = ns.system ~ says(m.content)|trim ~ '\\n\\n' -%}{%- endfor -%}"
+#define SYSTEM_FIRST                                                                                                                                           \
+    "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}{%- set ns.system = ns.system ~ says(m.content)|trim ~ '\\n\\n' "     \
+    "-%}{%- endfor -%}"
 
 typedef struct builtin {
     const char *name;
@@ -47,33 +49,59 @@ typedef struct builtin {
 } builtin;
 
 static const builtin builtins[] = {
-    {"chatml", {"<|im_start|>", "<|im_end|>"}, true,
+    {"chatml",
+     {"<|im_start|>", "<|im_end|>"},
+     true,
      CONTENT "{%- for m in messages -%}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ says(m.content) ~ '<|im_end|>\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}", NULL},
-    {"llama3", {"<|start_header_id|>", "<|eot_id|>"}, true,
-     CONTENT "{{ '<|begin_of_text|>' }}{%- for m in messages -%}{{ '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\\n\\n' ~ says(m.content)|trim ~ '<|eot_id|>' }}"
-             "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}", NULL},
-    {"gemma", {"<start_of_turn>", "<end_of_turn>"}, true,
+             "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
+     NULL},
+    {"llama3",
+     {"<|start_header_id|>", "<|eot_id|>"},
+     true,
+     CONTENT
+     "{{ '<|begin_of_text|>' }}{%- for m in messages -%}{{ '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\\n\\n' ~ says(m.content)|trim ~ '<|eot_id|>' }}"
+     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}",
+     NULL},
+    {"gemma",
+     {"<start_of_turn>", "<end_of_turn>"},
+     true,
      CONTENT SYSTEM_FIRST "{{ '<bos>' }}{%- for m in messages if m.role != 'system' -%}"
-             "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\\n' ~ (ns.system if loop.first else '') ~ says(m.content)|trim ~ '<end_of_turn>\\n' }}"
-             "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}", NULL},
-    {"phi3", {"<|assistant|>", "<|end|>"}, true,
+                          "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\\n' ~ (ns.system if loop.first else '') ~ "
+                          "says(m.content)|trim ~ '<end_of_turn>\\n' }}"
+                          "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}",
+     NULL},
+    {"phi3",
+     {"<|assistant|>", "<|end|>"},
+     true,
      CONTENT "{%- for m in messages -%}{{ '<|' ~ m.role ~ '|>\\n' ~ says(m.content) ~ '<|end|>\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}", NULL},
-    {"zephyr", {"<|assistant|>", NULL}, true,
+             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}",
+     NULL},
+    {"zephyr",
+     {"<|assistant|>", NULL},
+     true,
      CONTENT "{%- for m in messages -%}{{ '<|' ~ m.role ~ '|>\\n' ~ says(m.content) ~ eos_token ~ '\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}", NULL},
-    {"mistral", {"[INST]", "[/INST]"}, true,
+             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}",
+     NULL},
+    {"mistral",
+     {"[INST]", "[/INST]"},
+     true,
      CONTENT SYSTEM_FIRST "{{ '<s>' }}{%- for m in messages if m.role != 'system' -%}{%- if m.role == 'assistant' -%}{{ ' ' ~ says(m.content)|trim ~ '</s>' }}"
-             "{%- else -%}{{ '[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content) ~ '[/INST]' }}{%- endif -%}{%- endfor -%}", NULL},
-    {"llama2", {"<s>", "</s>"}, false,
+                          "{%- else -%}{{ '[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content) ~ '[/INST]' }}{%- endif -%}{%- endfor -%}",
+     NULL},
+    {"llama2",
+     {"<s>", "</s>"},
+     false,
      CONTENT "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}"
              "{%- set ns.system = '<<SYS>>\\n' ~ says(m.content) ~ '\\n<</SYS>>\\n\\n' -%}{%- endfor -%}"
              "{%- for m in messages if m.role != 'system' -%}{%- if m.role == 'assistant' -%}{{ ' ' ~ says(m.content)|trim ~ ' </s>' }}"
-             "{%- else -%}{{ '<s>[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content)|trim ~ ' [/INST]' }}{%- endif -%}{%- endfor -%}", NULL},
-    {"plain", {NULL, NULL}, true,
+             "{%- else -%}{{ '<s>[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content)|trim ~ ' [/INST]' }}{%- endif -%}{%- endfor -%}",
+     NULL},
+    {"plain",
+     {NULL, NULL},
+     true,
      CONTENT "{%- for m in messages -%}{{ {'user': 'Question: ', 'assistant': 'Answer: '}.get(m.role, '') ~ says(m.content) ~ '\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}", "\nQuestion:"},
+             "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}",
+     "\nQuestion:"},
 };
 enum { BUILTINS = sizeof builtins / sizeof *builtins };
 
@@ -317,8 +345,8 @@ static json_t *variables_of(const hd_chat_template *c, const json_t *messages, c
     return NULL;
 }
 
-int hd_chat_template_render(const hd_chat_template *c, const json_t *messages, const json_t *tools, const json_t *extra, bool add_generation_prompt, hd_str *out,
-                            hd_error *err) {
+int hd_chat_template_render(const hd_chat_template *c, const json_t *messages, const json_t *tools, const json_t *extra, bool add_generation_prompt,
+                            hd_str *out, hd_error *err) {
     json_t *v = variables_of(c, messages, tools, extra, add_generation_prompt);
     if (!v) return hd_fail_memory(err, 0, "a conversation");
     int rc = hd_jinja_render(c->program, v, NULL, (int64_t)time(NULL), out, err);

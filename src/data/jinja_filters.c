@@ -45,7 +45,8 @@ static val f_title(ARGS) {
         size_t begin = i;
         while (i < v.n && !(strchr("-({[<", v.u.s[i]) && v.u.s[i]) && !hd_j_space(v.u.s + i, v.n - i, &length)) i += hd_j_char_at(v.u.s + i, v.n - i, 1);
         size_t first = i > begin ? hd_j_char_at(v.u.s + begin, i - begin, 1) : 0;
-        val head = hd_j_recase(c, hd_j_str(v.u.s + begin, first), HD_J_UPPER), tail = hd_j_recase(c, hd_j_str(v.u.s + begin + first, i - begin - first), HD_J_LOWER);
+        val head = hd_j_recase(c, hd_j_str(v.u.s + begin, first), HD_J_UPPER),
+            tail = hd_j_recase(c, hd_j_str(v.u.s + begin + first, i - begin - first), HD_J_LOWER);
         hd_str_add(&out, head.u.s, head.n);
         hd_str_add(&out, tail.u.s, tail.n);
         length = i < v.n ? hd_j_char_at(v.u.s + i, v.n - i, 1) : 0;
@@ -478,8 +479,16 @@ static val t_mapping(ARGS) { UNUSED; return hd_j_bool(v.kind == J_DICT); }
 static val t_sequence(ARGS) { UNUSED; return hd_j_bool(v.kind == J_UNDEF || hd_j_length(v) >= 0); }
 static val t_iterable(ARGS) { UNUSED; return hd_j_bool(v.kind == J_UNDEF || v.kind == J_LOOP || hd_j_length(v) >= 0); }
 static val t_callable(ARGS) { UNUSED; return hd_j_bool(v.kind == J_MACRO || v.kind == J_FUNCTION || v.kind == J_METHOD || v.kind == J_UNDEF); }
-static val t_lower(ARGS) { UNUSED; v = hd_j_to_str(c, v); return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v)); }
-static val t_upper(ARGS) { UNUSED; v = hd_j_to_str(c, v); return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v)); }
+static val t_lower(ARGS) {
+    UNUSED;
+    v = hd_j_to_str(c, v);
+    return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v));
+}
+static val t_upper(ARGS) {
+    UNUSED;
+    v = hd_j_to_str(c, v);
+    return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v));
+}
 static val t_eq(ARGS) { UNUSED; return hd_j_bool(hd_j_equal(c, v, a[0])); }
 static val t_ne(ARGS) { UNUSED; return hd_j_bool(!hd_j_equal(c, v, a[0])); }
 static val t_lt(ARGS) { UNUSED; return hd_j_bool(hd_j_compare(c, v, a[0]) == -1); }

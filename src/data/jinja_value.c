@@ -102,7 +102,8 @@ hd_j_val hd_j_from_json(hd_j_ctx *c, const json_t *j) {
     case JSON_INTEGER: v = hd_j_int(json_integer_value(j)); break;
     case JSON_REAL: v = hd_j_float(json_real_value(j)); break;
     case JSON_STRING:
-        if (json_string_length(j) > (size_t)c->limit.bytes) c->rc = hd_fail(c->err, HD_EMEMCAP, "%s: a string of more than %lld bytes", c->j->name, (long long)c->limit.bytes);
+        if (json_string_length(j) > (size_t)c->limit.bytes)
+            c->rc = hd_fail(c->err, HD_EMEMCAP, "%s: a string of more than %lld bytes", c->j->name, (long long)c->limit.bytes);
         else v = hd_j_str(json_string_value(j), json_string_length(j));
         break;
     case JSON_ARRAY:
@@ -223,7 +224,8 @@ bool hd_j_contains(hd_j_ctx *c, hd_j_val all, hd_j_val one) {
 }
 
 const char *hd_j_type_name(hd_j_val v) {
-    static const char *const names[] = {"Undefined", "NoneType", "bool", "int", "float", "str", "list", "tuple", "dict", "Namespace", "Macro", "function", "method", "LoopContext", "absent"};
+    static const char *const names[] = {"Undefined", "NoneType",  "bool",  "int",      "float",  "str",         "list",  "tuple",
+                                        "dict",      "Namespace", "Macro", "function", "method", "LoopContext", "absent"};
     return names[v.kind];
 }
 
@@ -269,7 +271,8 @@ void hd_j_float_text(char out[40], double v) {
     }
     int exponent = shortest(fabs(v), digits), n = (int)strlen(digits);
     const char *sign = signbit(v) ? "-" : "";
-    if (exponent < -4 || exponent >= 16) snprintf(out, 40, "%s%c%s%se%c%02d", sign, digits[0], n > 1 ? "." : "", digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
+    if (exponent < -4 || exponent >= 16)
+        snprintf(out, 40, "%s%c%s%se%c%02d", sign, digits[0], n > 1 ? "." : "", digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
     else if (exponent < 0) snprintf(out, 40, "%s0.%.*s%s", sign, -exponent - 1, "0000", digits);
     else if (n <= exponent + 1) snprintf(out, 40, "%s%s%.*s.0", sign, digits, exponent + 1 - n, "0000000000000000");
     else snprintf(out, 40, "%s%.*s.%s", sign, exponent + 1, digits, digits + exponent + 1);

@@ -1,8 +1,8 @@
 /* precompiled.c: SentencePiece's table of normalizations ("precompiled_charsmap"), applied as Hugging Face `tokenizers` does.
  *
- * The table is a double array (Darts-clone): the 4 bytes of its size, units of 32 bits, then the replacements, NUL-terminated. A unit: bits 0-7 its label, bit 8
- * whether a value hangs on it, bits 10-30 the offset to its children, shifted by 8 more where bit 9 is set; a value's unit has bit 31.
- * `tokenizers` looks up grapheme clusters of less than 6 bytes, and characters where that finds nothing, and takes the shortest prefix that has an entry for all of it. */
+ * The table is a double array (Darts-clone): the 4 bytes of its size, units of 32 bits, then the replacements, NUL-terminated. A unit: bits 0-7 its label, bit
+ * 8 whether a value hangs on it, bits 10-30 the offset to its children, shifted by 8 more where bit 9 is set; a value's unit has bit 31. `tokenizers` looks up
+ * grapheme clusters of less than 6 bytes, and characters where that finds nothing, and takes the shortest prefix that has an entry for all of it. */
 #include <string.h>
 #include <utf8proc.h>
 #include "data/tokenizer_int.h"
@@ -47,7 +47,8 @@ int hd_precompiled_read(hd_tokenizer *t, const char *text, size_t n, const hd_pr
     int64_t size = base64(text, n, bytes);
     uint32_t units = 0;
     if (size >= 4) memcpy(&units, bytes, 4);
-    if (size < 4 || units % 4 || !units || (int64_t)units >= size - 4 || bytes[size - 1]) return hd_fail(err, HD_EFORMAT, "%s: a broken \"precompiled_charsmap\"", where);
+    if (size < 4 || units % 4 || !units || (int64_t)units >= size - 4 || bytes[size - 1])
+        return hd_fail(err, HD_EFORMAT, "%s: a broken \"precompiled_charsmap\"", where);
     *p = (hd_precompiled){(const uint32_t *)(bytes + 4), units / 4, (const char *)bytes + 4 + units, (size_t)size - 4 - units};
     if (hd_utf8_valid((const unsigned char *)p->texts, p->text_size) != p->text_size)
         return hd_fail(err, HD_EFORMAT, "%s: a \"precompiled_charsmap\" that is not UTF-8", where);

@@ -151,7 +151,8 @@ int hd_pretok_metaspace(const hd_pretok_step *step, bool first, const unsigned c
     for (size_t i = 0; i < in->len; i++) {
         size_t begin = text2->len, n = in->data[i].end - in->data[i].begin;
         const unsigned char *p = text + in->data[i].begin;
-        bool has = *p == ' ' || (n >= 3 && !memcmp(p, META, 3)), wanted = step->metaspace == HD_META_ALWAYS || (step->metaspace == HD_META_FIRST && first && !in->data[i].begin);
+        bool has = *p == ' ' || (n >= 3 && !memcmp(p, META, 3)),
+             wanted = step->metaspace == HD_META_ALWAYS || (step->metaspace == HD_META_FIRST && first && !in->data[i].begin);
         if (wanted && !has) hd_str_add(text2, META, 3);
         put_meta(text2, p, n);
         if (text2->failed) return hd_fail_memory(err, n, "words of a text");

@@ -126,7 +126,8 @@ static int read_pre(reader *r) {
     if (rc) return rc;
     for (r->pre = hd_pres; r->pre->name && strcmp(pre, r->pre->name);) r->pre++;
     if (!r->pre->name)
-        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: pre-tokenizer \"%.60s\" isn't supported (gpt-2, llama-bpe, qwen2, tekken and many others are)", r->g->path, pre);
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: pre-tokenizer \"%.60s\" isn't supported (gpt-2, llama-bpe, qwen2, tekken and many others are)", r->g->path,
+                       pre);
     r->ignore_merges = r->pre->ignore_merges;
     r->nfc = r->pre->nfc;
     rc = hd_gguf_bool(r->g, "heddle.tokenizer.ignore_merges", &r->ignore_merges, r->err); /* what the names don't say of tokenizers trained here */

@@ -93,7 +93,8 @@ static int read_replace(reader_state *r, const json_t *j) {
     hd_normalizer z = {.kind = HD_NORM_REPLACE};
     const json_t *pattern = json_object_get(j, "pattern");
     bool spaces = is_text(pattern, "Regex", " {2,}");
-    if (!spaces && !json_object_get(pattern, "String")) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Replace by a regular expression isn't supported", r->where);
+    if (!spaces && !json_object_get(pattern, "String"))
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Replace by a regular expression isn't supported", r->where);
     if (spaces) {
         z.kind = HD_NORM_SPACES;
         int bad = copy_string(r, j, "content", &z.to, &z.to_size);
@@ -120,8 +121,9 @@ static int read_precompiled(reader_state *r, const json_t *j) {
 }
 
 static int read_normalizer_sequence(reader_state *r, const json_t *j);
-static const component normalizers[] = {
-    {"NFC", read_nfc}, {"Prepend", read_prepend}, {"Replace", read_replace}, {"Strip", read_strip}, {"Precompiled", read_precompiled}, {"Sequence", read_normalizer_sequence}, {NULL, NULL}};
+static const component normalizers[] = {{"NFC", read_nfc},     {"Prepend", read_prepend},         {"Replace", read_replace},
+                                        {"Strip", read_strip}, {"Precompiled", read_precompiled}, {"Sequence", read_normalizer_sequence},
+                                        {NULL, NULL}};
 
 static int read_normalizer_sequence(reader_state *r, const json_t *j) {
     return each(r, j, "normalizers", normalizers);
@@ -181,7 +183,8 @@ static int read_split(reader_state *r, const json_t *j) {
     int rc = split_behavior(r, behavior, &s.behavior);
     if (rc) return rc;
     if (json_is_string(regex)) return regex_step(r, s, json_string_value(regex), json_string_length(regex));
-    if (regex || !json_object_get(pattern, "String")) return hd_fail(r->err, HD_EFORMAT, "%s: Split needs a \"pattern\" with \"Regex\" or \"String\"", r->where);
+    if (regex || !json_object_get(pattern, "String"))
+        return hd_fail(r->err, HD_EFORMAT, "%s: Split needs a \"pattern\" with \"Regex\" or \"String\"", r->where);
     rc = copy_string(r, pattern, "String", &s.match.literal, &s.match.literal_size);
     if (!rc && !s.match.literal_size) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Split by an empty string isn't supported", r->where);
     return rc ? rc : add_step(r, s);
@@ -210,7 +213,8 @@ static int metaspace_scheme(reader_state *r, const json_t *j, hd_metaspace *sche
     const char *name = NULL;
     bool prefix = true;
     if (hd_json_string(j, "prepend_scheme", &name, r->where, r->err) || hd_json_bool(j, "add_prefix_space", &prefix, r->where, r->err)) return HD_EFORMAT;
-    if (!is_text(j, "replacement", "\xe2\x96\x81")) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Metaspace with another character than U+2581 isn't supported", r->where);
+    if (!is_text(j, "replacement", "\xe2\x96\x81"))
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Metaspace with another character than U+2581 isn't supported", r->where);
     *scheme = prefix ? HD_META_ALWAYS : HD_META_NEVER;
     for (int i = 0; i < 3 && name; i++)
         if (!strcmp(schemes[i].name, name)) *scheme = schemes[i].scheme, name = NULL;

@@ -1,6 +1,6 @@
-/* unigram.c: SentencePiece's unigram model (Kudo, "Subword Regularization", ACL 2018), as Hugging Face `tokenizers` runs it: of all ways to write a word as pieces the one
- * whose scores sum to the most (Viterbi). A character that is no piece by itself may be unknown, at a score below all others; neighbours that are unknown become one,
- * and bytes where every one has a piece. */
+/* unigram.c: SentencePiece's unigram model (Kudo, "Subword Regularization", ACL 2018), as Hugging Face `tokenizers` runs it: of all ways to write a word as
+ * pieces the one whose scores sum to the most (Viterbi). A character that is no piece by itself may be unknown, at a score below all others; neighbours that
+ * are unknown become one, and bytes where every one has a piece. */
 #include <stdlib.h>
 #include <string.h>
 #include "data/tokenizer_int.h"

@@ -27,6 +27,7 @@ typedef struct hd_engine_options {
     int64_t max_sequences;    /* running at once; 0: the runner's max_parts */
     int64_t token_budget;     /* of a step; 0: the runner's max_tokens */
     int64_t prompt_budget;    /* prompt tokens of a step in which something decodes: less makes those who wait for their next token wait less; 0: what is left */
+    double prompt_slowdown;   /* where something decodes, prompts may make a step so many times as long as it would be without, by what steps have taken; 0: no limit */
     hd_kv_policy kv_policy;
     bool prefix_cache;
     bool chunked_prefill;     /* false: a prompt is computed in steps of its own */
@@ -40,7 +41,7 @@ typedef struct hd_engine_options {
     int64_t force_preempt;    /* tests: preempt something every so many steps; 0: only when blocks run out */
 } hd_engine_options;
 
-hd_engine_options hd_engine_options_default(void); /* paged, prefix cache, chunked prefill, recompute, no speculation */
+hd_engine_options hd_engine_options_default(void); /* paged, prefix cache, chunked prefill (1.8 times), recompute, no speculation */
 
 /* ---- requests ---- */
 

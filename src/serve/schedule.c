@@ -172,6 +172,7 @@ static void prompt_seq(hd_engine *e, hd_seq *s)
     }
     add_part(e, s, n, rows, draws);
     e->prompt_left -= n;
+    e->n_prompt += n;
 }
 
 static void prompts_of(hd_engine *e, hd_work *w)
@@ -295,14 +296,26 @@ static void preempt_by_force(hd_engine *e)
         }
 }
 
+/* Tokens that prompts may take of a step, beside what decodes. Until it is known how long a token takes, few. */
+static int64_t prompt_share(const hd_engine *e)
+{
+    enum { FEWEST = 8, FIRST = 32 };
+    int64_t left = e->budget - e->n_tokens;
+    if (!e->n_parts) return left;
+    if (e->o.prompt_budget) left = least(left, e->o.prompt_budget);
+    if (!(e->o.prompt_slowdown > 0)) return left;
+    if (!(e->decode_seconds > 0) || !(e->prompt_seconds > 0)) return least(left, FIRST);
+    double most = (e->o.prompt_slowdown - 1) * e->decode_seconds / e->prompt_seconds;
+    return most < FEWEST ? least(left, FEWEST) : most < (double)left ? (int64_t)most : left;
+}
+
 void hd_engine_plan_step(hd_engine *e)
 {
-    e->n_parts = e->n_tokens = e->n_rows = 0;
+    e->n_parts = e->n_tokens = e->n_rows = e->n_prompt = 0;
     preempt_by_force(e);
     make_way(e);
     if (e->o.chunked_prefill) decode_all(e);
-    e->prompt_left = e->budget - e->n_tokens;
-    if (e->n_parts && e->o.prompt_budget) e->prompt_left = least(e->prompt_left, e->o.prompt_budget);
+    e->prompt_left = prompt_share(e);
     prompts_all(e);
     admit_all(e);
     if (!e->o.chunked_prefill && !e->n_parts) decode_all(e);

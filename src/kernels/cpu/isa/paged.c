@@ -1,6 +1,7 @@
 /* paged.c: attention over keys and values in blocks of a cache (Kwon et al. 2023, section 4.1).
  *
- * Consecutive queries of one sequence are a run, cut into tiles of rows; a unit of work is a tile of rows and a key head. Tiles of KEY_TILE keys lie at
+ * Consecutive queries of one sequence are a run, cut into tiles of rows; a unit of work is a tile of rows and a key head, or a part of its rows where there
+ * are fewer of them than threads. Tiles of KEY_TILE keys lie at
  * absolute positions of the sequence and are gathered through its block table while they are packed, so that a row's arithmetic knows neither where its
  * keys lie nor what else is in the call. Scores and values go through the blocks of attention_block.h. */
 #include "kernels/cpu/isa/attention_block.h"
@@ -23,8 +24,8 @@ typedef struct key_places {
 typedef struct ahead {
     const key_places *next; /* NULL: nothing */
     int64_t head, n;
-    int row, end, operand;
-    const char *at, *stop;  /* what is left of a row */
+    int row, end, operand, lines; /* lines: asked for at a time */
+    const char *at, *stop;        /* what is left of a row */
 } ahead;
 
 typedef struct paged {
@@ -37,6 +38,7 @@ typedef struct paged {
     word *k, *v;       /* the key tile at hand: [ew][KEY_TILE], [kw][fp] */
     float *kscale, *vscale;
     row_tile *x;       /* [hk], or one where rows are many */
+    int64_t parts;     /* that the rows of a tile are cut into */
     key_places *place; /* [2]: of this key tile and of the next */
     ahead ahead;
 } paged;
@@ -161,11 +163,17 @@ static query_tile query_tile_at(const paged *s, int64_t first)
     return t;
 }
 
+/* First row of part i of a tile's rows. */
+HD_INLINE int64_t part_row(const paged *s, const query_tile *t, int64_t i)
+{
+    return t->n * s->group * i / s->parts;
+}
+
 /* About what a unit of the tile takes: packing a key tile costs as much as some rows. */
 static int64_t unit_cost(const paged *s, const query_tile *t)
 {
     int64_t tiles = t->tile_last > t->tile_first ? t->tile_last - t->tile_first : 0;
-    return 1 + tiles * (t->n * s->group + 8);
+    return 1 + tiles * (t->n * s->group / s->parts + 8);
 }
 
 /* ---- key tiles ---- */
@@ -198,11 +206,22 @@ static void find_places(const paged *s, key_places *p, const query_tile *q, int6
  * ones, and a burst would make it wait. ---- */
 
 #define LINE 64
-#define ASK 8 /* lines asked for at a time */
+#define ASK_ROWS 2
+#define ASK_BLOCK 4
+
+/* Times that ask_ahead is called for a key tile: see there. */
+static int64_t times_asked(const paged *s, int64_t rows)
+{
+    bool words = s->b.pairs || s->a->in[K].dtype == HD_F32; /* keys are packed without asking */
+    return (words ? 0 : (s->b.e + 15) / 16 * (KEY_TILE / 16)) + KEY_TILE / ASK_ROWS + ASK_BLOCK * ((rows + ROW_BLOCK - 1) / ROW_BLOCK);
+}
 
 static void ahead_begin(paged *s, const key_places *next, int64_t begin, int64_t n, int64_t i)
 {
+    const hd_tensor *k = &s->a->in[K], *v = &s->a->in[V];
+    int64_t lines = KEY_TILE * (s->b.e * (int64_t)hd_dtype_size(k->dtype) + s->b.f * (int64_t)hd_dtype_size(v->dtype)) / LINE;
     s->ahead = (ahead){.next = next, .head = begin, .n = n, .row = (int)(i * KEY_TILE / n), .end = (int)((i + 1) * KEY_TILE / n), .operand = K};
+    s->ahead.lines = (int)(lines / times_asked(s, s->x[i].rows)) + 1;
 }
 
 /* Goes to the next row of keys or values; false at the end. */
@@ -222,11 +241,12 @@ static bool ahead_row(paged *s, ahead *h)
     return true;
 }
 
-HD_INLINE void ask_ahead(paged *s, int lines)
+/* Called for every 16 keys by 16 features that are packed, every ASK_ROWS rows of values, and every block of rows (which counts ASK_BLOCK times). */
+HD_INLINE void ask_ahead(paged *s, int times)
 {
     ahead *h = &s->ahead;
     if (!h->next) return;
-    for (int i = 0; i < lines; i++, h->at += LINE) {
+    for (int i = 0; i < times * h->lines; i++, h->at += LINE) {
         if (h->at >= h->stop && !ahead_row(s, h)) return;
         __builtin_prefetch(h->at, 0, 2);
     }
@@ -236,13 +256,16 @@ HD_INLINE void ask_ahead(paged *s, int lines)
 HD_INLINE vf cache_load(const void *p, hd_dtype t, int64_t i, int n)
 {
     if (t != HD_I8) return vf_load_upto(p, t, i, n);
-#if HD_HAS_AVX512
     const int8_t *at = (const int8_t *)p + i;
+#if HD_HAS_AVX512
     __m128i x = n == HD_VL ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), at);
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
 #else
+#if HD_HAS_AVX2
+    if (n == HD_VL) return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+#endif
     vf v = vf_zero();
-    for (int l = 0; l < n; l++) v[l] = ((const int8_t *)p)[i + l];
+    for (int l = 0; l < n; l++) v[l] = at[l];
     return v;
 #endif
 }
@@ -255,7 +278,7 @@ HD_INLINE void transpose_cache(paged *s, const void *src, hd_dtype t, const int6
     for (int j = 0; j < KEY_TILE; j += 16)
         for (int64_t c = 0; c < n; c += 16) {
             __m512i x[16];
-            ask_ahead(s, ASK);
+            ask_ahead(s, 1);
             HD_UNROLL
             for (int i = 0; i < 16; i++) x[i] = at[j + i] >= 0 ? (__m512i)cache_load(src, t, at[j + i] + c, lanes_left(n, c)) : _mm512_setzero_si512();
             transpose_16(x);
@@ -307,7 +330,7 @@ HD_INLINE void convert_rows(paged *s, const int64_t row[KEY_TILE], int64_t head,
 {
     float *dst = (float *)s->v;
     for (int j = 0; j < KEY_TILE; j++, dst += s->b.fp) {
-        if (j % 4 == 0) ask_ahead(s, ASK);
+        if (j % ASK_ROWS == 0) ask_ahead(s, 1);
         if (row[j] >= 0) convert_row(dst, s->a->in[V].data, t, (row[j] * s->hk + head) * s->b.f, s->b.f);
         else memset(dst, 0, (size_t)s->b.fp * sizeof(float));
     }
@@ -321,7 +344,7 @@ static void pack_values(paged *s, const int64_t row[KEY_TILE], int64_t head)
         const uint16_t *p = (const uint16_t *)v->data + head * s->b.f;
         int64_t step = s->hk * s->b.f;
         for (int j = 0; j < KEY_TILE; j += 2) {
-            ask_ahead(s, ASK);
+            ask_ahead(s, 1);
             pack_interleaved(s->v + j / 2 * s->b.fp, s->b.fp, row[j] >= 0 ? p + row[j] * step : NULL, row[j + 1] >= 0 ? p + row[j + 1] * step : NULL,
                              s->b.f);
         }
@@ -381,7 +404,7 @@ static void advance_blocks(paged *s, row_tile *x, int from, int to, const packed
         if (sees_none(&block, &p->range)) continue;
         if (sees_all(&block, &p->range)) block_mask_all(&mask);
         else block_mask_make(&mask, p->seg, p->pos, views, n);
-        ask_ahead(s, 4 * ASK);
+        ask_ahead(s, ASK_BLOCK);
         if (mask.first < mask.last) forward_block_any(&s->b, x, r, n, tile, &mask);
     }
 }
@@ -389,14 +412,16 @@ static void advance_blocks(paged *s, row_tile *x, int from, int to, const packed
 /* Where a key that some rows don't see has a value that is no number: each query by itself, with the values it doesn't see as zeros. */
 static void advance_queries(paged *s, row_tile *x, const packed_tile *tile, const key_places *p)
 {
-    for (int r = 0; r < x->rows; r += (int)s->group) {
+    for (int r = 0, end; r < x->rows; r = end) {
+        int64_t next = (x->first + r) / s->group * s->group + s->group - x->first; /* query */
+        end = next < x->rows ? (int)next : x->rows;
         row_view view = row_view_at(s, x, r);
         packed_tile mine = *tile;
         int64_t row[KEY_TILE];
         for (int j = 0; j < KEY_TILE; j++) row[j] = p->pos[j] > view.lo && p->pos[j] <= view.hi ? p->row[j] : -1;
         pack_values(s, row, x->head);
         mine.vscale = gather_scales(s, s->vscale, VSCALE, row, x->head);
-        advance_blocks(s, x, r, r + (int)s->group, &mine, p);
+        advance_blocks(s, x, r, end, &mine, p);
     }
 }
 
@@ -412,12 +437,12 @@ static void row_tile_advance(paged *s, row_tile *x, const key_places *p)
     else advance_queries(s, x, &tile, p);
 }
 
-/* Heads [begin, begin + n) of a tile of rows. */
-static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, char *memory)
+/* Heads [begin, begin + n) of rows [from, to) of a tile. */
+static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, int64_t from, int64_t to, char *memory)
 {
     for (int64_t i = 0; i < n; i++) {
         row_tile *x = &s->x[i];
-        *x = (row_tile){.head = begin + i, .first = q->first * s->group, .rows = (int)(q->n * s->group), .view = q->view};
+        *x = (row_tile){.head = begin + i, .first = q->first * s->group + from, .rows = (int)(to - from), .view = q->view};
         row_tile_memory(&s->b, x, x->rows, &memory);
         row_tile_clear(&s->b, x, &s->a->in[Q], s->hk, s->group);
     }
@@ -434,18 +459,36 @@ static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, c
         for (int r = 0; r < s->x[i].rows; r++) row_tile_store(&s->b, &s->x[i], r, &s->a->out[0], row_place(&s->x[i], r, s->hk, s->group));
 }
 
-/* All heads together where rows are few, else one by one. */
+/* Units [begin, end) of a tile. All heads together where rows are few, else one by one, or a head's part by itself. */
 static void run_tile(paged *s, const query_tile *q, int64_t begin, int64_t end, char *memory)
 {
-    int64_t step = q->n * s->group <= FEW_ROWS ? end - begin : 1;
-    for (int64_t h = begin; h < end; h += step) run_heads(s, q, h, step, memory);
+    int64_t step = s->parts == 1 && q->n * s->group <= FEW_ROWS ? end - begin : 1;
+    for (int64_t u = begin; u < end; u += step) {
+        int64_t part = u % s->parts;
+        run_heads(s, q, u / s->parts, step, part_row(s, q, part), part_row(s, q, part + 1), memory);
+    }
 }
 
-/* Units lie in a row, tile by tile and head by head; each thread has a stretch of about the same cost. A unit is of the thread in whose stretch its
- * middle lies. */
+/* Units lie in a row, tile by tile, head by head, part by part; each thread has a stretch of about the same cost. A unit is of the thread in whose stretch
+ * its middle lies. */
 static int64_t thread_of(int64_t before, int64_t cost, int64_t total, int threads)
 {
     return (int64_t)(((double)before + (double)cost / 2) * threads / (double)total);
+}
+
+/* Cuts rows into parts where there are fewer units than threads; returns what all units cost. */
+static int64_t count_units(paged *s)
+{
+    int64_t units = 0, total = 0;
+    s->parts = 1;
+    for (int64_t i = 0; i < s->tokens; i += query_tile_at(s, i).n) units += s->hk;
+    if (units < s->a->threads) s->parts = (s->a->threads + units - 1) / units;
+    for (int64_t i = 0; i < s->tokens;) {
+        query_tile q = query_tile_at(s, i);
+        total += unit_cost(s, &q) * s->hk * s->parts;
+        i += q.n;
+    }
+    return total;
 }
 
 static void run_paged(const hd_kernel_args *a)
@@ -454,19 +497,14 @@ static void run_paged(const hd_kernel_args *a)
     paged_sizes(&s, a);
     if (s.tokens * s.group * s.hk * s.b.f == 0 || !a->out[0].data) return;
     char *memory = paged_memory(&s);
-    int64_t total = 0, before = 0;
-    for (int64_t i = 0; i < s.tokens;) {
-        query_tile q = query_tile_at(&s, i);
-        total += unit_cost(&s, &q) * s.hk;
-        i += q.n;
-    }
+    int64_t total = count_units(&s), before = 0;
     for (int64_t i = 0; i < s.tokens;) {
         query_tile q = query_tile_at(&s, i);
         int64_t cost = unit_cost(&s, &q), begin = 0, end = 0;
-        for (int64_t h = 0; h < s.hk; h++, before += cost) {
+        for (int64_t u = 0; u < s.hk * s.parts; u++, before += cost) {
             int64_t thread = thread_of(before, cost, total, a->threads);
-            if (thread < a->tid) begin = end = h + 1;
-            else if (thread == a->tid) end = h + 1;
+            if (thread < a->tid) begin = end = u + 1;
+            else if (thread == a->tid) end = u + 1;
         }
         run_tile(&s, &q, begin, end, memory);
         i += q.n;
