@@ -123,7 +123,8 @@ static int check_batch(fake_runner *f, const hd_batch *b, hd_error *err)
     f->counts.rows += rows;
     if (ok) return 0;
     f->counts.broken++;
-    return hd_fail(err, HD_EINVAL, "a batch that no runner takes: %lld parts, %lld tokens, %lld rows", (long long)b->n_parts, (long long)tokens, (long long)rows);
+    return hd_fail(err, HD_EINVAL, "a batch that no runner takes: %lld parts, %lld tokens, %lld rows",
+                   (long long)b->n_parts, (long long)tokens, (long long)rows);
 }
 
 /* Each block that is written to belongs to one part of the step. */
@@ -200,9 +201,10 @@ hd_runner *fake_runner_new(const fake_options *o)
     fake_runner *f = hd_calloc(1, sizeof *f);
     if (!f) return NULL;
     f->o = *o;
-    f->r = (hd_runner){.vocab = o->vocab, .width = WIDTH, .max_tokens = o->max_tokens, .max_parts = o->max_parts, .max_rows = o->max_rows, .max_context = o->max_context,
-                       .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows, .step = step, .logits = logits, .hidden = hidden,
-                       .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block, .close = close_runner};
+    f->r = (hd_runner){.vocab = o->vocab, .width = WIDTH, .max_tokens = o->max_tokens, .max_parts = o->max_parts, .max_rows = o->max_rows,
+                       .max_context = o->max_context, .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows, .step = step,
+                       .logits = logits, .hidden = hidden, .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block,
+                       .close = close_runner};
     f->rows = hd_calloc((size_t)(o->blocks * o->block), sizeof *f->rows);
     f->logits = hd_calloc((size_t)(o->max_rows * o->vocab), sizeof *f->logits);
     f->hidden = hd_calloc((size_t)(o->max_rows * WIDTH), sizeof *f->hidden);

@@ -1,5 +1,6 @@
-/* fake_runner.h: a runner that computes nothing but knows everything: each row of its blocks holds a token and a running hash of the sequence up to there, and logits are a hash
- * of all rows before, read through the block table. So a mistake in tables, copies, sharing, swapping or recomputation changes the output, and is counted in `broken`. */
+/* fake_runner.h: a runner that computes nothing but knows everything: each row of its blocks holds a token and a running hash of the sequence up to there,
+ * and logits are a hash of all rows before, read through the block table. So a mistake in tables, copies, sharing, swapping or recomputation changes the
+ * output, and is counted in `broken`. */
 #ifndef FAKE_RUNNER_H
 #define FAKE_RUNNER_H
 

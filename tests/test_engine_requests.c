@@ -1,5 +1,5 @@
-/* test_engine_requests.c: what an engine gives for each kind of request: choices, beams, endings, logprobs, embeddings, refusals; cancelling, deadlines, draining, threads,
- * and memory that runs out. */
+/* test_engine_requests.c: what an engine gives for each kind of request: choices, beams, endings, logprobs, embeddings, refusals; cancelling, deadlines,
+ * draining, threads, and memory that runs out. */
 #include "engine_bench.h"
 
 #include <math.h>
@@ -883,11 +883,13 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams), cmocka_unit_test(test_endings),
-        cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
-        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback), cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model), cmocka_unit_test(test_priority_order), cmocka_unit_test(test_slowdown),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams),
+        cmocka_unit_test(test_endings), cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints),
+        cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
+        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback),
+        cmocka_unit_test(test_deadline), cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model),
+        cmocka_unit_test(test_priority_order), cmocka_unit_test(test_slowdown), cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,9 @@
 /* paging.c: what K/V memory is worth when it is paged, beside reserving each sequence's longest (Yu et al. 2022, Orca), on one engine and model.
  *
  *   check_paging MODEL CONTEXT REQUESTS SCALE
- * Requests with the lengths of ShareGPT (means 161 and 338; Kwon et al. 2023, section 6.1) divided by SCALE wait all at once for a K/V memory of 2.5 times CONTEXT
- * tokens, in blocks of 16 / SCALE. Then prompts as Alpaca's with n = 4 and with 4 beams: what sharing between a request's own sequences saves. One line, as JSON. */
+ * Requests with the lengths of ShareGPT (means 161 and 338; Kwon et al. 2023, section 6.1) divided by SCALE wait all at once for a K/V memory of 2.5 times
+ * CONTEXT tokens, in blocks of 16 / SCALE. Then prompts as Alpaca's with n = 4 and with 4 beams: what sharing between a request's own sequences saves. One
+ * line, as JSON. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,12 +112,13 @@ int main(int argc, char **argv)
     figures paged = measure(&j, HD_KV_PAGED, "sharegpt", 1, 0), reserved = measure(&j, HD_KV_RESERVE, "sharegpt", 1, 0);
     j.scale = 1;
     figures choices = measure(&j, HD_KV_PAGED, "alpaca", 4, 0), beams = measure(&j, HD_KV_PAGED, "alpaca", 1, 4);
-    printf("{\"waste_percent\": %.3f, \"running\": %.2f, \"most\": %lld, \"tokens\": %lld, \"tokens_per_second\": %.2f, \"reserved_waste_percent\": %.3f, "
-           "\"reserved_running\": %.2f, \"reserved_most\": %lld, \"reserved_tokens\": %lld, \"reserved_tokens_per_second\": %.2f, \"more_running\": %.3f, \"faster\": %.3f, "
-           "\"saved_choices_percent\": %.2f, \"saved_beams_percent\": %.2f}\n",
-           100 * paged.waste, paged.running, (long long)paged.most, (long long)paged.tokens, (double)paged.tokens / paged.seconds, 100 * reserved.waste, reserved.running,
-           (long long)reserved.most, (long long)reserved.tokens, (double)reserved.tokens / reserved.seconds, paged.running / reserved.running,
-           (double)paged.tokens / paged.seconds / ((double)reserved.tokens / reserved.seconds), 100 * choices.saved, 100 * beams.saved);
+    double rate = (double)paged.tokens / paged.seconds, reserved_rate = (double)reserved.tokens / reserved.seconds;
+    printf("{\"waste_percent\": %.3f, \"running\": %.2f, \"most\": %lld, \"tokens\": %lld, \"tokens_per_second\": %.2f, ", 100 * paged.waste, paged.running,
+           (long long)paged.most, (long long)paged.tokens, rate);
+    printf("\"reserved_waste_percent\": %.3f, \"reserved_running\": %.2f, \"reserved_most\": %lld, \"reserved_tokens\": %lld, ", 100 * reserved.waste,
+           reserved.running, (long long)reserved.most, (long long)reserved.tokens);
+    printf("\"reserved_tokens_per_second\": %.2f, \"more_running\": %.3f, \"faster\": %.3f, \"saved_choices_percent\": %.2f, \"saved_beams_percent\": %.2f}\n",
+           reserved_rate, paged.running / reserved.running, rate / reserved_rate, 100 * choices.saved, 100 * beams.saved);
     j.r->close(j.r);
     return 0;
 }

@@ -3,8 +3,8 @@
  *
  * Life of a request: incoming (hd_engine.incoming, lock) -> waiting -> running <-> waiting (preempted, perhaps swapped) -> ended -> freed at the step's end.
  *
- * A sequence is its tokens, of which the first `computed` are in its blocks. What is drawn is appended; what isn't computed yet is fed. So a prompt, the rest of a
- * prompt, one drawn token and a preempted answer that is computed again are the same thing, of different lengths.
+ * A sequence is its tokens, of which the first `computed` are in its blocks. What is drawn is appended; what isn't computed yet is fed. So a prompt, the
+ * rest of a prompt, one drawn token and a preempted answer that is computed again are the same thing, of different lengths.
  *
  * Fields marked [lock] are guarded by hd_engine.lock; all others belong to the engine's thread. */
 #ifndef HD_SERVE_ENGINE_INT_H
@@ -139,6 +139,7 @@ struct hd_engine {
     int32_t *mark;            /* [max(blocks, slots)], -1 between uses */
     hd_str text;              /* of a finished beam */
     double now;
+    int idle_steps;           /* since something was computed */
     bool made;                /* hd_engine_new came to its end */
 };
 
