@@ -642,7 +642,13 @@ static void test_keys(void **state)
     static const char *const keys[] = {"secret-one", "secret-two"};
     s.server.api_keys = keys, s.server.n_api_keys = 2;
     s.server.cors = "https://example.org";
+    s.server.vllm_metrics = true;
     begin(&w, s);
+    reply m = ask(&w, "GET", "/metrics", "Authorization: Bearer secret-two\r\n", NULL);
+    assert_non_null(strstr(m.body.data, "vllm:num_requests_running{model_name=\"fake\"} 0"));
+    assert_non_null(strstr(m.body.data, "vllm:request_success_total{model_name=\"fake\",finished_reason=\"stop\"} 0"));
+    assert_non_null(strstr(m.body.data, "vllm:time_to_first_token_seconds_bucket{model_name=\"fake\",le=\"+Inf\"} 0"));
+    free_reply(&m);
     static const struct { const char *method, *path, *fields; int status; } cases[] = {
         {"GET", "/health", "", 200}, {"GET", "/", "", 200}, {"GET", "/v1/models", "", 401}, {"GET", "/metrics", "", 401}, {"GET", "/nowhere", "", 401},
         {"GET", "/v1/models", "Authorization: Bearer secret-one\r\n", 200}, {"GET", "/v1/models", "Authorization: bearer secret-two\r\n", 200},
@@ -678,13 +684,15 @@ static void test_framing(void **state)
     s.server.max_body = 1000;
     begin(&w, s);
     int fd = dial(&w);
+    send_request(fd, "POST", "/v1/completions", "", "{\"prompt\": \"a\", \"max_tokens\": 3, \"stream\": true}"); /* a connection goes on after a stream */
     for (int i = 0; i < 3; i++) send_request(fd, "GET", "/health", "", NULL); /* pipelined */
     send_request(fd, "POST", "/v1/completions", "", "{\"prompt\": \"a\", \"max_tokens\": 3}");
     send_request(fd, "GET", "/v1/models", "Connection: close\r\n", NULL);
-    for (int i = 0; i < 5; i++) {
+    for (int i = -1; i < 5; i++) {
         reply r = listen_to(fd, false);
         assert_int_equal(r.status, 200);
-        assert_non_null(strstr(r.body.data, i < 3 ? "\"ok\"" : i == 3 ? "text_completion" : "\"list\""));
+        assert_non_null(strstr(r.body.data, i < 0 ? "[DONE]" : i < 3 ? "\"ok\"" : i == 3 ? "text_completion" : "\"list\""));
+        assert_non_null(strstr(r.head.data, "X-Request-Id: "));
         free_reply(&r);
     }
     assert_int_equal(next_byte(fd), -1);

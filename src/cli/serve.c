@@ -321,7 +321,8 @@ static void tell(const job *j, double seconds)
     hd_log("keys and values %s in %s: %lld blocks of %lld tokens; scratch %s", kv, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block, arena);
     hd_log("context %lld tokens, up to %lld sequences at once, %lld tokens in a step", (long long)r->max_context,
            (long long)(j->c->max_sequences < r->max_parts ? j->c->max_sequences : r->max_parts), (long long)(j->c->token_budget < r->max_tokens ? j->c->token_budget : r->max_tokens));
-    hd_log("ready: %s://%s:%d", j->c->tls_cert ? "https" : "http", j->c->host, hd_server_port(j->server));
+    bool v6 = strchr(j->c->host, ':') != NULL;
+    hd_log("ready: %s://%s%s%s:%d", j->c->tls_cert ? "https" : "http", v6 ? "[" : "", j->c->host, v6 ? "]" : "", hd_server_port(j->server));
 }
 
 static void *load_and_run(void *arg)

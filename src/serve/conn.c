@@ -96,6 +96,7 @@ static void add_cors(const hd_conn *c, hd_str *h)
 
 static void add_end(const hd_conn *c, hd_str *h)
 {
+    if (c->call && *c->call->id) hd_str_printf(h, "X-Request-Id: %s\r\n", c->call->id);
     hd_str_puts(h, c->keep_alive ? (c->http10 ? "Connection: keep-alive\r\n\r\n" : "\r\n") : "Connection: close\r\n\r\n");
 }
 
