@@ -174,7 +174,8 @@ static void refuse_framing(hd_conn *c, int status)
     c->keep_alive = false;
     if (!c->call && !begin_call(c)) return;
     c->state = HD_CONN_BUSY;
-    const char *why = status == 413 ? "the body is larger than this server takes" : status == 408 ? "the request took too long to come" : hd_http_reason(status);
+    const char *why = status == 413 ? "the body is larger than this server takes" : status == 408 ? "the request took too long to come"
+        : hd_http_reason(status);
     hd_call_refuse(c->call, status, "invalid_request_error", NULL, NULL, "%s", why);
 }
 

@@ -354,7 +354,8 @@ static request *send_request(load *l, const char *path, const hd_str *body, doub
     }
     struct evbuffer *out = bufferevent_get_output(q->bev);
     bool v6 = strchr(l->to.host, ':') != NULL;
-    evbuffer_add_printf(out, "%s %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n", body ? "POST" : "GET", l->to.prefix, path, v6 ? "[" : "", l->to.host, v6 ? "]" : "",
+    evbuffer_add_printf(out, "%s %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n", body ? "POST" : "GET", l->to.prefix, path, v6 ? "[" : "",
+                        l->to.host, v6 ? "]" : "",
                         l->to.port);
     if (l->o->api_key) evbuffer_add_printf(out, "Authorization: Bearer %s\r\n", l->o->api_key);
     if (body) evbuffer_add_printf(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", body->len);

@@ -72,7 +72,8 @@ static void put_figures(const hd_server *s, const hd_engine_stats *e, const char
 static void put_finished(const hd_engine_stats *e, const char *vllm_label, hd_str *o)
 {
     static const struct { hd_finish finish; const char *reason; } reasons[] = {
-        {HD_FINISH_LENGTH, "length"}, {HD_FINISH_EOS, "eos"}, {HD_FINISH_STOP, "stop"}, {HD_FINISH_CANCELLED, "cancelled"}, {HD_FINISH_DEADLINE, "deadline"}, {HD_FINISH_ERROR, "error"},
+        {HD_FINISH_LENGTH, "length"}, {HD_FINISH_EOS, "eos"}, {HD_FINISH_STOP, "stop"}, {HD_FINISH_CANCELLED, "cancelled"}, {HD_FINISH_DEADLINE, "deadline"},
+            {HD_FINISH_ERROR, "error"},
     };
     if (*vllm_label) {
         int n = (int)strlen(vllm_label) - 1; /* without the brace: a label follows */

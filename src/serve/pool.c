@@ -1,4 +1,5 @@
-/* pool.c: a few threads that prepare calls: JSON, templates, tokens; and one that compiles constraints. Whatever a request makes expensive is spent here, never on
+/* pool.c: a few threads that prepare calls: JSON, templates, tokens; and one that compiles constraints. Whatever a request makes expensive is spent here,
+ * never on
  * the loop; and what is the easiest to make expensive, a constraint, holds up only other constraints. */
 #include <string.h>
 #include "base/json.h"

@@ -17,7 +17,8 @@ int hd_prompt_add_text(hd_call *c, hd_encoder *e, const char *text, size_t n, bo
     hd_ids ids = {0};
     if (is_hopeless(c, n))
         return hd_call_wrong(c, 400, c->api == &hd_api_chat ? "messages" : c->api == &hd_api_embeddings ? "input" : "prompt", "context_length_exceeded",
-                             "This model's maximum context length is %lld tokens. A text of %zu bytes can't be so short.", (long long)c->server->model->context, n);
+                             "This model's maximum context length is %lld tokens. A text of %zu bytes can't be so short.",
+                                 (long long)c->server->model->context, n);
     hd_error err = {0};
     hd_prompt *p = next_prompt(c);
     int rc = hd_encoder_run(e, text, n, special, &ids, &err);
