@@ -294,7 +294,7 @@ static void write_quoted(hd_str *out, hd_j_val v) {
         int length;
         uint32_t cp = hd_utf8_get((const unsigned char *)v.u.s + i, &length);
         const char *known = cp && cp < 0x80 ? strchr(special, (int)cp) : NULL;
-        if (known) hd_str_printf(out, "\\%c", letter[known - special]);
+        if (known) hd_str_add(out, (char[]){'\\', letter[known - special]}, 2);
         else if (cp == (uint32_t)quote) hd_str_printf(out, "\\%c", quote);
         else if (printable(cp)) hd_str_add(out, v.u.s + i, (size_t)length);
         else hd_str_printf(out, cp < 0x100 ? "\\x%02x" : cp < 0x10000 ? "\\u%04x" : "\\U%08x", cp);
@@ -410,7 +410,7 @@ static void write_json_string(hd_str *out, hd_j_val v, bool ascii) {
             continue;
         }
         const char *known = b ? strchr(special, b) : NULL;
-        if (known) hd_str_printf(out, "\\%c", letter[known - special]);
+        if (known) hd_str_add(out, (char[]){'\\', letter[known - special]}, 2);
         else hd_str_printf(out, "\\u%04x", b);
         done = i + 1;
     }
@@ -479,7 +479,7 @@ static void write_json_list(hd_j_ctx *c, hd_str *out, const hd_j_list *l, const 
 }
 
 void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, const hd_j_json *how, int level) {
-    if (!hd_j_charge(c, 1 + (v.kind == J_STR ? v.n / 64 : 0)) || !hd_j_enter(c)) return;
+    if (!hd_j_charge(c, 1 + (v.kind == J_STR ? v.n / 16 : 0)) || !hd_j_enter(c)) return;
     switch (v.kind) {
     case J_NONE: hd_str_puts(out, "null"); break;
     case J_BOOL: hd_str_puts(out, v.u.i ? "true" : "false"); break;
