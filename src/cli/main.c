@@ -7,12 +7,7 @@
 #include "cli/cli.h"
 #include "kernels/kernel.h"
 
-#ifdef HEDDLE_SERVE
-#define SERVE &hd_cmd_serve,
-#else
-#define SERVE
-#endif
-static const hd_command *const commands[] = {&hd_cmd_train, SERVE &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect, &hd_cmd_plan, &hd_cmd_plan_stages,
+static const hd_command *const commands[] = {&hd_cmd_train, &hd_cmd_serve, &hd_cmd_generate, &hd_cmd_data, &hd_cmd_convert, &hd_cmd_inspect, &hd_cmd_plan, &hd_cmd_plan_stages,
                                              &hd_cmd_plan_slices, &hd_cmd_plan_pipedream, &hd_cmd_plan_layouts, &hd_cmd_calibrate, &hd_cmd_bench, &hd_cmd_bench_serve};
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 #define MAX_WORDS 64

@@ -65,7 +65,7 @@ static int64_t position_bytes(const lm_runner *r)
     return 2 * c->layers * row;
 }
 
-/* As many blocks as the memory for them holds, and no more than all sequences at their longest need. */
+/* As many blocks as the memory for them holds; where nobody said how much, no more than all sequences at their longest need. */
 static int complete_blocks(lm_runner *r, hd_error *err)
 {
     const hd_lm_runner_options *o = &r->o;
@@ -74,7 +74,7 @@ static int complete_blocks(lm_runner *r, hd_error *err)
     int64_t each = position_bytes(r) * o->block, longest = (o->context + o->block - 1) / o->block, free_bytes = (int64_t)hd_memory_available();
     int64_t bytes = o->kv_bytes ? o->kv_bytes : (free_bytes - hd_model_files_bytes(&r->files, o->precision)) / 10 * 6;
     b->blocks = bytes / each;
-    if (b->blocks > longest * o->max_parts) b->blocks = longest * o->max_parts;
+    if (!o->kv_bytes && b->blocks > longest * o->max_parts) b->blocks = longest * o->max_parts;
     b->block_bytes = each;
     if (b->blocks >= longest) return 0;
     return hd_fail(err, HD_EMEMCAP, "one sequence of %lld tokens needs %s of keys and values, and %s are there for them: try a smaller --context or --kv-type i8",
