@@ -241,8 +241,8 @@ static void print_lines(const bench *b, series *d, series *p, double bytes, doub
 static int measure_all(bench *b, hd_error *err)
 {
     static series decode, prefill;
-    double bytes = (layer_elements(&b->g.config) + head_elements(&b->g.config)) * (double)hd_dtype_size(b->precision);
-    double flops = prefill_flops(&b->g.config, (double)b->prompt);
+    double bytes = (layer_elements(&b->g.files.config) + head_elements(&b->g.files.config)) * (double)hd_dtype_size(b->precision);
+    double flops = prefill_flops(&b->g.files.config, (double)b->prompt);
     int rc = measure(b, &decode, decode_round, read_bandwidth, bytes, err);
     if (!rc) rc = measure(b, &prefill, prefill_round, flop_bound, flops, err);
     if (rc) return rc;

@@ -16,11 +16,11 @@ def say(what, good, more=""):
     print(f"  {what:<88} {'PASS' if good else 'FAIL'}{' ' + str(more) if more and not good else ''}", flush=True)
 
 
-def refused(what, status, kind, call):
+def refused(what, status, kind, param, code, call):
     try:
         call()
     except kind as e:
-        say(what, e.status_code == status and bool(e.message), e)
+        say(what, e.status_code == status and bool(e.message) and e.param == param and e.code == code, (e.message, e.param, e.code))
     except Exception as e:  # another class than the client's own for this status
         say(what, False, repr(e))
     else:
@@ -90,13 +90,16 @@ def embeddings(client, model):
 
 def errors(client, model):
     ask = [{"role": "user", "content": "a"}]
-    refused("errors: BadRequestError", 400, openai.BadRequestError, lambda: client.chat.completions.create(model=model, messages=ask, temperature=9))
-    refused("errors: NotFoundError", 404, openai.NotFoundError, lambda: client.chat.completions.create(model="another", messages=ask))
-    refused("errors: BadRequestError, the context", 400, openai.BadRequestError, lambda: client.completions.create(model=model, prompt="a b " * 20000, max_tokens=4))
-    refused("errors: BadRequestError, a schema that can't be enforced", 400, openai.BadRequestError, lambda: client.chat.completions.create(
+    chat = client.chat.completions.create
+    refused("errors: a range", 400, openai.BadRequestError, "temperature", "above_max_value", lambda: chat(model=model, messages=ask, temperature=9))
+    refused("errors: no message", 400, openai.BadRequestError, "messages", None, lambda: chat(model=model, messages=[]))
+    refused("errors: an unknown field", 400, openai.BadRequestError, "surprise", "unknown_parameter", lambda: chat(model=model, messages=ask, extra_body={"surprise": 1}))
+    refused("errors: another model", 404, openai.NotFoundError, "model", "model_not_found", lambda: chat(model="another", messages=ask))
+    refused("errors: the context", 400, openai.BadRequestError, "prompt", "context_length_exceeded", lambda: client.completions.create(model=model, prompt="a b " * 20000, max_tokens=4))
+    refused("errors: a schema that can't be enforced", 400, openai.BadRequestError, "response_format", "unsupported", lambda: chat(
         model=model, messages=ask, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}))
-    refused("errors: AuthenticationError", 401, openai.AuthenticationError, lambda: openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list())
-    refused("errors: BadRequestError in a stream", 400, openai.BadRequestError, lambda: list(client.chat.completions.create(model=model, messages=ask, n=0, stream=True)))
+    refused("errors: a wrong key", 401, openai.AuthenticationError, None, "invalid_api_key", lambda: openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list())
+    refused("errors: in a stream", 400, openai.BadRequestError, "n", "below_min_value", lambda: list(chat(model=model, messages=ask, n=0, stream=True)))
 
 
 # ---- schemas ----

@@ -1,4 +1,5 @@
-/* fake_constraint.h: in place of the library's constraints: the ith token of an answer must be i modulo some number, and eos must come after so many. Counts what is there. */
+/* fake_constraint.h: in place of the library's constraints: the ith token of an answer must be i modulo some number, and eos must come after so many. Counts
+ * what is there. */
 #ifndef FAKE_CONSTRAINT_H
 #define FAKE_CONSTRAINT_H
 

@@ -123,7 +123,8 @@ static int check_batch(fake_runner *f, const hd_batch *b, hd_error *err)
     f->counts.rows += rows;
     if (ok) return 0;
     f->counts.broken++;
-    return hd_fail(err, HD_EINVAL, "a batch that no runner takes: %lld parts, %lld tokens, %lld rows", (long long)b->n_parts, (long long)tokens, (long long)rows);
+    return hd_fail(err, HD_EINVAL, "a batch that no runner takes: %lld parts, %lld tokens, %lld rows",
+                   (long long)b->n_parts, (long long)tokens, (long long)rows);
 }
 
 /* Each block that is written to belongs to one part of the step. */
@@ -139,6 +140,13 @@ static void check_writers(fake_runner *f, const hd_batch *b)
     }
 }
 
+static void take_time(const fake_runner *f, const hd_batch *b)
+{
+    int64_t us = f->o.slow_us;
+    for (int64_t i = 0; i < b->n_parts; i++) us += f->o.token_us * b->parts[i].n;
+    if (us) nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000}, NULL);
+}
+
 static int step(hd_runner *r, const hd_batch *b, hd_error *err)
 {
     fake_runner *f = (fake_runner *)r;
@@ -146,7 +154,7 @@ static int step(hd_runner *r, const hd_batch *b, hd_error *err)
     if (check_batch(f, b, err)) return HD_EINVAL;
     if (b->n_parts > f->counts.most_parts) f->counts.most_parts = b->n_parts;
     if (f->o.fail_at == f->counts.steps) return hd_fail(err, HD_ENUMERIC, "the fake model fails, as asked for");
-    if (f->o.slow_us) nanosleep(&(struct timespec){.tv_nsec = f->o.slow_us * 1000}, NULL);
+    take_time(f, b);
     check_writers(f, b);
     int64_t row = 0;
     for (int64_t i = 0; i < b->n_parts; i++) row = run_part(f, &b->parts[i], row);
@@ -193,9 +201,10 @@ hd_runner *fake_runner_new(const fake_options *o)
     fake_runner *f = hd_calloc(1, sizeof *f);
     if (!f) return NULL;
     f->o = *o;
-    f->r = (hd_runner){.vocab = o->vocab, .width = WIDTH, .max_tokens = o->max_tokens, .max_parts = o->max_parts, .max_rows = o->max_rows, .max_context = o->max_context,
-                       .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows, .step = step, .logits = logits, .hidden = hidden,
-                       .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block, .close = close_runner};
+    f->r = (hd_runner){.vocab = o->vocab, .width = WIDTH, .max_tokens = o->max_tokens, .max_parts = o->max_parts, .max_rows = o->max_rows,
+                       .max_context = o->max_context, .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows, .step = step,
+                       .logits = logits, .hidden = hidden, .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block,
+                       .close = close_runner};
     f->rows = hd_calloc((size_t)(o->blocks * o->block), sizeof *f->rows);
     f->logits = hd_calloc((size_t)(o->max_rows * o->vocab), sizeof *f->logits);
     f->hidden = hd_calloc((size_t)(o->max_rows * WIDTH), sizeof *f->hidden);

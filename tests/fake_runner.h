@@ -1,5 +1,6 @@
-/* fake_runner.h: a runner that computes nothing but knows everything: each row of its blocks holds a token and a running hash of the sequence up to there, and logits are a hash
- * of all rows before, read through the block table. So a mistake in tables, copies, sharing, swapping or recomputation changes the output, and is counted in `broken`. */
+/* fake_runner.h: a runner that computes nothing but knows everything: each row of its blocks holds a token and a running hash of the sequence up to there,
+ * and logits are a hash of all rows before, read through the block table. So a mistake in tables, copies, sharing, swapping or recomputation changes the
+ * output, and is counted in `broken`. */
 #ifndef FAKE_RUNNER_H
 #define FAKE_RUNNER_H
 
@@ -12,7 +13,7 @@ typedef struct fake_options {
     const int32_t *script; /* [n_script] (optional) the likeliest token at a position */
     int64_t n_script;
     int64_t fail_at;       /* the step that fails, from 1; 0: none */
-    int64_t slow_us;       /* a step takes so long at least */
+    int64_t slow_us, token_us; /* a step takes so long at least, and for each token */
 } fake_options;
 
 typedef struct fake_counts { int64_t steps, tokens, rows, broken, copies, saves, restores, most_parts; } fake_counts;

@@ -226,8 +226,182 @@ static void test_products(void **state)
         for (int s = 0; s < COUNT(shapes); s++) check_product(&types[t], shapes[s][0], shapes[s][1] + (types[t].scale < 0 ? 5 : 0), &rng);
 }
 
+/* ---- notations and element types ---- */
+
+/* spec over x and w with the given dimensions: the same bits as the plain product of rows and columns, with x and y rounded to their types. */
+static void check_spec(const char *spec, const int64_t *x_dim, int x_rank, const int64_t *w_dim, int w_rank, int y_rank, hd_dtype tx, hd_dtype ty,
+                       bool accumulate, hd_rng *rng)
+{
+    const block_type *t = &types[0];
+    int64_t k = 64, n = 3 * 40, rows = 6;
+    product p = new_product(t, n, k, rng);
+    size_t bytes;
+    void *packed = pack(hd_isa_detect(), p.q, p.w, n, k, 1, &bytes);
+    hd_tensor in[2] = {{.dtype = tx, .rank = x_rank}, {.data = packed, .format = HD_PACKED, .blocks = p.q, .rank = w_rank}};
+    hd_tensor out = {.dtype = ty, .rank = y_rank, .dim = {rows * n}};
+    memcpy(in[0].dim, x_dim, sizeof *x_dim * (size_t)x_rank), memcpy(in[1].dim, w_dim, sizeof *w_dim * (size_t)w_rank);
+    unsigned char x[6 * 64 * 4], y[6 * 120 * 4];
+    hd_convert(x, tx, p.x, HD_F32, rows * k);
+    hd_convert(p.x, HD_F32, x, tx, rows * k);
+    for (int64_t i = 0; i < rows * n; i++) hd_store_f64(y, ty, i, accumulate ? 0.5 : 99);
+    in[0].data = x, out.data = y;
+    hd_contract_attrs attrs = {.dtype = ty};
+    snprintf(attrs.spec, sizeof attrs.spec, "%s", spec);
+    hd_kernel_args args = {.in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = &attrs, .accumulate = accumulate};
+    assert_true(run_op("contract", hd_isa_detect(), &args, teams[2]));
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < n; c++) {
+            float want = define(t, p.q, p.x + r * k, p.w + c * (k / 32) * 34, k) + (accumulate ? 0.5f : 0), got = (float)hd_load_f64(y, ty, r * n + c);
+            float rounding = ty == HD_F32 ? (accumulate ? 1e-6f : 0) : ty == HD_BF16 ? 0x1p-8f : 0x1p-11f;
+            assert_true(fabsf(got - want) <= rounding * (1 + fabsf(want)));
+        }
+    hd_free(packed);
+    free_product(&p);
+}
+
+static void test_notations(void **state)
+{
+    (void)state;
+    hd_rng rng = hd_rng_new(5);
+    static const hd_dtype dtypes[] = {HD_F32, HD_BF16, HD_F16};
+    for (int i = 0; i < 9; i++) {
+        hd_dtype tx = dtypes[i / 3], ty = dtypes[i % 3];
+        check_spec("td,fd->tf", (int64_t[]){6, 64}, 2, (int64_t[]){120, 64}, 2, 2, tx, ty, false, &rng);
+        check_spec("td,hed->the", (int64_t[]){6, 64}, 2, (int64_t[]){3, 40, 64}, 3, 3, tx, ty, i % 2, &rng);
+        check_spec("the,dhe->td", (int64_t[]){6, 2, 32}, 3, (int64_t[]){120, 2, 32}, 3, 2, tx, ty, false, &rng);
+        check_spec("abd,fd->abf", (int64_t[]){2, 3, 64}, 3, (int64_t[]){120, 64}, 2, 3, tx, ty, false, &rng);
+    }
+}
+
+/* What the kernels must leave alone. */
+static void test_refusals(void **state)
+{
+    (void)state;
+    static const struct { const char *spec; int x_rank, w_rank; int64_t x[4], w[4]; } cases[] = {
+        {"dt,fd->tf", 2, 2, {64, 6}, {8, 64}},          {"td,df->tf", 2, 2, {6, 64}, {64, 64}},       {"td,fd->ft", 2, 2, {6, 64}, {8, 64}},
+        {"bd,bfd->bf", 2, 3, {2, 64}, {2, 8, 64}},      {"teh,dhe->td", 3, 3, {6, 32, 2}, {8, 2, 32}}, {"td,fd->tf", 2, 2, {6, 40}, {8, 40}},
+        {"td,hed->teh", 2, 3, {6, 64}, {2, 4, 64}},     {"td,hdf->thf", 2, 3, {6, 64}, {2, 64, 64}},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        hd_tensor in[2] = {{.dtype = HD_F32, .rank = cases[i].x_rank},
+                           {.format = HD_PACKED, .blocks = hd_quant_by_name("Q4_0"), .rank = cases[i].w_rank}};
+        memcpy(in[0].dim, cases[i].x, sizeof cases[i].x), memcpy(in[1].dim, cases[i].w, sizeof cases[i].w);
+        hd_tensor out = {.dtype = HD_F32, .rank = 2};
+        hd_contract_attrs attrs = {.dtype = HD_F32};
+        snprintf(attrs.spec, sizeof attrs.spec, "%s", cases[i].spec);
+        hd_kernel_args args = {.in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = &attrs};
+        assert_null(hd_cpu_kernel_find("contract", hd_isa_detect(), &args));
+        in[1].format = HD_PLAIN;
+        assert_null(hd_cpu_kernel_find("contract", hd_isa_detect(), &args));
+    }
+    assert_int_equal(hd_blocks_packed_bytes(HD_ISA_VNNI, hd_quant_by_name("IQ2_XS"), 16, 256), 0);
+    assert_int_equal(hd_blocks_packed_bytes(HD_ISA_VNNI, hd_quant_by_name("F32"), 16, 256), 0);
+    assert_int_equal(hd_blocks_packed_bytes(HD_ISA_VNNI, hd_quant_by_name("Q4_0"), 16, 33), 0);
+}
+
+/* A row that isn't finite gives NaN, and leaves the others alone. */
+static void test_not_finite(void **state)
+{
+    (void)state;
+    hd_rng rng = hd_rng_new(6);
+    for (int t = 0; t < COUNT(types); t++) {
+        product p = new_product(&types[t], 16, 256, &rng);
+        size_t bytes;
+        void *packed = pack(hd_isa_detect(), p.q, p.w, 16, 256, 1, &bytes);
+        p.x[256 + 70] = t % 2 ? INFINITY : NAN;
+        p.x[512 + 3] = 1e-40f;
+        p.x[512 + 40] = 0;
+        float y[3 * 16];
+        hd_tensor in[2] = {{.data = p.x, .dtype = HD_F32, .rank = 2, .dim = {3, 256}},
+                           {.data = packed, .format = HD_PACKED, .blocks = p.q, .rank = 2, .dim = {16, 256}}};
+        hd_tensor out = {.data = y, .dtype = HD_F32, .rank = 2, .dim = {3, 16}};
+        hd_contract_attrs attrs = {.spec = "td,fd->tf", .dtype = HD_F32};
+        hd_kernel_args args = {.in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = &attrs};
+        assert_true(run_op("contract", hd_isa_detect(), &args, teams[1]));
+        for (int i = 0; i < 16; i++) {
+            assert_true(isfinite(y[i]) && y[i] == p.want[i]);
+            assert_false(isfinite(y[16 + i]));
+            assert_true(isfinite(y[32 + i]));
+        }
+        hd_free(packed);
+        free_product(&p);
+    }
+}
+
+/* ---- plain blocks: references, and rows of a table ---- */
+
+static void test_reference(void **state)
+{
+    (void)state;
+    hd_rng rng = hd_rng_new(8);
+    const hd_op *contract = hd_op_find("contract");
+    for (int t = 0; t < COUNT(types); t++) {
+        product p = new_product(&types[t], 5, 256, &rng);
+        float w[5 * 256], y[3 * 5];
+        p.q->dequantize(p.w, 5 * 256 / p.q->block, w);
+        hd_tensor in[2] = {{.data = p.x, .dtype = HD_F32, .rank = 2, .dim = {3, 256}},
+                           {.data = p.w, .dtype = HD_F32, .blocks = p.q, .rank = 2, .dim = {5, 256}}};
+        hd_tensor out = {.data = y, .dtype = HD_F32, .rank = 2, .dim = {3, 5}};
+        hd_contract_attrs attrs = {.spec = "td,fd->tf", .dtype = HD_F32};
+        hd_kernel_args args = {.in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = &attrs, .threads = 1};
+        contract->reference(&args);
+        for (int i = 0; i < 15; i++) {
+            double want = 0, magnitude = 0;
+            for (int k = 0; k < 256; k++) {
+                double v = (double)p.x[i / 5 * 256 + k] * w[i % 5 * 256 + k];
+                want += v, magnitude += fabs(v);
+            }
+            assert_true(y[i] == (float)want);
+            assert_true(fabs(p.want[i / 5 * 5 + i % 5] - want) <= 0.02 * magnitude); /* the packed product rounds x */
+        }
+        free_product(&p);
+    }
+}
+
+static void check_gather(const block_type *t, hd_dtype dtype, hd_rng *rng)
+{
+    static const int32_t index[6] = {2, 0, 7, -1, 6, 2};
+    const hd_quant *q = hd_quant_by_name(t->name);
+    unsigned char *table = random_blocks(t, q, 7 * 256, rng), y[6 * 256 * 4], want[6 * 256 * 4] = {0};
+    size_t row = 256 * hd_dtype_size(dtype);
+    for (int i = 0; i < 6; i++)
+        if (index[i] >= 0 && index[i] < 7) {
+            float numbers[256];
+            q->dequantize(table + index[i] * 256 / q->block * q->bytes, 256 / q->block, numbers);
+            hd_convert(want + (size_t)i * row, dtype, numbers, HD_F32, 256);
+        }
+    hd_tensor in[2] = {{.data = table, .dtype = HD_F32, .blocks = q, .rank = 2, .dim = {7, 256}},
+                       {.data = (void *)index, .dtype = HD_I32, .rank = 1, .dim = {6}}};
+    hd_tensor out = {.data = y, .dtype = dtype, .rank = 2, .dim = {6, 256}};
+    hd_rows_attrs attrs = {.rows = 7, .dtype = dtype};
+    hd_kernel_args args = {.in = in, .out = &out, .n_in = 2, .n_out = 1, .attrs = &attrs, .threads = 1};
+    for (hd_isa isa = HD_ISA_PORTABLE; isa <= hd_isa_detect(); isa++) {
+        memset(y, 0xee, sizeof y);
+        assert_true(run_op("gather", isa, &args, teams[3]));
+        assert_memory_equal(y, want, 6 * row);
+    }
+    memset(y, 0xee, sizeof y);
+    hd_op_find("gather")->reference(&args);
+    assert_memory_equal(y, want, 6 * row);
+    hd_free(table);
+}
+
+static void test_gather(void **state)
+{
+    (void)state;
+    hd_rng rng = hd_rng_new(9);
+    for (int t = 0; t < COUNT(types); t++) {
+        check_gather(&types[t], HD_F32, &rng);
+        check_gather(&types[t], HD_BF16, &rng);
+        check_gather(&types[t], HD_F16, &rng);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_products)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_products),  cmocka_unit_test(test_notations), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_reference), cmocka_unit_test(test_gather),
+    };
     return cmocka_run_group_tests(tests, start_teams, stop_teams);
 }

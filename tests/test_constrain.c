@@ -27,13 +27,12 @@ typedef struct fixture {
 
 static fixture fix;
 
-static int set_up(void **state)
+static int open_fixture(const char *path, const char *eos)
 {
-    (void)state;
     hd_error err = {0};
-    fix.t = hd_tokenizer_load(TEST_SOURCE_DIR "/tests/data/tokenizer/gpt2.json", &err);
+    fix = (fixture){.t = hd_tokenizer_load(path, &err)};
     if (!fix.t) return -1;
-    fix.eos = hd_tokenizer_id(fix.t, "<|endoftext|>");
+    fix.eos = hd_tokenizer_id(fix.t, eos);
     fix.v = hd_vocabulary_new(fix.t, &fix.eos, 1, &err);
     if (!fix.v) return -1;
     for (int32_t i = 0; i < hd_tokenizer_vocab_size(fix.t); i++) {
@@ -43,6 +42,12 @@ static int set_up(void **state)
     }
     fix.words = ((size_t)hd_vocabulary_size(fix.v) + 63) / 64;
     return 0;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    return open_fixture(TEST_SOURCE_DIR "/tests/data/tokenizer/gpt2.json", "<|endoftext|>");
 }
 
 static int tear_down(void **state)
@@ -343,6 +348,21 @@ static bool walk(const hd_constraint *c, hd_rng *r, int steps, bool full, hd_str
     }
     hd_constraint_end(s);
     return false;
+}
+
+/* Long chains and counts, in which places that tokens can't tell apart share a mask. */
+static void test_masks(void **state)
+{
+    (void)state;
+    static const char *const patterns[] = {"\\x00\\x00\\x14\\x00\\x00\\x00\\x30\\x00\\x30", "[a-z]{60}", "(the|of|and| ){25,40}", "[^\"]{0,50}\"[0-9]{30}", "(ab|a|b){30}c"};
+    hd_rng r = hd_rng_new(32);
+    hd_str text = HD_STR_INIT;
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+        hd_constraint *c = regex(patterns[i]);
+        for (int k = 0; k < 3; k++) walk(c, &r, 40, true, &text);
+        hd_constraint_release(c);
+    }
+    hd_str_free(&text);
 }
 
 /* ---- a plain validator of what the schemas here use ---- */
@@ -698,6 +718,26 @@ static void test_forks_and_ends(void **state)
     assert_null(hd_vocabulary_new(fix.t, NULL, 0, &err));
 }
 
+/* A grammar that can be read in exponentially many ways ends with an error, not without end. */
+static void test_ambiguity(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    uint64_t mask[64];
+    hd_constraint *c = grammar("root ::= p\np ::= \"a\" p \"1\" | \"a\" q \"2\" | \"x\"\nq ::= \"a\" p \"3\" | \"a\" q \"4\" | \"x\"");
+    hd_constraint_state *s = hd_constraint_begin(c, &err);
+    int rc = 0, steps = 0;
+    for (; !rc && steps < 40; steps++) {
+        rc = hd_constraint_mask(s, mask, &err);
+        if (!rc) assert_true(in_mask(mask, fix.byte['a']) && in_mask(mask, fix.byte['x']));
+        if (!rc) rc = hd_constraint_advance(s, fix.byte['a'], &err);
+    }
+    assert_true(steps > 8 && rc == HD_EMEMCAP);
+    assert_non_null(strstr(err.message, "ambiguous"));
+    hd_constraint_end(s);
+    hd_constraint_release(c);
+}
+
 static void test_limits(void **state)
 {
     (void)state;
@@ -706,13 +746,26 @@ static void test_limits(void **state)
     assert_null(hd_constraint_regex(fix.v, "a{200}", 6, &l, &err));
     assert_int_equal(err.code, HD_EMEMCAP);
     err = (hd_error){0};
-    char big[102];
+    char big[102], *long_text = malloc(65000);
     memset(big, 'a', sizeof big);
     assert_null(hd_constraint_regex(fix.v, big, sizeof big, &l, &err));
     assert_int_equal(err.code, HD_EMEMCAP);
     err = (hd_error){0};
     assert_null(hd_constraint_regex(fix.v, "((((a))))", 9, &l, &err));
     assert_int_equal(err.code, HD_EMEMCAP);
+    static const char *const pieces[] = {"\\pL", "\\p{L}x", "(?:a|b)*", "[^ab]", "a?", "(.*b)", "[a-z]{0,9}"};
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) { /* whatever becomes of them: soon, and in little memory */
+        size_t n = 0, m = strlen(pieces[i]);
+        for (; n + m < 64000; n += m) memcpy(long_text + n, pieces[i], m);
+        err = (hd_error){0};
+        clock_t from = clock();
+        hd_constraint *c = hd_constraint_regex(fix.v, long_text, n, NULL, &err);
+        double took = (double)(clock() - from) / CLOCKS_PER_SEC;
+        if (took > 0.5) printf("  %s...: %.2f s\n", pieces[i], took);
+        assert_true(c || err.code == HD_EMEMCAP);
+        hd_constraint_release(c);
+    }
+    free(long_text);
 }
 
 static void test_allocations(void **state)
@@ -750,12 +803,41 @@ static void test_allocations(void **state)
     assert_true(failures > 50);
 }
 
+/* SentencePiece: pieces with U+2581 for spaces, bytes as <0xHH>, control tokens that never come out. */
+static void test_pieces(void **state)
+{
+    tear_down(NULL);
+    assert_int_equal(open_fixture(TEST_SOURCE_DIR "/tests/data/gguf/pieces.json", "</s>"), 0);
+    hd_rng r = hd_rng_new(38);
+    hd_str text = HD_STR_INIT;
+    hd_constraint *c = regex("[a-z\xc3\xa9\xe2\x82\xac ]{3,30}!");
+    assert_true(accepts(c, "a b \xe2\x82\xac!", NULL));
+    int spaces = 0, ends = 0;
+    for (int i = 0; i < 30; i++)
+        if (walk(c, &r, 8, i < 4, &text)) spaces += strchr(text.data, ' ') != NULL;
+    assert_true(spaces > 3);
+    hd_constraint_release(c);
+    c = schema("{\"type\":\"object\",\"properties\":{\"a b\":{\"type\":\"string\"}},\"required\":[\"a b\"],\"additionalProperties\":false}");
+    for (int i = 0; i < 10; i++) {
+        if (!walk(c, &r, 20, i == 0, &text)) continue;
+        json_t *j = json_loadb(text.data, text.len, 0, NULL);
+        assert_true(json_is_string(json_object_get(j, "a b")));
+        json_decref(j);
+        ends++;
+    }
+    assert_true(ends > 0);
+    hd_constraint_release(c);
+    hd_str_free(&text);
+    tear_down(NULL);
+    assert_int_equal(set_up(state), 0);
+}
+
 /* ---- speed: printed; bounds belong to checks ---- */
 
 static double seconds(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -781,11 +863,11 @@ static hd_tokenizer *big_tokenizer(void)
         }
     }
     static const char *const pieces[] = {"er", "in", "th", "a", "o", "st", "re", "on", "e", "l", "ma", "co", "S", "T", "un", "ing", "tion", "1", "9", "_"};
-    static const char *const ends[] = {"", "", "", "", "", "", "", "", "", "", "\\\"", "\\\",", "\\\":", "(", ".", ",", ")", "}", "]", ";"};
+    static const char *const ends[] = {"\\\"", "\\\",", "\\\":", "(", ".", ",", ")", "}", "]", ";"}; /* of one token in 50 */
     while (id < 150000) { /* a number written in base 20 in these pieces: each is another */
         hd_str_printf(&s, ",\"%s", hd_rng_below(&r, 2) ? "\xc4\xa0" : "");
         for (int32_t n = ++id; n; n /= 20) hd_str_puts(&s, pieces[n % 20]);
-        hd_str_printf(&s, "Z%d%s\":%d", id % 7, ends[hd_rng_below(&r, 20)], id);
+        hd_str_printf(&s, "Z%d%s\":%d", id % 7, id % 50 ? "" : ends[hd_rng_below(&r, 10)], id);
     }
     hd_str_puts(&s, "},\"merges\":[]}}");
     hd_tokenizer *t = hd_tokenizer_parse(s.data, s.len, "big", &err);
@@ -850,7 +932,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_regex),       cmocka_unit_test(test_regex_refused),  cmocka_unit_test(test_regex_against_plain), cmocka_unit_test(test_json_object),
         cmocka_unit_test(test_schemas),     cmocka_unit_test(test_schema_texts),   cmocka_unit_test(test_schema_refused),      cmocka_unit_test(test_grammar),
-        cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits),      cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
+        cmocka_unit_test(test_masks),       cmocka_unit_test(test_pieces),         cmocka_unit_test(test_forks_and_ends), cmocka_unit_test(test_limits), cmocka_unit_test(test_ambiguity),     cmocka_unit_test(test_allocations),         cmocka_unit_test(test_speed),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

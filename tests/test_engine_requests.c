@@ -1,5 +1,5 @@
-/* test_engine_requests.c: what an engine gives for each kind of request: choices, beams, endings, logprobs, embeddings, refusals; cancelling, deadlines, draining, threads,
- * and memory that runs out. */
+/* test_engine_requests.c: what an engine gives for each kind of request: choices, beams, endings, logprobs, embeddings, refusals; cancelling, deadlines,
+ * draining, threads, and memory that runs out. */
 #include "engine_bench.h"
 
 #include <math.h>
@@ -490,7 +490,9 @@ static void test_prefix_at_once(void **state)
     bench_open(&b);
     for (int i = 0; i < 3; i++) submit(&b, plain(prompt, 100, 5), &a[i]);
     run_all(&b);
-    assert_true(a[1].cached >= 64 && a[2].cached >= 64);
+    assert_true(a[0].cached == 0 && a[1].cached == 96 && a[2].cached == 96);
+    for (int i = 1; i < 3; i++) check_same(&a[0], 0, &a[i], 0);
+    assert_int_equal(fake_runner_counts(b.r).tokens, 100 + 2 * 4 + 3 * 4);
     bench_close(&b);
     hd_free(a);
 }
@@ -677,6 +679,34 @@ static void test_priority_order(void **state)
     hd_free(a);
 }
 
+/* A long prompt beside a stream: it goes on in pieces that hold the stream up little, and doesn't starve. */
+static void test_slowdown(void **state)
+{
+    (void)state;
+    int64_t steps[2];
+    for (int limited = 0; limited < 2; limited++) {
+        bench b = bench_default();
+        int32_t prompt[150];
+        fill_prompt(prompt, 150, 4);
+        b.f.slow_us = 2000;
+        b.f.token_us = 100;
+        b.f.max_tokens = 150;
+        b.o.prompt_slowdown = limited ? 1.8 : 0;
+        answer *a = hd_calloc(2, sizeof *a);
+        bench_open(&b);
+        submit(&b, plain(prompt, 10, 60), &a[0]);
+        for (int i = 0; i < 9; i++) one_step(&b);
+        submit(&b, plain(prompt + 10, 140, 3), &a[1]);
+        for (steps[limited] = 0; !a[1].events; steps[limited]++) one_step(&b);
+        run_all(&b);
+        assert_int_equal(a[1].n[0], 3);
+        bench_close(&b);
+        hd_free(a);
+    }
+    assert_int_equal(steps[0], 1);
+    assert_true(steps[1] >= 2 && steps[1] <= 18); /* 16 tokens a step, or down to 8 where the machine is busy */
+}
+
 /* ---- refusals ---- */
 
 static void test_refusals(void **state)
@@ -853,11 +883,13 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams), cmocka_unit_test(test_endings),
-        cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints), cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
-        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback), cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model), cmocka_unit_test(test_priority_order),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads), cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams),
+        cmocka_unit_test(test_endings), cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints),
+        cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
+        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback),
+        cmocka_unit_test(test_deadline), cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model),
+        cmocka_unit_test(test_priority_order), cmocka_unit_test(test_slowdown), cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,14 +1,18 @@
-/* test_jinja.c: chat templates against what Jinja2 renders of them (tests/data/templates/fixtures.json, see make_template_fixtures.py), limits, and bad templates. */
+/* test_jinja.c: chat templates against what Jinja2 renders of them (tests/data/templates/fixtures.json, see make_template_fixtures.py), limits, and bad
+ * templates. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 #include "base/json.h"
+#include "base/mem.h"
 #include "data/chat_template.h"
 #include "data/jinja.h"
 #include "data/tokenizer.h"
+#include "tensor/gguf.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/"
 enum { NOW = 1700000000 };
@@ -152,6 +156,31 @@ static void names_the_place(void **state) {
     expect("\xff", NULL, HD_EFORMAT, "UTF-8");
 }
 
+/* The Nth allocation fails: each time a clean HD_ENOMEM, until none is left to fail. */
+static void survives_failed_allocations(void **state) {
+    (void)state;
+    json_t *all = fixtures(), *variables = json_pack("{s:O, s:n, s:s, s:b}", "messages",
+                                                     json_object_get(json_object_get(json_object_get(all, "conversations"), "calls"), "messages"), "tools",
+                                                     "bos_token", "<s>", "add_generation_prompt", 1);
+    const json_t *text = json_object_get(json_object_get(all, "templates"), "thinking");
+    uint64_t n = 1, failed = 1;
+    for (; failed && n < 5000; n++) {
+        hd_error err = {0};
+        hd_str out;
+        hd_str_init(&out);
+        hd_mem_fail_at(n);
+        uint64_t before = hd_mem_failed();
+        int rc = render(json_string_value(text), json_string_length(text), variables, NULL, &out, &err);
+        hd_mem_fail_at(0);
+        failed = hd_mem_failed() - before;
+        if (failed && rc != HD_ENOMEM && !out.failed) fail_msg("allocation %d failed: code %d, \"%s\"", (int)n, rc, err.message);
+        hd_str_free(&out);
+    }
+    assert_true(n > 10 && n < 5000);
+    json_decref(variables);
+    json_decref(all);
+}
+
 /* ---- chat templates ---- */
 
 static void check_builtin(const char *name, const char *want) {
@@ -159,8 +188,8 @@ static void check_builtin(const char *name, const char *want) {
     const char *text = hd_chat_template_named(name);
     hd_str out;
     hd_str_init(&out);
-    json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}, {s:s, s:[{s:s, s:s}]}]", "role", "system", "content", "Be.", "role", "user", "content", "A?", "role", "assistant",
-                                 "content", "B!", "role", "user", "content", "type", "text", "text", "C?");
+    json_t *messages = json_pack("[{s:s, s:s}, {s:s, s:s}, {s:s, s:s}, {s:s, s:[{s:s, s:s}]}]", "role", "system", "content", "Be.", "role", "user", "content",
+                                 "A?", "role", "assistant", "content", "B!", "role", "user", "content", "type", "text", "text", "C?");
     json_t *extra = json_pack("{s:s}", "eos_token", "</s>");
     hd_chat_template *c = hd_chat_template_parse(text, strlen(text), name, NULL, &err);
     if (!c || hd_chat_template_render(c, messages, NULL, extra, true, &out, &err)) fail_msg("%s: %s", name, err.message);
@@ -173,11 +202,13 @@ static void check_builtin(const char *name, const char *want) {
 
 static void builtins_are_as_models_want(void **state) {
     (void)state;
-    check_builtin("chatml", "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB!<|im_end|>\n<|im_start|>user\nC?<|im_end|>\n"
-                            "<|im_start|>assistant\n");
-    check_builtin("llama3", "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|>"
-                            "<|start_header_id|>assistant<|end_header_id|>\n\nB!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC?<|eot_id|>"
-                            "<|start_header_id|>assistant<|end_header_id|>\n\n");
+    check_builtin("chatml",
+                  "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB!<|im_end|>\n<|im_start|>user\nC?<|im_end|>\n"
+                  "<|im_start|>assistant\n");
+    check_builtin("llama3",
+                  "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nA?<|eot_id|>"
+                  "<|start_header_id|>assistant<|end_header_id|>\n\nB!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nC?<|eot_id|>"
+                  "<|start_header_id|>assistant<|end_header_id|>\n\n");
     check_builtin("gemma", "<bos><start_of_turn>user\nBe.\n\nA?<end_of_turn>\n<start_of_turn>model\nB!<end_of_turn>\n<start_of_turn>user\nC?<end_of_turn>\n"
                            "<start_of_turn>model\n");
     check_builtin("phi3", "<|system|>\nBe.<|end|>\n<|user|>\nA?<|end|>\n<|assistant|>\nB!<|end|>\n<|user|>\nC?<|end|>\n<|assistant|>\n");
@@ -211,12 +242,44 @@ static void opens_models(void **state) {
     hd_str_free(&out);
 }
 
+static void opens_gguf(void **state) {
+    (void)state;
+    hd_error err = {0};
+    hd_str out;
+    hd_str_init(&out);
+    char path[] = "/tmp/heddle-jinja-XXXXXX";
+    close(mkstemp(path));
+    static const char text[] = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}";
+    hd_tokenizer *t = hd_tokenizer_load(DATA "templates/model/tokenizer.json", &err);
+    json_t *messages = json_pack("[{s:s, s:s}]", "role", "user", "content", "Hi");
+    hd_gguf_writer *w = hd_gguf_writer_new(&err);
+    hd_gguf_put_string(w, "tokenizer.chat_template", text, sizeof text - 1);
+    hd_gguf_put_int(w, "tokenizer.ggml.bos_token_id", HD_GGUF_U32, 257);
+    hd_gguf_put_int(w, "tokenizer.ggml.eos_token_id", HD_GGUF_U32, 258);
+    if (!t || hd_gguf_end(w, hd_gguf_begin(w, path, &err), &err)) fail_msg("%s", err.message);
+    hd_chat_template *c = hd_chat_template_open(path, t, &err);
+    if (!c || hd_chat_template_render(c, messages, NULL, NULL, true, &out, &err)) fail_msg("%s", err.message);
+    assert_string_equal(out.data, "<|turn|>[user] Hi<|end|>");
+    assert_string_equal(hd_chat_template_stop(c), "<|end|>");
+    unlink(path);
+    hd_chat_template_free(c);
+    hd_tokenizer_free(t);
+    json_decref(messages);
+    hd_str_free(&out);
+}
+
 int main(void) {
     setenv("TZ", "UTC", 1);
     tzset();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(renders_conversations), cmocka_unit_test(renders_expressions), cmocka_unit_test(stops_at_limits), cmocka_unit_test(survives_depth),
-        cmocka_unit_test(names_the_place), cmocka_unit_test(builtins_are_as_models_want), cmocka_unit_test(opens_models),
+        cmocka_unit_test(renders_conversations),
+        cmocka_unit_test(renders_expressions),
+        cmocka_unit_test(stops_at_limits),
+        cmocka_unit_test(survives_depth),
+        cmocka_unit_test(names_the_place),
+        cmocka_unit_test(survives_failed_allocations),
+        cmocka_unit_test(builtins_are_as_models_want),
+        cmocka_unit_test(opens_models), cmocka_unit_test(opens_gguf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

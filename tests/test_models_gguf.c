@@ -463,7 +463,7 @@ static void test_other_tokenizers(void **state)
     assert_true(e.code == HD_EUNSUPPORTED && strstr(e.message, "added tokens that take in"));
     hd_tokenizer_free(t);
     static const struct { const char *model, *pre, *message; } cases[] = {
-        {"bert", "default", "tokenizer model \"bert\""}, {"gpt2", "tekken", "pre-tokenizer \"tekken\""}, {"gpt2", "gpt-2", "\"tokenizer.ggml.merges\" is missing"},
+        {"bert", "default", "tokenizer model \"bert\""}, {"gpt2", "unheard-of", "pre-tokenizer \"unheard-of\""}, {"gpt2", "gpt-2", "\"tokenizer.ggml.merges\" is missing"},
         {"llama", "default", "\"tokenizer.ggml.scores\" is missing"}};
     for (int i = 0; i < 4; i++) {
         e = (hd_error){0};

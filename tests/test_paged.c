@@ -228,6 +228,7 @@ static const paged_case cases[] = {
     {8, 1, 64, 64, 16, HD_F32, HD_F16, 0, 0},   {4, 2, 64, 64, 64, HD_F32, HD_I8, 0, 0},     {4, 4, 16, 48, 8, HD_F32, HD_F32, 0, 0},
     {3, 1, 33, 17, 32, HD_F32, HD_BF16, 2, 0},  {4, 1, 256, 256, 16, HD_BF16, HD_BF16, 0, 0}, {6, 2, 31, 40, 128, HD_BF16, HD_BF16, 1.5, 70},
     {8, 4, 64, 64, 256, HD_F32, HD_F16, 0, 100}, {2, 2, 7, 5, 8, HD_BF16, HD_I8, 3, 9},
+    {7, 1, 32, 80, 64, HD_F32, HD_BF16, 0, 0},
 };
 
 static scene scene_of(const paged_case *c)
@@ -372,7 +373,7 @@ static void test_not_a_number(void **state)
             for (int64_t i = 0; i < s.f; i++) s.v[0][at * s.f + i] = i % 2 ? NAN : INFINITY;
             s.k[0][at * s.e] = NAN;
             scene_lay(&s);
-            hd_tensor out = run(&s, &x, isa, 1), head = out;
+            hd_tensor out = run(&s, &x, isa, 3), head = out; /* fewer tiles of rows than threads */
             head.dim[0] = at;
             expect_rows(&head, &clean, before, isa, "before what is no number");
             for (int64_t i = at * s.hq * s.f; i < n * s.hq * s.f; i++) assert_true(isnan(hd_load_f64(out.data, out.dtype, i)));

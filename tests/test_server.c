@@ -41,25 +41,34 @@ static int head_status(const char *text, size_t n)
 static void test_heads(void **state)
 {
     static const struct { const char *text; int status; } cases[] = {
-        {"GET / HTTP/1.1\r\n" H "\r\n", 1}, {"\r\nGET /a?b=c HTTP/1.1\r\n" H "\r\n", 1}, {"GET http://x/a HTTP/1.1\r\n" H "\r\n", 1}, {"GET / HTTP/1.0\r\n\r\n", 1},
+        {"GET / HTTP/1.1\r\n" H "\r\n", 1}, {"\r\nGET /a?b=c HTTP/1.1\r\n" H "\r\n", 1}, {"GET http://x/a HTTP/1.1\r\n" H "\r\n", 1},
+            {"GET / HTTP/1.0\r\n\r\n", 1},
         {"GET / HTTP/1.1\r\n" H, 0}, {"GET / HT", 0}, {"", 0}, {"OPTIONS * HTTP/1.1\r\n" H "\r\n", 1},
         {"GET / HTTP/1.1\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H H "\r\n", 400}, {"GET / HTTP/2.0\r\n" H "\r\n", 505}, {"GET / HTTP/1.1 \r\n" H "\r\n", 400},
-        {"GET  / HTTP/1.1\r\n" H "\r\n", 400}, {"GET / http/1.1\r\n" H "\r\n", 400}, {"GET\t/ HTTP/1.1\r\n" H "\r\n", 400}, {"GET a HTTP/1.1\r\n" H "\r\n", 400},
+        {"GET  / HTTP/1.1\r\n" H "\r\n", 400}, {"GET / http/1.1\r\n" H "\r\n", 400}, {"GET\t/ HTTP/1.1\r\n" H "\r\n", 400}, {"GET a HTTP/1.1\r\n" H "\r\n",
+            400},
         {"GET * HTTP/1.1\r\n" H "\r\n", 400}, {"GET /\x80 HTTP/1.1\r\n" H "\r\n", 400}, {"GET /\n" H "\r\n", 400}, {"GET / HTTP/1.1\n" H "\n", 400},
-        {"GET / HTTP/1.1\r\r\n" H "\r\n", 400}, {"G@T / HTTP/1.1\r\n" H "\r\n", 400}, {"\x16\x03\x01\x02", 400}, {"{\"a\": 1}", 400}, {" GET / HTTP/1.1\r\n", 400},
-        {"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H " folded\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H "A\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H ": x\r\n\r\n", 400},
-        {"GET / HTTP/1.1\r\n" H "A: b\001c\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H "A: b\rc\r\n\r\n", 400}, {"POST / HTTP/1.1\r\n" H "Content-Length: 5\r\n\r\n", 1},
+        {"GET / HTTP/1.1\r\r\n" H "\r\n", 400}, {"G@T / HTTP/1.1\r\n" H "\r\n", 400}, {"\x16\x03\x01\x02", 400}, {"{\"a\": 1}", 400}, {" GET / HTTP/1.1\r\n",
+            400},
+        {"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H " folded\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H "A\r\n\r\n", 400},
+            {"GET / HTTP/1.1\r\n" H ": x\r\n\r\n", 400},
+        {"GET / HTTP/1.1\r\n" H "A: b\001c\r\n\r\n", 400}, {"GET / HTTP/1.1\r\n" H "A: b\rc\r\n\r\n", 400},
+            {"POST / HTTP/1.1\r\n" H "Content-Length: 5\r\n\r\n", 1},
         {"POST / HTTP/1.1\r\n" H "Content-Length: -5\r\n\r\n", 400}, {"POST / HTTP/1.1\r\n" H "Content-Length: 5, 5\r\n\r\n", 400},
         {"POST / HTTP/1.1\r\n" H "Content-Length: 5\r\nContent-Length: 5\r\n\r\n", 400}, {"POST / HTTP/1.1\r\n" H "Content-Length: 0x5\r\n\r\n", 400},
-        {"POST / HTTP/1.1\r\n" H "Content-Length: 99999999999999999999\r\n\r\n", 400}, {"POST / HTTP/1.1\r\n" H "Content-Length:\r\n\r\n", 400}, {"POST / HTTP/1.1\r\n" H "Content-Length: +5\r\n\r\n", 400},
-        {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n", 1}, {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400},
+        {"POST / HTTP/1.1\r\n" H "Content-Length: 99999999999999999999\r\n\r\n", 400}, {"POST / HTTP/1.1\r\n" H "Content-Length:\r\n\r\n", 400},
+            {"POST / HTTP/1.1\r\n" H "Content-Length: +5\r\n\r\n", 400},
+        {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n", 1}, {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            400},
         {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: gzip\r\n\r\n", 501}, {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked, chunked\r\n\r\n", 501},
-        {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400}, {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+        {"POST / HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
+            {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400},
         {"POST / HTTP/1.1\r\n" H "Expect: 200-ok\r\n\r\n", 417}, {"GET / HTTP/1.1\r\n" H "Authorization: a\r\nAuthorization: b\r\n\r\n", 400},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        if (head_status(cases[i].text, strlen(cases[i].text)) != cases[i].status) fail_msg("case %zu: %d, not %d: %s", i, head_status(cases[i].text, strlen(cases[i].text)), cases[i].status, cases[i].text);
+        if (head_status(cases[i].text, strlen(cases[i].text)) != cases[i].status) fail_msg("case %zu: %d, not %d: %s", i, head_status(cases[i].text,
+            strlen(cases[i].text)), cases[i].status, cases[i].text);
     assert_int_equal(head_status("GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n", 29), 400);
     char *big = malloc(40000);
     memset(big, 'a', 40000);
@@ -73,9 +82,12 @@ static void test_heads(void **state)
 static void test_chunks(void **state)
 {
     static const struct { const char *text; int status; const char *body; } cases[] = {
-        {"5\r\nhello\r\n0\r\n\r\n", 1, "hello"}, {"3\r\nhel\r\n2;x=\"y\"\r\nlo\r\n0\r\nT: v\r\n\r\n", 1, "hello"}, {"A\r\n0123456789\r\n0\r\n\r\n", 1, "0123456789"},
-        {"5\r\nhel", 0, NULL}, {"5\nhello\r\n0\r\n\r\n", 400, NULL}, {"5\r\nhelloX\r\n", 400, NULL}, {"\r\n", 400, NULL}, {"-5\r\n", 400, NULL}, {"5 \r\nhello", 400, NULL},
-        {"0\r\n\n", 400, NULL}, {"ffffffffffffffff\r\n", 400, NULL}, {"fffffff\r\n", 413, NULL}, {"g\r\n", 400, NULL}, {"5\r\nhello\r\n0\r\nA\nB\r\n\r\n", 400, NULL},
+        {"5\r\nhello\r\n0\r\n\r\n", 1, "hello"}, {"3\r\nhel\r\n2;x=\"y\"\r\nlo\r\n0\r\nT: v\r\n\r\n", 1, "hello"}, {"A\r\n0123456789\r\n0\r\n\r\n", 1,
+            "0123456789"},
+        {"5\r\nhel", 0, NULL}, {"5\nhello\r\n0\r\n\r\n", 400, NULL}, {"5\r\nhelloX\r\n", 400, NULL}, {"\r\n", 400, NULL}, {"-5\r\n", 400, NULL},
+            {"5 \r\nhello", 400, NULL},
+        {"0\r\n\n", 400, NULL}, {"ffffffffffffffff\r\n", 400, NULL}, {"fffffff\r\n", 413, NULL}, {"g\r\n", 400, NULL}, {"5\r\nhello\r\n0\r\nA\nB\r\n\r\n",
+            400, NULL},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
@@ -168,7 +180,8 @@ static void begin(world *w, setting s)
     w->server = hd_server_new(&s.server, &err);
     if (!w->server) fail_msg("%s", err.message);
     hd_sampling sampling = hd_sampling_default();
-    w->served = (hd_served){.name = "fake", .engine = w->engine, .tokenizer = w->tokenizer, .template = w->template, .vocabulary = w->vocabulary, .eos = w->eos, .n_eos = 1,
+    w->served = (hd_served){.name = "fake", .engine = w->engine, .tokenizer = w->tokenizer, .template = w->template, .vocabulary = w->vocabulary,
+                            .eos = w->eos, .n_eos = 1,
                             .context = s.fake.max_context, .width = w->runner->width, .sampling = sampling};
     assert_int_equal(pthread_create(&w->engine_thread, NULL, run_engine, w), 0);
     if (!s.not_served) hd_server_serve(w->server, &w->served);
@@ -407,8 +420,10 @@ static void test_misc(void **state)
     assert_string_equal(text_at(j, "data.0.id"), "fake");
     json_decref(j);
     static const struct { const char *method, *path; int status; const char *has; } cases[] = {
-        {"GET", "/v1/models/fake", 200, "\"max_model_len\": 256"}, {"GET", "/v1/models/gone", 404, "model_not_found"}, {"GET", "/", 200, "<!doctype html>"}, {"HEAD", "/", 200, ""},
-        {"GET", "/nowhere", 404, "unknown_url"}, {"GET", "/v1/completions", 405, "takes POST"}, {"POST", "/health", 405, "takes GET"}, {"DELETE", "/v1/models", 405, "takes"},
+        {"GET", "/v1/models/fake", 200, "\"max_model_len\": 256"}, {"GET", "/v1/models/gone", 404, "model_not_found"}, {"GET", "/", 200, "<!doctype html>"},
+            {"HEAD", "/", 200, ""},
+        {"GET", "/nowhere", 404, "unknown_url"}, {"GET", "/v1/completions", 405, "takes POST"}, {"POST", "/health", 405, "takes GET"}, {"DELETE",
+            "/v1/models", 405, "takes"},
         {"GET", "/health?x=1", 200, "ok"}, {"OPTIONS", "/v1/completions", 204, ""}, {"GET", "/metrics", 200, "heddle_requests_running 0"},
         {"GET", "/metrics", 200, "heddle_time_to_first_token_seconds_bucket{le=\"+Inf\"} 0"},
     };
@@ -435,10 +450,12 @@ static void test_completions(void **state)
     assert_string_equal(text_at(j, "choices.0.text"), expected.data);
     assert_string_equal(text_at(j, "object"), "text_completion");
     assert_true(json_integer_value(at(j, "usage.prompt_tokens")) > 0);
-    assert_int_equal(json_integer_value(at(j, "usage.total_tokens")), json_integer_value(at(j, "usage.prompt_tokens")) + json_integer_value(at(j, "usage.completion_tokens")));
+    assert_int_equal(json_integer_value(at(j, "usage.total_tokens")), json_integer_value(at(j, "usage.prompt_tokens")) + json_integer_value(at(j,
+        "usage.completion_tokens")));
     json_decref(j);
 
-    reply r = post(&w, "/v1/completions", "{\"prompt\": \"the quick fox\", \"max_tokens\": 12, \"temperature\": 0, \"stream\": true, \"stream_options\": {\"include_usage\": true}}");
+    reply r = post(&w, "/v1/completions",
+                   "{\"prompt\": \"the quick fox\", \"max_tokens\": 12, \"temperature\": 0, \"stream\": true, \"stream_options\": {\"include_usage\": true}}");
     assert_int_equal(r.status, 200);
     assert_true(r.whole);
     assert_non_null(strstr(r.head.data, "text/event-stream"));
@@ -450,7 +467,8 @@ static void test_completions(void **state)
     free_reply(&r);
 
     /* several prompts, several choices, echo, log-probabilities of both */
-    j = posted(&w, "/v1/completions", "{\"prompt\": [\"the dog\", \"a fox\"], \"n\": 2, \"max_tokens\": 5, \"temperature\": 1, \"seed\": 7, \"echo\": true, \"logprobs\": 2, \"ignore_eos\": true}");
+    j = posted(&w, "/v1/completions",
+               "{\"prompt\": [\"the dog\", \"a fox\"], \"n\": 2, \"max_tokens\": 5, \"temperature\": 1, \"seed\": 7, \"echo\": true, \"logprobs\": 2, \"ignore_eos\": true}");
     assert_int_equal(json_array_size(at(j, "choices")), 4);
     for (size_t i = 0; i < 4; i++) {
         const json_t *c = json_array_get(at(j, "choices"), i), *tokens = at(c, "logprobs.tokens");
@@ -469,10 +487,23 @@ static void test_completions(void **state)
     json_decref(j);
 
     /* token ids; best_of; beams; prompt log-probabilities alone; the same seed twice */
+    hd_str long_text;
+    hd_str_init(&long_text);
+    hd_str_puts(&long_text, "{\"prompt\": \"");
+    for (int i = 0; i < 40000; i++) hd_str_puts(&long_text, "aaaaaaaaaaaaaaaa");
+    hd_str_puts(&long_text, "\"}");
+    r = post(&w, "/v1/completions", long_text.data);
+    assert_int_equal(r.status, 400);
+    assert_non_null(strstr(r.body.data, "context_length_exceeded"));
+    free_reply(&r);
+    hd_str_free(&long_text);
     static const char *const fine[] = {
-        "{\"prompt\": [5, 6, 7], \"max_tokens\": 3}", "{\"prompt\": [[5, 6], [7]], \"max_tokens\": 3}", "{\"prompt\": \"a\", \"n\": 2, \"best_of\": 4, \"max_tokens\": 3, \"temperature\": 1}",
-        "{\"prompt\": \"a\", \"n\": 2, \"use_beam_search\": true, \"best_of\": 4, \"max_tokens\": 4}", "{\"prompt\": \"the dog\", \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1}",
-        "{\"prompt\": \"the dog\", \"max_tokens\": 2, \"prompt_logprobs\": 2}", "{\"prompt\": \"a\", \"stop\": [\"z\", \"qq\"], \"logit_bias\": {\"5\": -100}, \"user\": \"u\", \"suffix\": null}",
+        "{\"prompt\": [5, 6, 7], \"max_tokens\": 3}", "{\"prompt\": [[5, 6], [7]], \"max_tokens\": 3}",
+            "{\"prompt\": \"a\", \"n\": 2, \"best_of\": 4, \"max_tokens\": 3, \"temperature\": 1}",
+        "{\"prompt\": \"a\", \"n\": 2, \"use_beam_search\": true, \"best_of\": 4, \"max_tokens\": 4}",
+            "{\"prompt\": \"the dog\", \"max_tokens\": 0, \"echo\": true, \"logprobs\": 1}",
+        "{\"prompt\": \"the dog\", \"max_tokens\": 2, \"prompt_logprobs\": 2}",
+            "{\"prompt\": \"a\", \"stop\": [\"z\", \"qq\"], \"logit_bias\": {\"5\": -100}, \"user\": \"u\", \"suffix\": null}",
         "{\"prompt\": \"a\", \"max_tokens\": 3, \"response_format\": {\"type\": \"text\"}, \"cache_salt\": \"s\", \"priority\": -3, \"top_k\": -1, \"top_p\": 0}",
     };
     for (size_t i = 0; i < sizeof fine / sizeof fine[0]; i++) json_decref(posted(&w, "/v1/completions", fine[i]));
@@ -527,33 +558,58 @@ static void test_wrong_fields(void **state)
     world w;
     begin(&w, usual());
     static const struct { const char *path, *body; int status; const char *has; } cases[] = {
-        {"/v1/completions", "", 400, "not valid JSON"}, {"/v1/completions", "{", 400, "line 1"}, {"/v1/completions", "[]", 400, "JSON object"}, {"/v1/completions", "{}", 400, "\"param\": \"prompt\""},
-        {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": \"5\"}", 400, "max_tokens"}, {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 0}", 400, "at least 1"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": -1}", 400, "max_tokens"}, {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 1.5}", 400, "an integer"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"temperature\": 3}", 400, "temperature"}, {"/v1/completions", "{\"prompt\": \"a\", \"temperature\": \"x\"}", 400, "a number"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"top_p\": 1.1}", 400, "top_p"}, {"/v1/completions", "{\"prompt\": \"a\", \"n\": 0}", 400, "'n'"}, {"/v1/completions", "{\"prompt\": \"a\", \"n\": 1000000}", 400, "'n'"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"stream\": 1}", 400, "boolean"}, {"/v1/completions", "{\"prompt\": \"a\", \"stop\": 5}", 400, "stop"}, {"/v1/completions", "{\"prompt\": \"a\", \"stop\": \"\"}", 400, "stop"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"stop\": [\"a\", 1]}", 400, "stop"}, {"/v1/completions", "{\"prompt\": \"a\", \"logit_bias\": {\"x\": 1}}", 400, "logit_bias"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"logit_bias\": {\"100000\": 1}}", 400, "no token id"}, {"/v1/completions", "{\"prompt\": \"a\", \"logit_bias\": {\"1\": 101}}", 400, "-100 to 100"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"best_of\": 1, \"n\": 2}", 400, "best_of"}, {"/v1/completions", "{\"prompt\": \"a\", \"best_of\": 3, \"stream\": true}", 400, "best_of"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"suffix\": \"b\"}", 400, "suffix"}, {"/v1/completions", "{\"prompt\": \"a\", \"model\": \"gpt-9\"}", 404, "model_not_found"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"surprise\": 1}", 400, "Unrecognized request argument supplied: surprise"}, {"/v1/completions", "{\"prompt\": [1, 2, 100000]}", 400, "token ids"},
-        {"/v1/completions", "{\"prompt\": [1, \"a\"]}", 400, "token ids"}, {"/v1/completions", "{\"prompt\": []}", 400, "prompt"}, {"/v1/completions", "{\"prompt\": [[]]}", 400, "no token"},
-        {"/v1/completions", "{\"prompt\": {}}", 400, "prompt"}, {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 1000}", 400, "context_length_exceeded"},
-        {"/v1/completions", "{\"prompt\": \"\xff\xfe\"}", 400, "not valid JSON"}, {"/v1/completions", "{\"prompt\": \"\\ud800\"}", 400, "not valid JSON"}, {"/v1/completions", "{\"prompt\": \"a\", \"logprobs\": 50}", 400, "logprobs"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"min_tokens\": 5, \"max_tokens\": 2}", 400, "min_tokens"}, {"/v1/completions", "{\"prompt\": \"a\", \"stream_options\": {\"include_usage\": true}}", 400, "stream_options"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"response_format\": {\"type\": \"yaml\"}}", 400, "response_format"}, {"/v1/completions", "{\"prompt\": \"a\", \"guided_regex\": \"(\"}", 400, "guided_regex"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"regex\": \"a\", \"guided_regex\": \"a\"}", 400, "only one constraint"}, {"/v1/completions", "{\"prompt\": \"a\", \"guided_json\": 5}", 400, "guided_json"},
-        {"/v1/completions", "{\"prompt\": \"a\", \"seed\": \"x\"}", 400, "seed"}, {"/v1/completions", "{\"prompt\": \"a\", \"seed\": 1e30}", 400, "seed"}, {"/v1/completions", "{\"prompt\": \"a\", \"temperature\": NaN}", 400, "not valid JSON"},
-        {"/v1/chat/completions", "{\"prompt\": \"a\"}", 400, "Unrecognized"}, {"/v1/chat/completions", "{}", 400, "messages"}, {"/v1/chat/completions", "{\"messages\": []}", 400, "messages"},
-        {"/v1/chat/completions", "{\"messages\": [5]}", 400, "messages[0]"}, {"/v1/chat/completions", "{\"messages\": [{\"role\": \"king\", \"content\": \"a\"}]}", 400, "role"},
-        {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\"}]}", 400, "content"}, {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": 5}]}", 400, "content"},
+        {"/v1/completions", "", 400, "not valid JSON"}, {"/v1/completions", "{", 400, "line 1"}, {"/v1/completions", "[]", 400, "JSON object"},
+            {"/v1/completions", "{}", 400, "\"param\": \"prompt\""},
+        {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": \"5\"}", 400, "max_tokens"}, {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 0}",
+            400, "at least 1"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": -1}", 400, "max_tokens"}, {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 1.5}",
+            400, "an integer"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"temperature\": 3}", 400, "temperature"}, {"/v1/completions", "{\"prompt\": \"a\", \"temperature\": \"x\"}",
+            400, "a number"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"top_p\": 1.1}", 400, "top_p"}, {"/v1/completions", "{\"prompt\": \"a\", \"n\": 0}", 400, "'n'"},
+            {"/v1/completions", "{\"prompt\": \"a\", \"n\": 1000000}", 400, "'n'"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"stream\": 1}", 400, "boolean"}, {"/v1/completions", "{\"prompt\": \"a\", \"stop\": 5}", 400, "stop"},
+            {"/v1/completions", "{\"prompt\": \"a\", \"stop\": \"\"}", 400, "stop"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"stop\": [\"a\", 1]}", 400, "stop"}, {"/v1/completions", "{\"prompt\": \"a\", \"logit_bias\": {\"x\": 1}}",
+            400, "logit_bias"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"logit_bias\": {\"100000\": 1}}", 400, "no token id"}, {"/v1/completions",
+            "{\"prompt\": \"a\", \"logit_bias\": {\"1\": 101}}", 400, "-100 to 100"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"best_of\": 1, \"n\": 2}", 400, "best_of"}, {"/v1/completions",
+            "{\"prompt\": \"a\", \"best_of\": 3, \"stream\": true}", 400, "best_of"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"suffix\": \"b\"}", 400, "suffix"}, {"/v1/completions", "{\"prompt\": \"a\", \"model\": \"gpt-9\"}", 404,
+            "model_not_found"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"surprise\": 1}", 400, "Unrecognized request argument supplied: surprise"}, {"/v1/completions",
+            "{\"prompt\": [1, 2, 100000]}", 400, "token ids"},
+        {"/v1/completions", "{\"prompt\": [1, \"a\"]}", 400, "token ids"}, {"/v1/completions", "{\"prompt\": []}", 400, "prompt"}, {"/v1/completions",
+            "{\"prompt\": [[]]}", 400, "no token"},
+        {"/v1/completions", "{\"prompt\": {}}", 400, "prompt"}, {"/v1/completions", "{\"prompt\": \"a\", \"max_tokens\": 1000}", 400,
+            "context_length_exceeded"},
+        {"/v1/completions", "{\"prompt\": \"\xff\xfe\"}", 400, "not valid JSON"}, {"/v1/completions", "{\"prompt\": \"\\ud800\"}", 400, "not valid JSON"},
+            {"/v1/completions", "{\"prompt\": \"a\", \"logprobs\": 50}", 400, "logprobs"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"min_tokens\": 5, \"max_tokens\": 2}", 400, "min_tokens"}, {"/v1/completions",
+            "{\"prompt\": \"a\", \"stream_options\": {\"include_usage\": true}}", 400, "stream_options"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"response_format\": {\"type\": \"yaml\"}}", 400, "response_format"}, {"/v1/completions",
+            "{\"prompt\": \"a\", \"guided_regex\": \"(\"}", 400, "guided_regex"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"regex\": \"a\", \"guided_regex\": \"a\"}", 400, "only one constraint"}, {"/v1/completions",
+            "{\"prompt\": \"a\", \"guided_json\": 5}", 400, "guided_json"},
+        {"/v1/completions", "{\"prompt\": \"a\", \"seed\": \"x\"}", 400, "seed"}, {"/v1/completions", "{\"prompt\": \"a\", \"seed\": 1e30}", 400, "seed"},
+            {"/v1/completions", "{\"prompt\": \"a\", \"temperature\": NaN}", 400, "not valid JSON"},
+        {"/v1/chat/completions", "{\"prompt\": \"a\"}", 400, "Unrecognized"}, {"/v1/chat/completions", "{}", 400, "messages"}, {"/v1/chat/completions",
+            "{\"messages\": []}", 400, "messages"},
+        {"/v1/chat/completions", "{\"messages\": [5]}", 400, "messages[0]"}, {"/v1/chat/completions",
+            "{\"messages\": [{\"role\": \"king\", \"content\": \"a\"}]}", 400, "role"},
+        {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\"}]}", 400, "content"}, {"/v1/chat/completions",
+            "{\"messages\": [{\"role\": \"user\", \"content\": 5}]}", 400, "content"},
         {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\", \"image_url\": {}}]}]}", 400, "text only"},
         {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tool_choice\": \"required\"}", 400, "tool_choice"},
-        {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": [{}]}", 400, "tools"}, {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"functions\": []}", 400, "functions"},
-        {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"top_logprobs\": 2}", 400, "top_logprobs"}, {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"logprobs\": 2}", 400, "logprobs"},
-        {"/v1/embeddings", "{\"input\": \"\"}", 400, "no token"}, {"/v1/embeddings", "{\"input\": \"a\", \"encoding_format\": \"hex\"}", 400, "encoding_format"}, {"/v1/embeddings", "{\"input\": \"a\", \"dimensions\": 1}", 400, "dimensions"},
-        {"/v1/embeddings", "{\"input\": \"a\", \"temperature\": 1}", 400, "Unrecognized"}, {"/tokenize", "{\"prompt\": 5}", 400, "prompt"}, {"/tokenize", "{\"text\": \"a\"}", 400, "Unrecognized"}, {"/detokenize", "{\"tokens\": [-1]}", 400, "tokens"},
+        {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": [{}]}", 400, "tools"}, {"/v1/chat/completions",
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"functions\": []}", 400, "functions"},
+        {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"top_logprobs\": 2}", 400, "top_logprobs"},
+            {"/v1/chat/completions", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"logprobs\": 2}", 400, "logprobs"},
+        {"/v1/embeddings", "{\"input\": \"\"}", 400, "no token"}, {"/v1/embeddings", "{\"input\": \"a\", \"encoding_format\": \"hex\"}", 400,
+            "encoding_format"}, {"/v1/embeddings", "{\"input\": \"a\", \"dimensions\": 1}", 400, "dimensions"},
+        {"/v1/embeddings", "{\"input\": \"a\", \"temperature\": 1}", 400, "Unrecognized"}, {"/tokenize", "{\"prompt\": 5}", 400, "prompt"}, {"/tokenize",
+            "{\"text\": \"a\"}", 400, "Unrecognized"}, {"/detokenize", "{\"tokens\": [-1]}", 400, "tokens"},
         {"/detokenize", "{\"tokens\": \"a\"}", 400, "tokens"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -632,11 +688,18 @@ static void test_keys(void **state)
     static const char *const keys[] = {"secret-one", "secret-two"};
     s.server.api_keys = keys, s.server.n_api_keys = 2;
     s.server.cors = "https://example.org";
+    s.server.vllm_metrics = true;
     begin(&w, s);
+    reply m = ask(&w, "GET", "/metrics", "Authorization: Bearer secret-two\r\n", NULL);
+    assert_non_null(strstr(m.body.data, "vllm:num_requests_running{model_name=\"fake\"} 0"));
+    assert_non_null(strstr(m.body.data, "vllm:request_success_total{model_name=\"fake\",finished_reason=\"stop\"} 0"));
+    assert_non_null(strstr(m.body.data, "vllm:time_to_first_token_seconds_bucket{model_name=\"fake\",le=\"+Inf\"} 0"));
+    free_reply(&m);
     static const struct { const char *method, *path, *fields; int status; } cases[] = {
         {"GET", "/health", "", 200}, {"GET", "/", "", 200}, {"GET", "/v1/models", "", 401}, {"GET", "/metrics", "", 401}, {"GET", "/nowhere", "", 401},
         {"GET", "/v1/models", "Authorization: Bearer secret-one\r\n", 200}, {"GET", "/v1/models", "Authorization: bearer secret-two\r\n", 200},
-        {"GET", "/v1/models", "Authorization: Bearer secret-on\r\n", 401}, {"GET", "/v1/models", "Authorization: Bearer secret-onee\r\n", 401}, {"GET", "/v1/models", "Authorization: Bearer\r\n", 401},
+        {"GET", "/v1/models", "Authorization: Bearer secret-on\r\n", 401}, {"GET", "/v1/models", "Authorization: Bearer secret-onee\r\n", 401}, {"GET",
+            "/v1/models", "Authorization: Bearer\r\n", 401},
         {"GET", "/v1/models", "Authorization: Basic secret-one\r\n", 401}, {"GET", "/nowhere", "Authorization: Bearer secret-one\r\n", 404},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -668,20 +731,24 @@ static void test_framing(void **state)
     s.server.max_body = 1000;
     begin(&w, s);
     int fd = dial(&w);
+    send_request(fd, "POST", "/v1/completions", "", "{\"prompt\": \"a\", \"max_tokens\": 3, \"stream\": true}"); /* a connection goes on after a stream */
     for (int i = 0; i < 3; i++) send_request(fd, "GET", "/health", "", NULL); /* pipelined */
     send_request(fd, "POST", "/v1/completions", "", "{\"prompt\": \"a\", \"max_tokens\": 3}");
     send_request(fd, "GET", "/v1/models", "Connection: close\r\n", NULL);
-    for (int i = 0; i < 5; i++) {
+    for (int i = -1; i < 5; i++) {
         reply r = listen_to(fd, false);
         assert_int_equal(r.status, 200);
-        assert_non_null(strstr(r.body.data, i < 3 ? "\"ok\"" : i == 3 ? "text_completion" : "\"list\""));
+        assert_non_null(strstr(r.body.data, i < 0 ? "[DONE]" : i < 3 ? "\"ok\"" : i == 3 ? "text_completion" : "\"list\""));
+        assert_non_null(strstr(r.head.data, "X-Request-Id: "));
         free_reply(&r);
     }
     assert_int_equal(next_byte(fd), -1);
     close(fd);
     static const struct { const char *text; int status; } cases[] = {
-        {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n", 413}, {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3ff\r\n", 413},
-        {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 415}, {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400},
+        {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n", 413},
+            {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3ff\r\n", 413},
+        {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 415},
+            {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400},
         {"GET / HTTP/1.1\r\n\r\n", 400}, {"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505}, {"\x16\x03\x01\x02\x00\x01", 400},
         {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}", 400},
         {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", 400},
@@ -718,7 +785,8 @@ static void test_abuse_beside_stream(void **state)
     int stream = dial(&w);
     send_request(stream, "POST", "/v1/completions", "", body);
     static const char *const bad[] = {
-        "GARBAGE\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"half", "GET", "",
+        "GARBAGE\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"half",
+            "GET", "",
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 44\r\n\r\n{\"prompt\": \"a\", \"max_tokens\": 99, \"n\": 4     }",
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffff\r\n",
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 52\r\n\r\n{\"prompt\": \"a\", \"stream\": true, \"max_tokens\": 99    }",
@@ -1042,9 +1110,12 @@ int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_heads), cmocka_unit_test(test_chunks), cmocka_unit_test(test_load_shapes), cmocka_unit_test(test_misc), cmocka_unit_test(test_completions),
-        cmocka_unit_test(test_chat), cmocka_unit_test(test_wrong_fields), cmocka_unit_test(test_embeddings), cmocka_unit_test(test_constrained), cmocka_unit_test(test_keys),
-        cmocka_unit_test(test_framing), cmocka_unit_test(test_abuse_beside_stream), cmocka_unit_test(test_hang_up), cmocka_unit_test(test_limits), cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_heads), cmocka_unit_test(test_chunks), cmocka_unit_test(test_load_shapes), cmocka_unit_test(test_misc),
+            cmocka_unit_test(test_completions),
+        cmocka_unit_test(test_chat), cmocka_unit_test(test_wrong_fields), cmocka_unit_test(test_embeddings), cmocka_unit_test(test_constrained),
+            cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_framing), cmocka_unit_test(test_abuse_beside_stream), cmocka_unit_test(test_hang_up), cmocka_unit_test(test_limits),
+            cmocka_unit_test(test_deadlines),
         cmocka_unit_test(test_drain), cmocka_unit_test(test_loading), cmocka_unit_test(test_model_failure), cmocka_unit_test(test_tls_and_load),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,6 +46,15 @@ echo "gzip -9  $gzip   ($bytes bytes)"
 
 say "the model goes on from \"An operating system is\""
 "$heddle" generate "$model" --prompt "An operating system is" --max-tokens 120 --temperature 0.7 --top-p 0.95 --repetition-penalty 1.1 --seed 1
+say "the same model behind OpenAI's API: 16 requests, 8 at a time"
+"$heddle" serve "$model" --port 0 --no-log > "$out/serve.log" 2>&1 &
+server=$!
+trap 'kill $server 2> /dev/null || true' EXIT
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do grep -q ready "$out/serve.log" && break; sleep 0.5; done
+url=$(sed -n 's/.*ready: \(http[^ ]*\).*/\1/p' "$out/serve.log")
+"$heddle" bench serve --url "$url" --requests 16 --concurrency 8 --dataset fixed --own-tokens 32 --output-tokens 32 2> /dev/null
+kill $server && wait $server
+
 say "how would 39 billion parameters be trained on 64 GPUs of 16 GB?"
 "$heddle" plan "$here/examples/planning/gpt-39b/config.json" --cluster p3.16xlarge:64 --batch 1024 --sequence 1024 --precision bf16 | sed -n '1,/^step/p'
 say "done: the model is in $model, its loss curve in $out/run/loss.svg"

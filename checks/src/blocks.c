@@ -1,8 +1,9 @@
-/* blocks.c: random operations on the pool of K/V blocks (src/serve/kv.h) beside a naive model that keeps for every block all that it should be, searched from end to end.
+/* blocks.c: random operations on the pool of K/V blocks (src/serve/kv.h) beside a naive model that keeps for every block all that it should be, searched
+ * from end to end.
  *
  *   check_blocks [OPERATIONS [SEED]]        1,000,000 operations; after each the pool is counted again, and compared with the model
- * Sequences do what the engine's do: they find beginnings, take, write, publish, fork, copy on write, release. A block's content is modelled by the whole text up to its
- * end, so that a share of unequal beginnings shows. */
+ * Sequences do what the engine's do: they find beginnings, take, write, publish, fork, copy on write, release. A block's content is modelled by the whole
+ * text up to its end, so that a share of unequal beginnings shows. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

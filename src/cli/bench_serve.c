@@ -50,7 +50,8 @@ static int make_options(const config *c, hd_load_options *o, hd_error *err)
     int rc = hd_load_dataset(o, c->dataset, err);
     if (c->own_tokens) o->input = (hd_load_lengths){(double)c->own_tokens, 0, c->own_tokens};
     if (c->output_tokens) o->output = (hd_load_lengths){(double)c->output_tokens, 0, c->output_tokens};
-    if (!rc && !strcmp(c->dataset, "fixed") && (!c->own_tokens || !c->output_tokens)) rc = hd_fail(err, HD_EINVAL, "--dataset fixed needs --own-tokens and --output-tokens");
+    if (!rc && !strcmp(c->dataset, "fixed") && (!c->own_tokens || !c->output_tokens)) rc = hd_fail(err, HD_EINVAL,
+                                                                                                   "--dataset fixed needs --own-tokens and --output-tokens");
     o->common = c->common_tokens;
     o->requests = c->requests;
     o->concurrency = c->concurrency;
@@ -78,10 +79,14 @@ static json_t *figures_json(const hd_load_figures *f)
 
 static int print_json(const hd_load_result *r, hd_error *err)
 {
-    json_t *j = json_pack("{s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:o}", "done", (json_int_t)r->done, "failed", (json_int_t)r->failed, "seconds", r->seconds,
-                          "input_tokens", (json_int_t)r->input_tokens, "cached_tokens", (json_int_t)r->cached_tokens, "output_tokens", (json_int_t)r->output_tokens,
-                          "requests_per_second", (double)r->done / r->seconds, "input_tokens_per_second", (double)r->input_tokens / r->seconds, "output_tokens_per_second",
-                          (double)r->output_tokens / r->seconds, "first_token", figures_json(&r->first), "inter_token", figures_json(&r->inter), "request", figures_json(&r->whole),
+    json_t *j = json_pack("{s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:o}", "done", (json_int_t)r->done, "failed", (json_int_t)r->failed,
+                          "seconds", r->seconds,
+                          "input_tokens", (json_int_t)r->input_tokens, "cached_tokens", (json_int_t)r->cached_tokens, "output_tokens",
+                              (json_int_t)r->output_tokens,
+                          "requests_per_second", (double)r->done / r->seconds, "input_tokens_per_second", (double)r->input_tokens / r->seconds,
+                              "output_tokens_per_second",
+                          (double)r->output_tokens / r->seconds, "first_token", figures_json(&r->first), "inter_token", figures_json(&r->inter), "request",
+                              figures_json(&r->whole),
                           "normalized", figures_json(&r->per_token));
     if (j && !isnan(r->attained)) json_object_set_new(j, "slo_attained", json_real(r->attained));
     if (j && *r->why) json_object_set_new(j, "first_failure", json_string(r->why));
@@ -101,7 +106,8 @@ static void print_line(const char *what, const hd_load_figures *f)
 static void print_text(const hd_load_result *r)
 {
     printf("%lld requests in %.1f s, %lld failed%s%s\n", (long long)(r->done + r->failed), r->seconds, (long long)r->failed, *r->why ? ": " : "", r->why);
-    printf("%.2f requests/s, %.1f output tokens/s, %.1f input tokens/s (%.0f %% of them cached)\n", (double)r->done / r->seconds, (double)r->output_tokens / r->seconds,
+    printf("%.2f requests/s, %.1f output tokens/s, %.1f input tokens/s (%.0f %% of them cached)\n", (double)r->done / r->seconds,
+           (double)r->output_tokens / r->seconds,
            (double)r->input_tokens / r->seconds, r->input_tokens ? 100.0 * (double)r->cached_tokens / (double)r->input_tokens : 0.0);
     printf("  %-22s %9s %9s %9s %9s %9s\n", "ms", "mean", "p50", "p90", "p99", "max");
     print_line("to the first token", &r->first);
@@ -124,8 +130,9 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     hd_progress_begin(&progress, "requests", (double)c->requests, c->json);
     o.progress = show_progress, o.arg = &progress;
     rc = hd_load_run(&o, &r, err);
-    hd_progress_end(&progress, NULL);
+    if (rc) hd_progress_hide(&progress);
     if (rc) return rc;
+    hd_progress_end(&progress, NULL);
     if (c->json) rc = print_json(&r, err);
     else print_text(&r);
     return !rc && !r.done ? hd_fail(err, HD_EIO, "no request succeeded: %s", r.why) : rc;

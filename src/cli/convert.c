@@ -8,6 +8,7 @@
 #include "base/term.h"
 #include "cli/cli.h"
 #include "base/json.h"
+#include "data/chat_template.h"
 #include "data/tokenizer_gguf.h"
 #include "models/gguf.h"
 #include "models/lm.h"
@@ -91,17 +92,15 @@ static int open_tokenizer(hd_tokenizer **out, const char *from, hd_error *err)
     return *out ? 0 : err->code;
 }
 
-/* tokenizer_config.json's chat_template, where there is one. */
+/* The directory's chat template, where there is one. */
 static int put_chat_template(hd_gguf_writer *w, const char *from, hd_error *err)
 {
-    char path[PATH_SIZE];
-    int rc = hd_path_join(path, sizeof path, from, "tokenizer_config.json", err);
-    if (rc || !hd_file_exists(path)) return rc;
-    json_t *j = hd_json_load(path, err);
-    const json_t *text = json_object_get(j, "chat_template");
-    if (json_is_string(text)) hd_gguf_put_string(w, "tokenizer.chat_template", json_string_value(text), json_string_length(text));
-    json_decref(j);
-    return j ? 0 : err->code;
+    hd_str text;
+    hd_str_init(&text);
+    int rc = hd_chat_template_find(from, &text, err);
+    if (!rc && text.len) hd_gguf_put_string(w, "tokenizer.chat_template", text.data, text.len);
+    hd_str_free(&text);
+    return rc;
 }
 
 /* Every tokenizer there is goes from one GGUF file to another. */

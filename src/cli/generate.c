@@ -7,6 +7,7 @@
 #include "base/term.h"
 #include "cli/cli.h"
 #include "data/chat_template.h"
+#include "data/unicode.h"
 #include "serve/generator.h"
 #include "tensor/gguf.h"
 
@@ -114,7 +115,7 @@ static int hear(void *arg, const char *text, size_t n)
 static int add_message(talk *t, const char *role, const char *text, size_t n, hd_error *err)
 {
     json_t *m = json_pack("{s:s, s:s%}", "role", role, "content", text, n);
-    return m && !json_array_append_new(t->messages, m) ? 0 : hd_fail(err, HD_EINVAL, "what was said is not UTF-8");
+    return m && !json_array_append_new(t->messages, m) ? 0 : hd_fail(err, HD_EINVAL, "a turn cannot be kept");
 }
 
 /* The whole conversation as ids, and of these how many the cache has: it keeps what begins the same, and the last one is fed in any case. */
@@ -163,17 +164,22 @@ static int chat(hd_generator *g, const config *c, const char *model, hd_error *e
     int rc = t.template ? 0 : err->code;
     bool terminal = isatty(0) && isatty(1);
     hd_str_init(&t.answer);
+    hd_str said;
+    hd_str_init(&said);
     if (terminal && !rc) hd_log("an empty line or end of input leaves, Ctrl-C stops an answer");
     while (!rc) {
         if (terminal) printf("> "), fflush(stdout);
         ssize_t n = getline(&line, &cap, stdin);
         if (n <= 0 || line[0] == '\n') break;
         while (n && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
-        rc = answer_turn(&t, line, (size_t)n, err);
+        hd_str_clear(&said);
+        hd_utf8_replace(&said, (const unsigned char *)line, (size_t)n);
+        rc = said.failed ? hd_fail_memory(err, (size_t)n, "a turn") : answer_turn(&t, said.data, said.len, err);
     }
     free(line);
     hd_ids_free(&t.fed);
     hd_str_free(&t.answer);
+    hd_str_free(&said);
     json_decref(t.messages);
     hd_chat_template_free(t.template);
     return rc;

@@ -19,7 +19,8 @@
 #include "train/config.h"
 
 typedef struct config {
-    const char *host, *api_key_file, *tls_cert, *tls_key, *cors, *served_name, *kv_bytes, *kv_type, *kv_policy, *precision, *preemption, *swap, *speculate, *draft_model,
+    const char *host, *api_key_file, *tls_cert, *tls_key, *cors, *served_name, *kv_bytes, *kv_type, *kv_policy, *precision, *preemption, *swap, *speculate,
+        *draft_model,
         *chat_template, *metrics_compat, *pack_cache, *max_body;
     hd_setting_list api_keys;
     int64_t port, context, block, threads, max_sequences, token_budget, draft_tokens, max_queued, per_key, max_connections;
@@ -31,14 +32,16 @@ typedef struct config {
 static const hd_setting settings[] = {
     {"host", HD_SET_STRING, AT(host), "127.0.0.1", 0, 0, "ADDRESS", "where to listen; 0.0.0.0: on every interface"},
     {"port", HD_SET_INT, AT(port), "8080", 0, 65535, "N", "0: any that is free"},
-    {"api_key", HD_SET_LIST, AT(api_keys), NULL, 0, 0, "KEY", "clients must send this key; may be given more than once. Better in --api-key-file: others can see flags"},
+    {"api_key", HD_SET_LIST, AT(api_keys), NULL, 0, 0, "KEY",
+     "clients must send this key; may be given more than once. Better in --api-key-file: others can see flags"},
     {"api_key_file", HD_SET_STRING, AT(api_key_file), NULL, 0, 0, "FILE", "keys, one a line; # begins a comment"},
     {"tls_cert", HD_SET_STRING, AT(tls_cert), NULL, 0, 0, "FILE", "certificate chain in PEM: serves https"},
     {"tls_key", HD_SET_STRING, AT(tls_key), NULL, 0, 0, "FILE", "its private key"},
     {"cors", HD_SET_STRING, AT(cors), NULL, 0, 0, "ORIGIN", "web pages of this origin (\"https://example.org\", or * for all) may use the server"},
     {"served_name", HD_SET_STRING, AT(served_name), NULL, 0, 0, "NAME", "the model's name in the API; without it, the last part of its path"},
     {"context", HD_SET_INT, AT(context), "0", 0, 1e7, "N", "most tokens of prompt and answer together; 0: what the model was made for, at most 8192"},
-    {"kv_bytes", HD_SET_STRING, AT(kv_bytes), NULL, 0, 0, "SIZE", "memory for keys and values: 4G, or 40% of what is free; without it, what --max-sequences full contexts need, at most 60 % of what is free"},
+    {"kv_bytes", HD_SET_STRING, AT(kv_bytes), NULL, 0, 0, "SIZE",
+     "memory for keys and values: 4G, or 40% of what is free; without it, what --max-sequences full contexts need, at most 60 % of what is free"},
     {"kv_type", HD_SET_STRING, AT(kv_type), "auto", 0, 0, "auto|f32|bf16|f16|i8", "element type of keys and values"},
     {"kv_policy", HD_SET_STRING, AT(kv_policy), "paged", 0, 0, "paged|reserve", "reserve: each sequence gets its whole context at once, to compare with"},
     {"block", HD_SET_INT, AT(block), "16", 1, 1024, "N", "tokens in a block of keys and values"},
@@ -53,7 +56,8 @@ static const hd_setting settings[] = {
     {"preemption", HD_SET_STRING, AT(preemption), "recompute", 0, 0, "recompute|swap", "what becomes of a sequence that must give its blocks back"},
     {"swap", HD_SET_STRING, AT(swap), "1G", 0, 0, "SIZE", "memory that blocks are swapped to"},
     {"priority", HD_SET_BOOL, AT(priority), NULL, 0, 0, NULL, "smaller \"priority\" of a request first; otherwise first come, first served"},
-    {"speculate", HD_SET_STRING, AT(speculate), "none", 0, 0, "HOW", "none; ngram:N: up to N tokens guessed from the text so far; draft: by --draft-model. Answers stay the same"},
+    {"speculate", HD_SET_STRING, AT(speculate), "none", 0, 0, "HOW",
+     "none; ngram:N: up to N tokens guessed from the text so far; draft: by --draft-model. Answers stay the same"},
     {"draft_model", HD_SET_STRING, AT(draft_model), NULL, 0, 0, "MODEL", "a small model of the same vocabulary"},
     {"draft_tokens", HD_SET_INT, AT(draft_tokens), "4", 1, 64, "N", "tokens that it guesses at once"},
     {"max_queued", HD_SET_INT, AT(max_queued), "256", 1, 1e6, "N", "requests that wait; more are answered with 429"},
@@ -77,7 +81,7 @@ typedef struct job {
     hd_server *server;
     hd_runner *runner, *draft;
     hd_lm_runner_info info;
-    hd_engine *engine;
+    hd_engine *_Atomic engine;
     hd_chat_template *template;
     hd_vocabulary *vocabulary;
     hd_served served;
@@ -86,6 +90,7 @@ typedef struct job {
     int64_t ngram, kv_bytes, swap_bytes, max_body;
     bool use_draft;
     atomic_bool stop;
+    hd_error failure; /* of loading */
 } job;
 
 /* ---- signals: the first drains, the second cuts off, the third doesn't wait for anything ---- */
@@ -141,7 +146,8 @@ static int read_speculation(job *j, hd_error *err)
     j->use_draft = !strcmp(how, "draft");
     if (j->use_draft != (j->c->draft_model != NULL)) return hd_fail(err, HD_EINVAL, "--speculate draft and --draft-model MODEL go together");
     if (j->use_draft || !strcmp(how, "none")) return 0;
-    if (sscanf(how, "ngram:%lld%c", &n, &rest) != 1 || n < 1 || n > 64) return hd_fail(err, HD_EINVAL, "--speculate must be none, draft, or ngram:N with N from 1 to 64, not \"%s\"", how);
+    if (sscanf(how, "ngram:%lld%c", &n, &rest) != 1 || n < 1 || n > 64)
+        return hd_fail(err, HD_EINVAL, "--speculate must be none, draft, or ngram:N with N from 1 to 64, not \"%s\"", how);
     j->ngram = n;
     return 0;
 }
@@ -304,8 +310,9 @@ static int load(job *j, hd_error *err)
     if (!rc) rc = read_sampling(j, err);
     if (!rc && !(j->vocabulary = hd_vocabulary_new(j->info.tokenizer, j->eos, j->served.n_eos, err))) rc = err->code;
     hd_engine_options e = engine_options(j);
-    if (!rc && !(j->engine = hd_engine_new(j->runner, j->info.tokenizer, &e, err))) rc = err->code;
-    return rc;
+    hd_engine *engine = rc ? NULL : hd_engine_new(j->runner, j->info.tokenizer, &e, err);
+    atomic_store(&j->engine, engine);
+    return rc ? rc : engine ? 0 : err->code;
 }
 
 static void tell(const job *j, double seconds)
@@ -315,12 +322,15 @@ static void tell(const job *j, double seconds)
     hd_format_bytes(weights, (double)j->info.weight_bytes);
     hd_format_bytes(kv, (double)j->info.kv_bytes);
     hd_format_bytes(arena, (double)j->info.arena_bytes);
-    hd_log("%s, loaded in %.1f s: weights %s (%s), arithmetic %s, %d threads", j->name, seconds, weights, j->info.weights ? j->info.weights : "?", hd_dtype_name(j->info.precision),
+    hd_log("%s, loaded in %.1f s: weights %s (%s), arithmetic %s, %d threads", j->name, seconds, weights, j->info.weights ? j->info.weights : "?",
+           hd_dtype_name(j->info.precision),
            j->info.threads);
     hd_log("keys and values %s in %s: %lld blocks of %lld tokens; scratch %s", kv, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block, arena);
     hd_log("context %lld tokens, up to %lld sequences at once, %lld tokens in a step", (long long)r->max_context,
-           (long long)(j->c->max_sequences < r->max_parts ? j->c->max_sequences : r->max_parts), (long long)(j->c->token_budget < r->max_tokens ? j->c->token_budget : r->max_tokens));
-    hd_log("ready: %s://%s:%d", j->c->tls_cert ? "https" : "http", j->c->host, hd_server_port(j->server));
+           (long long)(j->c->max_sequences < r->max_parts ? j->c->max_sequences : r->max_parts), (long long)(j->c->token_budget < r->max_tokens
+               ? j->c->token_budget : r->max_tokens));
+    bool v6 = strchr(j->c->host, ':') != NULL;
+    hd_log("ready: %s://%s%s%s:%d", j->c->tls_cert ? "https" : "http", v6 ? "[" : "", j->c->host, v6 ? "]" : "", hd_server_port(j->server));
 }
 
 static void *load_and_run(void *arg)
@@ -328,11 +338,9 @@ static void *load_and_run(void *arg)
     job *j = arg;
     hd_error err = {0};
     double start = hd_time();
-    int rc = load(j, &err);
-    if (rc) {
-        hd_server_fail(j->server, err.message);
-        return NULL;
-    }
+    int rc = load(j, &j->failure);
+    if (rc) hd_server_fail(j->server, j->failure.message);
+    if (rc || atomic_load(&j->stop)) return NULL;
     j->served.name = j->name;
     j->served.engine = j->engine;
     j->served.tokenizer = j->info.tokenizer;
@@ -379,19 +387,23 @@ static int serve(job *j, const keys *k, hd_error *err)
     atomic_store(&serving, j->server);
     catch_signals();
     hd_log("listening on %s:%d, loading %s", j->c->host, hd_server_port(j->server), j->path);
-    if (strcmp(j->c->host, "127.0.0.1") && strcmp(j->c->host, "localhost") && !k->n) hd_log("no API key is set: everybody who reaches this address may use the server");
+    if (strcmp(j->c->host, "127.0.0.1") && strcmp(j->c->host, "localhost")
+        && !k->n) hd_log("no API key is set: everybody who reaches this address may use the server");
     if (pthread_create(&thread, NULL, load_and_run, j)) {
         hd_server_free(j->server);
         return hd_fail(err, HD_ENOMEM, "no thread could be started");
     }
-    int rc = hd_server_run(j->server, err);
+    hd_error own = {0};
+    int rc = hd_server_run(j->server, &own);
+    atomic_store(&j->stop, true);
+    hd_engine *engine = atomic_load(&j->engine);
+    if (engine) hd_engine_stop(engine);
+    pthread_join(thread, NULL);
     atomic_store(&serving, NULL);
     hd_server_free(j->server);
-    atomic_store(&j->stop, true);
-    if (j->engine) hd_engine_stop(j->engine);
-    pthread_join(thread, NULL);
     unload(j);
-    return rc;
+    if (rc == HD_EIO && j->failure.code) own = j->failure; /* with the kind of error that it was */
+    return rc ? hd_fail(err, own.code, "%s", own.message) : 0;
 }
 
 static int run(const void *config_, const char *const *words, int n_words, hd_error *err)

@@ -219,6 +219,7 @@ static int append(hd_ids *out, const int32_t *id, size_t n, hd_error *err) {
 
 static int encode_word(hd_encoder *e, const unsigned char *word, size_t n, hd_ids *out, hd_error *err) {
     const hd_tokenizer *t = e->t;
+    if (t->unigram) return hd_unigram_word(e, word, n, out, err);
     if (t->ignore_merges) {
         int32_t whole = hd_string_table_get(&t->by_bytes, (const char *)word, n);
         if (whole >= 0) return append(out, &whole, 1, err);

@@ -31,12 +31,14 @@ struct hd_chat_template {
 /* ---- templates of our own ---- */
 
 /* What a message says: a text, or the texts among its parts. */
-#define CONTENT \
-    "{%- macro says(c) -%}{%- if c is string -%}{{ c }}{%- elif c is not none and c is defined -%}{%- for p in c if p.type == 'text' -%}{{ p.text }}{%- endfor -%}" \
+#define CONTENT                                                                                                                                                \
+    "{%- macro says(c) -%}{%- if c is string -%}{{ c }}{%- elif c is not none and c is defined -%}{%- for p in c if p.type == 'text' -%}{{ p.text }}{%- "      \
+    "endfor -%}"                                                                                                                                               \
     "{%- endif -%}{%- endmacro -%}"
 /* Models that know no system role get what it says before the first thing that a person says. */
-#define SYSTEM_FIRST \
-    "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}{%- set ns.system = ns.system ~ says(m.content)|trim ~ '\\n\\n' -%}{%- endfor -%}"
+#define SYSTEM_FIRST                                                                                                                                           \
+    "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}{%- set ns.system = ns.system ~ says(m.content)|trim ~ '\\n\\n' "     \
+    "-%}{%- endfor -%}"
 
 typedef struct builtin {
     const char *name;
@@ -47,33 +49,59 @@ typedef struct builtin {
 } builtin;
 
 static const builtin builtins[] = {
-    {"chatml", {"<|im_start|>", "<|im_end|>"}, true,
+    {"chatml",
+     {"<|im_start|>", "<|im_end|>"},
+     true,
      CONTENT "{%- for m in messages -%}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ says(m.content) ~ '<|im_end|>\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}", NULL},
-    {"llama3", {"<|start_header_id|>", "<|eot_id|>"}, true,
-     CONTENT "{{ '<|begin_of_text|>' }}{%- for m in messages -%}{{ '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\\n\\n' ~ says(m.content)|trim ~ '<|eot_id|>' }}"
-             "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}", NULL},
-    {"gemma", {"<start_of_turn>", "<end_of_turn>"}, true,
+             "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
+     NULL},
+    {"llama3",
+     {"<|start_header_id|>", "<|eot_id|>"},
+     true,
+     CONTENT
+     "{{ '<|begin_of_text|>' }}{%- for m in messages -%}{{ '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\\n\\n' ~ says(m.content)|trim ~ '<|eot_id|>' }}"
+     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}",
+     NULL},
+    {"gemma",
+     {"<start_of_turn>", "<end_of_turn>"},
+     true,
      CONTENT SYSTEM_FIRST "{{ '<bos>' }}{%- for m in messages if m.role != 'system' -%}"
-             "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\\n' ~ (ns.system if loop.first else '') ~ says(m.content)|trim ~ '<end_of_turn>\\n' }}"
-             "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}", NULL},
-    {"phi3", {"<|assistant|>", "<|end|>"}, true,
+                          "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\\n' ~ (ns.system if loop.first else '') ~ "
+                          "says(m.content)|trim ~ '<end_of_turn>\\n' }}"
+                          "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}",
+     NULL},
+    {"phi3",
+     {"<|assistant|>", "<|end|>"},
+     true,
      CONTENT "{%- for m in messages -%}{{ '<|' ~ m.role ~ '|>\\n' ~ says(m.content) ~ '<|end|>\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}", NULL},
-    {"zephyr", {"<|assistant|>", NULL}, true,
+             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}",
+     NULL},
+    {"zephyr",
+     {"<|assistant|>", NULL},
+     true,
      CONTENT "{%- for m in messages -%}{{ '<|' ~ m.role ~ '|>\\n' ~ says(m.content) ~ eos_token ~ '\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}", NULL},
-    {"mistral", {"[INST]", "[/INST]"}, true,
+             "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}",
+     NULL},
+    {"mistral",
+     {"[INST]", "[/INST]"},
+     true,
      CONTENT SYSTEM_FIRST "{{ '<s>' }}{%- for m in messages if m.role != 'system' -%}{%- if m.role == 'assistant' -%}{{ ' ' ~ says(m.content)|trim ~ '</s>' }}"
-             "{%- else -%}{{ '[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content) ~ '[/INST]' }}{%- endif -%}{%- endfor -%}", NULL},
-    {"llama2", {"<s>", "</s>"}, false,
+                          "{%- else -%}{{ '[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content) ~ '[/INST]' }}{%- endif -%}{%- endfor -%}",
+     NULL},
+    {"llama2",
+     {"<s>", "</s>"},
+     false,
      CONTENT "{%- set ns = namespace(system='') -%}{%- for m in messages if m.role == 'system' -%}"
              "{%- set ns.system = '<<SYS>>\\n' ~ says(m.content) ~ '\\n<</SYS>>\\n\\n' -%}{%- endfor -%}"
              "{%- for m in messages if m.role != 'system' -%}{%- if m.role == 'assistant' -%}{{ ' ' ~ says(m.content)|trim ~ ' </s>' }}"
-             "{%- else -%}{{ '<s>[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content)|trim ~ ' [/INST]' }}{%- endif -%}{%- endfor -%}", NULL},
-    {"plain", {NULL, NULL}, true,
+             "{%- else -%}{{ '<s>[INST] ' ~ (ns.system if loop.first else '') ~ says(m.content)|trim ~ ' [/INST]' }}{%- endif -%}{%- endfor -%}",
+     NULL},
+    {"plain",
+     {NULL, NULL},
+     true,
      CONTENT "{%- for m in messages -%}{{ {'user': 'Question: ', 'assistant': 'Answer: '}.get(m.role, '') ~ says(m.content) ~ '\\n' }}{%- endfor -%}"
-             "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}", "\nQuestion:"},
+             "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}",
+     "\nQuestion:"},
 };
 enum { BUILTINS = sizeof builtins / sizeof *builtins };
 
@@ -242,36 +270,51 @@ static int read_optional(const char *dir, const char *name, hd_str *out, char *p
     return rc || !hd_file_exists(path) ? rc : hd_file_read(out, path, MOST_TEXT, err);
 }
 
-static int read_config(const char *dir, const char *name, json_t **out, hd_chat_template *c, hd_error *err) {
+/* "dir/name" as JSON; *out stays NULL where there is no such file. */
+static int read_json(const char *dir, const char *name, json_t **out, hd_error *err) {
     char path[4096];
     hd_str text;
     hd_str_init(&text);
     int rc = read_optional(dir, name, &text, path, sizeof path, err);
-    if (!rc && text.len && !(*out = hd_json_parse(text.data, text.len, path, err))) rc = err->code;
-    if (!rc && *out) rc = config_specials(c, *out, err);
+    if (!rc && text.len && !(*out = hd_json_parse(text.data, text.len, path, err))) rc = HD_EFORMAT;
     hd_str_free(&text);
     return rc;
 }
 
+/* The directory's own template, chat_template.jinja before tokenizer_config.json, into text (empty: it has none), and where it stood. */
+static int own_template(const char *dir, const json_t *config, hd_str *text, char *where, size_t size, hd_error *err) {
+    int rc = read_optional(dir, "chat_template.jinja", text, where, size, err);
+    const json_t *own = config_template(config);
+    if (rc || text->len || !own) return rc;
+    hd_str_add(text, json_string_value(own), json_string_length(own));
+    snprintf(where, size, "%.4000s/tokenizer_config.json: chat_template", dir);
+    return text->failed ? hd_fail_memory(err, json_string_length(own), "a chat template") : 0;
+}
+
+int hd_chat_template_find(const char *dir, hd_str *out, hd_error *err) {
+    char where[4096];
+    json_t *config = NULL;
+    int rc = read_json(dir, "tokenizer_config.json", &config, err);
+    if (!rc) rc = own_template(dir, config, out, where, sizeof where, err);
+    json_decref(config);
+    return rc;
+}
+
 static hd_chat_template *open_dir(hd_chat_template *c, const char *dir, const hd_tokenizer *t, hd_error *err) {
-    char path[4096];
+    char where[4096];
     json_t *config = NULL, *map = NULL;
     hd_str text;
     hd_str_init(&text);
-    int rc = read_config(dir, "tokenizer_config.json", &config, c, err);
-    if (!rc) rc = read_config(dir, "special_tokens_map.json", &map, c, err);
-    if (!rc) rc = read_optional(dir, "chat_template.jinja", &text, path, sizeof path, err);
-    const json_t *own = config_template(config);
+    int rc = read_json(dir, "tokenizer_config.json", &config, err);
+    if (!rc) rc = read_json(dir, "special_tokens_map.json", &map, err);
+    if (!rc) rc = own_template(dir, config, &text, where, sizeof where, err);
+    if (!rc) rc = config_specials(c, config, err);
+    if (!rc) rc = config_specials(c, map, err);
     if (rc) {
         hd_chat_template_free(c);
         c = NULL;
-    } else if (text.len) {
-        c = make(text.data, text.len, path, c, t, err);
-    } else if (own) {
-        snprintf(path, sizeof path, "%.4000s/tokenizer_config.json: chat_template", dir);
-        c = make(json_string_value(own), json_string_length(own), path, c, t, err);
     } else {
-        c = make_builtin(c, t, err);
+        c = text.len ? make(text.data, text.len, where, c, t, err) : make_builtin(c, t, err);
     }
     hd_str_free(&text);
     json_decref(config);
@@ -302,8 +345,8 @@ static json_t *variables_of(const hd_chat_template *c, const json_t *messages, c
     return NULL;
 }
 
-int hd_chat_template_render(const hd_chat_template *c, const json_t *messages, const json_t *tools, const json_t *extra, bool add_generation_prompt, hd_str *out,
-                            hd_error *err) {
+int hd_chat_template_render(const hd_chat_template *c, const json_t *messages, const json_t *tools, const json_t *extra, bool add_generation_prompt,
+                            hd_str *out, hd_error *err) {
     json_t *v = variables_of(c, messages, tools, extra, add_generation_prompt);
     if (!v) return hd_fail_memory(err, 0, "a conversation");
     int rc = hd_jinja_render(c->program, v, NULL, (int64_t)time(NULL), out, err);

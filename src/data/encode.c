@@ -32,6 +32,7 @@ void hd_encoder_free(hd_encoder *e) {
     hd_free(e->cache);
     hd_free(e->symbols);
     hd_free(e->heap);
+    hd_free(e->path);
     hd_str_free(&e->valid);
     for (int k = 0; k < 2; k++) {
         hd_free(e->spans[k].data);
@@ -54,6 +55,26 @@ static void replace_all(hd_str *out, const unsigned char *text, size_t n, const 
     hd_str_add(out, text, (size_t)(end - text));
 }
 
+static void replace_spaces(hd_str *out, const unsigned char *text, size_t n, const hd_normalizer *z) {
+    for (size_t i = 0, run; i < n; i += run) {
+        for (run = 0; i + run < n && text[i + run] == ' ';) run++;
+        if (run > 1) hd_str_add(out, z->to, z->to_size);
+        else hd_str_putc(out, (char)text[i]);
+        run += !run;
+    }
+}
+
+static size_t char_before(const unsigned char *text, size_t i);
+static bool is_space(const hd_tokenizer *t, const unsigned char *p, int *length);
+
+static void strip(hd_str *out, const hd_tokenizer *t, const unsigned char *text, size_t n, const hd_normalizer *z) {
+    int length;
+    size_t begin = 0;
+    while (z->left && begin < n && is_space(t, text + begin, &length)) begin += (size_t)length;
+    while (z->right && n > begin && is_space(t, text + char_before(text, n), &length)) n -= (size_t)length;
+    hd_str_add(out, text + begin, n - begin);
+}
+
 int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err) {
     for (size_t i = 0; i < t->normalizer_count; i++) {
         const hd_normalizer *z = &t->normalizers[i];
@@ -62,6 +83,9 @@ int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsign
         hd_str_clear(out);
         int rc = 0;
         if (z->kind == HD_NORM_NFC) rc = hd_nfc(out, *text, *n, err);
+        if (z->kind == HD_NORM_SPACES) replace_spaces(out, *text, *n, z);
+        if (z->kind == HD_NORM_STRIP) strip(out, t, *text, *n, z);
+        if (z->kind == HD_NORM_PRECOMPILED) hd_precompiled_apply(z->map, *text, *n, out);
         if (z->kind == HD_NORM_REPLACE) replace_all(out, *text, *n, z);
         if (z->kind == HD_NORM_PREPEND) {
             hd_str_add(out, z->to, *n ? z->to_size : 0);
@@ -78,7 +102,7 @@ int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsign
 /* ---- words ------------------------------------------------------------------------------------------------------ */
 
 static bool tiles_by_scan(const hd_pretok_step *s) {
-    return !s->prefix_space && s->match.scan && s->behavior == HD_SPLIT_ISOLATED && !s->invert;
+    return !s->prefix_space && !s->metaspace && s->match.scan && s->behavior == HD_SPLIT_ISOLATED && !s->invert;
 }
 
 static int encode_scanned(hd_encoder *e, hd_scan_fn scan, const unsigned char *text, size_t n, hd_ids *out, hd_error *err) {
@@ -106,6 +130,10 @@ static int encode_words(hd_encoder *e, const unsigned char *text, size_t n, hd_i
         if (t->steps[i].prefix_space) {
             hd_str *copy = &e->prefixed[copies++ & 1];
             rc = hd_pretok_prefix(text, spans, copy, next, err);
+            text = (const unsigned char *)copy->data;
+        } else if (t->steps[i].metaspace) {
+            hd_str *copy = &e->prefixed[copies++ & 1];
+            rc = hd_pretok_metaspace(&t->steps[i], e->first, text, spans, copy, next, err);
             text = (const unsigned char *)copy->data;
         } else {
             rc = hd_pretok_split(&t->steps[i], t->classes, e->regex, text, spans, next, err);
@@ -204,6 +232,7 @@ typedef int gap_fn(hd_encoder *e, const unsigned char *text, size_t n, hd_ids *o
 /* Cuts text at the tokens of set: their ids go to out, what lies between goes to gap. A token that must stand alone as a word but does not
  * is skipped whole, and white space that a token takes in is taken from the gaps (AddedVocabulary::find_matches of `tokenizers`). */
 static int split_added(hd_encoder *e, const hd_added_set *set, const unsigned char *text, size_t n, gap_fn *gap, hd_ids *out, hd_error *err) {
+    bool first = e->first;
     size_t at = 0, done = 0;
     const hd_added_token *a;
     int rc = 0;
@@ -213,10 +242,12 @@ static int split_added(hd_encoder *e, const hd_added_set *set, const unsigned ch
         if (a->single_word && ((begin && is_word(text + char_before(text, begin))) || (end < n && is_word(text + end)))) continue;
         if (a->lstrip && begin > done) begin = extend_left(e->t, text, begin, done);
         if (a->rstrip) end = extend_right(e->t, text, n, end);
+        e->first = first && !done;
         if (begin > done) rc = gap(e, text + done, begin - done, out, err);
         if (!rc) rc = hd_ids_append(out, a->id, err);
         done = end;
     }
+    e->first = first && !done;
     return rc || done >= n ? rc : gap(e, text + done, n - done, out, err);
 }
 
@@ -240,6 +271,7 @@ int hd_encoder_run(hd_encoder *e, const char *text, size_t n, bool add_special, 
     }
     int rc = 0;
     for (size_t i = 0; add_special && i < t->before_count && !rc; i++) rc = hd_ids_append(out, t->before[i], err);
+    e->first = true;
     if (!rc && n) rc = split_added(e, &t->raw, p, n, encode_raw_gap, out, err);
     for (size_t i = 0; add_special && i < t->after_count && !rc; i++) rc = hd_ids_append(out, t->after[i], err);
     return rc;

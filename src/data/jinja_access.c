@@ -20,8 +20,15 @@ static hd_j_val loop_attr(hd_j_ctx *c, hd_j_val v, hd_j_val name) {
     const hd_j_loop *l = v.u.loop;
     int64_t at = (int64_t)l->at, n = (int64_t)l->items->n;
     const struct { const char *name; hd_j_val value; } known[] = {
-        {"index", hd_j_int(at + 1)},   {"index0", hd_j_int(at)},        {"first", hd_j_bool(at == 0)}, {"last", hd_j_bool(at == n - 1)}, {"length", hd_j_int(n)},
-        {"revindex", hd_j_int(n - at)}, {"revindex0", hd_j_int(n - at - 1)}, {"depth", hd_j_int(1)},     {"depth0", hd_j_int(0)},
+        {"index", hd_j_int(at + 1)},
+        {"index0", hd_j_int(at)},
+        {"first", hd_j_bool(at == 0)},
+        {"last", hd_j_bool(at == n - 1)},
+        {"length", hd_j_int(n)},
+        {"revindex", hd_j_int(n - at)},
+        {"revindex0", hd_j_int(n - at - 1)},
+        {"depth", hd_j_int(1)},
+        {"depth0", hd_j_int(0)},
         {"previtem", at ? l->items->items[at - 1] : hd_j_undef(name.u.s, name.n)},
         {"nextitem", at + 1 < n ? l->items->items[at + 1] : hd_j_undef(name.u.s, name.n)}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -214,7 +221,8 @@ static hd_j_val integers(hd_j_ctx *c, uint16_t op, int64_t a, int64_t b) {
     int64_t out = 0;
     bool over = false;
     if ((op == '/' || op == '%' || op == HD_J_OP('/', '/')) && !b) return hd_j_fail(c, "division by zero");
-    if ((op == '%' || op == HD_J_OP('/', '/')) && b == -1) return op == '%' ? hd_j_int(0) : a == INT64_MIN ? hd_j_fail(c, "an integer of more than 64 bits") : hd_j_int(-a);
+    if ((op == '%' || op == HD_J_OP('/', '/')) && b == -1)
+        return op == '%' ? hd_j_int(0) : a == INT64_MIN ? hd_j_fail(c, "an integer of more than 64 bits") : hd_j_int(-a);
     switch (op) {
     case '+': over = __builtin_add_overflow(a, b, &out); break;
     case '-': over = __builtin_sub_overflow(a, b, &out); break;
@@ -245,7 +253,9 @@ static hd_j_val reals(hd_j_ctx *c, uint16_t op, double a, double b) {
 }
 
 hd_j_val hd_j_binary(hd_j_ctx *c, uint16_t op, hd_j_val a, hd_j_val b) {
-    if (op == '%' && a.kind == J_STR) return hd_j_percent(c, a, b.kind == J_TUPLE ? b.u.list->items : &b, b.kind == J_TUPLE ? b.u.list->n : 1, b.kind == J_LIST || b.kind == J_DICT || b.kind == J_UNDEF);
+    if (op == '%' && a.kind == J_STR)
+        return hd_j_percent(c, a, b.kind == J_TUPLE ? b.u.list->items : &b, b.kind == J_TUPLE ? b.u.list->n : 1,
+                            b.kind == J_LIST || b.kind == J_DICT || b.kind == J_UNDEF);
     if (hd_j_is_int(a) && hd_j_is_int(b)) return integers(c, op, a.u.i, b.u.i);
     if (hd_j_is_number(a) && hd_j_is_number(b)) return reals(c, op, hd_j_number(a), hd_j_number(b));
     if (op == '+' && a.kind == b.kind && (a.kind == J_STR || hd_j_is_seq(a))) return join(c, a, b);

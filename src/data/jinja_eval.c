@@ -18,8 +18,8 @@ hd_j_val hd_j_fail(hd_j_ctx *c, const char *fmt, ...) {
 
 static bool over(hd_j_ctx *c, const char *what, int64_t limit) {
     if (!c->rc)
-        c->rc = hd_fail(c->err, HD_EMEMCAP, "%s: line %u, column %u: the template needs more than %lld %s", c->j->name, c->at ? c->at->line : 0, c->at ? c->at->column : 0,
-                        (long long)limit, what);
+        c->rc = hd_fail(c->err, HD_EMEMCAP, "%s: line %u, column %u: the template needs more than %lld %s", c->j->name, c->at ? c->at->line : 0,
+                        c->at ? c->at->column : 0, (long long)limit, what);
     return false;
 }
 

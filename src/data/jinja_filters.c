@@ -14,8 +14,9 @@ static bool flag(val v) { return given(v) && hd_j_truth(v); }
 
 static int64_t whole(ctx *c, val v, int64_t fallback) {
     if (!given(v)) return fallback;
-    if (!hd_j_is_int(v)) hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
-    return v.u.i;
+    if (hd_j_is_int(v)) return v.u.i;
+    hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
+    return fallback;
 }
 
 static val text_arg(ctx *c, val v, const char *fallback) { return given(v) ? hd_j_to_str(c, v) : hd_j_str(fallback, strlen(fallback)); }
@@ -44,7 +45,8 @@ static val f_title(ARGS) {
         size_t begin = i;
         while (i < v.n && !(strchr("-({[<", v.u.s[i]) && v.u.s[i]) && !hd_j_space(v.u.s + i, v.n - i, &length)) i += hd_j_char_at(v.u.s + i, v.n - i, 1);
         size_t first = i > begin ? hd_j_char_at(v.u.s + begin, i - begin, 1) : 0;
-        val head = hd_j_recase(c, hd_j_str(v.u.s + begin, first), HD_J_UPPER), tail = hd_j_recase(c, hd_j_str(v.u.s + begin + first, i - begin - first), HD_J_LOWER);
+        val head = hd_j_recase(c, hd_j_str(v.u.s + begin, first), HD_J_UPPER),
+            tail = hd_j_recase(c, hd_j_str(v.u.s + begin + first, i - begin - first), HD_J_LOWER);
         hd_str_add(&out, head.u.s, head.n);
         hd_str_add(&out, tail.u.s, tail.n);
         length = i < v.n ? hd_j_char_at(v.u.s + i, v.n - i, 1) : 0;
@@ -130,12 +132,19 @@ static val f_format(ARGS) {
 
 static val f_tojson(ARGS) {
     UNUSED;
-    int64_t indent = given(a[0]) && a[0].kind != J_NONE ? whole(c, a[0], -1) : -1;
+    bool indented = given(a[0]) && a[0].kind != J_NONE, own = given(a[2]) && a[2].kind != J_NONE;
+    int64_t indent = indented ? whole(c, a[0], 0) : -1;
     if (indent > 64) return hd_j_fail(c, "tojson: an indent of more than 64");
-    if (flag(a[1])) return hd_j_fail(c, "tojson: ensure_ascii is not supported");
+    hd_j_json how = {(int)(indented && indent < 0 ? 0 : indent), flag(a[3]), flag(a[1]), hd_j_str(", ", indented ? 1 : 2), hd_j_str(": ", 2)};
+    if (own) {
+        if (!hd_j_is_seq(a[2]) || a[2].u.list->n != 2 || a[2].u.list->items[0].kind != J_STR || a[2].u.list->items[1].kind != J_STR)
+            return hd_j_fail(c, "tojson: separators must be two strings");
+        how.comma = a[2].u.list->items[0];
+        how.colon = a[2].u.list->items[1];
+    }
     hd_str out;
     hd_str_init(&out);
-    hd_j_write_json(c, &out, v, (int)(indent < 0 && given(a[0]) && a[0].kind != J_NONE ? 0 : indent), 0, flag(a[3]));
+    hd_j_write_json(c, &out, v, &how, 0);
     return hd_j_take(c, &out);
 }
 
@@ -470,8 +479,16 @@ static val t_mapping(ARGS) { UNUSED; return hd_j_bool(v.kind == J_DICT); }
 static val t_sequence(ARGS) { UNUSED; return hd_j_bool(v.kind == J_UNDEF || hd_j_length(v) >= 0); }
 static val t_iterable(ARGS) { UNUSED; return hd_j_bool(v.kind == J_UNDEF || v.kind == J_LOOP || hd_j_length(v) >= 0); }
 static val t_callable(ARGS) { UNUSED; return hd_j_bool(v.kind == J_MACRO || v.kind == J_FUNCTION || v.kind == J_METHOD || v.kind == J_UNDEF); }
-static val t_lower(ARGS) { UNUSED; v = hd_j_to_str(c, v); return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v)); }
-static val t_upper(ARGS) { UNUSED; v = hd_j_to_str(c, v); return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v)); }
+static val t_lower(ARGS) {
+    UNUSED;
+    v = hd_j_to_str(c, v);
+    return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v));
+}
+static val t_upper(ARGS) {
+    UNUSED;
+    v = hd_j_to_str(c, v);
+    return hd_j_bool(!hd_j_equal(c, hd_j_recase(c, v, HD_J_LOWER), v) && hd_j_equal(c, hd_j_recase(c, v, HD_J_UPPER), v));
+}
 static val t_eq(ARGS) { UNUSED; return hd_j_bool(hd_j_equal(c, v, a[0])); }
 static val t_ne(ARGS) { UNUSED; return hd_j_bool(!hd_j_equal(c, v, a[0])); }
 static val t_lt(ARGS) { UNUSED; return hd_j_bool(hd_j_compare(c, v, a[0]) == -1); }

@@ -1,8 +1,8 @@
 /* jinja_int.h: the parts of the Jinja interpreter, for jinja*.c only.
  *
- * text -> tokens (jinja_lex.c) -> tree (jinja_parse.c) -> walked by jinja_eval.c over values (jinja_value.c); filters, tests, methods and functions are tables of
- * hd_j_entry. Semantics are Jinja2 3.1's over Python's values. All memory of a template, and of a rendering, is one arena.
- * A failed operation sets ctx.rc and returns undefined: check rc after each call that may fail. */
+ * text -> tokens (jinja_lex.c) -> tree (jinja_parse.c) -> walked by jinja_eval.c over values (jinja_value.c); filters, tests, methods and functions are tables
+ * of hd_j_entry. Semantics are Jinja2 3.1's over Python's values. All memory of a template, and of a rendering, is one arena. A failed operation sets ctx.rc
+ * and returns undefined: check rc after each call that may fail. */
 #ifndef HD_DATA_JINJA_INT_H
 #define HD_DATA_JINJA_INT_H
 
@@ -71,7 +71,8 @@ typedef struct hd_j_call {
 
 enum { HD_J_PARAMS = 5 };
 
-/* A filter, test, method (self: what stands before it) or function (self is absent). Arguments are bound to params in order or by name: absent ones are J_ABSENT. */
+/* A filter, test, method (self: what stands before it) or function (self is absent). Arguments are bound to params in order or by name: absent ones are
+ * J_ABSENT. */
 struct hd_j_entry {
     const char *name;
     hd_j_val (*fn)(hd_j_ctx *c, hd_j_val self, const hd_j_val *a, const hd_j_call *call);
@@ -194,7 +195,8 @@ bool hd_j_contains(hd_j_ctx *c, hd_j_val all, hd_j_val one);
 /* str() and repr(), appended. */
 void hd_j_write(hd_j_ctx *c, hd_str *out, hd_j_val v, bool repr);
 hd_j_val hd_j_to_str(hd_j_ctx *c, hd_j_val v);
-void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, int indent, int level, bool sort); /* indent < 0: on one line */
+typedef struct hd_j_json { int indent; bool sort, ascii; hd_j_val comma, colon; } hd_j_json; /* as json.dumps's arguments; indent < 0: on one line */
+void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, const hd_j_json *how, int level);
 /* What a for loop goes over, as a list; fails when v cannot be gone over. */
 hd_j_val hd_j_iterate(hd_j_ctx *c, hd_j_val v);
 const char *hd_j_type_name(hd_j_val v); /* Python's */

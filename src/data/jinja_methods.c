@@ -14,8 +14,9 @@ static bool given(val v) { return v.kind != J_ABSENT && v.kind != J_NONE; }
 
 static int64_t whole(ctx *c, val v, int64_t fallback) {
     if (!given(v)) return fallback;
-    if (!hd_j_is_int(v)) hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
-    return v.u.i;
+    if (hd_j_is_int(v)) return v.u.i;
+    hd_j_fail(c, "an integer expected, not %s", hd_j_type_name(v));
+    return fallback;
 }
 
 static bool is_text(ctx *c, val v) {
@@ -205,7 +206,10 @@ static val m_count(ARGS) {
 typedef bool char_test(uint32_t cp);
 static unsigned category(uint32_t cp) { return (unsigned)utf8proc_category((utf8proc_int32_t)cp); }
 static bool is_alpha(uint32_t cp) { return category(cp) >= UTF8PROC_CATEGORY_LU && category(cp) <= UTF8PROC_CATEGORY_LO; }
-static bool is_digit(uint32_t cp) { return category(cp) == UTF8PROC_CATEGORY_ND || cp == 0xb2 || cp == 0xb3 || cp == 0xb9 || (cp >= 0x2070 && cp <= 0x2089 && category(cp) == UTF8PROC_CATEGORY_NO); }
+static bool is_digit(uint32_t cp) {
+    return category(cp) == UTF8PROC_CATEGORY_ND || cp == 0xb2 || cp == 0xb3 || cp == 0xb9 ||
+           (cp >= 0x2070 && cp <= 0x2089 && category(cp) == UTF8PROC_CATEGORY_NO);
+}
 static bool is_decimal(uint32_t cp) { return category(cp) == UTF8PROC_CATEGORY_ND; }
 static bool is_numeric(uint32_t cp) { return category(cp) >= UTF8PROC_CATEGORY_ND && category(cp) <= UTF8PROC_CATEGORY_NO; }
 static bool is_alnum(uint32_t cp) { return is_alpha(cp) || is_numeric(cp); }
@@ -407,8 +411,9 @@ enum { MOST_RANGE = 100000 }; /* the sandbox's own */
 static val g_range(ARGS) {
     UNUSED;
     int64_t from = a[1].kind == J_ABSENT ? 0 : whole(c, a[0], 0), to = whole(c, a[1].kind == J_ABSENT ? a[0] : a[1], 0), step = whole(c, a[2], 1);
-    if (!c->rc && !step) return hd_j_fail(c, "range() arg 3 must not be zero");
-    if (from < -(1ll << 53) || from > 1ll << 53 || to < -(1ll << 53) || to > 1ll << 53 || step < -(1ll << 53) || step > 1ll << 53) return hd_j_fail(c, "range() of numbers that are too large");
+    if (c->rc || !step) return hd_j_fail(c, "range() arg 3 must not be zero");
+    if (from < -(1ll << 53) || from > 1ll << 53 || to < -(1ll << 53) || to > 1ll << 53 || step < -(1ll << 53) || step > 1ll << 53)
+        return hd_j_fail(c, "range() of numbers that are too large");
     int64_t n = step > 0 ? (to > from ? (to - from + step - 1) / step : 0) : (from > to ? (from - to - step - 1) / -step : 0);
     if (n > MOST_RANGE) return hd_j_fail(c, "range() of more than %d numbers", MOST_RANGE);
     val out = hd_j_list_new(c, (size_t)n, J_LIST);

@@ -23,8 +23,8 @@ static hd_j_node *parse_body(parser *p, const char *const *ends);
 /* ---- helpers ---- */
 
 static void *fail_code(parser *p, int code, const hd_j_token *t, const char *what, const hd_j_val *name) {
-    hd_fail(p->err, code, "%s: line %u, column %u: %s%s%.*s%s", p->j->name, t->line, t->column, what, name ? " \"" : "", name ? (int)(name->n < 60 ? name->n : 60) : 0,
-            name ? name->u.s : "", name ? "\"" : "");
+    hd_fail(p->err, code, "%s: line %u, column %u: %s%s%.*s%s", p->j->name, t->line, t->column, what, name ? " \"" : "",
+            name ? (int)(name->n < 60 ? name->n : 60) : 0, name ? name->u.s : "", name ? "\"" : "");
     return NULL;
 }
 

@@ -102,7 +102,8 @@ hd_j_val hd_j_from_json(hd_j_ctx *c, const json_t *j) {
     case JSON_INTEGER: v = hd_j_int(json_integer_value(j)); break;
     case JSON_REAL: v = hd_j_float(json_real_value(j)); break;
     case JSON_STRING:
-        if (json_string_length(j) > (size_t)c->limit.bytes) c->rc = hd_fail(c->err, HD_EMEMCAP, "%s: a string of more than %lld bytes", c->j->name, (long long)c->limit.bytes);
+        if (json_string_length(j) > (size_t)c->limit.bytes)
+            c->rc = hd_fail(c->err, HD_EMEMCAP, "%s: a string of more than %lld bytes", c->j->name, (long long)c->limit.bytes);
         else v = hd_j_str(json_string_value(j), json_string_length(j));
         break;
     case JSON_ARRAY:
@@ -223,7 +224,8 @@ bool hd_j_contains(hd_j_ctx *c, hd_j_val all, hd_j_val one) {
 }
 
 const char *hd_j_type_name(hd_j_val v) {
-    static const char *const names[] = {"Undefined", "NoneType", "bool", "int", "float", "str", "list", "tuple", "dict", "Namespace", "Macro", "function", "method", "LoopContext", "absent"};
+    static const char *const names[] = {"Undefined", "NoneType",  "bool",  "int",      "float",  "str",         "list",  "tuple",
+                                        "dict",      "Namespace", "Macro", "function", "method", "LoopContext", "absent"};
     return names[v.kind];
 }
 
@@ -269,7 +271,8 @@ void hd_j_float_text(char out[40], double v) {
     }
     int exponent = shortest(fabs(v), digits), n = (int)strlen(digits);
     const char *sign = signbit(v) ? "-" : "";
-    if (exponent < -4 || exponent >= 16) snprintf(out, 40, "%s%c%s%se%c%02d", sign, digits[0], n > 1 ? "." : "", digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
+    if (exponent < -4 || exponent >= 16)
+        snprintf(out, 40, "%s%c%s%se%c%02d", sign, digits[0], n > 1 ? "." : "", digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
     else if (exponent < 0) snprintf(out, 40, "%s0.%.*s%s", sign, -exponent - 1, "0000", digits);
     else if (n <= exponent + 1) snprintf(out, 40, "%s%s%.*s.0", sign, digits, exponent + 1 - n, "0000000000000000");
     else snprintf(out, 40, "%s%.*s.%s", sign, exponent + 1, digits, digits + exponent + 1);
@@ -382,16 +385,30 @@ hd_j_val hd_j_to_str(hd_j_ctx *c, hd_j_val v) {
     return hd_j_take(c, &s);
 }
 
-/* ---- JSON, as json.dumps(ensure_ascii=False) writes it ---- */
+/* ---- JSON, as json.dumps writes it ---- */
 
-static void write_json_string(hd_str *out, hd_j_val v) {
+/* A character beyond ASCII as \uhhhh, or two of them. */
+static size_t write_escaped(hd_str *out, const char *s) {
+    int length;
+    uint32_t cp = hd_utf8_get((const unsigned char *)s, &length);
+    if (cp < 0x10000) hd_str_printf(out, "\\u%04x", cp);
+    else hd_str_printf(out, "\\u%04x\\u%04x", 0xd800 + ((cp - 0x10000) >> 10), 0xdc00 + (cp & 0x3ff));
+    return (size_t)length;
+}
+
+static void write_json_string(hd_str *out, hd_j_val v, bool ascii) {
     static const char special[] = "\"\\\n\r\t\b\f", letter[] = "\"\\nrtbf";
     hd_str_putc(out, '"');
     size_t done = 0;
     for (size_t i = 0; i < v.n; i++) {
         unsigned char b = (unsigned char)v.u.s[i];
-        if (b >= 0x20 && b != '"' && b != '\\') continue;
+        if (b >= 0x20 && b != '"' && b != '\\' && !(ascii && b >= 0x80)) continue;
         hd_str_add(out, v.u.s + done, i - done);
+        if (b >= 0x80) {
+            i += write_escaped(out, v.u.s + i) - 1;
+            done = i + 1;
+            continue;
+        }
         const char *known = b ? strchr(special, b) : NULL;
         if (known) hd_str_add(out, (char[]){'\\', letter[known - special]}, 2);
         else hd_str_printf(out, "\\u%04x", b);
@@ -413,14 +430,14 @@ static void write_json_number(hd_str *out, double f) {
     hd_str_puts(out, f != f ? "NaN" : isinf(f) ? (f > 0 ? "Infinity" : "-Infinity") : text);
 }
 
-static void write_json_key(hd_j_ctx *c, hd_str *out, hd_j_val key) {
+static void write_json_key(hd_j_ctx *c, hd_str *out, hd_j_val key, const hd_j_json *how) {
     bool text = key.kind == J_STR;
     if (!text && key.kind != J_NONE && !hd_j_is_number(key)) {
         hd_j_fail(c, "keys must be str, int, float, bool or None, not %s", hd_j_type_name(key));
         return;
     }
     if (!text) hd_str_putc(out, '"');
-    hd_j_write_json(c, out, key, -1, 0, false);
+    hd_j_write_json(c, out, key, how, 0);
     if (!text) hd_str_putc(out, '"');
 }
 
@@ -435,43 +452,43 @@ static size_t *sorted_keys(hd_j_ctx *c, const hd_j_dict *d) {
     return order;
 }
 
-static void write_json_dict(hd_j_ctx *c, hd_str *out, const hd_j_dict *d, int indent, int level, bool sort) {
-    size_t *order = sort ? sorted_keys(c, d) : NULL;
+static void write_json_dict(hd_j_ctx *c, hd_str *out, const hd_j_dict *d, const hd_j_json *how, int level) {
+    size_t *order = how->sort ? sorted_keys(c, d) : NULL;
     hd_str_putc(out, '{');
     for (size_t i = 0; i < d->n && !c->rc; i++) {
         size_t at = order ? order[i] : i;
-        if (i) hd_str_puts(out, indent < 0 ? ", " : ",");
-        write_break(out, indent, level + 1);
-        write_json_key(c, out, d->keys[at]);
-        hd_str_puts(out, ": ");
-        hd_j_write_json(c, out, d->values[at], indent, level + 1, sort);
+        if (i) hd_str_add(out, how->comma.u.s, how->comma.n);
+        write_break(out, how->indent, level + 1);
+        write_json_key(c, out, d->keys[at], how);
+        hd_str_add(out, how->colon.u.s, how->colon.n);
+        hd_j_write_json(c, out, d->values[at], how, level + 1);
     }
-    if (d->n) write_break(out, indent, level);
+    if (d->n) write_break(out, how->indent, level);
     hd_str_putc(out, '}');
 }
 
-static void write_json_list(hd_j_ctx *c, hd_str *out, const hd_j_list *l, int indent, int level, bool sort) {
+static void write_json_list(hd_j_ctx *c, hd_str *out, const hd_j_list *l, const hd_j_json *how, int level) {
     hd_str_putc(out, '[');
     for (size_t i = 0; i < l->n && !c->rc; i++) {
-        if (i) hd_str_puts(out, indent < 0 ? ", " : ",");
-        write_break(out, indent, level + 1);
-        hd_j_write_json(c, out, l->items[i], indent, level + 1, sort);
+        if (i) hd_str_add(out, how->comma.u.s, how->comma.n);
+        write_break(out, how->indent, level + 1);
+        hd_j_write_json(c, out, l->items[i], how, level + 1);
     }
-    if (l->n) write_break(out, indent, level);
+    if (l->n) write_break(out, how->indent, level);
     hd_str_putc(out, ']');
 }
 
-void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, int indent, int level, bool sort) {
+void hd_j_write_json(hd_j_ctx *c, hd_str *out, hd_j_val v, const hd_j_json *how, int level) {
     if (!hd_j_charge(c, 1 + (v.kind == J_STR ? v.n / 16 : 0)) || !hd_j_enter(c)) return;
     switch (v.kind) {
     case J_NONE: hd_str_puts(out, "null"); break;
     case J_BOOL: hd_str_puts(out, v.u.i ? "true" : "false"); break;
     case J_INT: hd_str_printf(out, "%lld", (long long)v.u.i); break;
     case J_FLOAT: write_json_number(out, v.u.f); break;
-    case J_STR: write_json_string(out, v); break;
+    case J_STR: write_json_string(out, v, how->ascii); break;
     case J_LIST:
-    case J_TUPLE: write_json_list(c, out, v.u.list, indent, level, sort); break;
-    case J_DICT: write_json_dict(c, out, v.u.dict, indent, level, sort); break;
+    case J_TUPLE: write_json_list(c, out, v.u.list, how, level); break;
+    case J_DICT: write_json_dict(c, out, v.u.dict, how, level); break;
     default: hd_j_fail(c, "Object of type %s is not JSON serializable", hd_j_type_name(v));
     }
     if (!too_long(c, out)) hd_j_leave(c);

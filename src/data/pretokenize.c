@@ -123,3 +123,41 @@ int hd_pretok_prefix(const unsigned char *text, const hd_spans *in, hd_str *text
     }
     return 0;
 }
+
+#define META "\xe2\x96\x81"
+
+/* text with its spaces as U+2581. */
+static void put_meta(hd_str *out, const unsigned char *p, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (p[i] == ' ') hd_str_add(out, META, 3);
+        else hd_str_putc(out, (char)p[i]);
+    }
+}
+
+/* Words of text[begin..end): each U+2581 begins one. */
+static int split_meta(const hd_str *text, size_t begin, hd_spans *out, hd_error *err) {
+    int rc = 0;
+    for (size_t i = begin + 1; i + 2 < text->len && !rc; i++) {
+        if (memcmp(text->data + i, META, 3)) continue;
+        rc = hd_spans_add(out, begin, i, err);
+        begin = i;
+    }
+    return rc ? rc : hd_spans_add(out, begin, text->len, err);
+}
+
+int hd_pretok_metaspace(const hd_pretok_step *step, bool first, const unsigned char *text, const hd_spans *in, hd_str *text2, hd_spans *out, hd_error *err) {
+    hd_str_clear(text2);
+    out->len = 0;
+    for (size_t i = 0; i < in->len; i++) {
+        size_t begin = text2->len, n = in->data[i].end - in->data[i].begin;
+        const unsigned char *p = text + in->data[i].begin;
+        bool has = *p == ' ' || (n >= 3 && !memcmp(p, META, 3)),
+             wanted = step->metaspace == HD_META_ALWAYS || (step->metaspace == HD_META_FIRST && first && !in->data[i].begin);
+        if (wanted && !has) hd_str_add(text2, META, 3);
+        put_meta(text2, p, n);
+        if (text2->failed) return hd_fail_memory(err, n, "words of a text");
+        int rc = step->meta_split ? split_meta(text2, begin, out, err) : hd_spans_add(out, begin, text2->len, err);
+        if (rc) return rc;
+    }
+    return 0;
+}

@@ -169,7 +169,7 @@ static int add_around(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err) {
 hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err) {
     hd_tokenizer *t = hd_tokenizer_alloc(err);
     if (!t) return NULL;
-    t->by_char = t->fuse_unk = true;
+    t->by_char = t->byte_pieces = t->fuse_unk = true;
     t->unk_id = (int32_t)s->unk;
     int rc = read_tokens(t, s, err);
     if (!rc) rc = make_pairs(t, s, err);

@@ -72,7 +72,7 @@ int hd_tokenizer_index(hd_tokenizer *t, hd_error *err) {
         if (!k->text) continue;
         bool mapped = false;
         k->bytes = pool;
-        k->bytes_size = (uint32_t)(t->by_char ? hd_spm_bytes(t, i, !k->added, pool) : token_bytes(k->text, k->text_size, pool, &mapped));
+        k->bytes_size = (uint32_t)(t->by_char ? hd_spm_bytes(t, i, !k->added && t->byte_pieces, pool) : token_bytes(k->text, k->text_size, pool, &mapped));
         pool += k->bytes_size;
         hd_string_table_put(&t->by_text, k->text, k->text_size, i);
         if (t->by_char || k->added || !mapped) continue;
@@ -195,11 +195,26 @@ bool hd_tokenizer_is_special(const hd_tokenizer *t, int32_t id) {
 
 /* ---- decoding --------------------------------------------------------------------------------------------------- */
 
+/* Drops the spaces of out from `begin` on. */
+static void drop_spaces(hd_str *out, size_t begin) {
+    size_t n = begin;
+    for (size_t i = begin; i < out->len; i++)
+        if (out->data[i] != ' ') out->data[n++] = out->data[i];
+    out->data[out->len = n] = 0;
+}
+
 int hd_tokenizer_decode(const hd_tokenizer *t, const int32_t *ids, size_t n, bool skip_special, hd_str *out, hd_error *err) {
     hd_token_stream s = {0};
     size_t begin = out->len;
     int rc = 0;
-    for (size_t i = 0; i < n && !rc; i++) rc = hd_token_stream_push(t, &s, ids[i], skip_special, out, err);
+    bool first = t->strip_first;
+    for (size_t i = 0; i < n && !rc; i++) {
+        size_t before = out->len;
+        rc = hd_token_stream_push(t, &s, ids[i], skip_special, out, err);
+        const hd_token *k = token_at(t, ids[i]);
+        if (!rc && first && k && !k->added) drop_spaces(out, before);
+        first = first && (!k || (skip_special && k->special));
+    }
     if (!rc) rc = hd_token_stream_end(&s, out, err);
     if (!rc && t->strip_space && out->len > begin && out->data[begin] == ' ') {
         memmove(out->data + begin, out->data + begin + 1, out->len - begin); /* with the NUL */

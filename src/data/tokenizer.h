@@ -1,4 +1,5 @@
-/* tokenizer.h: byte-level BPE as Hugging Face `tokenizers` does it: loading a tokenizer.json, encoding, decoding, training, saving.
+/* tokenizer.h: byte-level BPE, SentencePiece's BPE and unigram models as Hugging Face `tokenizers` does them: loading a tokenizer.json, encoding, decoding,
+ * training (byte-level BPE), saving.
  *
  * A tokenizer is read-only once made: any number of threads may encode with it at once, each with its own hd_encoder (scratch memory and
  * a cache of words). Text is bytes: what isn't valid UTF-8 is taken as U+FFFD, as Python's bytes.decode(errors="replace") does.

@@ -6,27 +6,12 @@
 #include <string.h>
 #include "data/tokenizer_int.h"
 
-/* What tokenizer.ggml.pre says of words, and of a leading bos where nothing else does. */
-static const struct {
-    const char *name;
-    hd_pretokenizer words;
-    bool digits, ignore_merges, nfc, bos;
-} pres[] = {
-    {"gpt-2", HD_PRETOK_GPT2, false, false, false, false},    {"llama-bpe", HD_PRETOK_LLAMA3, false, true, false, true},
-    {"qwen2", HD_PRETOK_QWEN2, false, false, true, false},    {"smollm", HD_PRETOK_GPT2, true, false, false, false},
-    {"gpt2", HD_PRETOK_GPT2, false, false, false, false},     {"phi-2", HD_PRETOK_GPT2, false, false, false, false},
-    {"mpt", HD_PRETOK_GPT2, false, false, false, false},      {"olmo", HD_PRETOK_GPT2, false, false, false, false},
-    {"llama3", HD_PRETOK_LLAMA3, false, true, false, true},   {"llama-v3", HD_PRETOK_LLAMA3, false, true, false, true},
-    {"deepseek-r1-qwen", HD_PRETOK_QWEN2, false, false, true, false},
-};
-enum { PRES = sizeof pres / sizeof *pres };
-
 /* ---- reading: the parts of a tokenizer.json ---- */
 
 typedef struct reader {
     const hd_gguf *g;
     const hd_gguf_value *tokens, *types, *merges;
-    int pre;
+    const hd_pre *pre;
     bool ignore_merges, nfc;
     json_t *root;
     hd_error *err;
@@ -83,14 +68,22 @@ static json_t *byte_level(bool regex) {
     return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", (int)regex);
 }
 
-static json_t *pre_tokenizer(int pre) {
-    bool regex = pres[pre].words == HD_PRETOK_GPT2;
-    json_t *first = NULL;
-    if (pres[pre].digits) first = json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1);
-    if (!regex)
-        first = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", hd_scanners[pres[pre].words].pattern, "behavior", "Isolated",
-                          "invert", 0);
-    return first ? json_pack("{s:s, s:[o, o]}", "type", "Sequence", "pretokenizers", first, byte_level(regex)) : byte_level(regex);
+static json_t *split(const char *pattern) {
+    return json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", pattern, "behavior", "Isolated", "invert", 0);
+}
+
+static json_t *pre_tokenizer(const hd_pre *pre) {
+    bool regex = !pre->splits && pre->words == HD_PRETOK_GPT2;
+    json_t *list = json_array();
+    if (pre->digits) json_array_append_new(list, json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1));
+    if (!regex && !pre->splits) json_array_append_new(list, split(hd_scanners[pre->words].pattern));
+    for (int i = 0; pre->splits && pre->splits[i]; i++) json_array_append_new(list, split(pre->splits[i]));
+    if (!json_array_size(list)) {
+        json_decref(list);
+        return byte_level(regex);
+    }
+    json_array_append_new(list, byte_level(regex));
+    return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", list);
 }
 
 /* The ids that go around a text, -1 where none does. */
@@ -115,7 +108,7 @@ static json_t *around(reader *r, int64_t id, json_t *specials) {
 
 static int read_post_processor(reader *r) {
     int64_t bos, eos;
-    int rc = read_around(r->g, pres[r->pre].bos, (int64_t)r->tokens->count, &bos, &eos, r->err);
+    int rc = read_around(r->g, r->pre->bos, (int64_t)r->tokens->count, &bos, &eos, r->err);
     if (rc || (bos < 0 && eos < 0)) return rc;
     json_t *single = json_array(), *specials = json_object();
     if (bos >= 0) json_array_append_new(single, around(r, bos, specials));
@@ -131,11 +124,12 @@ static int read_pre(reader *r) {
     int rc = hd_gguf_need(r->g, "tokenizer.ggml.pre", r->err);
     if (!rc) rc = hd_gguf_string(r->g, "tokenizer.ggml.pre", &pre, r->err);
     if (rc) return rc;
-    for (r->pre = 0; r->pre < PRES && strcmp(pre, pres[r->pre].name);) r->pre++;
-    if (r->pre == PRES)
-        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: pre-tokenizer \"%.60s\" isn't supported (gpt-2, llama-bpe, qwen2 and smollm are)", r->g->path, pre);
-    r->ignore_merges = pres[r->pre].ignore_merges;
-    r->nfc = pres[r->pre].nfc;
+    for (r->pre = hd_pres; r->pre->name && strcmp(pre, r->pre->name);) r->pre++;
+    if (!r->pre->name)
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: pre-tokenizer \"%.60s\" isn't supported (gpt-2, llama-bpe, qwen2, tekken and many others are)", r->g->path,
+                       pre);
+    r->ignore_merges = r->pre->ignore_merges;
+    r->nfc = r->pre->nfc;
     rc = hd_gguf_bool(r->g, "heddle.tokenizer.ignore_merges", &r->ignore_merges, r->err); /* what the names don't say of tokenizers trained here */
     return rc ? rc : hd_gguf_bool(r->g, "heddle.tokenizer.nfc", &r->nfc, r->err);
 }
@@ -214,24 +208,25 @@ int hd_tokenizer_open_gguf(hd_tokenizer **out, const char *path, hd_error *err) 
 
 /* ---- writing ---- */
 
-static int find_pre(const hd_tokenizer *t) {
+/* The name whose words are those of t; NULL: none. */
+static const hd_pre *find_pre(const hd_tokenizer *t) {
     const json_t *section = json_object_get(t->sections, "pre_tokenizer");
     const json_t *first = json_array_get(json_object_get(section, "pretokenizers"), 0);
     const char *type = json_string_value(json_object_get(first, "type"));
     bool digits = t->step_count == 2 && type && !strcmp(type, "Digits") && json_is_true(json_object_get(first, "individual_digits"));
-    if (t->step_count != 1 && !digits) return -1;
+    if (t->step_count != 1 && !digits) return NULL;
     const hd_pretok_step *last = &t->steps[t->step_count - 1];
     bool plain = !last->prefix_space && last->behavior == HD_SPLIT_ISOLATED && !last->invert && last->match.scan;
-    for (int i = 0; plain && i < PRES; i++)
-        if (hd_scanners[pres[i].words].scan == last->match.scan && pres[i].digits == digits) return i;
-    return -1;
+    for (const hd_pre *p = hd_pres; plain && p->name; p++)
+        if (!p->splits && hd_scanners[p->words].scan == last->match.scan && p->digits == digits) return p;
+    return NULL;
 }
 
 static int check_writable(const hd_tokenizer *t, int64_t vocab, hd_error *err) {
     const char *what = NULL;
     bool nfc = t->normalizer_count == 1 && t->normalizers[0].kind == HD_NORM_NFC;
     if (t->by_char) what = "SentencePiece";
-    else if (find_pre(t) < 0) what = "this pre-tokenizer";
+    else if (!find_pre(t)) what = "this pre-tokenizer";
     else if (t->normalizer_count && !nfc) what = "this normalizer";
     else if (t->before_count > 1 || t->after_count > 1) what = "several tokens around a text";
     for (size_t i = 0; i < t->added_count && !what; i++)
@@ -285,14 +280,14 @@ int hd_tokenizer_to_gguf(const hd_tokenizer *t, int64_t vocab, int64_t bos, int6
     hd_arena a = {0};
     int rc = check_writable(t, vocab, err);
     if (rc) return rc;
-    int pre = find_pre(t);
+    const hd_pre *pre = find_pre(t);
     hd_gguf_put_string(w, "tokenizer.ggml.model", "gpt2", 4);
-    hd_gguf_put_string(w, "tokenizer.ggml.pre", pres[pre].name, strlen(pres[pre].name));
+    hd_gguf_put_string(w, "tokenizer.ggml.pre", pre->name, strlen(pre->name));
     rc = put_tokens(t, vocab, &a, w, err);
     if (!rc) rc = put_merges(t, &a, w, err);
     if (!rc) put_around(t, bos, eos, w);
-    if (t->ignore_merges != pres[pre].ignore_merges) hd_gguf_put_bool(w, "heddle.tokenizer.ignore_merges", t->ignore_merges);
-    if ((t->normalizer_count > 0) != pres[pre].nfc) hd_gguf_put_bool(w, "heddle.tokenizer.nfc", t->normalizer_count > 0);
+    if (t->ignore_merges != pre->ignore_merges) hd_gguf_put_bool(w, "heddle.tokenizer.ignore_merges", t->ignore_merges);
+    if ((t->normalizer_count > 0) != pre->nfc) hd_gguf_put_bool(w, "heddle.tokenizer.nfc", t->normalizer_count > 0);
     hd_arena_free(&a);
     return rc;
 }

@@ -25,6 +25,18 @@ typedef struct hd_scanner {
 
 extern const hd_scanner hd_scanners[HD_PRETOK_COUNT];
 
+/* What a name of a GGUF file's pre-tokenizer stands for (tokenizer_pre.c). */
+typedef struct hd_pre {
+    const char *name;
+    hd_pretokenizer words;        /* HD_PRETOK_COUNT with splits */
+    bool digits;                  /* each digit is a word of its own */
+    bool ignore_merges, nfc;
+    bool bos;                     /* a leading bos where the file doesn't say */
+    const char *const *splits;    /* regular expressions that cut one behind the other, NULL at the end; NULL: a scanner's pattern */
+} hd_pre;
+
+extern const hd_pre hd_pres[]; /* name NULL at the end; of several with one meaning the first is written */
+
 typedef enum hd_split_behavior { HD_SPLIT_REMOVED, HD_SPLIT_ISOLATED, HD_SPLIT_PREVIOUS, HD_SPLIT_NEXT, HD_SPLIT_CONTIGUOUS } hd_split_behavior;
 
 typedef struct hd_matcher {
@@ -34,8 +46,13 @@ typedef struct hd_matcher {
     hd_regex *regex;             /* or a regular expression */
 } hd_matcher;
 
+/* Metaspace: spaces become U+2581; where one is put before a piece that has none; whether words begin at each. */
+typedef enum hd_metaspace { HD_META_NO_STEP, HD_META_NEVER, HD_META_FIRST, HD_META_ALWAYS } hd_metaspace;
+
 typedef struct hd_pretok_step {
     bool prefix_space; /* true: put a space before each piece that has none; the rest of the step is then unused */
+    hd_metaspace metaspace; /* not NO_STEP: only this and meta_split count */
+    bool meta_split;
     hd_matcher match;
     hd_split_behavior behavior;
     bool invert;
@@ -49,6 +66,8 @@ int hd_pretok_split(const hd_pretok_step *step, const hd_unicode_classes *classe
                     const hd_spans *in, hd_spans *out, hd_error *err);
 /* Copies the spans to text2 (cleared first), a space put before each that doesn't begin with one; out are their places there. */
 int hd_pretok_prefix(const unsigned char *text, const hd_spans *in, hd_str *text2, hd_spans *out, hd_error *err);
+/* The same for a Metaspace step; first: the text's begin is that of the whole text. */
+int hd_pretok_metaspace(const hd_pretok_step *step, bool first, const unsigned char *text, const hd_spans *in, hd_str *text2, hd_spans *out, hd_error *err);
 int hd_spans_add(hd_spans *s, size_t begin, size_t end, hd_error *err);
 
 /* ---- BPE (bpe.c) ---- */
@@ -118,12 +137,17 @@ typedef struct hd_added_set {
     int only_first;  /* that byte when there is just one, else -1 */
 } hd_added_set;
 
-typedef enum hd_normalizer_kind { HD_NORM_NFC, HD_NORM_PREPEND, HD_NORM_REPLACE } hd_normalizer_kind;
+typedef struct hd_precompiled hd_precompiled;
+typedef enum hd_normalizer_kind { HD_NORM_NFC, HD_NORM_PREPEND, HD_NORM_REPLACE, HD_NORM_SPACES, HD_NORM_STRIP, HD_NORM_PRECOMPILED } hd_normalizer_kind;
 typedef struct hd_normalizer {
     hd_normalizer_kind kind;
-    const char *from, *to; /* Replace: literal from -> to; Prepend: to */
+    const char *from, *to; /* Replace: literal from -> to; Spaces: two spaces and more -> to; Prepend: to */
     size_t from_size, to_size;
+    bool left, right;      /* Strip: white space at which ends */
+    const hd_precompiled *map;
 } hd_normalizer;
+
+typedef struct hd_unigram hd_unigram;
 
 struct hd_tokenizer {
     hd_arena arena; /* everything below that isn't freed by name */
@@ -136,6 +160,9 @@ struct hd_tokenizer {
     int32_t byte_id[256];   /* the token of one byte, -1 when the vocabulary hasn't got it */
     int32_t unk_id;         /* for bytes without a token; -1: such a byte is left out */
     bool fuse_unk, ignore_merges;
+    hd_unigram *unigram;    /* (unigram.c) instead of merges; NULL: BPE */
+    bool byte_pieces;       /* characters without a piece may become those of their bytes */
+    bool strip_first;       /* a decoded text's first token loses its spaces */
     bool by_char;           /* SentencePiece: words begin as characters; byte_id are for those without a piece */
     bool strip_space;       /* a decoded text begins with a space that encoding put there */
     hd_added_set raw, normalized;
@@ -165,8 +192,14 @@ typedef struct hd_cached_word {
 typedef struct hd_symbol { int32_t id, prev, next; } hd_symbol; /* id -1: merged into its left neighbour */
 typedef struct hd_candidate { uint32_t rank; int32_t at, merged; } hd_candidate;
 
+/* The best way to a place in a word: its score, the place before, and the piece between (-1: an unknown character). */
+typedef struct hd_path_node { double score; int32_t from, id, next; } hd_path_node;
+
 struct hd_encoder {
     const hd_tokenizer *t;
+    bool first;             /* the gap between added tokens that is being encoded begins where the text does */
+    hd_path_node *path;
+    size_t path_cap;
     hd_cached_word *cache;  /* [HD_CACHE_SLOTS] direct-mapped */
     hd_symbol *symbols;
     size_t symbol_cap;
@@ -216,6 +249,22 @@ hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err);
 size_t hd_spm_bytes(hd_tokenizer *t, int32_t id, bool may_be_byte, char *out);
 /* A word's characters as ids (stride in bytes between them), at most n of them. Returns how many. */
 size_t hd_spm_start(const hd_tokenizer *t, const unsigned char *word, size_t n, int32_t *id, size_t stride);
+
+/* ---- SentencePiece's table of normalizations (precompiled.c) ---- */
+
+/* From n characters of base64, into t's arena. */
+int hd_precompiled_read(hd_tokenizer *t, const char *text, size_t n, const hd_precompiled **out, const char *where, hd_error *err);
+/* Appends the normalized form of s[0..n), valid UTF-8. */
+void hd_precompiled_apply(const hd_precompiled *p, const unsigned char *s, size_t n, hd_str *out);
+
+/* ---- unigram models (unigram.c) ---- */
+
+/* {text: id} of a Unigram model's [[text, score], ...]; NULL and err on failure. */
+json_t *hd_unigram_vocab(const json_t *list, const char *where, hd_error *err);
+/* Reads scores and the unknown piece; t->tokens are there. */
+int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err);
+/* Appends the ids of one word. */
+int hd_unigram_word(hd_encoder *e, const unsigned char *word, size_t n, hd_ids *out, hd_error *err);
 
 /* Reads the small sections of a tokenizer.json into t (tokenizer_sections.c). */
 int hd_sections_read(hd_tokenizer *t, const char *name, hd_error *err);

@@ -190,12 +190,18 @@ static int refuse_affix(const json_t *model, const char *key, const char *where,
     return text && *text ? hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" isn't supported", where, key) : 0;
 }
 
+static bool is_unigram(const json_t *model) {
+    const char *type = json_string_value(json_object_get(model, "type"));
+    return type && !strcmp(type, "Unigram");
+}
+
 static int read_options(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err) {
     const char *type = "BPE";
     double dropout = 0;
     if (!json_is_object(model)) return hd_fail(err, HD_EFORMAT, "%s: must be an object", where);
     if (hd_json_string(model, "type", &type, where, err)) return HD_EFORMAT;
-    if (strcmp(type, "BPE")) return hd_fail(err, HD_EUNSUPPORTED, "%s: type \"%.40s\" isn't supported (byte-level BPE is)", where, type);
+    if (is_unigram(model)) return hd_json_bool(model, "byte_fallback", &t->byte_pieces, where, err);
+    if (strcmp(type, "BPE")) return hd_fail(err, HD_EUNSUPPORTED, "%s: type \"%.40s\" isn't supported (BPE and Unigram are)", where, type);
     if (hd_json_number(model, "dropout", 0, 1, &dropout, where, err)) return HD_EFORMAT;
     if (dropout != 0) return hd_fail(err, HD_EUNSUPPORTED, "%s: \"dropout\" isn't supported", where);
     if (refuse_affix(model, "continuing_subword_prefix", where, err) || refuse_affix(model, "end_of_word_suffix", where, err))
@@ -236,21 +242,35 @@ static int read_unknown(hd_tokenizer *t, const json_t *model, const char *where,
     return hd_fail(err, HD_EFORMAT, "%s: \"unk_token\" \"%.60s\" is not in the vocabulary, which lacks bytes", where, unk);
 }
 
-static int read_model(hd_tokenizer *t, const json_t *root, const char *name, hd_error *err) {
-    const json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
-    char where[256];
-    snprintf(where, sizeof where, "%.200s: model", name);
-    t->by_char = is_by_char(root, model);
-    int rc = read_options(t, model, where, err);
-    if (rc) return rc;
-    if (!json_is_object(vocab)) return hd_fail(err, HD_EFORMAT, "%s: \"vocab\" must be an object", where);
+static int read_tokens(hd_tokenizer *t, const json_t *root, const json_t *vocab, const char *name, hd_error *err) {
     int64_t largest;
+    int rc;
     size_t tokens = json_object_size(vocab) + json_array_size(json_object_get(root, "added_tokens"));
     if ((rc = check_vocab(vocab, most_id(tokens), &largest, name, err))) return rc;
     if ((rc = read_added(t, json_object_get(root, "added_tokens"), vocab, &largest, name, err))) return rc;
     if ((rc = make_tokens(t, largest, err))) return rc;
     if ((rc = read_vocab(t, vocab, name, err))) return rc;
-    if ((rc = place_added(t, err)) || (rc = hd_tokenizer_index(t, err))) return rc;
+    return (rc = place_added(t, err)) ? rc : hd_tokenizer_index(t, err);
+}
+
+static int read_unigram(hd_tokenizer *t, const json_t *root, const json_t *model, const char *name, const char *where, hd_error *err) {
+    json_t *vocab = hd_unigram_vocab(json_object_get(model, "vocab"), where, err);
+    int rc = vocab ? read_tokens(t, root, vocab, name, err) : HD_EFORMAT;
+    json_decref(vocab);
+    return rc ? rc : hd_unigram_read(t, model, where, err);
+}
+
+static int read_model(hd_tokenizer *t, const json_t *root, const char *name, hd_error *err) {
+    const json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
+    char where[256];
+    snprintf(where, sizeof where, "%.200s: model", name);
+    t->byte_pieces = is_by_char(root, model);
+    t->by_char = t->byte_pieces || is_unigram(model);
+    int rc = read_options(t, model, where, err);
+    if (rc) return rc;
+    if (is_unigram(model)) return read_unigram(t, root, model, name, where, err);
+    if (!json_is_object(vocab)) return hd_fail(err, HD_EFORMAT, "%s: \"vocab\" must be an object", where);
+    if ((rc = read_tokens(t, root, vocab, name, err))) return rc;
     if ((rc = read_unknown(t, model, where, err)) || (rc = read_merges(t, json_object_get(model, "merges"), name, err))) return rc;
     return hd_tokenizer_index_merges(t, err);
 }

@@ -103,6 +103,7 @@ static void put_model(hd_str *s, const hd_tokenizer *t) {
 
 int hd_tokenizer_save(const hd_tokenizer *t, const char *path, hd_error *err) {
     static const char *const sections[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder"};
+    if (t->unigram) return hd_fail(err, HD_EUNSUPPORTED, "%s: a unigram tokenizer cannot be written", path);
     if (t->by_char && !t->sections) return hd_fail(err, HD_EUNSUPPORTED, "%s: a SentencePiece tokenizer cannot be written as a tokenizer.json", path);
     hd_str s;
     hd_str_init(&s);

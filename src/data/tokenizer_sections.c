@@ -73,6 +73,11 @@ static int copy_string(reader_state *r, const json_t *j, const char *key, const 
     return *text ? 0 : hd_fail_memory(r->err, *n, "a tokenizer");
 }
 
+static bool is_text(const json_t *j, const char *key, const char *text) {
+    const char *v = json_string_value(json_object_get(j, key));
+    return v && !strcmp(v, text);
+}
+
 static int read_nfc(reader_state *r, const json_t *j) {
     (void)j;
     return add_normalizer(r, (hd_normalizer){.kind = HD_NORM_NFC});
@@ -87,16 +92,38 @@ static int read_prepend(reader_state *r, const json_t *j) {
 static int read_replace(reader_state *r, const json_t *j) {
     hd_normalizer z = {.kind = HD_NORM_REPLACE};
     const json_t *pattern = json_object_get(j, "pattern");
-    if (!json_object_get(pattern, "String")) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Replace by a regular expression isn't supported", r->where);
+    bool spaces = is_text(pattern, "Regex", " {2,}");
+    if (!spaces && !json_object_get(pattern, "String"))
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Replace by a regular expression isn't supported", r->where);
+    if (spaces) {
+        z.kind = HD_NORM_SPACES;
+        int bad = copy_string(r, j, "content", &z.to, &z.to_size);
+        return bad ? bad : add_normalizer(r, z);
+    }
     int rc = copy_string(r, pattern, "String", &z.from, &z.from_size);
     if (!rc) rc = copy_string(r, j, "content", &z.to, &z.to_size);
     if (!rc && !z.from_size) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Replace of an empty string isn't supported", r->where);
     return rc ? rc : add_normalizer(r, z);
 }
 
+static int read_strip(reader_state *r, const json_t *j) {
+    hd_normalizer z = {.kind = HD_NORM_STRIP, .left = true, .right = true};
+    if (hd_json_bool(j, "strip_left", &z.left, r->where, r->err) || hd_json_bool(j, "strip_right", &z.right, r->where, r->err)) return HD_EFORMAT;
+    return add_normalizer(r, z);
+}
+
+static int read_precompiled(reader_state *r, const json_t *j) {
+    hd_normalizer z = {.kind = HD_NORM_PRECOMPILED};
+    const json_t *map = json_object_get(j, "precompiled_charsmap");
+    if (!json_is_string(map)) return hd_fail(r->err, HD_EFORMAT, "%s: Precompiled needs a \"precompiled_charsmap\"", r->where);
+    int rc = hd_precompiled_read(r->t, json_string_value(map), json_string_length(map), &z.map, r->where, r->err);
+    return rc ? rc : add_normalizer(r, z);
+}
+
 static int read_normalizer_sequence(reader_state *r, const json_t *j);
-static const component normalizers[] = {
-    {"NFC", read_nfc}, {"Prepend", read_prepend}, {"Replace", read_replace}, {"Sequence", read_normalizer_sequence}, {NULL, NULL}};
+static const component normalizers[] = {{"NFC", read_nfc},     {"Prepend", read_prepend},         {"Replace", read_replace},
+                                        {"Strip", read_strip}, {"Precompiled", read_precompiled}, {"Sequence", read_normalizer_sequence},
+                                        {NULL, NULL}};
 
 static int read_normalizer_sequence(reader_state *r, const json_t *j) {
     return each(r, j, "normalizers", normalizers);
@@ -156,7 +183,8 @@ static int read_split(reader_state *r, const json_t *j) {
     int rc = split_behavior(r, behavior, &s.behavior);
     if (rc) return rc;
     if (json_is_string(regex)) return regex_step(r, s, json_string_value(regex), json_string_length(regex));
-    if (regex || !json_object_get(pattern, "String")) return hd_fail(r->err, HD_EFORMAT, "%s: Split needs a \"pattern\" with \"Regex\" or \"String\"", r->where);
+    if (regex || !json_object_get(pattern, "String"))
+        return hd_fail(r->err, HD_EFORMAT, "%s: Split needs a \"pattern\" with \"Regex\" or \"String\"", r->where);
     rc = copy_string(r, pattern, "String", &s.match.literal, &s.match.literal_size);
     if (!rc && !s.match.literal_size) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Split by an empty string isn't supported", r->where);
     return rc ? rc : add_step(r, s);
@@ -179,9 +207,31 @@ static int read_whitespace_split(reader_state *r, const json_t *j) {
     return regex_step(r, (hd_pretok_step){.behavior = HD_SPLIT_REMOVED}, "\\s", 2);
 }
 
+/* prepend_scheme; before it there was add_prefix_space. */
+static int metaspace_scheme(reader_state *r, const json_t *j, hd_metaspace *scheme) {
+    static const struct { const char *name; hd_metaspace scheme; } schemes[] = {{"always", HD_META_ALWAYS}, {"first", HD_META_FIRST}, {"never", HD_META_NEVER}};
+    const char *name = NULL;
+    bool prefix = true;
+    if (hd_json_string(j, "prepend_scheme", &name, r->where, r->err) || hd_json_bool(j, "add_prefix_space", &prefix, r->where, r->err)) return HD_EFORMAT;
+    if (!is_text(j, "replacement", "\xe2\x96\x81"))
+        return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Metaspace with another character than U+2581 isn't supported", r->where);
+    *scheme = prefix ? HD_META_ALWAYS : HD_META_NEVER;
+    for (int i = 0; i < 3 && name; i++)
+        if (!strcmp(schemes[i].name, name)) *scheme = schemes[i].scheme, name = NULL;
+    return name ? hd_fail(r->err, HD_EFORMAT, "%s: unknown prepend_scheme \"%.40s\"", r->where, name) : 0;
+}
+
+static int read_metaspace(reader_state *r, const json_t *j) {
+    hd_pretok_step s = {.meta_split = true};
+    int rc = metaspace_scheme(r, j, &s.metaspace);
+    if (rc || hd_json_bool(j, "split", &s.meta_split, r->where, r->err)) return HD_EFORMAT;
+    if (!r->t->by_char) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: Metaspace isn't supported beside byte-level BPE", r->where);
+    return add_step(r, s);
+}
+
 static int read_pretok_sequence(reader_state *r, const json_t *j);
 static const component pretokenizers[] = {
-    {"ByteLevel", read_byte_level}, {"Split", read_split}, {"Digits", read_digits}, {"Whitespace", read_whitespace},
+    {"ByteLevel", read_byte_level}, {"Split", read_split}, {"Digits", read_digits}, {"Whitespace", read_whitespace}, {"Metaspace", read_metaspace},
     {"WhitespaceSplit", read_whitespace_split}, {"Sequence", read_pretok_sequence}, {NULL, NULL}};
 
 /* As dispatch; ByteLevel rewrites bytes as other characters, so what would follow it would see those. */
@@ -284,6 +334,13 @@ static int read_decoder_sequence(reader_state *r, const json_t *j) {
 
 /* SentencePiece's: U+2581 to spaces, "<0xE2>" to bytes, all in one piece, and perhaps without the first space. Anything else is another decoder. */
 static int read_piece_decoder(reader_state *r, const json_t *j) {
+    if (is_text(j, "type", "Metaspace")) {
+        hd_metaspace scheme;
+        int rc = metaspace_scheme(r, j, &scheme);
+        r->t->strip_first = !rc && scheme != HD_META_NEVER;
+        return rc ? rc : r->t->byte_pieces ? hd_fail(r->err, HD_EUNSUPPORTED, "%s: Metaspace alone isn't supported with \"byte_fallback\"", r->where) : 0;
+    }
+    if (!r->t->byte_pieces) return hd_fail(r->err, HD_EUNSUPPORTED, "%s: one other than Metaspace isn't supported without \"byte_fallback\"", r->where);
     static const char *const order[] = {"Replace", "ByteFallback", "Fuse", "Strip"};
     const json_t *list = json_object_get(j, "decoders");
     size_t n = json_array_size(list);

@@ -14,7 +14,7 @@
 
 /* ---- the tables ---- */
 
-/* Extents by name. E: head_dim, Q: heads * head_dim, K: the same of key/value heads, Q3: three times Q, QKV: Q and K twice, one below the other, F2: F twice. */
+/* Extents by name. E: head_dim, Q: heads * head_dim, K: the same of key/value heads, Q3: three times Q. Stacked: QKV: Q and twice K; F2: twice F. */
 typedef enum extent { NO_DIM, DIM_D, DIM_V, DIM_P, DIM_F, DIM_E, DIM_Q, DIM_K, DIM_Q3, DIM_QKV, DIM_F2, EXTENTS } extent;
 typedef enum presence { ALWAYS, IF_QKV_BIAS, IF_O_BIAS, IF_MLP_BIAS, IF_QK_NORM, IF_UNTIED } presence;
 

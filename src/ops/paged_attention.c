@@ -157,20 +157,31 @@ static double score(const paged_view *w, int64_t i, int64_t h, int64_t row)
     return w->p->softcap > 0 ? w->p->softcap * tanh(sum / w->p->softcap) : sum;
 }
 
+/* Sums run over a chunk of features at a time, so that each score is computed once a chunk and not once a feature. */
+enum { CHUNK = 64 };
+
+static void add_row(const paged_view *w, double *sum, double weight, int64_t row, int64_t head, int64_t first, int64_t n)
+{
+    for (int64_t c = 0; c < n; c++) sum[c] += weight * cached(w, V, VSCALE, row, head, w->f, first + c);
+}
+
 static void output_row(const paged_view *w, int64_t i, int64_t h)
 {
     int64_t last = ((const int32_t *)w->a->in[QPOS].data)[i], all = w->blocks * w->p->block;
     int64_t end = last < all ? last + 1 : all, at = (i * w->hq + h) * w->f;
-    double max = -INFINITY, sum = 0;
+    double max = -INFINITY;
     for (int64_t p = 0, row; p < end; p++)
         if ((row = row_seen(w, i, p)) >= 0) max = fmax(max, score(w, i, h, row));
-    for (int64_t p = 0, row; p < end; p++)
-        if ((row = row_seen(w, i, p)) >= 0) sum += exp(score(w, i, h, row) - max);
-    for (int64_t c = 0; c < w->f; c++) {
-        double y = 0;
-        for (int64_t p = 0, row; p < end; p++)
-            if ((row = row_seen(w, i, p)) >= 0) y += exp(score(w, i, h, row) - max) / sum * cached(w, V, VSCALE, row, h / w->group, w->f, c);
-        hd_put(w->a, 0, at + c, y);
+    for (int64_t c = 0; c < w->f; c += CHUNK) {
+        int64_t n = w->f - c < CHUNK ? w->f - c : CHUNK;
+        double y[CHUNK] = {0}, sum = 0;
+        for (int64_t p = 0, row; p < end; p++) {
+            if ((row = row_seen(w, i, p)) < 0) continue;
+            double weight = exp(score(w, i, h, row) - max);
+            sum += weight;
+            add_row(w, y, weight, row, h / w->group, c, n);
+        }
+        for (int64_t k = 0; k < n; k++) hd_put(w->a, 0, at + c + k, sum == 0 ? 0 : y[k] / sum);
     }
 }
 

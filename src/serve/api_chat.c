@@ -17,7 +17,8 @@ static json_t *join_parts(hd_call *c, size_t i, const json_t *parts)
         const json_t *part = json_array_get(parts, k), *t = json_object_get(part, "text");
         const char *type = json_string_value(json_object_get(part, "type"));
         if (!type || strcmp(type, "text") || !json_is_string(t)) {
-            hd_call_wrong(c, 400, "messages", "unsupported", "'messages[%zu].content[%zu]': this model reads text only: {\"type\": \"text\", \"text\": ...}", i, k);
+            hd_call_wrong(c, 400, "messages", "unsupported", "'messages[%zu].content[%zu]': this model reads text only: {\"type\": \"text\", \"text\": ...}",
+                          i, k);
             hd_str_free(&text);
             return NULL;
         }
@@ -96,7 +97,8 @@ static int read_messages(hd_call *c, const json_t *root, json_t *list)
     const json_t *messages = json_object_get(root, "messages");
     if (!messages || json_is_null(messages)) return hd_call_wrong(c, 400, "messages", "missing_required_parameter", "'messages' is missing");
     if (!json_is_array(messages)) return hd_call_wrong(c, 400, "messages", "invalid_type", "'messages' must be an array");
-    if (!json_array_size(messages) || json_array_size(messages) > 4096) return hd_call_wrong(c, 400, "messages", NULL, "'messages' must have 1 to 4096 entries");
+    if (!json_array_size(messages) || json_array_size(messages) > 4096) return hd_call_wrong(c, 400, "messages", NULL,
+                                                                                             "'messages' must have 1 to 4096 entries");
     int rc = 0;
     for (size_t i = 0; i < json_array_size(messages) && !rc; i++) rc = add_message(c, i, json_array_get(messages, i), list);
     return rc;
@@ -194,7 +196,7 @@ static int prepare(hd_call *c, const json_t *root, hd_error *err)
     hd_str_free(&text);
     if (!rc) rc = hd_prompts_check(c, "messages");
     if (!rc) rc = add_template_stop(c);
-    return rc ? rc : hd_fields_constraint(c, root);
+    return rc;
 }
 
 /* ---- answers ---- */
@@ -282,4 +284,5 @@ static void whole(hd_call *c, hd_str *o)
     hd_str_putc(o, '}');
 }
 
-const hd_api hd_api_chat = {.path = "/v1/chat/completions", .method = HD_HTTP_POST, .prefix = "chatcmpl-", .prepare = prepare, .take = take, .chunk = chunk, .whole = whole};
+const hd_api hd_api_chat = {.path = "/v1/chat/completions", .method = HD_HTTP_POST, .prefix = "chatcmpl-", .prepare = prepare, .take = take, .chunk = chunk,
+                            .whole = whole};

@@ -18,8 +18,7 @@ static int prepare(hd_call *c, const json_t *root, hd_error *err)
     if (c->params.max_tokens < 0) c->params.max_tokens = 16; /* OpenAI's */
     if (c->n_prompts * c->params.n > CHOICES_MOST)
         return hd_call_wrong(c, 400, "n", NULL, "'n' times the number of prompts must be at most %d", CHOICES_MOST);
-    rc = hd_prompts_check(c, "prompt");
-    return rc ? rc : hd_fields_constraint(c, root);
+    return hd_prompts_check(c, "prompt");
 }
 
 /* ---- log-probabilities: four lists side by side ---- */
@@ -113,7 +112,8 @@ static void put_choice(const hd_call *c, hd_str *o, int index, const hd_choice *
     hd_str_printf(o, "{\"index\": %d, \"text\": ", index);
     hd_out_string(o, h->text.data, h->text.len);
     if (c->params.want_logprobs)
-        hd_str_printf(o, ", \"logprobs\": {\"tokens\": [%s], \"token_logprobs\": [%s], \"top_logprobs\": [%s], \"text_offset\": [%s]}", h->tokens.data, h->logprobs.data,
+        hd_str_printf(o, ", \"logprobs\": {\"tokens\": [%s], \"token_logprobs\": [%s], \"top_logprobs\": [%s], \"text_offset\": [%s]}", h->tokens.data,
+                      h->logprobs.data,
                       h->top.data, h->offsets.data);
     else hd_str_puts(o, ", \"logprobs\": null");
     if (h->prompt_logprobs.len) hd_str_printf(o, ", \"prompt_logprobs\": [%s]", h->prompt_logprobs.data);
@@ -141,4 +141,5 @@ static void whole(hd_call *c, hd_str *o)
     hd_str_putc(o, '}');
 }
 
-const hd_api hd_api_completions = {.path = "/v1/completions", .method = HD_HTTP_POST, .prefix = "cmpl-", .prepare = prepare, .take = take, .chunk = chunk, .whole = whole};
+const hd_api hd_api_completions = {.path = "/v1/completions", .method = HD_HTTP_POST, .prefix = "cmpl-", .prepare = prepare, .take = take, .chunk = chunk,
+                                   .whole = whole};

@@ -6,7 +6,8 @@
 static int refused(hd_call *c, const char *param, const hd_error *err, int code)
 {
     if (code == HD_ENOMEM) return hd_call_no_memory(c);
-    return hd_call_wrong(c, 400, param, code == HD_EUNSUPPORTED ? "unsupported" : code == HD_EMEMCAP ? "too_complex" : "invalid_value", "'%s': %s", param, err->message);
+    return hd_call_wrong(c, 400, param, code == HD_EUNSUPPORTED ? "unsupported" : code == HD_EMEMCAP ? "too_complex" : "invalid_value", "'%s': %s", param,
+                         err->message);
 }
 
 static int keep(hd_call *c, const char *param, hd_constraint *made, const hd_error *err)
@@ -84,21 +85,33 @@ static int set_response_format(hd_call *c, const char *param, const json_t *v)
     if (!strcmp(type, "text")) return 0;
     if (!strcmp(type, "json_object")) return keep(c, param, hd_constraint_json_object(c->server->model->vocabulary, NULL, &err), &err);
     if (strcmp(type, "json_schema")) return hd_call_wrong(c, 400, param, NULL, "'%s': the type must be \"text\", \"json_object\" or \"json_schema\"", param);
-    if (!json_is_object(schema) || !inner) return hd_call_wrong(c, 400, "response_format.json_schema", NULL, "'%s' needs \"json_schema\" with a \"schema\"", param);
+    if (!json_is_object(schema) || !inner) return hd_call_wrong(c, 400, "response_format.json_schema", NULL, "'%s' needs \"json_schema\" with a \"schema\"",
+                                                                param);
     return set_schema(c, param, inner);
+}
+
+static const struct { const char *name; int (*set)(hd_call *c, const char *param, const json_t *v); } forms[] = {
+    {"response_format", set_response_format}, {"guided_json", set_json}, {"guided_regex", set_regex}, {"regex", set_regex},
+    {"guided_grammar", set_grammar}, {"grammar", set_grammar}, {"guided_choice", set_choice},
+};
+#define N_FORMS (sizeof forms / sizeof forms[0])
+
+bool hd_fields_have_constraint(const json_t *root)
+{
+    for (size_t i = 0; i < N_FORMS; i++)
+        if (json_object_get(root, forms[i].name)) return true;
+    return false;
 }
 
 int hd_fields_constraint(hd_call *c, const json_t *root)
 {
-    static const struct { const char *name; int (*set)(hd_call *c, const char *param, const json_t *v); } forms[] = {
-        {"response_format", set_response_format}, {"guided_json", set_json}, {"guided_regex", set_regex}, {"regex", set_regex},
-        {"guided_grammar", set_grammar}, {"grammar", set_grammar}, {"guided_choice", set_choice},
-    };
-    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
+    for (size_t i = 0; i < N_FORMS; i++) {
         const json_t *v = json_object_get(root, forms[i].name);
         if (!v || json_is_null(v)) continue;
-        if (c->constraint) return hd_call_wrong(c, 400, forms[i].name, NULL, "'%s': the answer is constrained already; only one constraint may be given", forms[i].name);
-        if (!c->server->model->vocabulary) return hd_call_wrong(c, 400, forms[i].name, "unsupported", "'%s': this model has no tokenizer to constrain", forms[i].name);
+        if (c->constraint) return hd_call_wrong(c, 400, forms[i].name, NULL, "'%s': the answer is constrained already; only one constraint may be given",
+                                                forms[i].name);
+        if (!c->server->model->vocabulary) return hd_call_wrong(c, 400, forms[i].name, "unsupported", "'%s': this model has no tokenizer to constrain",
+                                                                forms[i].name);
         int rc = forms[i].set(c, forms[i].name, v);
         if (rc) return rc;
     }

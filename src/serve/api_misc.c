@@ -50,7 +50,8 @@ static void now_model(hd_call *c)
     const char *name = c->path + strlen("/v1/models/");
     hd_str o;
     if (strcmp(name, c->server->model->name)) {
-        hd_call_refuse(c, 404, "invalid_request_error", "model", "model_not_found", "there is no model \"%.200s\" here, only \"%s\"", name, c->server->model->name);
+        hd_call_refuse(c, 404, "invalid_request_error", "model", "model_not_found", "there is no model \"%.200s\" here, only \"%s\"", name,
+                       c->server->model->name);
         return;
     }
     hd_str_init(&o);
@@ -107,7 +108,8 @@ static int text_to_encode(hd_call *c, const json_t *root, bool *special, hd_str 
 
 static int prepare_tokenize(hd_call *c, const json_t *root, hd_error *err)
 {
-    static const char *const names[] = {"model", "prompt", "content", "messages", "tools", "add_special_tokens", "add_special", "add_generation_prompt", "chat_template_kwargs", NULL};
+    static const char *const names[] = {"model", "prompt", "content", "messages", "tools", "add_special_tokens", "add_special", "add_generation_prompt",
+                                        "chat_template_kwargs", NULL};
     const hd_served *m = c->server->model;
     hd_ids ids = {0};
     hd_str text;
@@ -134,7 +136,8 @@ static int prepare_detokenize(hd_call *c, const json_t *root, hd_error *err)
     hd_str text;
     int rc = check_names(c, root, names);
     if (!rc) rc = flag_of(c, root, "skip_special_tokens", &skip);
-    if (!rc && !json_is_array(list)) rc = hd_call_wrong(c, 400, "tokens", list ? "invalid_type" : "missing_required_parameter", "'tokens' must be an array of token ids");
+    if (!rc && !json_is_array(list)) rc = hd_call_wrong(c, 400, "tokens", list ? "invalid_type" : "missing_required_parameter",
+                                                        "'tokens' must be an array of token ids");
     c->prompts = hd_arena_alloc(&c->arena, sizeof *c->prompts);
     if (!rc && !c->prompts) rc = hd_call_no_memory(c);
     if (!rc) rc = hd_prompt_add_ids(c, list, "tokens");
@@ -157,10 +160,12 @@ static const hd_api health = {.path = "/health", .method = HD_HTTP_GET, .open = 
 static const hd_api metrics = {.path = "/metrics", .method = HD_HTTP_GET, .while_loading = false, .now = now_metrics};
 static const hd_api models = {.path = "/v1/models", .method = HD_HTTP_GET, .now = now_models};
 static const hd_api model = {.path = "/v1/models/", .method = HD_HTTP_GET, .now = now_model}; /* and a name */
-static const hd_api page = {.path = "/", .method = HD_HTTP_GET, .open = true, .now = now_page}; /* it holds nothing of the model's, and asks for the key itself */
+static const hd_api page = {.path = "/", .method = HD_HTTP_GET, .open = true,
+                            .now = now_page}; /* it holds nothing of the model's, and asks for the key itself */
 static const hd_api tokenize = {.path = "/tokenize", .method = HD_HTTP_POST, .prefix = "tok-", .prepare = prepare_tokenize};
 static const hd_api detokenize = {.path = "/detokenize", .method = HD_HTTP_POST, .prefix = "tok-", .prepare = prepare_detokenize};
-static const hd_api *const routes[] = {&hd_api_chat, &hd_api_completions, &hd_api_embeddings, &models, &model, &tokenize, &detokenize, &health, &metrics, &page};
+static const hd_api *const routes[] = {&hd_api_chat, &hd_api_completions, &hd_api_embeddings, &models, &model, &tokenize, &detokenize, &health, &metrics,
+                                       &page};
 
 static bool is_path(const hd_api *a, hd_http_text path)
 {

@@ -1,6 +1,7 @@
-/* beam.c: beam search. Of each beam's logits the likeliest `per_beam` tokens are taken (found without sorting the vocabulary; Wang et al. 2021, section 3.2), of all of
- * them the likeliest `beams` that don't end go on. A candidate that ends the text becomes a hypothesis where it is among the first `beams`. The search is over when no
- * beam can come to be better than the worst hypothesis kept. A beam that goes on twice shares its blocks: they are copied when one of the two writes. */
+/* beam.c: beam search. Of each beam's logits the likeliest `per_beam` tokens are taken (found without sorting the vocabulary; Wang et al. 2021, section
+ * 3.2), of all of them the likeliest `beams` that don't end go on. A candidate that ends the text becomes a hypothesis where it is among the first `beams`.
+ * The search is over when no beam can come to be better than the worst hypothesis kept. A beam that goes on twice shares its blocks: they are copied when
+ * one of the two writes. */
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>

@@ -270,7 +270,8 @@ static void prepared(hd_call *c)
 {
     c->in_pool = false;
     if (c->ended) release(c); /* hung up meanwhile */
-    else if (c->status) hd_call_refuse(c, c->status, type_of(c->status), c->error_param, c->error_code, "%s", c->error_message ? c->error_message : "out of memory");
+    else if (c->status) hd_call_refuse(c, c->status, type_of(c->status), c->error_param, c->error_code, "%s", c->error_message ? c->error_message
+                                       : "out of memory");
     else if (!c->n_prompts) hd_call_answer(c, 200, "application/json", c->answer.data, c->answer.len);
     else hd_call_submit(c);
 }

@@ -96,6 +96,7 @@ static void add_cors(const hd_conn *c, hd_str *h)
 
 static void add_end(const hd_conn *c, hd_str *h)
 {
+    if (c->call && *c->call->id) hd_str_printf(h, "X-Request-Id: %s\r\n", c->call->id);
     hd_str_puts(h, c->keep_alive ? (c->http10 ? "Connection: keep-alive\r\n\r\n" : "\r\n") : "Connection: close\r\n\r\n");
 }
 
@@ -173,7 +174,8 @@ static void refuse_framing(hd_conn *c, int status)
     c->keep_alive = false;
     if (!c->call && !begin_call(c)) return;
     c->state = HD_CONN_BUSY;
-    const char *why = status == 413 ? "the body is larger than this server takes" : status == 408 ? "the request took too long to come" : hd_http_reason(status);
+    const char *why = status == 413 ? "the body is larger than this server takes" : status == 408 ? "the request took too long to come"
+        : hd_http_reason(status);
     hd_call_refuse(c->call, status, "invalid_request_error", NULL, NULL, "%s", why);
 }
 

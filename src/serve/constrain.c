@@ -4,8 +4,8 @@
 #include <string.h>
 #include "serve/constrain_int.h"
 
-/* MASKS: kept per constraint (a dense one has a bit for each token); PLACES: ways to read the answer so far; STEPS: of a walk over tokens. */
-enum { MASKS = 256, PLACES = 256, MOST_STEPS = 20000000, MOST_DEPTH = 100000 };
+/* MASKS: kept per constraint (a dense one has a bit for each token); PLACES: ways to read the answer so far; MOST_DEPTH: of a stack. */
+enum { MASKS = 256, PLACES = 1024, MOST_DEPTH = 100000 };
 
 /* What a call returns to. Counted; a constraint's lock guards the counts. */
 typedef struct frame frame;
@@ -19,6 +19,7 @@ typedef struct mask {
     uint64_t *bits;      /* [words] or NULL */
     int32_t *tokens; size_t n_tokens, cap_tokens;
     int32_t *escapes; size_t n_escapes, cap_escapes; /* nodes of the tree of tokens */
+    bool narrow;         /* not all of them: the walk was too long */
 } mask;
 
 struct hd_constraint {
@@ -58,6 +59,7 @@ hd_constraint *hd_constraint_from_rules(const hd_vocabulary *v, hd_rules *g, int
     c->refs = 1;
     pthread_mutex_init(&c->lock, NULL);
     int rc = hd_automata_compile(g, root, v->spelled, &c->a);
+    if (!rc) rc = hd_automata_group(&c->a, v->longest, g->err);
     if (!rc && !(c->mask_of = hd_malloc((size_t)c->a.n_states * sizeof *c->mask_of)))
         rc = hd_fail_memory(g->err, (size_t)c->a.n_states * sizeof *c->mask_of, "a constraint");
     hd_rules_free(g);
@@ -205,7 +207,8 @@ typedef struct walk {
     const hd_constraint *c;
     mask *into;        /* an unknown stack: escapes are noted here */
     uint64_t *allowed; /* [words] */
-    int64_t steps;
+    int64_t steps;     /* that may still be made */
+    bool stopped;      /* for want of steps or memory */
     int rc;
     int32_t states[HD_TOKEN_BYTES + 1]; /* by depth in the tree */
 } walk;
@@ -233,7 +236,7 @@ static uint64_t loops_of(const hd_automata *a, int32_t state)
 static void walk_calls(walk *w, int32_t state, int32_t node, frame *stack)
 {
     const hd_automata *a = &w->c->a;
-    for (int32_t k = a->calls_from[state]; k < a->calls_from[state + 1] && !w->rc; k++) {
+    for (int32_t k = a->calls_from[state]; k < a->calls_from[state + 1] && !w->stopped; k++) {
         frame f = {.below = stack, .state = a->calls[k].then};
         bool tail = only_returns(a, f.state);
         walk_from(w, a->start[a->calls[k].rule], node, tail ? stack : &f);
@@ -245,11 +248,11 @@ static void walk_return(walk *w, int32_t node, frame *stack)
 {
     if (stack == &unknown_stack) {
         mask *m = w->into;
-        if (hd_grow(&m->escapes, &m->cap_escapes, m->n_escapes + 1, sizeof *m->escapes)) w->rc = HD_ENOMEM;
+        if (hd_grow(&m->escapes, &m->cap_escapes, m->n_escapes + 1, sizeof *m->escapes)) w->rc = HD_ENOMEM, w->stopped = true;
         else m->escapes[m->n_escapes++] = node;
         return;
     }
-    if (!stack) return;
+    if (!stack || w->stopped) return;
     walk_from(w, stack->state, node, stack->below);
     if (w->c->a.flags[stack->state] & HD_AUTO_FINAL) walk_return(w, node, stack->below);
 }
@@ -265,10 +268,10 @@ static void walk_from(walk *w, int32_t state, int32_t node, frame *stack)
     w->states[nodes[node].depth] = state;
     int32_t looping = -1;
     uint64_t loops = 0;
-    for (int32_t i = node + 1; i < end && !w->rc;) {
+    for (int32_t i = node + 1; i < end && !w->stopped;) {
         const hd_trie_node *t = &nodes[i];
         int32_t next = next_state(a, w->states[t->depth - 1], t->byte);
-        w->steps++;
+        w->stopped |= --w->steps < 0;
         if (next < 0) {
             i += t->size;
             continue;
@@ -290,7 +293,6 @@ static void walk_from(walk *w, int32_t state, int32_t node, frame *stack)
         }
         w->states[t->depth] = next;
         i += flags & HD_AUTO_BYTES ? 1 : t->size;
-        if (w->steps > MOST_STEPS) w->rc = HD_EMEMCAP;
     }
 }
 
@@ -312,13 +314,17 @@ static int keep_tokens(mask *m, const uint64_t *bits, size_t words)
     return 0;
 }
 
+/* A walk that isn't ambiguous comes to each node once. */
+static int64_t most_steps(const hd_vocabulary *v) { return 3 * (int64_t)v->n_nodes + 50000; }
+
 static int make_mask(hd_constraint *c, int32_t state, mask *m)
 {
     size_t words = words_of(c->v);
-    walk w = {.c = c, .into = m, .allowed = hd_calloc(words, sizeof(uint64_t))};
+    walk w = {.c = c, .into = m, .allowed = hd_calloc(words, sizeof(uint64_t)), .steps = most_steps(c->v)};
     *m = (mask){.state = state};
     if (!w.allowed) return HD_ENOMEM;
     walk_from(&w, state, 0, &unknown_stack);
+    m->narrow = w.stopped;
     int rc = w.rc ? w.rc : keep_tokens(m, w.allowed, words);
     hd_free(w.allowed);
     if (rc) mask_free(m);
@@ -329,6 +335,7 @@ static int make_mask(hd_constraint *c, int32_t state, mask *m)
 static const mask *mask_for(hd_constraint *c, int32_t state, int *rc)
 {
     mask m;
+    state = c->a.alike[state];
     if (c->mask_of[state] >= 0) return &c->masks[c->mask_of[state]];
     if ((*rc = make_mask(c, state, &m))) return NULL;
     bool full = c->n_masks == MASKS;
@@ -345,7 +352,7 @@ static void add_mask(walk *w, const mask *m, frame *stack)
     size_t words = words_of(w->c->v);
     for (size_t i = 0; m->bits && i < words; i++) w->allowed[i] |= m->bits[i];
     for (size_t i = 0; i < m->n_tokens; i++) w->allowed[m->tokens[i] / 64] |= 1ull << m->tokens[i] % 64;
-    for (size_t i = 0; stack && i < m->n_escapes && !w->rc; i++) walk_return(w, m->escapes[i], stack);
+    for (size_t i = 0; stack && i < m->n_escapes && !w->stopped; i++) walk_return(w, m->escapes[i], stack);
 }
 
 /* The places and those that they return to before another byte; *ends: the answer may end. */
@@ -368,17 +375,37 @@ static int fail(hd_error *err, int rc)
     return hd_fail(err, rc, "the constraint is too ambiguous: the answer so far can be read in too many ways");
 }
 
+/* The tokens of one byte, found by reading it: at least one of them is always allowed, even where a walk over all tokens would be too long. */
+static int add_bytes(const hd_constraint_state *s, const places *all, walk *w)
+{
+    const hd_trie_node *nodes = s->c->v->nodes;
+    for (int32_t i = 1; i < s->c->v->n_nodes; i += nodes[i].size) {
+        places next = {.c = s->c};
+        for (int k = 0; k < all->n && !next.n && !next.rc; k++) step_calls(&next, all->at[k].state, all->at[k].stack, nodes[i].byte);
+        bool can = next.n > 0;
+        int rc = next.rc;
+        places_free(next.at, next.n);
+        if (rc) return rc;
+        int32_t end = nodes[i].size > 1 ? nodes[i + 1].first : nodes[i + nodes[i].size].first;
+        for (int32_t t = nodes[i].first; can && t < end; t++) w->allowed[s->c->v->order[t] / 64] |= 1ull << s->c->v->order[t] % 64;
+    }
+    return 0;
+}
+
 static int fill(hd_constraint_state *s, uint64_t *allowed, bool *ends)
 {
     places all = {.c = s->c};
-    walk w = {.c = s->c, .allowed = allowed};
+    walk w = {.c = s->c, .allowed = allowed, .steps = most_steps(s->c->v)};
+    bool narrow = false;
     with_returns(s, &all, ends);
     int rc = all.rc;
     for (int i = 0; i < all.n && !rc; i++) {
         const mask *m = mask_for(writable(s->c), all.at[i].state, &rc);
         if (m) add_mask(&w, m, all.at[i].stack);
+        if (m) narrow |= m->narrow || w.stopped;
         if (!rc) rc = w.rc;
     }
+    if (!rc && narrow) rc = add_bytes(s, &all, &w);
     places_free(all.at, all.n);
     return rc;
 }

@@ -1,9 +1,10 @@
 #include <stdlib.h>
 #include <string.h>
+#include "base/rng.h"
 #include "serve/constrain_nfa.h"
 
 /* Bounds on the subset construction (Rabin and Scott 1959), which may take exponential room. */
-enum { MOST_WORK = 60000000, MOST_ITEMS = 8000000, MOST_CELLS = 16000000 };
+enum { MOST_WORK = 60000000, MOST_ITEMS = 8000000, MOST_CELLS = 16000000, MOST_REFINING = 20000000 };
 
 typedef struct subset { size_t at; int32_t count; } subset; /* of items */
 
@@ -263,8 +264,71 @@ int hd_automata_compile(hd_rules *g, int root, const bool spelled[256], hd_autom
     return rc;
 }
 
+/* ---- states that tokens can't tell apart ---- */
+
+/* A number for what can be read from a state within one more byte than the labels before stand for. */
+static uint64_t label_of(const hd_automata *a, const uint64_t *label, int32_t state)
+{
+    const int32_t *next = a->next + (size_t)state * (size_t)a->n_classes;
+    uint64_t h = label[state];
+    for (int c = 0; c < a->n_classes; c++) h = hd_hash_mix(h, next[c] < 0 ? 0 : label[next[c]]);
+    for (int32_t k = a->calls_from[state]; k < a->calls_from[state + 1]; k++) 
+        h = hd_hash_mix(h, hd_hash_mix((uint64_t)a->calls[k].rule, label[a->calls[k].then]));
+    return h;
+}
+
+/* alike[state]: the first state with its label. Returns how many labels there are. table: [size], a power of 2 above twice the states. */
+static int32_t group(const hd_automata *a, const uint64_t *label, int32_t *alike, int32_t *table, size_t size)
+{
+    int32_t count = 0;
+    memset(table, -1, size * sizeof *table);
+    for (int32_t i = 0; i < a->n_states; i++) {
+        size_t h = (size_t)(label[i] >> 7) & (size - 1);
+        while (table[h] >= 0 && label[table[h]] != label[i]) h = (h + 1) & (size - 1);
+        if (table[h] < 0) table[h] = i, count++;
+        alike[i] = table[h];
+    }
+    return count;
+}
+
+static void refine(hd_automata *a, int longest, uint64_t *label, uint64_t *other, int32_t *table, size_t size)
+{
+    int64_t cost = (int64_t)a->n_states * (a->n_classes + 4);
+    for (int32_t i = 0; i < a->n_states; i++) label[i] = hd_hash_mix(a->flags[i], 1);
+    int32_t before = group(a, label, a->alike, table, size);
+    for (int round = 0; round < longest; round++) {
+        for (int32_t i = 0; i < a->n_states; i++) other[i] = label_of(a, label, i);
+        uint64_t *swap = label;
+        label = other;
+        other = swap;
+        int32_t count = group(a, label, a->alike, table, size);
+        if (count == before) return;
+        before = count;
+        if (count < a->n_states && cost * (round + 1) < MOST_REFINING) continue;
+        for (int32_t i = 0; i < a->n_states; i++) a->alike[i] = i;
+        return;
+    }
+}
+
+/* Moore's refinement, stopped where no token is long enough to tell more: the places of a counted string far from its end become one. */
+int hd_automata_group(hd_automata *a, int longest, hd_error *err)
+{
+    size_t size = 16, n = (size_t)a->n_states;
+    while (size < 2 * n) size *= 2;
+    uint64_t *label = hd_malloc(n * sizeof *label), *other = hd_malloc(n * sizeof *other);
+    int32_t *table = hd_malloc(size * sizeof *table);
+    a->alike = hd_malloc(n * sizeof *a->alike);
+    int rc = label && other && table && a->alike ? 0 : hd_fail_memory(err, n * 24, "an automaton");
+    if (!rc) refine(a, longest, label, other, table, size);
+    hd_free(label);
+    hd_free(other);
+    hd_free(table);
+    return rc;
+}
+
 void hd_automata_free(hd_automata *a)
 {
+    hd_free(a->alike);
     hd_free(a->next);
     hd_free(a->flags);
     hd_free(a->calls_from);

@@ -2,7 +2,7 @@
 #include <string.h>
 #include "serve/constrain_int.h"
 
-enum { MOST_EXPRS = 400000 };
+enum { MOST_EXPRS = 400000, MOST_BYTES = 48 << 20 };
 
 void hd_rules_init(hd_rules *g, const hd_constraint_limits *l, hd_error *err)
 {
@@ -42,8 +42,8 @@ static void *get(hd_rules *g, size_t bytes)
 
 static hd_expr *new_expr(hd_rules *g, hd_expr_kind kind)
 {
-    if (++g->n_exprs > MOST_EXPRS) {
-        hd_fail(g->err, HD_EMEMCAP, "a constraint with more than %d parts", MOST_EXPRS);
+    if (++g->n_exprs > MOST_EXPRS || g->arena.used > MOST_BYTES) {
+        hd_fail(g->err, HD_EMEMCAP, "a constraint with too many parts or classes of characters");
         return NULL;
     }
     hd_expr *e = get(g, sizeof *e);
@@ -77,7 +77,7 @@ static int by_first(const void *a, const void *b)
 int hd_chars_merge(hd_chars *c, int n)
 {
     int kept = 0;
-    qsort(c, (size_t)n, sizeof *c, by_first);
+    if (n > 1) qsort(c, (size_t)n, sizeof *c, by_first);
     for (int i = 0; i < n; i++) {
         if (kept && c[i].first <= c[kept - 1].last + 1) c[kept - 1].last = c[i].last > c[kept - 1].last ? c[i].last : c[kept - 1].last;
         else c[kept++] = c[i];

@@ -289,7 +289,8 @@ static int read_rules(reader *r)
     if (valid < r->n) return hd_fail(r->g->err, HD_EINVAL, "grammar, byte %zu: not UTF-8", valid + 1);
     for (skip(r); !rc && r->at < r->n; skip(r)) rc = definition(r);
     for (size_t i = 0; i < r->n_names && !rc; i++)
-        if (!r->names[i].defined) rc = hd_fail(r->g->err, HD_EINVAL, "grammar, line %zu: there is no rule \"%s\"", line_of(r, r->names[i].at), r->names[i].name);
+        if (!r->names[i].defined)
+            rc = hd_fail(r->g->err, HD_EINVAL, "grammar, line %zu: there is no rule \"%s\"", line_of(r, r->names[i].at), r->names[i].name);
     return rc ? rc : root;
 }
 

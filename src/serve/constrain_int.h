@@ -1,7 +1,8 @@
 /* constrain_int.h: from expressions over characters to automata over bytes. For the files constrain*.c only.
  *
- * Words: an *expression* is a tree of characters, sequences, choices, repetitions and rules; a *rule* is a named expression that others refer to. Each rule is compiled to
- * a deterministic automaton whose edges are bytes and calls of rules; a place in an answer is a set of (automaton state, stack of states to return to). */
+ * Words: an *expression* is a tree of characters, sequences, choices, repetitions and rules; a *rule* is a named expression that others refer to.
+ * Each rule is compiled to a deterministic automaton whose edges are bytes and calls of rules;
+ * a place in an answer is a set of (automaton state, stack of states to return to). */
 #ifndef HD_SERVE_CONSTRAIN_INT_H
 #define HD_SERVE_CONSTRAIN_INT_H
 
@@ -119,9 +120,12 @@ typedef struct hd_automata {
     int32_t n_rules;
     uint64_t (*first)[4]; /* [n_rules] bytes that it can begin with */
     int32_t root;
+    int32_t *alike; /* [n_states] the first state that no token tells apart from it */
 } hd_automata;
 
 int hd_automata_compile(hd_rules *g, int root, const bool spelled[256], hd_automata *out);
+/* Fills alike for tokens of up to that many bytes. */
+int hd_automata_group(hd_automata *a, int longest, hd_error *err);
 void hd_automata_free(hd_automata *a);
 
 /* Takes over the rules (and frees them); NULL when they failed or can't be compiled. */

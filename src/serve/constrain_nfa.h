@@ -1,4 +1,5 @@
-/* constrain_nfa.h: rules as one nondeterministic automaton, built from the end of each rule backwards (Thompson 1968). For constrain_nfa.c and constrain_auto.c. */
+/* constrain_nfa.h: rules as one nondeterministic automaton, built from the end of each rule backwards (Thompson 1968).
+ * For constrain_nfa.c and constrain_auto.c. */
 #ifndef HD_SERVE_CONSTRAIN_NFA_H
 #define HD_SERVE_CONSTRAIN_NFA_H
 

@@ -3,7 +3,7 @@
 #include "data/unicode.h"
 #include "serve/constrain_int.h"
 
-enum { MOST_TIMES = 1000000 };
+enum { MOST_TIMES = 1000000, MOST_RANGES = 100000 };
 
 typedef struct parser {
     hd_rules *g;
@@ -48,6 +48,7 @@ static uint32_t take_code_point(parser *p)
 
 static int add_range(parser *p, class_ranges *r, uint32_t first, uint32_t last)
 {
+    if (r->n > MOST_RANGES) return hd_fail(p->g->err, HD_EMEMCAP, "a class of more than %d ranges of characters", MOST_RANGES);
     if (hd_grow(&r->c, &r->cap, r->n + 3, sizeof *r->c)) return hd_fail_memory(p->g->err, r->n * sizeof *r->c, "a class of characters");
     r->c[r->n++] = (hd_chars){first, last};
     return 0;

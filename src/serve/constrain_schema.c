@@ -37,6 +37,13 @@ hd_expr *hd_schema_fail(hd_schema *x, int code, const char *what, const char *na
     return NULL;
 }
 
+enum { MOST_WORK = 3000000 };
+
+static int check_work(hd_schema *x)
+{
+    return x->work > MOST_WORK ? hd_fail(x->j.g->err, HD_EMEMCAP, "JSON schema: too much in oneOf or allOf") : 0;
+}
+
 /* ---- types ---- */
 
 static int type_bit(const json_t *name)
@@ -173,20 +180,23 @@ static hd_expr *compile_ref(hd_schema *x, const json_t *s)
 /* Whether no value can be both, as far as types, constants and discriminating properties show. */
 static bool disjoint(hd_schema *x, const json_t *a, const json_t *b, int depth);
 
-static bool distinct_values(const json_t *a, const json_t *b)
+static bool distinct_values(hd_schema *x, const json_t *a, const json_t *b)
 {
     json_t *const_a = json_object_get(a, "const"), *const_b = json_object_get(b, "const");
     const json_t *many_a = json_object_get(a, "enum"), *many_b = json_object_get(b, "enum");
     size_t na = const_a ? 1 : json_array_size(many_a), nb = const_b ? 1 : json_array_size(many_b);
+    x->work += (int64_t)(na * nb) + 8;
+    if (x->work > MOST_WORK) return false;
     for (size_t i = 0; i < na; i++)
         for (size_t k = 0; k < nb; k++)
             if (json_equal(const_a ? const_a : json_array_get(many_a, i), const_b ? const_b : json_array_get(many_b, k))) return false;
     return na && nb;
 }
 
-static bool is_required(const json_t *s, const char *name)
+static bool is_required(hd_schema *x, const json_t *s, const char *name)
 {
     size_t i;
+    x->work += (int64_t)json_array_size(json_object_get(s, "required"));
     const json_t *r;
     json_array_foreach(json_object_get(s, "required"), i, r) if (json_is_string(r) && !strcmp(json_string_value(r), name)) return true;
     return false;
@@ -198,7 +208,7 @@ static bool disjoint(hd_schema *x, const json_t *a, const json_t *b, int depth)
     json_t *pa;
     if (depth > 8 || !(a = hd_schema_follow(x, a)) || !(b = hd_schema_follow(x, b))) return false;
     if (!json_is_object(a) || !json_is_object(b)) return json_is_false(a) || json_is_false(b);
-    if (distinct_values(a, b)) return true;
+    if (distinct_values(x, a, b)) return true;
     if (!json_object_get(a, "type") || !json_object_get(b, "type")) return false;
     int ta = types_of(x, a), tb = types_of(x, b);
     if (ta & T_NUMBER) ta |= T_INTEGER;
@@ -207,7 +217,7 @@ static bool disjoint(hd_schema *x, const json_t *a, const json_t *b, int depth)
     if ((ta & tb) != T_OBJECT) return false;
     json_object_foreach(json_object_get(a, "properties"), key, pa) {
         const json_t *pb = json_object_get(json_object_get(b, "properties"), key);
-        if (pb && is_required(a, key) && is_required(b, key) && disjoint(x, pa, pb, depth + 1)) return true;
+        if (pb && x->work < MOST_WORK && is_required(x, a, key) && is_required(x, b, key) && disjoint(x, pa, pb, depth + 1)) return true;
     }
     return false;
 }
@@ -216,8 +226,9 @@ static int check_disjoint(hd_schema *x, const json_t *parts)
 {
     for (size_t i = 0; i < json_array_size(parts); i++)
         for (size_t k = 0; k < i; k++)
-            if (!disjoint(x, json_array_get(parts, i), json_array_get(parts, k), 0))
+            if (!disjoint(x, json_array_get(parts, i), json_array_get(parts, k), 0) && x->work <= MOST_WORK)
                 return hd_schema_fail(x, HD_EUNSUPPORTED, "with parts that may overlap, ", "oneOf"), HD_EUNSUPPORTED;
+            else if (x->work > MOST_WORK) return check_work(x);
     return 0;
 }
 
@@ -325,6 +336,8 @@ const json_t *hd_schema_merge(hd_schema *x, const json_t *a, const json_t *b)
     json_object_foreach((json_t *)(uintptr_t)b, key, value) {
         json_t *had = json_object_get(out, key);
         int rc = 0;
+        x->work += 10 + 10 * (int64_t)json_object_size(had) + 10 * (int64_t)json_array_size(had);
+        if (check_work(x)) return NULL;
         if (about(key) == NOTE || (had && json_equal(had, value))) continue;
         if (!had) rc = json_object_set(out, key, value) ? HD_ENOMEM : 0;
         else if (!strcmp(key, "properties")) rc = merge_properties(out, value);

@@ -1,4 +1,5 @@
-/* constrain_schema.h: JSON schemas into rules: constrain_schema.c chooses and merges, constrain_schema_types.c writes values of each type. For these files only. */
+/* constrain_schema.h: JSON schemas into rules: constrain_schema.c chooses and merges, constrain_schema_types.c writes values of each type.
+ * For these files only. */
 #ifndef HD_SERVE_CONSTRAIN_SCHEMA_H
 #define HD_SERVE_CONSTRAIN_SCHEMA_H
 
@@ -14,6 +15,7 @@ typedef struct hd_schema {
     hd_schema_ref *refs;
     size_t n_refs, cap_refs;
     int depth, compiled;
+    int64_t work;      /* comparisons and copies of merging and of telling parts apart */
     json_t *yes;       /* true */
     hd_expr *name_end; /* the rest of an additional property's name */
 } hd_schema;

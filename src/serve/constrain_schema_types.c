@@ -289,7 +289,8 @@ hd_expr *hd_schema_string(hd_schema *x, const json_t *s)
     int min = 0, max = -1;
     if (count_of(x, s, "minLength", &min) || count_of(x, s, "maxLength", &max)) return NULL;
     bool lengths = min > 0 || max >= 0;
-    if (!!pattern + !!format + lengths > 1) return hd_schema_fail(x, HD_EUNSUPPORTED, "beside another restriction of a string, ", pattern ? "pattern" : "format");
+    if (!!pattern + !!format + lengths > 1)
+        return hd_schema_fail(x, HD_EUNSUPPORTED, "beside another restriction of a string, ", pattern ? "pattern" : "format");
     if (pattern) return by_pattern(x, pattern);
     if (format) return by_format(x, format);
     if (!lengths) return hd_jrule_string(&x->j);
@@ -342,7 +343,8 @@ hd_expr *hd_schema_number(hd_schema *x, const json_t *s, bool integer)
     if (read_bound(x, s, "minimum", "exclusiveMinimum", 1, &low) || read_bound(x, s, "maximum", "exclusiveMaximum", -1, &high)) return NULL;
     if (!low.given && !high.given) return integer ? hd_jrule_integer(&x->j) : hd_jrule_number(&x->j);
     if (integer) return integer_within(x, low, high);
-    if (low.at != floor(low.at) || high.at != floor(high.at)) return hd_schema_fail(x, HD_EUNSUPPORTED, "of a number, other than a whole one, ", "minimum or maximum");
+    if (low.at != floor(low.at) || high.at != floor(high.at))
+        return hd_schema_fail(x, HD_EUNSUPPORTED, "of a number, other than a whole one, ", "minimum or maximum");
     if (fabs(low.at) > MOST_NUMBER_BOUND || fabs(high.at) > MOST_NUMBER_BOUND)
         return hd_schema_fail(x, HD_EUNSUPPORTED, "of a number, beyond 2^30, ", "minimum or maximum");
     return hd_expr_numbers(x->j.g, low.given ? (int64_t)low.at : INT64_MIN, low.open, high.given ? (int64_t)high.at : INT64_MAX, high.open);

@@ -1,11 +1,12 @@
 /* engine.c: the engine's life, its queue and its step. */
+#include <assert.h>
 #include <string.h>
 #include "base/term.h"
 #include "serve/engine_int.h"
 
 hd_engine_options hd_engine_options_default(void)
 {
-    return (hd_engine_options){.prefix_cache = true, .chunked_prefill = true, .preemption = HD_PREEMPT_RECOMPUTE};
+    return (hd_engine_options){.prompt_slowdown = 1.8, .prefix_cache = true, .chunked_prefill = true, .preemption = HD_PREEMPT_RECOMPUTE};
 }
 
 /* ---- life cycle ---- */
@@ -18,7 +19,9 @@ static int set_sizes(hd_engine *e, hd_error *err)
     const hd_engine_options *o = &e->o;
     if (d && d->vocab != r->vocab)
         return hd_fail(err, HD_EINVAL, "the draft model has a vocabulary of %lld, the model one of %lld", (long long)d->vocab, (long long)r->vocab);
-    if (o->max_sequences < 0 || o->token_budget < 0 || o->prompt_budget < 0 || o->swap_bytes < 0 || o->max_queued < 0 || o->ngram < 0 || o->draft_tokens < 0 || o->force_preempt < 0)
+    bool negative = o->max_sequences < 0 || o->token_budget < 0 || o->prompt_budget < 0 || o->swap_bytes < 0 || o->max_queued < 0 || o->ngram < 0 ||
+                    o->draft_tokens < 0 || o->force_preempt < 0 || !(o->prompt_slowdown >= 0);
+    if (negative)
         return hd_fail(err, HD_EINVAL, "a setting of the engine is negative");
     e->budget = o->token_budget ? least(o->token_budget, r->max_tokens) : r->max_tokens;
     e->max_sequences = o->max_sequences ? least(o->max_sequences, r->max_parts) : r->max_parts;
@@ -43,7 +46,8 @@ static int make_scratch(hd_engine *e, hd_error *err)
     e->holds = hd_calloc((size_t)e->r->blocks, sizeof *e->holds);
     e->free_slot = hd_calloc((size_t)e->slots, sizeof *e->free_slot);
     e->swap = e->slots ? hd_map_memory((size_t)(e->slots * e->r->block_bytes)) : NULL;
-    if (!e->parts || !e->what || !e->draft_parts || !e->draft_seqs || !e->draft_fed || !e->mask || !e->top || !e->holds || !e->mark || !e->free_slot || (e->slots && !e->swap))
+    if (!e->parts || !e->what || !e->draft_parts || !e->draft_seqs || !e->draft_fed || !e->mask || !e->top || !e->holds || !e->mark || !e->free_slot ||
+        (e->slots && !e->swap))
         return hd_fail_memory(err, n * sizeof *e->parts + (size_t)(e->slots * e->r->block_bytes), "an engine");
     for (size_t i = 0; i < marks; i++) e->mark[i] = -1;
     for (int64_t i = 0; i < e->slots; i++) e->free_slot[e->free_slots++] = (int32_t)(e->slots - 1 - i);
@@ -244,12 +248,28 @@ static void fail_parts(hd_engine *e, const char *why)
     for (int64_t i = 0; i < e->n_parts; i++) hd_work_end(e, e->what[i].seq->w, HD_FINISH_ERROR, why);
 }
 
+static double blend(double mean, double x) { return mean > 0 ? mean + 0.2 * (x - mean) : x; }
+
+/* What prompts cost: the time of a step above that of one that only decodes, a token. */
+static void learn_times(hd_engine *e, double seconds)
+{
+    bool decoded = e->n_tokens > e->n_prompt;
+    if (!e->n_prompt) {
+        e->decode_seconds = blend(e->decode_seconds, seconds);
+    } else if (!decoded || e->decode_seconds > 0) {
+        double each = (seconds - (decoded ? e->decode_seconds : 0)) / (double)e->n_prompt;
+        e->prompt_seconds = blend(e->prompt_seconds, each > 0 ? each : 0);
+    }
+}
+
 static int run_parts(hd_engine *e, hd_error *err)
 {
     hd_error own = {0};
     hd_batch b = {e->parts, e->n_parts};
+    double start = hd_time();
     int rc = e->r->step(e->r, &b, &own);
     e->now = hd_time();
+    learn_times(e, e->now - start);
     if (rc) {
         fail_parts(e, own.message);
         return hd_fail(err, rc, "%s", own.message);
@@ -261,6 +281,16 @@ static int run_parts(hd_engine *e, hd_error *err)
     return 0;
 }
 
+/* A step that computes nothing is followed by one that does (a swapped request was taken in, say). Were it ever not so, nobody would wait for good. */
+static void watch(hd_engine *e)
+{
+    enum { PATIENCE = 8 };
+    hd_work *first = e->running.first ? e->running.first : e->waiting.first;
+    e->idle_steps = e->n_parts || !first ? 0 : e->idle_steps + 1;
+    assert(e->idle_steps < PATIENCE);
+    if (e->idle_steps >= PATIENCE) hd_work_end(e, first, HD_FINISH_ERROR, "the engine could not go on with this request");
+}
+
 int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
 {
     int rc = 0;
@@ -270,6 +300,7 @@ int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
     reap(e);
     hd_engine_plan_step(e);
     if (e->n_parts) rc = run_parts(e, err);
+    watch(e);
     reap(e);
     show_stats(e);
     if (busy) *busy = any;

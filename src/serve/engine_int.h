@@ -3,8 +3,8 @@
  *
  * Life of a request: incoming (hd_engine.incoming, lock) -> waiting -> running <-> waiting (preempted, perhaps swapped) -> ended -> freed at the step's end.
  *
- * A sequence is its tokens, of which the first `computed` are in its blocks. What is drawn is appended; what isn't computed yet is fed. So a prompt, the rest of a
- * prompt, one drawn token and a preempted answer that is computed again are the same thing, of different lengths.
+ * A sequence is its tokens, of which the first `computed` are in its blocks. What is drawn is appended; what isn't computed yet is fed. So a prompt, the
+ * rest of a prompt, one drawn token and a preempted answer that is computed again are the same thing, of different lengths.
  *
  * Fields marked [lock] are guarded by hd_engine.lock; all others belong to the engine's thread. */
 #ifndef HD_SERVE_ENGINE_INT_H
@@ -126,7 +126,8 @@ struct hd_engine {
     hd_batch_part *parts;     /* [max_sequences] */
     hd_part *what;            /* [max_sequences] */
     int64_t n_parts, n_tokens, n_rows;
-    int64_t prompt_left;      /* tokens that prompts may still take of this step */
+    int64_t prompt_left, n_prompt; /* tokens that prompts may still take of this step; have taken */
+    double decode_seconds, prompt_seconds; /* what a step without prompts takes, and a token of a prompt more; 0: not known yet */
     hd_batch_part *draft_parts;  /* [max_sequences] */
     hd_seq **draft_seqs, **draft_fed; /* [max_sequences]: that are to have proposals; that are in the draft's batch */
     uint64_t *mask;           /* [vocab bits] */
@@ -138,6 +139,7 @@ struct hd_engine {
     int32_t *mark;            /* [max(blocks, slots)], -1 between uses */
     hd_str text;              /* of a finished beam */
     double now;
+    int idle_steps;           /* since something was computed */
     bool made;                /* hd_engine_new came to its end */
 };
 
@@ -157,6 +159,7 @@ int hd_work_begin(hd_engine *e, hd_work *w, hd_error *err);            /* sample
 int64_t hd_seq_needs(const hd_engine *e, const hd_seq *s, int64_t upto); /* blocks to take before rows computed .. upto - 1 can be written */
 bool hd_seq_reserve(hd_engine *e, hd_seq *s, int64_t upto);              /* takes and copies them; false: there aren't enough, nothing changed */
 bool hd_seq_claim(hd_engine *e, hd_seq *s);                              /* HD_KV_RESERVE: all that it can ever need */
+bool hd_seq_may_find(const hd_engine *e, const hd_seq *s);               /* whether its next block could be one that is found */
 void hd_seq_match(hd_engine *e, hd_seq *s);                              /* goes on by blocks that are found */
 void hd_seq_computed(hd_engine *e, hd_seq *s, int64_t computed);         /* so many tokens are in the blocks now; publishes full ones */
 void hd_seq_share(hd_engine *e, hd_seq *from, hd_seq *to, int64_t rows); /* `to` gets the first rows of `from` */

@@ -1,6 +1,7 @@
 /* http.h: HTTP/1.1 off the wire, strictly: one request's head, then its body. Pure functions over bytes; connections are conn.c's.
  *
- * What two readers could frame differently is refused (RFC 9112, sections 2.2, 5, 6 and 11.2): bare CR or LF, folded lines, space before a colon, two lengths, a
+ * What two readers could frame differently is refused (RFC 9112, sections 2.2, 5, 6 and 11.2): bare CR or LF, folded lines, space before a colon, two
+ * lengths, a
  * length beside a transfer coding, any coding but chunked. A status instead of an error code says what to answer. */
 #ifndef HD_SERVE_HTTP_H
 #define HD_SERVE_HTTP_H

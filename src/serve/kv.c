@@ -33,8 +33,8 @@ static void list_remove(hd_kv *k, hd_kv_list *l, int32_t b)
 int hd_kv_init(hd_kv *k, int64_t blocks, int64_t block, hd_error *err)
 {
     *k = (hd_kv){.blocks = blocks, .block = block, .buckets = 16, .free = {-1, -1, 0}, .cached = {-1, -1, 0}, .next_serial = 1};
-    if (blocks < 1 || block < 1 || blocks > INT32_MAX / 2 || block > INT32_MAX / 2) return hd_fail(err, HD_EINVAL, "no pool of %lld K/V blocks of %lld tokens",
-                                                                                                  (long long)blocks, (long long)block);
+    if (blocks < 1 || block < 1 || blocks > INT32_MAX / 2 || block > INT32_MAX / 2)
+        return hd_fail(err, HD_EINVAL, "no pool of %lld K/V blocks of %lld tokens", (long long)blocks, (long long)block);
     while (k->buckets < 2 * blocks) k->buckets *= 2;
     k->of = hd_calloc((size_t)blocks, sizeof *k->of);
     k->tokens = hd_calloc((size_t)blocks, (size_t)block * sizeof *k->tokens);
@@ -186,7 +186,8 @@ static int check_list(hd_kv *k, const hd_kv_list *l, bool cached, hd_error *err)
         if ((x->serial != 0) != cached) return hd_fail(err, HD_EINVAL, "block %d is %s and %s", b, name, x->serial ? "findable" : "can't be found");
         k->count[b]++;
     }
-    if (l->last != before || l->count != n) return hd_fail(err, HD_EINVAL, "%lld %s blocks are listed, %lld counted", (long long)n, name, (long long)l->count);
+    if (l->last != before || l->count != n)
+        return hd_fail(err, HD_EINVAL, "%lld %s blocks are listed, %lld counted", (long long)n, name, (long long)l->count);
     return 0;
 }
 
@@ -197,7 +198,8 @@ static int check_buckets(hd_kv *k, hd_error *err)
         for (int32_t b = k->bucket[i]; b >= 0; b = k->of[b].chain) {
             const hd_kv_block *x = &k->of[b];
             if (++n > k->blocks) return hd_fail(err, HD_EINVAL, "a chain of findable blocks is a ring");
-            if (!x->serial || x->serial >= k->next_serial || x->parent >= x->serial) return hd_fail(err, HD_EINVAL, "block %d: findable without a right serial", b);
+            if (!x->serial || x->serial >= k->next_serial || x->parent >= x->serial)
+                return hd_fail(err, HD_EINVAL, "block %d: findable without a right serial", b);
             if (bucket_of(k, x->parent, x->salt, tokens_of(k, b)) != i) return hd_fail(err, HD_EINVAL, "block %d is in a wrong bucket", b);
             if (look_up(k, i, x->parent, x->salt, tokens_of(k, b)) != b) return hd_fail(err, HD_EINVAL, "block %d is findable twice", b);
         }
@@ -214,12 +216,14 @@ int hd_kv_check(hd_kv *k, const int32_t *holds, hd_error *err)
     int64_t rows = 0, findable = 0;
     for (int32_t b = 0; b < k->blocks && !rc; b++) {
         const hd_kv_block *x = &k->of[b];
-        if (k->count[b] + (x->refs > 0) != 1) rc = hd_fail(err, HD_EINVAL, "block %d is in %d lists and held %d times", b, k->count[b], x->refs);
-        else if (holds && holds[b] != x->refs) rc = hd_fail(err, HD_EINVAL, "block %d is held %d times, counted %d", b, holds[b], x->refs);
+        if (k->count[b] + (x->refs > 0) != 1)
+            rc = hd_fail(err, HD_EINVAL, "block %d is in %d lists and held %d times", b, k->count[b], x->refs);
+        if (!rc && holds && holds[b] != x->refs) rc = hd_fail(err, HD_EINVAL, "block %d is held %d times, counted %d", b, holds[b], x->refs);
         if (x->refs) rows += x->fill;
         findable += x->serial != 0;
     }
     if (!rc && rows != k->rows_held) rc = hd_fail(err, HD_EINVAL, "%lld rows are in held blocks, counted %lld", (long long)rows, (long long)k->rows_held);
-    if (!rc && findable != k->findable) rc = hd_fail(err, HD_EINVAL, "%lld blocks have a serial, %lld can be found", (long long)findable, (long long)k->findable);
+    if (!rc && findable != k->findable)
+        rc = hd_fail(err, HD_EINVAL, "%lld blocks have a serial, %lld can be found", (long long)findable, (long long)k->findable);
     return rc;
 }

@@ -5,12 +5,12 @@
  * Access rules
  *  1. A block is in one of three states: *held* (refs >= 1), *cached* (refs 0, findable, in the list by time of last use) or *free* (refs 0, not findable).
  *  2. Only who holds a block may read it, retain it or release it; each hold is released once.
- *  3. A block may be written to only while it is held once and isn't findable (hd_kv_writable). Whoever wants to write to another takes a new one, has it copied,
- *     and releases the old one after that.
+ *  3. A block may be written to only while it is held once and isn't findable (hd_kv_writable). Whoever wants to write to another takes a new one, has it
+ *     copied, and releases the old one after that.
  *  4. Only full blocks are made findable, after all of their rows are computed; they never change again.
- *  5. What is found by is (parent, salt, tokens): the *serial* of the block before it (0: none), and its own tokens, all compared. A serial is given once in the life
- *     of a pool, and stands for the whole beginning up to there: equal serials mean equal tokens from the first on and an equal salt. No wrong share is possible,
- *     whatever the hash.
+ *  5. What is found by is (parent, salt, tokens): the *serial* of the block before it (0: none), and its own tokens, all compared. A serial is given once in
+ *     the life of a pool, and stands for the whole beginning up to there: equal serials mean equal tokens from the first on and an equal salt. No wrong
+ *     share is possible, whatever the hash.
  *  6. hd_kv_take gives a free block, else the cached one that was released longest ago. A sequence releases its last block first, so that a beginning
  *     outlives what follows it. */
 #ifndef HD_SERVE_KV_H
@@ -66,7 +66,8 @@ uint64_t hd_kv_serial(const hd_kv *k, int32_t block);
 
 /* ---- checking ---- */
 
-/* Counts everything again. holds (may be NULL): [blocks] how often each is held, as its holders know. HD_EINVAL and one sentence where something doesn't agree. */
+/* Counts everything again. holds (may be NULL): [blocks] how often each is held, as its holders know. HD_EINVAL and one sentence where something doesn't
+ * agree. */
 int hd_kv_check(hd_kv *k, const int32_t *holds, hd_error *err);
 
 #endif

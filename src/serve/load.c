@@ -130,6 +130,13 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* The smallest that at least a share of all don't exceed (nearest rank). */
+static double quantile(const series *s, double share)
+{
+    size_t rank = (size_t)ceil(share * (double)s->n);
+    return s->x[rank ? rank - 1 : 0];
+}
+
 static hd_load_figures figures_of(series *s)
 {
     hd_load_figures f = {.n = (int64_t)s->n};
@@ -138,9 +145,9 @@ static hd_load_figures figures_of(series *s)
     qsort(s->x, s->n, sizeof *s->x, ascending);
     for (size_t i = 0; i < s->n; i++) sum += s->x[i];
     f.mean = sum / (double)s->n;
-    f.p50 = s->x[(s->n - 1) / 2];
-    f.p90 = s->x[(size_t)((double)(s->n - 1) * 0.9)];
-    f.p99 = s->x[(size_t)((double)(s->n - 1) * 0.99)];
+    f.p50 = quantile(s, 0.5);
+    f.p90 = quantile(s, 0.9);
+    f.p99 = quantile(s, 0.99);
     f.most = s->x[s->n - 1];
     return f;
 }
@@ -347,7 +354,8 @@ static request *send_request(load *l, const char *path, const hd_str *body, doub
     }
     struct evbuffer *out = bufferevent_get_output(q->bev);
     bool v6 = strchr(l->to.host, ':') != NULL;
-    evbuffer_add_printf(out, "%s %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n", body ? "POST" : "GET", l->to.prefix, path, v6 ? "[" : "", l->to.host, v6 ? "]" : "",
+    evbuffer_add_printf(out, "%s %s%s HTTP/1.1\r\nHost: %s%s%s:%s\r\nConnection: close\r\n", body ? "POST" : "GET", l->to.prefix, path, v6 ? "[" : "",
+                        l->to.host, v6 ? "]" : "",
                         l->to.port);
     if (l->o->api_key) evbuffer_add_printf(out, "Authorization: Bearer %s\r\n", l->o->api_key);
     if (body) evbuffer_add_printf(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", body->len);

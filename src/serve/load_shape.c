@@ -52,11 +52,16 @@ void hd_load_words(hd_str *o, int64_t n, hd_rng *g)
 {
     /* With a space before each, one token in every usual vocabulary. */
     static const char *const words[] = {
-        "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from",
-        "or", "had", "an", "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who", "will", "no",
-        "more", "if", "out", "so", "up", "said", "what", "its", "about", "than", "into", "them", "can", "only", "other", "time", "new", "some", "could", "these", "two", "may",
-        "first", "then", "do", "any", "like", "my", "now", "over", "such", "our", "man", "me", "even", "most", "made", "after", "also", "well", "did", "many", "before", "must",
-        "years", "back", "through", "much", "where", "your", "way", "down", "should", "because", "long", "each", "just", "state", "those", "people", "how", "too", "little",
+        "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this",
+            "have", "from",
+        "or", "had", "an", "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who",
+            "will", "no",
+        "more", "if", "out", "so", "up", "said", "what", "its", "about", "than", "into", "them", "can", "only", "other", "time", "new", "some", "could",
+            "these", "two", "may",
+        "first", "then", "do", "any", "like", "my", "now", "over", "such", "our", "man", "me", "even", "most", "made", "after", "also", "well", "did", "many",
+            "before", "must",
+        "years", "back", "through", "much", "where", "your", "way", "down", "should", "because", "long", "each", "just", "state", "those", "people", "how",
+            "too", "little",
         "good", "world", "make", "very", "year", "still", "see", "own", "work", "men", "day", "get", "here", "old", "life", "both", "between", "being", "under",
     };
     for (int64_t i = 0; i < n; i++) {

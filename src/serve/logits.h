@@ -1,4 +1,5 @@
-/* logits.h: passes over a row of logits, vectorised by the compiler from fixed-width vectors: every machine adds in the same order. For this folder's files only.
+/* logits.h: passes over a row of logits, vectorised by the compiler from fixed-width vectors: every machine adds in the same order.
+ * For this folder's files only.
  *
  * NaN is never the highest and weighs nothing. */
 #ifndef HD_SERVE_LOGITS_H

@@ -1,4 +1,5 @@
 /* metrics.c: /metrics in Prometheus' text format; with vllm_metrics also under vLLM's names. */
+#include <string.h>
 #include "base/term.h"
 #include "serve/server_int.h"
 
@@ -39,11 +40,11 @@ static void put_figures(const hd_server *s, const hd_engine_stats *e, const char
         {"heddle_kv_blocks", NULL, "gauge", "Blocks of keys and values.", (double)e->blocks},
         {"heddle_kv_blocks_used", NULL, "gauge", "Blocks held by sequences.", (double)e->blocks_used},
         {"heddle_kv_blocks_cached", NULL, "gauge", "Blocks that no sequence holds, kept for their prefixes.", (double)e->blocks_cached},
-        {"heddle_kv_usage", "vllm:gpu_cache_usage_perc", "gauge", "Blocks held over all blocks, 0 to 1.", used},
-        {"heddle_prefix_hit_ratio", "vllm:gpu_prefix_cache_hit_rate", "gauge", "Prompt tokens found in the prefix cache over all, since the start.", hits},
+        {"heddle_kv_usage", "vllm:kv_cache_usage_perc", "gauge", "Blocks held over all blocks, 0 to 1.", used},
+        {"heddle_prefix_hit_ratio", NULL, "gauge", "Prompt tokens found in the prefix cache over all, since the start.", hits},
         {"heddle_steps_total", NULL, "counter", "Steps of the engine.", (double)e->steps},
         {"heddle_prompt_tokens_total", "vllm:prompt_tokens_total", "counter", "Prompt tokens.", (double)e->prompt_tokens},
-        {"heddle_prefix_hit_tokens_total", "vllm:gpu_prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.", (double)e->cached_tokens},
+        {"heddle_prefix_hit_tokens_total", "vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the prefix cache.", (double)e->cached_tokens},
         {"heddle_generated_tokens_total", "vllm:generation_tokens_total", "counter", "Generated tokens.", (double)e->generated_tokens},
         {"heddle_preemptions_total", "vllm:num_preemptions_total", "counter", "Sequences that had to give their blocks back.", (double)e->preemptions},
         {"heddle_block_swaps_out_total", NULL, "counter", "Blocks moved to host memory.", (double)e->swaps_out},
@@ -68,11 +69,19 @@ static void put_figures(const hd_server *s, const hd_engine_stats *e, const char
     }
 }
 
-static void put_finished(const hd_engine_stats *e, hd_str *o)
+static void put_finished(const hd_engine_stats *e, const char *vllm_label, hd_str *o)
 {
     static const struct { hd_finish finish; const char *reason; } reasons[] = {
-        {HD_FINISH_LENGTH, "length"}, {HD_FINISH_EOS, "eos"}, {HD_FINISH_STOP, "stop"}, {HD_FINISH_CANCELLED, "cancelled"}, {HD_FINISH_DEADLINE, "deadline"}, {HD_FINISH_ERROR, "error"},
+        {HD_FINISH_LENGTH, "length"}, {HD_FINISH_EOS, "eos"}, {HD_FINISH_STOP, "stop"}, {HD_FINISH_CANCELLED, "cancelled"}, {HD_FINISH_DEADLINE, "deadline"},
+            {HD_FINISH_ERROR, "error"},
     };
+    if (*vllm_label) {
+        int n = (int)strlen(vllm_label) - 1; /* without the brace: a label follows */
+        put_head(o, "vllm:request_success_total", "counter", "Continuations that ended by themselves, by why.");
+        hd_str_printf(o, "vllm:request_success_total%.*s,finished_reason=\"stop\"} %llu\n", n, vllm_label,
+                      (unsigned long long)(e->finished[HD_FINISH_EOS] + e->finished[HD_FINISH_STOP]));
+        hd_str_printf(o, "vllm:request_success_total%.*s,finished_reason=\"length\"} %llu\n", n, vllm_label, (unsigned long long)e->finished[HD_FINISH_LENGTH]);
+    }
     put_head(o, "heddle_choices_total", "counter", "Continuations that ended, by why.");
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
         hd_str_printf(o, "heddle_choices_total{reason=\"%s\"} %llu\n", reasons[i].reason, (unsigned long long)e->finished[reasons[i].finish]);
@@ -102,7 +111,7 @@ void hd_metrics_write(hd_server *s, hd_str *o)
         hd_str_putc(&label, '}');
     }
     put_figures(s, &e, label.data, o);
-    put_finished(&e, o);
+    put_finished(&e, label.data, o);
     put_statuses(s, o);
     for (size_t i = 0; i < sizeof histograms / sizeof histograms[0]; i++) put_histogram(o, histograms[i].name, "", histograms[i].help, histograms[i].h);
     if (label.len) label.data[--label.len] = 0; /* without the brace: `le` follows */

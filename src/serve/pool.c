@@ -1,80 +1,125 @@
-/* pool.c: a few threads that prepare calls: JSON, templates, tokens, constraints. Whatever a request makes expensive is spent here, never on the loop. */
+/* pool.c: a few threads that prepare calls: JSON, templates, tokens; and one that compiles constraints. Whatever a request makes expensive is spent here,
+ * never on
+ * the loop; and what is the easiest to make expensive, a constraint, holds up only other constraints. */
 #include <string.h>
 #include "base/json.h"
 #include "serve/server_int.h"
 
-struct hd_pool {
+typedef struct lane {
     hd_server *server;
     pthread_mutex_t lock;
     pthread_cond_t more;
     hd_call *first, **end;   /* linked by their `waiting` */
     bool stop;
     int n;
-    pthread_t thread[16];
-};
+    pthread_t thread[8];
+    bool (*run)(hd_call *c); /* false: the call has gone on to another lane */
+} lane;
+
+struct hd_pool { lane prepare, compile; };
 
 /* ---- one job ---- */
 
-static int parse_body(hd_call *c, json_t **root, hd_error *err)
+static int parse_body(hd_call *c)
 {
     json_error_t e;
-    (void)err;
-    *root = json_loadb(c->body.data, c->body.len, JSON_ALLOW_NUL, &e);
-    if (!*root)
-        return hd_call_wrong(c, 400, NULL, NULL, "the body is not valid JSON: line %d, column %d: %s", e.line, e.column, e.text);
-    if (!json_is_object(*root)) return hd_call_wrong(c, 400, NULL, NULL, "the body must be a JSON object");
-    return 0;
+    c->root = json_loadb(c->body.data, c->body.len, JSON_ALLOW_NUL, &e);
+    hd_str_free(&c->body);
+    if (!c->root) return hd_call_wrong(c, 400, NULL, NULL, "the body is not valid JSON: line %d, column %d: %s", e.line, e.column, e.text);
+    return json_is_object(c->root) ? 0 : hd_call_wrong(c, 400, NULL, NULL, "the body must be a JSON object");
 }
 
-void hd_pool_run(hd_call *c)
+static void add(lane *l, hd_call *c)
+{
+    c->waiting = NULL;
+    pthread_mutex_lock(&l->lock);
+    *l->end = c;
+    l->end = &c->waiting;
+    pthread_cond_signal(&l->more);
+    pthread_mutex_unlock(&l->lock);
+}
+
+static bool prepare(hd_call *c)
 {
     hd_error err = {0};
-    json_t *root = NULL;
-    int rc = atomic_load(&c->cancelled) ? HD_EINTR : parse_body(c, &root, &err);
-    if (!rc) rc = c->api->prepare(c, root, &err);
+    int rc = atomic_load(&c->cancelled) ? HD_EINTR : parse_body(c);
+    if (!rc) rc = c->api->prepare(c, c->root, &err);
     if (rc && !c->status) hd_call_wrong(c, rc == HD_ENOMEM || rc == HD_EMEMCAP ? 503 : 500, NULL, NULL, "%s", err.message);
-    json_decref(root);
-    hd_str_free(&c->body);
+    if (rc || !c->n_prompts || !hd_fields_have_constraint(c->root)) return true;
+    add(&c->server->pool->compile, c);
+    return false;
+}
+
+static bool compile(hd_call *c)
+{
+    if (!atomic_load(&c->cancelled)) hd_fields_constraint(c, c->root);
+    return true;
 }
 
 /* ---- threads ---- */
 
-static hd_call *take(hd_pool *p)
+static hd_call *take(lane *l)
 {
-    pthread_mutex_lock(&p->lock);
-    while (!p->first && !p->stop) pthread_cond_wait(&p->more, &p->lock);
-    hd_call *c = p->stop ? NULL : p->first;
+    pthread_mutex_lock(&l->lock);
+    while (!l->first && !l->stop) pthread_cond_wait(&l->more, &l->lock);
+    hd_call *c = l->stop ? NULL : l->first;
     if (c) {
-        p->first = c->waiting;
-        if (!p->first) p->end = &p->first;
+        l->first = c->waiting;
+        if (!l->first) l->end = &l->first;
     }
-    pthread_mutex_unlock(&p->lock);
+    pthread_mutex_unlock(&l->lock);
     return c;
 }
 
-static void *work(void *pool)
+static void *work(void *arg)
 {
-    hd_pool *p = pool;
-    for (hd_call *c; (c = take(p));) {
-        hd_pool_run(c);
+    lane *l = arg;
+    for (hd_call *c; (c = take(l));) {
+        if (!l->run(c)) continue;
+        json_decref(c->root);
+        c->root = NULL;
         c->prepared = (hd_message){.call = c};
-        hd_server_post(p->server, &c->prepared);
+        hd_server_post(l->server, &c->prepared);
     }
     return NULL;
+}
+
+static int start(lane *l, hd_server *s, int threads, bool (*run)(hd_call *c), hd_error *err)
+{
+    l->server = s;
+    l->run = run;
+    for (; l->n < threads; l->n++)
+        if (pthread_create(&l->thread[l->n], NULL, work, l)) break;
+    return l->n ? 0 : hd_fail(err, HD_ENOMEM, "no thread could be started");
+}
+
+static void stop(lane *l)
+{
+    pthread_mutex_lock(&l->lock);
+    l->stop = true;
+    pthread_cond_broadcast(&l->more);
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < l->n; i++) pthread_join(l->thread[i], NULL);
+    pthread_cond_destroy(&l->more);
+    pthread_mutex_destroy(&l->lock);
+}
+
+static void init(lane *l)
+{
+    l->end = &l->first;
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_cond_init(&l->more, NULL);
 }
 
 hd_pool *hd_pool_new(hd_server *s, int threads, hd_error *err)
 {
     hd_pool *p = hd_calloc(1, sizeof *p);
     if (!p) return hd_fail_memory(err, sizeof *p, "threads"), NULL;
-    p->server = s;
-    p->end = &p->first;
-    pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->more, NULL);
-    for (; p->n < threads && p->n < 16; p->n++)
-        if (pthread_create(&p->thread[p->n], NULL, work, p)) break;
-    if (p->n) return p;
-    hd_fail(err, HD_ENOMEM, "no thread could be started");
+    init(&p->prepare);
+    init(&p->compile);
+    int rc = start(&p->compile, s, 1, compile, err);
+    if (!rc) rc = start(&p->prepare, s, threads, prepare, err);
+    if (!rc) return p;
     hd_pool_free(p);
     return NULL;
 }
@@ -82,23 +127,13 @@ hd_pool *hd_pool_new(hd_server *s, int threads, hd_error *err)
 void hd_pool_free(hd_pool *p)
 {
     if (!p) return;
-    pthread_mutex_lock(&p->lock);
-    p->stop = true;
-    pthread_cond_broadcast(&p->more);
-    pthread_mutex_unlock(&p->lock);
-    for (int i = 0; i < p->n; i++) pthread_join(p->thread[i], NULL);
-    pthread_cond_destroy(&p->more);
-    pthread_mutex_destroy(&p->lock);
+    stop(&p->prepare);
+    stop(&p->compile);
     hd_free(p);
 }
 
 void hd_pool_add(hd_pool *p, hd_call *c)
 {
     c->in_pool = true;
-    c->waiting = NULL;
-    pthread_mutex_lock(&p->lock);
-    *p->end = c;
-    p->end = &c->waiting;
-    pthread_cond_signal(&p->more);
-    pthread_mutex_unlock(&p->lock);
+    add(&p->prepare, c);
 }

@@ -4,9 +4,21 @@
 
 static hd_prompt *next_prompt(hd_call *c) { return &c->prompts[c->n_prompts]; }
 
+/* Too long for the context even if every token were the vocabulary's longest: nobody has to wait for so much text to be encoded. A normalizer may shrink it a
+ * little, hence the factor. */
+static bool is_hopeless(const hd_call *c, size_t n)
+{
+    const hd_server *s = c->server;
+    return s->longest_token > 0 && (double)n > 4.0 * (double)s->longest_token * (double)s->model->context + 4096;
+}
+
 int hd_prompt_add_text(hd_call *c, hd_encoder *e, const char *text, size_t n, bool special, bool keep_text)
 {
     hd_ids ids = {0};
+    if (is_hopeless(c, n))
+        return hd_call_wrong(c, 400, c->api == &hd_api_chat ? "messages" : c->api == &hd_api_embeddings ? "input" : "prompt", "context_length_exceeded",
+                             "This model's maximum context length is %lld tokens. A text of %zu bytes can't be so short.",
+                                 (long long)c->server->model->context, n);
     hd_error err = {0};
     hd_prompt *p = next_prompt(c);
     int rc = hd_encoder_run(e, text, n, special, &ids, &err);

@@ -40,7 +40,8 @@ static int check_choices(const hd_engine *e, const hd_request *r, hd_error *err)
 static int check_output(const hd_engine *e, const hd_request *r, hd_error *err)
 {
     if (r->max_tokens < 0 || r->min_tokens < 0) return hd_fail(err, HD_EINVAL, "max_tokens and min_tokens must not be negative");
-    if (r->min_tokens > r->max_tokens) return hd_fail(err, HD_EINVAL, "min_tokens (%lld) is above max_tokens (%lld)", (long long)r->min_tokens, (long long)r->max_tokens);
+    if (r->min_tokens > r->max_tokens)
+        return hd_fail(err, HD_EINVAL, "min_tokens (%lld) is above max_tokens (%lld)", (long long)r->min_tokens, (long long)r->max_tokens);
     if (r->logprobs < -1 || r->logprobs > HD_MOST_LOGPROBS) return hd_fail(err, HD_EINVAL, "logprobs must be at most %d", HD_MOST_LOGPROBS);
     if (!(r->length_penalty >= -10 && r->length_penalty <= 10)) return hd_fail(err, HD_EINVAL, "the length penalty must be from -10 to 10");
     if (r->n_stop < 0 || r->n_stop_tokens < 0 || r->n_eos < 0) return hd_fail(err, HD_EINVAL, "negative counts");

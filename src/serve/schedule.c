@@ -7,6 +7,7 @@
  * Without chunked prefill 2 and 3 come first, and 1 only where they have nothing.
  *
  * No deadlock: a request that could not run alone is refused (request.c), and the first of the order may have everybody's blocks. */
+#include <string.h>
 #include "serve/engine_int.h"
 
 /* ---- order ---- */
@@ -144,9 +145,22 @@ static int64_t chunk(const hd_engine *e, const hd_seq *s, int64_t *rows, bool *d
     return n > 0 ? n : 0;
 }
 
+/* Whether this step computes, for another sequence, just the block that this one needs next: then it is found in the next step. */
+static bool computed_by_another(const hd_engine *e, const hd_seq *s)
+{
+    int64_t end = (s->known + 1) * e->r->block;
+    for (int64_t i = 0; i < e->n_parts && hd_seq_may_find(e, s); i++) {
+        const hd_seq *o = e->what[i].seq;
+        if (o->w->r.salt != s->w->r.salt || o->known > s->known || e->parts[i].position + e->parts[i].n - o->proposed < end) continue;
+        if (!memcmp(o->tokens, s->tokens, (size_t)end * sizeof *s->tokens)) return true;
+    }
+    return false;
+}
+
 static void prompt_seq(hd_engine *e, hd_seq *s)
 {
     hd_seq_match(e, s);
+    if (computed_by_another(e, s)) return;
     int64_t rows;
     bool draws;
     int64_t n = chunk(e, s, &rows, &draws);
@@ -158,6 +172,7 @@ static void prompt_seq(hd_engine *e, hd_seq *s)
     }
     add_part(e, s, n, rows, draws);
     e->prompt_left -= n;
+    e->n_prompt += n;
 }
 
 static void prompts_of(hd_engine *e, hd_work *w)
@@ -281,14 +296,26 @@ static void preempt_by_force(hd_engine *e)
         }
 }
 
+/* Tokens that prompts may take of a step, beside what decodes. Until it is known how long a token takes, few. */
+static int64_t prompt_share(const hd_engine *e)
+{
+    enum { FEWEST = 8, FIRST = 32 };
+    int64_t left = e->budget - e->n_tokens;
+    if (!e->n_parts) return left;
+    if (e->o.prompt_budget) left = least(left, e->o.prompt_budget);
+    if (!(e->o.prompt_slowdown > 0)) return left;
+    if (!(e->decode_seconds > 0) || !(e->prompt_seconds > 0)) return least(left, FIRST);
+    double most = (e->o.prompt_slowdown - 1) * e->decode_seconds / e->prompt_seconds;
+    return most < FEWEST ? least(left, FEWEST) : most < (double)left ? (int64_t)most : left;
+}
+
 void hd_engine_plan_step(hd_engine *e)
 {
-    e->n_parts = e->n_tokens = e->n_rows = 0;
+    e->n_parts = e->n_tokens = e->n_rows = e->n_prompt = 0;
     preempt_by_force(e);
     make_way(e);
     if (e->o.chunked_prefill) decode_all(e);
-    e->prompt_left = e->budget - e->n_tokens;
-    if (e->n_parts && e->o.prompt_budget) e->prompt_left = least(e->prompt_left, e->o.prompt_budget);
+    e->prompt_left = prompt_share(e);
     prompts_all(e);
     admit_all(e);
     if (!e->o.chunked_prefill && !e->n_parts) decode_all(e);

@@ -44,10 +44,10 @@ bool hd_seq_claim(hd_engine *e, hd_seq *s)
 
 static uint64_t last_serial(const hd_engine *e, const hd_seq *s) { return s->known ? hd_kv_serial(&e->kv, s->table[s->known - 1]) : 0; }
 
-static bool may_find(const hd_engine *e, const hd_seq *s)
+bool hd_seq_may_find(const hd_engine *e, const hd_seq *s)
 {
     int64_t block = e->r->block;
-    if (!e->o.prefix_cache || e->reserve_blocks || s->computed != s->known * block) return false;
+    if (!e->o.prefix_cache || e->reserve_blocks || s->computed / block != s->known) return false;
     if (s->w->r.prompt_logprobs && s->w->prompt_scored < s->w->r.n_prompt) return false; /* its logits are wanted */
     return (s->known + 1) * block < s->n_tokens; /* the last token is always computed: its logits are wanted */
 }
@@ -55,13 +55,13 @@ static bool may_find(const hd_engine *e, const hd_seq *s)
 void hd_seq_match(hd_engine *e, hd_seq *s)
 {
     int64_t block = e->r->block;
-    while (may_find(e, s)) {
+    while (hd_seq_may_find(e, s)) {
         int32_t b = hd_kv_find(&e->kv, last_serial(e, s), s->w->r.salt, s->tokens + s->known * block);
         if (b < 0) return;
-        if (s->known < s->n_table) hd_kv_release(&e->kv, s->table[s->known]);
+        if (s->known < s->n_table) hd_kv_release(&e->kv, s->table[s->known]); /* of which a part was computed, or nothing yet */
         else s->n_table++;
         s->table[s->known++] = b;
-        s->computed += block;
+        s->computed = s->known * block;
     }
 }
 

@@ -143,6 +143,16 @@ static void look_around(hd_server *s)
     if (s->cutting || (s->draining && !is_busy(s))) event_base_loopbreak(s->base);
 }
 
+/* Templates, prompts and events may count on it from now on. */
+static void take_model(hd_server *s, const hd_served *m)
+{
+    size_t n = 0;
+    s->model_copy = *m;
+    for (int32_t id = 0; m->tokenizer && id < hd_tokenizer_vocab_size(m->tokenizer); id++)
+        if (hd_tokenizer_bytes(m->tokenizer, id, &n) && (int64_t)n > s->longest_token) s->longest_token = (int64_t)n;
+    s->model = &s->model_copy;
+}
+
 static void on_wake(evutil_socket_t fd, short what, void *server)
 {
     hd_server *s = server;
@@ -151,10 +161,7 @@ static void on_wake(evutil_socket_t fd, short what, void *server)
     ssize_t n = read(fd, &count, sizeof count);
     (void)n;
     const hd_served *m = atomic_load(&s->incoming);
-    if (m && !s->model) {
-        s->model_copy = *m;
-        s->model = &s->model_copy;
-    }
+    if (m && !s->model) take_model(s, m);
     handle_messages(s);
     look_around(s);
 }

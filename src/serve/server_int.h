@@ -89,6 +89,7 @@ struct hd_call {
     bool in_pool;
     hd_call *waiting;         /* behind this one in the pool's queue */
     hd_message prepared;
+    json_t *root;             /* the body, while it is in the pool */
     atomic_bool cancelled;
     int status;               /* 0: prepared; else the error to answer with */
     const char *error_type, *error_message, *error_param, *error_code;
@@ -149,6 +150,7 @@ struct hd_server {
     atomic_int drains, failed;
     hd_served model_copy;
     const hd_served *model;   /* NULL: loading */
+    int64_t longest_token;    /* bytes */
     bool draining, cutting;
     hd_conn *conns; int64_t n_conns;
     hd_call *calls; int64_t n_calls;
@@ -224,6 +226,7 @@ int hd_fields_read(hd_call *c, const json_t *root, int endpoint, hd_error *err);
 /* What the pool answers an error with; returns HD_EINVAL. */
 int hd_call_wrong(hd_call *c, int status, const char *param, const char *code, const char *fmt, ...) HD_PRINTF(5, 6);
 int hd_call_no_memory(hd_call *c);
+bool hd_fields_have_constraint(const json_t *root);
 int hd_fields_constraint(hd_call *c, const json_t *root); /* api_format.c: response_format and guided_*: compiled, or refused */
 /* Encodes text as the next prompt. */
 int hd_prompt_add_text(hd_call *c, hd_encoder *e, const char *text, size_t n, bool special, bool keep_text);
@@ -255,10 +258,9 @@ uint64_t hd_guard_random(void);
 
 /* ---- pool.c ---- */
 
-hd_pool *hd_pool_new(hd_server *s, int threads, hd_error *err);
+hd_pool *hd_pool_new(hd_server *s, int threads /* at most 8 */, hd_error *err);
 void hd_pool_free(hd_pool *p); /* what waits is left */
 void hd_pool_add(hd_pool *p, hd_call *c);
-void hd_pool_run(hd_call *c);  /* one job */
 
 /* ---- metrics.c ---- */
 

@@ -1,5 +1,6 @@
-/* speculate.c: guesses at what comes next, by looking up the last tokens earlier in the sequence (Saxena 2023, prompt lookup decoding) or by a draft model (Leviathan et
- * al. 2023). A guess is right when the sampler, with that position's random number, draws the same token (draw.c): output doesn't change, only its speed. */
+/* speculate.c: guesses at what comes next, by looking up the last tokens earlier in the sequence (Saxena 2023, prompt lookup decoding) or by a draft model
+ * (Leviathan et al. 2023). A guess is right when the sampler, with that position's random number, draws the same token (draw.c): output doesn't change, only
+ * its speed. */
 #include <string.h>
 #include "serve/engine_int.h"
 

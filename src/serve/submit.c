@@ -98,7 +98,8 @@ static int submit_more(hd_call *c, hd_error *err)
         hd_sub *s = &c->subs[c->n_submitted];
         hd_request r = make_request(c, s);
         hd_error local = {0};
-        int rc = is_full(c->server) ? hd_fail(&local, HD_EMEMCAP, "too many requests are waiting") : hd_engine_submit(c->server->model->engine, &r, &s->id, &local);
+        int rc = is_full(c->server) ? hd_fail(&local, HD_EMEMCAP, "too many requests are waiting") : hd_engine_submit(c->server->model->engine, &r, &s->id,
+            &local);
         if (rc == HD_EMEMCAP && c->n_live) return 0; /* later, when one of this call has ended */
         if (rc) return hd_fail(err, rc, "%s", local.message);
         c->n_submitted++;

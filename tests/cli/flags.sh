@@ -11,13 +11,13 @@ has '^oneDNN.*: (built in|absent)$'
 ok "$heddle" --man
 cmp -s out "$root/docs/heddle.1" || fail "docs/heddle.1 is not what heddle --man prints: write it anew (heddle --man > docs/heddle.1)"
 
-for command in train generate data convert bench inspect calibrate; do
+for command in train serve generate data convert bench 'bench serve' inspect calibrate; do
     "$heddle" --help | grep -q "^  $command " || fail "heddle --help does not name $command"
-    ok "$heddle" "$command" --help
+    ok "$heddle" $command --help
     has "^heddle $command: "
     has '^  --'
-    refuses 'there is no flag --no-such-flag' "$heddle" "$command" --no-such-flag 1
-    refuses 'settings.json' "$heddle" "$command" --config settings.json
+    refuses 'there is no flag --no-such-flag' "$heddle" $command --no-such-flag 1
+    refuses 'settings.json' "$heddle" $command --config settings.json
 done
 
 refuses 'there is no command "fly"' "$heddle" fly

@@ -39,6 +39,8 @@ for file in "$mixed" plain.gguf; do
     ok "$heddle" generate "$file" --prompt "The License" --max-tokens 8 --temperature 0 --threads 1 --precision f32 --quiet
     mv out "from-$(basename "$file")"
 done
+printf 'The\nLicense \377\n' | "$heddle" generate "$mixed" --chat --max-tokens 2 --temperature 0 --threads 1 > out 2> err || fail "chat: $(cat err)"
+[ "$(grep -c 'prompt .* tokens' err)" = 2 ] || fail "two turns get two answers: $(cat err)"
 cmp -s from-llama-mixed.gguf from-plain.gguf || fail "the same numbers in F32 write another text"
 refuses 'SentencePiece' "$heddle" convert "$mixed" directory
 

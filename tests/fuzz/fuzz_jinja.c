@@ -7,8 +7,10 @@
 #include "data/jinja.h"
 #include "data/unicode.h"
 
-static const char usual[] = "{\"messages\": [{\"role\": \"system\", \"content\": \"S\"}, {\"role\": \"user\", \"content\": \" na\\u00efve \\n\"}, {\"role\": \"assistant\","
-                            " \"content\": null, \"n\": 1.5}], \"s\": \"a b,c\", \"l\": [3, 1, 2, [\"x\"]], \"d\": {\"a\": 1, \"b\": {}}, \"t\": true, \"add_generation_prompt\": true}";
+static const char usual[] =
+    "{\"messages\": [{\"role\": \"system\", \"content\": \"S\"}, {\"role\": \"user\", \"content\": \" na\\u00efve \\n\"}, {\"role\": \"assistant\","
+    " \"content\": null, \"n\": 1.5}], \"s\": \"a b,c\", \"l\": [3, 1, 2, [\"x\"]], \"d\": {\"a\": 1, \"b\": {}}, \"t\": true, \"add_generation_prompt\": "
+    "true}";
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const hd_jinja_limits limits = {.steps = 20000, .bytes = 1 << 18};

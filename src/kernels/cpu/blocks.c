@@ -39,10 +39,18 @@ static void spread_words(unsigned char *to, int lane, const unsigned char *from,
     }
 }
 
-/* Four bits into lane's place of a mask; masks begin as zeros. */
-static void add_mask(unsigned char *masks, int word, int lane, unsigned bits)
+/* Eight words of five-bit numbers into five vectors: the last three words in the spare bits. */
+static void put_five(unsigned char *to, int lane, const uint32_t w[8])
 {
-    masks[8 * word + lane / 2] |= (unsigned char)(bits << (lane % 2 * 4));
+    const uint32_t one = 0x01010101u, two = 0x03030303u, three = 0x07070707u;
+    uint32_t v[5] = {
+        w[0] | (w[5] & three) << 5,
+        w[1] | (w[5] >> 3 & two) << 5 | (w[7] >> 3 & one) << 7,
+        w[2] | (w[6] & three) << 5,
+        w[3] | (w[6] >> 3 & two) << 5 | (w[7] >> 4 & one) << 7,
+        w[4] | (w[7] & three) << 5,
+    };
+    for (int i = 0; i < 5; i++) memcpy(to + 64 * i + 4 * lane, &v[i], 4);
 }
 
 /* ---- f16, blocks of 32 ---- */
@@ -53,19 +61,28 @@ static void pack_f16(const block_type *t, const unsigned char *src, int64_t n, u
     for (int64_t i = 0; i < n; i++) copy_half(dst + 2 * (WIDTH * i + lane), src + 2 * i);
 }
 
+/* A block of 32 five-bit numbers; the fifth bits lie next to each other. */
+static void pack_five(unsigned char *to, int lane, const unsigned char *low, uint32_t high)
+{
+    uint32_t word[8];
+    for (int i = 0; i < 8; i++) { /* the product moves bits 0 .. 3 to a byte each */
+        uint32_t fifth = (high >> (4 * i) & 15) * 0x00204081u & 0x01010101u;
+        word[i] = (u32_at(low + i % 4 * 4) >> (i / 4 * 4) & 0x0f0f0f0fu) | fifth << 4;
+    }
+    put_five(to, lane, word);
+}
+
 static void pack_32(const block_type *t, const unsigned char *src, int64_t n, unsigned char *dst, int lane)
 {
     const hd_blocks_kind *kind = kind_of(t);
     int64_t blocks = n / 32;
-    unsigned char *low = dst + hd_blocks_header_bytes(kind, n), *masks = low + 64 * 4 * blocks;
+    unsigned char *to = dst + hd_blocks_header_bytes(kind, n);
     int words = kind->bits == 8 ? 8 : 4, bytes = t->low + 4 * words;
-    for (int64_t b = 0; b < blocks; b++, src += bytes) {
+    for (int64_t b = 0; b < blocks; b++, src += bytes, to += 64 * kind->bits) {
         copy_half(dst + 2 * (WIDTH * b + lane), src + t->scale);
         if (kind->minimum) copy_half(dst + 2 * (WIDTH * (blocks + b) + lane), src + t->minimum);
-        spread_words(low + 64 * words * b, lane, src + t->low, words, kind->bits == 8 ? 0x80808080u : 0);
-        if (kind->bits != 5) continue;
-        uint32_t high = u32_at(src + t->high);
-        for (int i = 0; i < 8; i++) add_mask(masks, (int)(8 * b + i), lane, high >> (4 * i) & 15);
+        if (kind->bits == 5) pack_five(to, lane, src + t->low, u32_at(src + t->high));
+        else spread_words(to, lane, src + t->low, words, kind->bits == 8 ? 0x80808080u : 0);
     }
 }
 
@@ -87,36 +104,48 @@ static void put_scales_6(const block_type *t, const unsigned char *p, unsigned c
     }
 }
 
-/* Fifth bits: bit g of byte i belongs to element i of group g. */
-static void put_high_5(const unsigned char *high, unsigned char *masks, int lane)
+/* Q5_K: bit g of byte i of high belongs to element i of group g. */
+static void put_groups_5(unsigned char *to, int lane, const unsigned char *low, const unsigned char *high)
 {
-    for (int i = 0; i < 8; i++) {
-        uint32_t four = u32_at(high + 4 * i);
-        for (int g = 0; g < 8; g++) { /* the product moves bits 0, 8, 16, 24 next to each other on top */
-            uint32_t bits = (four >> g & 0x01010101u) * 0x10204080u >> 28;
-            add_mask(masks, 8 * g + i, lane, bits);
-        }
+    for (int g = 0; g < 8; g++) {
+        uint32_t word[8];
+        for (int i = 0; i < 8; i++)
+            word[i] = (u32_at(low + g / 2 * 32 + 4 * i) >> (g % 2 * 4) & 0x0f0f0f0fu) | (u32_at(high + 4 * i) >> g & 0x01010101u) << 4;
+        put_five(to + 64 * 5 * g, lane, word);
     }
 }
 
 static void pack_k45(const block_type *t, const unsigned char *src, int64_t n, unsigned char *dst, int lane)
 {
-    unsigned char *low = dst + hd_blocks_header_bytes(kind_of(t), n);
+    unsigned char *to = dst + hd_blocks_header_bytes(kind_of(t), n);
     copy_half(dst + 2 * lane, src + t->scale);
     copy_half(dst + 32 + 2 * lane, src + t->minimum);
     put_scales_6(t, src + t->scales, dst, lane);
-    spread_words(low, lane, src + t->low, 32, 0);
-    if (t->high) put_high_5(src + t->high, low + 64 * 32, lane);
+    if (t->high) put_groups_5(to, lane, src + t->low, src + t->high);
+    else spread_words(to, lane, src + t->low, 32, 0);
+}
+
+/* Four words of six-bit numbers into three: the fourth's pairs of bits go on top of the others. */
+static void put_six(unsigned char *to, int lane, const uint32_t word[4])
+{
+    for (int i = 0; i < 3; i++) {
+        uint32_t v = word[i] | (word[3] >> (2 * i) & 0x03030303u) << 6;
+        memcpy(to + 64 * i + 4 * lane, &v, 4);
+    }
 }
 
 static void pack_q6(const block_type *t, const unsigned char *src, int64_t n, unsigned char *dst, int lane)
 {
     unsigned char *to = dst + hd_blocks_header_bytes(kind_of(t), n);
     copy_half(dst + 2 * lane, src + t->scale);
-    for (int g = 0; g < 16; g++) put_scale(kind_of(t), dst, lane, g, src[t->scales + g], 0);
-    for (int half = 0; half < 2; half++) {
-        spread_words(to + 64 * 24 * half, lane, src + 64 * half, 16, 0);
-        spread_words(to + 64 * (24 * half + 16), lane, src + t->high + 32 * half, 8, 0);
+    for (int g = 0; g < 16; g++) { /* groups as in the file (tensor/quant.c): of each 128 numbers, 64 bytes of low bits, 32 of high ones */
+        int half = g / 8, quarter = g / 2 % 4, first = g % 2 * 16;
+        const unsigned char *low = src + half * 64 + quarter % 2 * 32 + first, *high = src + t->high + half * 32 + first;
+        uint32_t word[4];
+        for (int i = 0; i < 4; i++)
+            word[i] = (u32_at(low + 4 * i) >> (quarter / 2 * 4) & 0x0f0f0f0fu) | (u32_at(high + 4 * i) >> (2 * quarter) & 0x03030303u) << 4;
+        put_scale(kind_of(t), dst, lane, g, src[t->scales + g], 0);
+        put_six(to + 64 * 3 * g, lane, word);
     }
 }
 
@@ -211,7 +240,7 @@ static void pack_panel(const block_type *t, const hd_quant *type, const unsigned
     int64_t column_bytes = k / type->block * type->bytes, chunk_bytes = (int64_t)CHUNK / type->block * type->bytes;
     for (int64_t k0 = 0; k0 < k; k0 += CHUNK, rows += chunk_bytes) {
         int64_t n = k - k0 < CHUNK ? k - k0 : CHUNK, bytes = hd_blocks_chunk_bytes(kind_of(t), n);
-        if (columns < WIDTH || kind_of(t)->bits == 5) memset(dst, 0, (size_t)bytes);
+        if (columns < WIDTH) memset(dst, 0, (size_t)bytes);
         for (int lane = 0; lane < columns; lane++) t->pack(t, rows + lane * column_bytes, n, dst, lane);
         dst += bytes;
     }

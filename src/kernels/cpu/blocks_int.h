@@ -9,8 +9,8 @@
  * The integers keep the order of words in the file:
  *   8 bits        vectors of words 0, 1, 2, ...
  *   4 bits        blocks of 32: four vectors a block, words i in the low and i + 4 in the high halves of bytes; K types: eight vectors for 64 k, words i and i + 8
- *   5 bits        as 4 bits, then for each word a mask of 64 bits: the fifth bit of each byte of its vector
- *   6 bits        for each 128 k: 16 vectors of low bits (words i, and 16 + i in the high halves), 8 of high bits (words i, 8 + i, 16 + i, 24 + i from bit 0 up) */
+ *   5 bits        five vectors for 32 k: words 0 .. 4 in the low five bits of bytes; words 5, 6 and 7 in the high three, in pieces (put_five)
+ *   6 bits        three vectors for 16 k: words 0, 1, 2 in the low six bits of bytes; word 3 in the high two, its lowest bits in the first vector */
 #ifndef HD_KERNELS_CPU_BLOCKS_INT_H
 #define HD_KERNELS_CPU_BLOCKS_INT_H
 

@@ -140,8 +140,8 @@ static packed_tile pack_tile(const forward *s, int64_t head, int64_t t)
         if (!in_place) pack_values(s, v, head, t * KEY_TILE, n);
         s->packed[t] = 1;
     }
-    if (in_place) return (packed_tile){k, (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->b.f, s->hk * s->b.f, NULL, NULL};
-    return (packed_tile){k, v, s->b.fp, NULL, NULL};
+    if (in_place) return (packed_tile){.k = k, .v = (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->b.f, .ldv = s->hk * s->b.f};
+    return (packed_tile){.k = k, .v = v, .ldv = s->b.fp};
 }
 
 /* ---- one tile of rows ---- */

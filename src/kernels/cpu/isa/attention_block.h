@@ -24,11 +24,21 @@ typedef struct row_tile {
 } row_tile;
 
 /* A key tile as the products take it: k is [ew][KEY_TILE]. */
-typedef struct packed_tile {
+typedef struct packed_tile packed_tile;
+/* o[rows][..] (ldo apart) = o * scale (where not NULL) + w[rows][KEY_TILE] times the values of keys [first, first + n). */
+typedef void values_fn(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale);
+struct packed_tile {
     const word *k, *v;
     int64_t ldv;                  /* words between rows of v */
     const float *kscale, *vscale; /* [KEY_TILE], or NULL: what each key and value is to be times */
-} packed_tile;
+    /* Where keys and values are taken as they lie, not packed (NULL: they are packed): */
+    float (*products)[KEY_TILE];  /* [rows of the tile] of queries and keys, there already */
+    values_fn *values;
+    const void *v_data;
+    hd_dtype v_dtype;
+    const int64_t *v_at;          /* [KEY_TILE] elements from v_data; negative: zeros */
+    int64_t f;
+};
 
 HD_INLINE block_form block_form_of(const hd_tensor *q, const hd_tensor *v, double scale, double softcap, bool pairs)
 {
@@ -117,13 +127,14 @@ HD_INLINE float row_weights(const float *x, word *w, float max, const block_mask
 
 HD_INLINE void forward_block(const block_form *b, row_tile *y, int row, int rows, const packed_tile *tile, const block_mask *mask, bool pairs)
 {
-    _Alignas(64) float x[ROW_BLOCK][KEY_TILE];
+    _Alignas(64) float own[ROW_BLOCK][KEY_TILE];
     _Alignas(64) word w[ROW_BLOCK][KEY_TILE];
     float correction[ROW_BLOCK];
     bool rescale = false;
     int j0 = mask->first * HD_VL, n = (mask->last - mask->first) * HD_VL, k0 = pairs ? j0 / 2 : j0;
+    float (*x)[KEY_TILE] = tile->products ? tile->products + row : own;
     product scores = {y->q + row * b->ew, tile->k + j0, &x[0][j0], b->ew, 1, KEY_TILE, KEY_TILE, (int)b->ew, NULL, false};
-    product_run(&scores, n, rows, pairs);
+    if (!tile->products) product_run(&scores, n, rows, pairs);
     for (int r = 0; r < rows; r++) {
         float best = row_scores(&b->score, x[r], r, mask, tile->kscale), old = y->max[row + r];
         float max = best > old ? best : old, base = max > -INFINITY ? max : 0;
@@ -134,6 +145,10 @@ HD_INLINE void forward_block(const block_form *b, row_tile *y, int row, int rows
         }
         y->max[row + r] = max;
         y->sum[row + r] = y->sum[row + r] * correction[r] + row_weights(x[r], w[r], base, mask, tile->vscale, pairs);
+    }
+    if (tile->values) {
+        tile->values(tile, (const float *)&w[0][0], y->o + row * b->fp, b->fp, rows, j0, n, rescale ? correction : NULL);
+        return;
     }
     product values = {&w[0][k0], tile->v + k0 * tile->ldv, y->o + row * b->fp, KEY_TILE, 1, tile->ldv, b->fp, pairs ? n / 2 : n,
                       rescale ? correction : NULL, true};

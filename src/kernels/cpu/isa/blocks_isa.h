@@ -34,7 +34,9 @@ typedef struct hd_blocks_row {
 typedef struct hd_blocks_tile {
     const uint8_t *w;       /* the first panel's first chunk */
     int64_t panel_bytes, chunk_bytes;
-    int64_t ahead;          /* bytes: what to fetch into the cache beside each chunk */
+    const uint8_t *fetch;   /* what to fetch into the second-level cache: 8 * fetch_lines lines a chunk, from here on in each panel */
+    int64_t fetch_chunk_bytes;
+    int fetch_lines;
     const char *x;          /* the first row's first chunk */
     int64_t x_chunk_bytes;  /* from one chunk to the next */
     int64_t k;              /* elements */

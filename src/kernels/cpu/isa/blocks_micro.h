@@ -9,7 +9,9 @@
 /* One chunk of n elements. */
 typedef struct tile_chunk {
     const uint8_t *w; /* of the first panel */
-    int64_t panel_bytes, ahead;
+    int64_t panel_bytes;
+    const uint8_t *fetch;
+    int fetch_lines;
     const char *x;
     int64_t n;
     float *acc;
@@ -22,33 +24,44 @@ HD_INLINE bi broadcast_word(const void *p)
     return bi_set1(v);
 }
 
-/* Word i (0 .. 7) of group g (of 32 elements), unsigned; group: g where it is known when compiling, as far as it is needed there. */
-HD_INLINE bi weight_word(const hd_blocks_kind kind, const uint8_t *q, int64_t n, int64_t g, int group, int i)
+/* Word i (0 .. 7) of the five vectors at v (put_five in kernels/cpu/blocks.c), and word i (0 .. 3) of the three at v. */
+HD_INLINE bi word_of_five(const uint8_t *v, int i)
+{
+    if (i < 5) return bi_and(bi_load(v + 64 * i), 31);
+    bi low = bi_down(bi_load(v + 128 * (i - 5)), 5);
+    if (i < 7) return bi_and(bi_pick(7, low, bi_down(bi_load(v + 128 * (i - 5) + 64), 2)), 31);
+    low = bi_pick(7, low, bi_down(bi_load(v + 64), 4));
+    return bi_and(bi_pick(15, low, bi_down(bi_load(v + 192), 3)), 31);
+}
+HD_INLINE bi word_of_three(const uint8_t *v, int i)
+{
+    if (i < 3) return bi_and(bi_load(v + 64 * i), 63);
+    bi low = bi_pick(3, bi_down(bi_load(v), 6), bi_down(bi_load(v + 64), 4));
+    return bi_and(bi_pick(15, low, bi_down(bi_load(v + 128), 2)), 63);
+}
+
+/* Word i (0 .. 7) of group g (of 32 elements), unsigned; odd: g % 2, known when compiling. */
+HD_INLINE bi weight_word(const hd_blocks_kind kind, const uint8_t *q, int64_t g, int odd, int i)
 {
     if (kind.bits == 8) return bi_load(q + 64 * (8 * g + i));
-    if (kind.bits == 6) {
-        const uint8_t *half = q + 64 * 24 * (g / 4);
-        bi low = bi_load(half + 64 * (group % 2 * 8 + i));
-        return bi_add_high2(group / 2 ? bi_high4(low) : bi_low4(low), bi_load(half + 64 * (16 + i)), group);
-    }
-    int high = kind.super ? group % 2 : i / 4;
+    if (kind.bits == 6) return word_of_three(q + 64 * (6 * g + i / 4 * 3), i % 4);
+    if (kind.bits == 5) return word_of_five(q + 64 * 5 * g, i);
     bi v = bi_load(kind.super ? q + 64 * (8 * (g / 2) + i) : q + 64 * (4 * g + i % 4));
-    v = high ? bi_high4(v) : bi_low4(v);
-    if (kind.bits == 5) v = bi_add_fifth(v, q + 64 * (n / 8) + 8 * (8 * g + i));
+    v = bi_and((kind.super ? odd : i / 4) ? bi_down(v, 4) : v, 15);
     return kind.table ? bi_lookup(v) : v;
 }
 
 /* Adds the products of words of one group, `count` of them from `first` on, to sum[row][panel]. */
-HD_INLINE void add_words(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int group, int first,
+HD_INLINE void add_words(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int odd, int first,
                          int count, bi sum[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS])
 {
     const hd_blocks_row *x = (const hd_blocks_row *)c->x;
 HD_UNROLL
     for (int s = 0; s < count; s++) {
-        int i = first + (kind.bits < 6 && !kind.super ? s % 2 * 4 + s / 2 : s); /* both halves of a vector after each other */
+        int i = first + (kind.bits == 4 && !kind.super ? s % 2 * 4 + s / 2 : s); /* both halves of a vector after each other */
         bi w[HD_BLOCKS_PANELS];
 HD_UNROLL
-        for (int j = 0; j < panels; j++) w[j] = weight_word(kind, q + j * c->panel_bytes, c->n, g, group, i);
+        for (int j = 0; j < panels; j++) w[j] = weight_word(kind, q + j * c->panel_bytes, g, odd, i);
 HD_UNROLL
         for (int r = 0; r < rows; r++) {
             bi four = broadcast_word(x[r].q + 32 * g + 4 * i);
@@ -88,13 +101,14 @@ HD_UNROLL
     }
 }
 
-/* Fetches what lies `ahead` of `bytes` bytes at p into the second-level cache: the first level's few outstanding misses are for what is read now. */
-HD_INLINE void fetch_ahead(const tile_chunk *c, int panels, const uint8_t *p, int64_t bytes)
+/* Fetches some lines for every 32 elements, so that memory never waits for arithmetic. Into the second-level cache: the first level's few outstanding
+ * misses are for what is read now. */
+HD_INLINE void fetch_lines(const tile_chunk *c, int panels, int64_t block, int64_t blocks)
 {
-    if (!c->ahead) return;
+    const uint8_t *first = c->fetch + 64 * block * c->fetch_lines;
+    for (int64_t i = 0; i < blocks * c->fetch_lines; i++)
 HD_UNROLL
-    for (int j = 0; j < panels; j++)
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + j * c->panel_bytes + c->ahead + i, 0, 2);
+        for (int j = 0; j < panels; j++) __builtin_prefetch(first + j * c->panel_bytes + 64 * i, 0, 2);
 }
 
 HD_INLINE void tile_32(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c)
@@ -107,7 +121,7 @@ HD_UNROLL
         for (int j = 0; j < panels; j++) acc[r][j] = bf_load(c->acc + 16 * (r * panels + j));
     for (int64_t b = 0; b < c->n / 32; b++) {
         bi sum[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS];
-        fetch_ahead(c, panels, q + 64 * kind.bits * b, 64 * kind.bits);
+        fetch_lines(c, panels, b, 1);
         begin_sums(kind, rows, panels, c, b, sum);
         add_words(kind, rows, panels, c, q, b, 0, 0, 8, sum);
         add_block_32(kind, rows, panels, c, b, (const bi(*)[HD_BLOCKS_PANELS])sum, acc);
@@ -120,7 +134,7 @@ HD_UNROLL
 
 /* ---- K types: y += (sum over sub-blocks of their integer scale * products) * (f16 scale * scale of x), less the same of minima ---- */
 
-HD_INLINE void add_group(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int group,
+HD_INLINE void add_group(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c, const uint8_t *q, int64_t g, int odd,
                          bi total[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS])
 {
     int parts = 32 / kind.sub;
@@ -129,7 +143,7 @@ HD_UNROLL
         bi sum[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS];
         int64_t sub = g * parts + part;
         begin_sums(kind, rows, panels, c, sub, sum);
-        add_words(kind, rows, panels, c, q, g, group, part * kind.sub / 4, kind.sub / 4, sum);
+        add_words(kind, rows, panels, c, q, g, odd, part * kind.sub / 4, kind.sub / 4, sum);
 HD_UNROLL
         for (int j = 0; j < panels; j++) {
             bi scale = bi_from_i8(c->w + j * c->panel_bytes + 64 + 16 * sub);
@@ -176,14 +190,14 @@ HD_UNROLL
 HD_INLINE void tile_k(const hd_blocks_kind kind, int rows, int panels, const tile_chunk *c)
 {
     const uint8_t *q = c->w + hd_blocks_header_bytes(&kind, HD_BLOCKS_CHUNK);
-    int together = kind.bits == 6 ? 4 : 2; /* groups that share vectors */
+    const int together = 2; /* groups that share vectors where there are four bits */
     bi total[HD_BLOCKS_ROWS][HD_BLOCKS_PANELS];
 HD_UNROLL
     for (int r = 0; r < rows; r++)
 HD_UNROLL
         for (int j = 0; j < panels; j++) total[r][j] = bi_zero();
     for (int64_t g = 0; g < 8; g += together) {
-        fetch_ahead(c, panels, q + 64 * kind.bits * g, 64 * kind.bits * together);
+        fetch_lines(c, panels, g, together);
 HD_UNROLL
         for (int i = 0; i < together; i++) add_group(kind, rows, panels, c, q, g + i, i, total);
     }
@@ -205,7 +219,7 @@ HD_UNROLL
         for (int j = 0; j < panels; j++) acc[r][j] = bf_load(c->acc + 16 * (r * panels + j));
     for (int64_t k = 0; k < c->n; k++) {
         bf w[HD_BLOCKS_PANELS];
-        if (k % 2 == 0) fetch_ahead(c, panels, c->w + 32 * k, 64);
+        if (k % 32 == 0) fetch_lines(c, panels, k / 32, 1);
 HD_UNROLL
         for (int j = 0; j < panels; j++) w[j] = bf_from_f16(c->w + j * c->panel_bytes + 32 * k);
 HD_UNROLL
@@ -223,13 +237,14 @@ HD_UNROLL
 
 HD_INLINE void run_tile(const hd_blocks_kind kind, int rows, int panels, const hd_blocks_tile *t)
 {
-    tile_chunk c = {.w = t->w, .panel_bytes = t->panel_bytes, .ahead = t->ahead, .x = t->x, .acc = t->acc};
+    tile_chunk c = {.w = t->w, .panel_bytes = t->panel_bytes, .fetch = t->fetch, .fetch_lines = t->fetch_lines, .x = t->x, .acc = t->acc};
     for (int64_t k = 0; k < t->k; k += HD_BLOCKS_CHUNK) {
         c.n = t->k - k < HD_BLOCKS_CHUNK ? t->k - k : HD_BLOCKS_CHUNK;
         if (kind.bits == 16) tile_f16(rows, panels, &c);
         else if (kind.super) tile_k(kind, rows, panels, &c);
         else tile_32(kind, rows, panels, &c);
         c.w += t->chunk_bytes;
+        c.fetch += t->fetch_chunk_bytes;
         c.x += t->x_chunk_bytes;
     }
 }

@@ -25,22 +25,10 @@ HD_INLINE bi bi_dot_pairs(bi acc, bi w, bi x) { return _mm512_dpwssd_epi32(acc, 
 /* 16 int8 as int32; 32 uint8 as int16. */
 HD_INLINE bi bi_from_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(p)); }
 HD_INLINE bi bi_pairs_from_u8(const void *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256(p)); }
-/* Low and high halves of bytes. */
-HD_INLINE bi bi_low4(bi v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-HD_INLINE bi bi_high4(bi v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
-/* v with 16 added to the bytes whose bit is set in the mask at p. */
-HD_INLINE bi bi_add_fifth(bi v, const void *p)
-{
-    uint64_t mask;
-    memcpy(&mask, p, 8);
-    return _mm512_mask_add_epi8(v, mask, v, _mm512_set1_epi8(16));
-}
-/* low with bits 2 * quarter and 2 * quarter + 1 of high's bytes as its bits 4 and 5. */
-HD_INLINE bi bi_add_high2(bi low, bi high, int quarter)
-{
-    bi up = quarter == 0 ? _mm512_slli_epi16(high, 4) : quarter == 1 ? _mm512_slli_epi16(high, 2) : quarter == 2 ? high : _mm512_srli_epi16(high, 2);
-    return _mm512_ternarylogic_epi32(low, up, _mm512_set1_epi8(0x30), 0xf8); /* low | (up & mask) */
-}
+/* Bytes, of which the bits asked for are right: masked; shifted down (the top `count` bits are anything); a's where the mask has ones, b's elsewhere. */
+HD_INLINE bi bi_and(bi v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8((char)mask)); }
+HD_INLINE bi bi_down(bi v, int count) { return _mm512_srli_epi16(v, (unsigned)count); }
+HD_INLINE bi bi_pick(int mask, bi a, bi b) { return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)mask), a, b, 0xca); }
 HD_INLINE bi bi_lookup(bi v)
 {
     const __m128i table = _mm_setr_epi8(HD_IQ4_SIGNED);
@@ -104,37 +92,21 @@ HD_INLINE bi bi_pairs_from_u8(const void *p)
     const __m128i *q = p;
     return (bi){{_mm256_cvtepu8_epi16(_mm_loadu_si128(q)), _mm256_cvtepu8_epi16(_mm_loadu_si128(q + 1))}};
 }
-HD_INLINE bi bi_low4(bi v)
+HD_INLINE bi bi_and(bi v, int mask)
 {
-    HD_EACH_HALF v.v[i] = _mm256_and_si256(v.v[i], _mm256_set1_epi8(15));
+    HD_EACH_HALF v.v[i] = _mm256_and_si256(v.v[i], _mm256_set1_epi8((char)mask));
     return v;
 }
-HD_INLINE bi bi_high4(bi v)
+HD_INLINE bi bi_down(bi v, int count)
 {
-    HD_EACH_HALF v.v[i] = _mm256_and_si256(_mm256_srli_epi16(v.v[i], 4), _mm256_set1_epi8(15));
+    HD_EACH_HALF v.v[i] = _mm256_srli_epi16(v.v[i], count);
     return v;
 }
-HD_INLINE bi bi_add_fifth(bi v, const void *p)
+HD_INLINE bi bi_pick(int mask, bi a, bi b)
 {
-    /* each byte of a half finds its byte of the mask's 32 bits, and there its bit */
-    const __m256i from = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ull);
-    HD_EACH_HALF {
-        int32_t mask;
-        memcpy(&mask, (const char *)p + 4 * i, 4);
-        __m256i set = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(mask), from), bit);
-        v.v[i] = _mm256_or_si256(v.v[i], _mm256_and_si256(_mm256_cmpeq_epi8(set, bit), _mm256_set1_epi8(16)));
-    }
-    return v;
-}
-HD_INLINE bi bi_add_high2(bi low, bi high, int quarter)
-{
-    HD_EACH_HALF {
-        __m256i h = high.v[i];
-        h = quarter == 0 ? _mm256_slli_epi16(h, 4) : quarter == 1 ? _mm256_slli_epi16(h, 2) : quarter == 2 ? h : _mm256_srli_epi16(h, 2);
-        low.v[i] = _mm256_or_si256(low.v[i], _mm256_and_si256(h, _mm256_set1_epi8(0x30)));
-    }
-    return low;
+    const __m256i m = _mm256_set1_epi8((char)mask);
+    HD_EACH_HALF a.v[i] = _mm256_or_si256(_mm256_and_si256(m, a.v[i]), _mm256_andnot_si256(m, b.v[i]));
+    return a;
 }
 HD_INLINE bi bi_lookup(bi v)
 {
@@ -221,25 +193,20 @@ HD_INLINE bi bi_pairs_from_u8(const void *p)
     HD_EACH(32) a.half[i] = ((const uint8_t *)p)[i];
     return a;
 }
-HD_INLINE bi bi_low4(bi v)
+HD_INLINE bi bi_and(bi v, int mask)
 {
-    HD_EACH(64) v.byte[i] &= 15;
+    HD_EACH(64) v.byte[i] &= (uint8_t)mask;
     return v;
 }
-HD_INLINE bi bi_high4(bi v)
+HD_INLINE bi bi_down(bi v, int count)
 {
-    HD_EACH(64) v.byte[i] >>= 4;
+    HD_EACH(64) v.byte[i] = (uint8_t)(v.byte[i] >> count);
     return v;
 }
-HD_INLINE bi bi_add_fifth(bi v, const void *p)
+HD_INLINE bi bi_pick(int mask, bi a, bi b)
 {
-    HD_EACH(64) v.byte[i] = (uint8_t)(v.byte[i] + (((const uint8_t *)p)[i / 8] >> (i % 8) & 1) * 16);
-    return v;
-}
-HD_INLINE bi bi_add_high2(bi low, bi high, int quarter)
-{
-    HD_EACH(64) low.byte[i] = (uint8_t)(low.byte[i] | (high.byte[i] >> (2 * quarter) & 3) << 4);
-    return low;
+    HD_EACH(64) a.byte[i] = (uint8_t)((a.byte[i] & mask) | (b.byte[i] & ~mask));
+    return a;
 }
 HD_INLINE bi bi_lookup(bi v)
 {

@@ -1,6 +1,7 @@
 /* paged.c: attention over keys and values in blocks of a cache (Kwon et al. 2023, section 4.1).
  *
- * Consecutive queries of one sequence are a run, cut into tiles of rows; a unit of work is a tile of rows and a key head. Tiles of KEY_TILE keys lie at
+ * Consecutive queries of one sequence are a run, cut into tiles of rows; a unit of work is a tile of rows and a key head, or a part of its rows where there
+ * are fewer of them than threads. Tiles of KEY_TILE keys lie at
  * absolute positions of the sequence and are gathered through its block table while they are packed, so that a row's arithmetic knows neither where its
  * keys lie nor what else is in the call. Scores and values go through the blocks of attention_block.h. */
 #include "kernels/cpu/isa/attention_block.h"
@@ -23,8 +24,8 @@ typedef struct key_places {
 typedef struct ahead {
     const key_places *next; /* NULL: nothing */
     int64_t head, n;
-    int row, end, operand;
-    const char *at, *stop;  /* what is left of a row */
+    int row, end, operand, lines; /* lines: asked for at a time */
+    const char *at, *stop;        /* what is left of a row */
 } ahead;
 
 typedef struct paged {
@@ -37,6 +38,7 @@ typedef struct paged {
     word *k, *v;       /* the key tile at hand: [ew][KEY_TILE], [kw][fp] */
     float *kscale, *vscale;
     row_tile *x;       /* [hk], or one where rows are many */
+    int64_t parts;     /* that the rows of a tile are cut into */
     key_places *place; /* [2]: of this key tile and of the next */
     ahead ahead;
 } paged;
@@ -161,11 +163,17 @@ static query_tile query_tile_at(const paged *s, int64_t first)
     return t;
 }
 
+/* First row of part i of a tile's rows. */
+HD_INLINE int64_t part_row(const paged *s, const query_tile *t, int64_t i)
+{
+    return t->n * s->group * i / s->parts;
+}
+
 /* About what a unit of the tile takes: packing a key tile costs as much as some rows. */
 static int64_t unit_cost(const paged *s, const query_tile *t)
 {
     int64_t tiles = t->tile_last > t->tile_first ? t->tile_last - t->tile_first : 0;
-    return 1 + tiles * (t->n * s->group + 8);
+    return 1 + tiles * (t->n * s->group / s->parts + 8);
 }
 
 /* ---- key tiles ---- */
@@ -198,11 +206,36 @@ static void find_places(const paged *s, key_places *p, const query_tile *q, int6
  * ones, and a burst would make it wait. ---- */
 
 #define LINE 64
-#define ASK 8 /* lines asked for at a time */
+#if HD_HAS_AVX512
+#define DIRECT_ROWS 8
+#else
+#define DIRECT_ROWS 0
+#endif
+
+/* Whether keys and values are multiplied where they lie: see advance_direct. */
+static bool takes_direct(const paged *s, const row_tile *x)
+{
+    return x->rows <= DIRECT_ROWS && !s->b.pairs && s->b.e % HD_VL == 0 && s->b.f % HD_VL == 0;
+}
+
+#define ASK_ROWS 2
+#define ASK_BLOCK 4
+
+/* Times that ask_ahead is called for a key tile: see there. */
+static int64_t times_asked(const paged *s, const row_tile *x)
+{
+    int64_t squares = (s->b.e + 15) / 16 * (KEY_TILE / 16), blocks = ASK_BLOCK * ((x->rows + ROW_BLOCK - 1) / ROW_BLOCK);
+    if (takes_direct(s, x)) return squares + blocks;
+    bool words = s->b.pairs || s->a->in[K].dtype == HD_F32; /* keys are packed without asking */
+    return (words ? 0 : squares) + KEY_TILE / ASK_ROWS + blocks;
+}
 
 static void ahead_begin(paged *s, const key_places *next, int64_t begin, int64_t n, int64_t i)
 {
+    const hd_tensor *k = &s->a->in[K], *v = &s->a->in[V];
+    int64_t lines = KEY_TILE * (s->b.e * (int64_t)hd_dtype_size(k->dtype) + s->b.f * (int64_t)hd_dtype_size(v->dtype)) / LINE;
     s->ahead = (ahead){.next = next, .head = begin, .n = n, .row = (int)(i * KEY_TILE / n), .end = (int)((i + 1) * KEY_TILE / n), .operand = K};
+    s->ahead.lines = (int)(lines / times_asked(s, &s->x[i])) + 1;
 }
 
 /* Goes to the next row of keys or values; false at the end. */
@@ -222,11 +255,12 @@ static bool ahead_row(paged *s, ahead *h)
     return true;
 }
 
-HD_INLINE void ask_ahead(paged *s, int lines)
+/* Called for every 16 keys by 16 features that are packed, every ASK_ROWS rows of values, and every block of rows (which counts ASK_BLOCK times). */
+HD_INLINE void ask_ahead(paged *s, int times)
 {
     ahead *h = &s->ahead;
     if (!h->next) return;
-    for (int i = 0; i < lines; i++, h->at += LINE) {
+    for (int i = 0; i < times * h->lines; i++, h->at += LINE) {
         if (h->at >= h->stop && !ahead_row(s, h)) return;
         __builtin_prefetch(h->at, 0, 2);
     }
@@ -236,13 +270,16 @@ HD_INLINE void ask_ahead(paged *s, int lines)
 HD_INLINE vf cache_load(const void *p, hd_dtype t, int64_t i, int n)
 {
     if (t != HD_I8) return vf_load_upto(p, t, i, n);
-#if HD_HAS_AVX512
     const int8_t *at = (const int8_t *)p + i;
+#if HD_HAS_AVX512
     __m128i x = n == HD_VL ? _mm_loadu_si128((const __m128i *)at) : _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), at);
     return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
 #else
+#if HD_HAS_AVX2
+    if (n == HD_VL) return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+#endif
     vf v = vf_zero();
-    for (int l = 0; l < n; l++) v[l] = ((const int8_t *)p)[i + l];
+    for (int l = 0; l < n; l++) v[l] = at[l];
     return v;
 #endif
 }
@@ -255,7 +292,7 @@ HD_INLINE void transpose_cache(paged *s, const void *src, hd_dtype t, const int6
     for (int j = 0; j < KEY_TILE; j += 16)
         for (int64_t c = 0; c < n; c += 16) {
             __m512i x[16];
-            ask_ahead(s, ASK);
+            ask_ahead(s, 1);
             HD_UNROLL
             for (int i = 0; i < 16; i++) x[i] = at[j + i] >= 0 ? (__m512i)cache_load(src, t, at[j + i] + c, lanes_left(n, c)) : _mm512_setzero_si512();
             transpose_16(x);
@@ -307,7 +344,7 @@ HD_INLINE void convert_rows(paged *s, const int64_t row[KEY_TILE], int64_t head,
 {
     float *dst = (float *)s->v;
     for (int j = 0; j < KEY_TILE; j++, dst += s->b.fp) {
-        if (j % 4 == 0) ask_ahead(s, ASK);
+        if (j % ASK_ROWS == 0) ask_ahead(s, 1);
         if (row[j] >= 0) convert_row(dst, s->a->in[V].data, t, (row[j] * s->hk + head) * s->b.f, s->b.f);
         else memset(dst, 0, (size_t)s->b.fp * sizeof(float));
     }
@@ -321,7 +358,7 @@ static void pack_values(paged *s, const int64_t row[KEY_TILE], int64_t head)
         const uint16_t *p = (const uint16_t *)v->data + head * s->b.f;
         int64_t step = s->hk * s->b.f;
         for (int j = 0; j < KEY_TILE; j += 2) {
-            ask_ahead(s, ASK);
+            ask_ahead(s, 1);
             pack_interleaved(s->v + j / 2 * s->b.fp, s->b.fp, row[j] >= 0 ? p + row[j] * step : NULL, row[j + 1] >= 0 ? p + row[j + 1] * step : NULL,
                              s->b.f);
         }
@@ -381,7 +418,7 @@ static void advance_blocks(paged *s, row_tile *x, int from, int to, const packed
         if (sees_none(&block, &p->range)) continue;
         if (sees_all(&block, &p->range)) block_mask_all(&mask);
         else block_mask_make(&mask, p->seg, p->pos, views, n);
-        ask_ahead(s, 4 * ASK);
+        ask_ahead(s, ASK_BLOCK);
         if (mask.first < mask.last) forward_block_any(&s->b, x, r, n, tile, &mask);
     }
 }
@@ -389,35 +426,163 @@ static void advance_blocks(paged *s, row_tile *x, int from, int to, const packed
 /* Where a key that some rows don't see has a value that is no number: each query by itself, with the values it doesn't see as zeros. */
 static void advance_queries(paged *s, row_tile *x, const packed_tile *tile, const key_places *p)
 {
-    for (int r = 0; r < x->rows; r += (int)s->group) {
+    for (int r = 0, end; r < x->rows; r = end) {
+        int64_t next = (x->first + r) / s->group * s->group + s->group - x->first; /* query */
+        end = next < x->rows ? (int)next : x->rows;
         row_view view = row_view_at(s, x, r);
         packed_tile mine = *tile;
         int64_t row[KEY_TILE];
         for (int j = 0; j < KEY_TILE; j++) row[j] = p->pos[j] > view.lo && p->pos[j] <= view.hi ? p->row[j] : -1;
         pack_values(s, row, x->head);
         mine.vscale = gather_scales(s, s->vscale, VSCALE, row, x->head);
-        advance_blocks(s, x, r, r + (int)s->group, &mine, p);
+        advance_blocks(s, x, r, end, &mine, p);
     }
 }
+
+/* ---- few rows (decoding): packing would cost as much as the products. 16 keys at a time are transposed in registers and multiplied there; values are
+ * taken as they lie. The order of sums is that of packed tiles. ---- */
+
+#if HD_HAS_AVX512
+
+/* Products of `rows` queries with the 16 keys at at[]: out[r][0 .. 16). */
+HD_INLINE void direct_products(paged *s, const float *q, int rows, hd_dtype t, const int64_t at[16], float *out)
+{
+    const void *src = s->a->in[K].data;
+    vf acc[DIRECT_ROWS];
+    for (int r = 0; r < rows; r++) acc[r] = vf_zero();
+    for (int64_t c = 0; c < s->b.e; c += 16, q += 16) {
+        __m512i k[16];
+        ask_ahead(s, 1);
+        HD_UNROLL
+        for (int i = 0; i < 16; i++) k[i] = at[i] >= 0 ? (__m512i)cache_load(src, t, at[i] + c, HD_VL) : _mm512_setzero_si512();
+        transpose_16(k);
+        HD_UNROLL
+        for (int i = 0; i < 16; i++)
+            HD_UNROLL
+            for (int r = 0; r < rows; r++) acc[r] = vf_fma(vf_set1(q[r * s->b.ew + i]), (vf)k[i], acc[r]);
+    }
+    for (int r = 0; r < rows; r++) vf_store(out + r * KEY_TILE, acc[r]);
+}
+
+HD_INLINE void direct_products_rows(paged *s, const float *q, int rows, hd_dtype t, const int64_t at[16], float *out)
+{
+    for (int n; rows > 0; rows -= n, q += n * s->b.ew, out += n * KEY_TILE) {
+        n = rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        if (n == 8) direct_products(s, q, 8, t, at, out);
+        else if (n == 4) direct_products(s, q, 4, t, at, out);
+        else if (n == 2) direct_products(s, q, 2, t, at, out);
+        else direct_products(s, q, 1, t, at, out);
+    }
+}
+
+static void products_of(paged *s, const float *q, int rows, const int64_t at[16], float *out)
+{
+    hd_dtype t = s->a->in[K].dtype;
+    if (t == HD_F16) direct_products_rows(s, q, rows, HD_F16, at, out);
+    else if (t == HD_BF16) direct_products_rows(s, q, rows, HD_BF16, at, out);
+    else if (t == HD_I8) direct_products_rows(s, q, rows, HD_I8, at, out);
+    else direct_products_rows(s, q, rows, HD_F32, at, out);
+}
+
+HD_INLINE void direct_values_group(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int nv, int64_t c, int first, int n,
+                                   const float *scale, hd_dtype t)
+{
+    vf acc[ROW_BLOCK][4];
+    HD_UNROLL
+    for (int r = 0; r < rows; r++)
+        HD_UNROLL
+        for (int v = 0; v < nv; v++) {
+            acc[r][v] = vf_load(o + r * ldo + c + v * HD_VL);
+            if (scale) acc[r][v] = acc[r][v] * scale[r];
+        }
+    for (int k = first; k < first + n; k++) {
+        vf b[4];
+        HD_UNROLL
+        for (int v = 0; v < nv; v++) b[v] = tile->v_at[k] >= 0 ? cache_load(tile->v_data, t, tile->v_at[k] + c + v * HD_VL, HD_VL) : vf_zero();
+        HD_UNROLL
+        for (int r = 0; r < rows; r++)
+            HD_UNROLL
+            for (int v = 0; v < nv; v++) acc[r][v] = vf_fma(vf_set1(w[r * KEY_TILE + k]), b[v], acc[r][v]);
+    }
+    HD_UNROLL
+    for (int r = 0; r < rows; r++)
+        HD_UNROLL
+        for (int v = 0; v < nv; v++) vf_store(o + r * ldo + c + v * HD_VL, acc[r][v]);
+}
+
+HD_INLINE void direct_values_rows(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale, hd_dtype t)
+{
+    int64_t c = 0;
+    for (; c + 4 * HD_VL <= tile->f; c += 4 * HD_VL) direct_values_group(tile, w, o, ldo, rows, 4, c, first, n, scale, t);
+    for (; c < tile->f; c += HD_VL) direct_values_group(tile, w, o, ldo, rows, 1, c, first, n, scale, t);
+}
+
+HD_INLINE void direct_values(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale, hd_dtype t)
+{
+    if (rows == 4) direct_values_rows(tile, w, o, ldo, 4, first, n, scale, t);
+    else if (rows == 2) direct_values_rows(tile, w, o, ldo, 2, first, n, scale, t);
+    else direct_values_rows(tile, w, o, ldo, 1, first, n, scale, t);
+}
+
+static void values_of(const packed_tile *tile, const float *w, float *o, int64_t ldo, int rows, int first, int n, const float *scale)
+{
+    if (tile->v_dtype == HD_F16) direct_values(tile, w, o, ldo, rows, first, n, scale, HD_F16);
+    else if (tile->v_dtype == HD_BF16) direct_values(tile, w, o, ldo, rows, first, n, scale, HD_BF16);
+    else if (tile->v_dtype == HD_I8) direct_values(tile, w, o, ldo, rows, first, n, scale, HD_I8);
+    else direct_values(tile, w, o, ldo, rows, first, n, scale, HD_F32);
+}
+
+static void advance_direct(paged *s, row_tile *x, const key_places *p)
+{
+    _Alignas(64) float products[DIRECT_ROWS][KEY_TILE];
+    int64_t k_at[KEY_TILE], v_at[KEY_TILE];
+    for (int j = 0; j < KEY_TILE; j++) {
+        k_at[j] = p->row[j] < 0 ? -1 : (p->row[j] * s->hk + x->head) * s->b.e;
+        v_at[j] = p->row[j] < 0 ? -1 : (p->row[j] * s->hk + x->head) * s->b.f;
+    }
+    packed_tile tile = {.kscale = gather_scales(s, s->kscale, KSCALE, p->row, x->head), .vscale = gather_scales(s, s->vscale, VSCALE, p->row, x->head),
+                        .products = products, .values = values_of, .v_data = s->a->in[V].data, .v_dtype = s->a->in[V].dtype, .v_at = v_at, .f = s->b.f};
+    for (int j = 0; j < KEY_TILE; j += HD_VL) {
+        bool any = false;
+        for (int i = 0; i < HD_VL; i++) any |= k_at[j + i] >= 0;
+        if (any) products_of(s, (const float *)x->q, x->rows, k_at + j, &products[0][j]);
+    }
+    advance_blocks(s, x, 0, x->rows, &tile, p);
+}
+
+#else
+
+static void advance_direct(paged *s, row_tile *x, const key_places *p)
+{
+    (void)s, (void)x, (void)p;
+}
+
+#endif
 
 static void row_tile_advance(paged *s, row_tile *x, const key_places *p)
 {
     const rows_view *v = &x->view;
+    bool alike = (v->hi_min == v->hi_max && v->lo_min == v->lo_max) || (p->range.pos_max <= v->hi_min && p->range.pos_min > v->lo_max);
     if (sees_none(v, &p->range)) return;
+    if (alike && takes_direct(s, x)) {
+        advance_direct(s, x, p);
+        return;
+    }
     pack_keys(s, p, x->head);
     pack_values(s, p->row, x->head);
-    packed_tile tile = {s->k, s->v, s->b.fp, gather_scales(s, s->kscale, KSCALE, p->row, x->head), gather_scales(s, s->vscale, VSCALE, p->row, x->head)};
-    bool alike = (v->hi_min == v->hi_max && v->lo_min == v->lo_max) || (p->range.pos_max <= v->hi_min && p->range.pos_min > v->lo_max);
+    packed_tile tile = {.k = s->k, .v = s->v, .ldv = s->b.fp};
+    tile.kscale = gather_scales(s, s->kscale, KSCALE, p->row, x->head);
+    tile.vscale = gather_scales(s, s->vscale, VSCALE, p->row, x->head);
     if (alike || values_finite(s, &tile)) advance_blocks(s, x, 0, x->rows, &tile, p);
     else advance_queries(s, x, &tile, p);
 }
 
-/* Heads [begin, begin + n) of a tile of rows. */
-static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, char *memory)
+/* Heads [begin, begin + n) of rows [from, to) of a tile. */
+static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, int64_t from, int64_t to, char *memory)
 {
     for (int64_t i = 0; i < n; i++) {
         row_tile *x = &s->x[i];
-        *x = (row_tile){.head = begin + i, .first = q->first * s->group, .rows = (int)(q->n * s->group), .view = q->view};
+        *x = (row_tile){.head = begin + i, .first = q->first * s->group + from, .rows = (int)(to - from), .view = q->view};
         row_tile_memory(&s->b, x, x->rows, &memory);
         row_tile_clear(&s->b, x, &s->a->in[Q], s->hk, s->group);
     }
@@ -434,18 +599,36 @@ static void run_heads(paged *s, const query_tile *q, int64_t begin, int64_t n, c
         for (int r = 0; r < s->x[i].rows; r++) row_tile_store(&s->b, &s->x[i], r, &s->a->out[0], row_place(&s->x[i], r, s->hk, s->group));
 }
 
-/* All heads together where rows are few, else one by one. */
+/* Units [begin, end) of a tile. All heads together where rows are few, else one by one, or a head's part by itself. */
 static void run_tile(paged *s, const query_tile *q, int64_t begin, int64_t end, char *memory)
 {
-    int64_t step = q->n * s->group <= FEW_ROWS ? end - begin : 1;
-    for (int64_t h = begin; h < end; h += step) run_heads(s, q, h, step, memory);
+    int64_t step = s->parts == 1 && q->n * s->group <= FEW_ROWS ? end - begin : 1;
+    for (int64_t u = begin; u < end; u += step) {
+        int64_t part = u % s->parts;
+        run_heads(s, q, u / s->parts, step, part_row(s, q, part), part_row(s, q, part + 1), memory);
+    }
 }
 
-/* Units lie in a row, tile by tile and head by head; each thread has a stretch of about the same cost. A unit is of the thread in whose stretch its
- * middle lies. */
+/* Units lie in a row, tile by tile, head by head, part by part; each thread has a stretch of about the same cost. A unit is of the thread in whose stretch
+ * its middle lies. */
 static int64_t thread_of(int64_t before, int64_t cost, int64_t total, int threads)
 {
     return (int64_t)(((double)before + (double)cost / 2) * threads / (double)total);
+}
+
+/* Cuts rows into parts where there are fewer units than threads; returns what all units cost. */
+static int64_t count_units(paged *s)
+{
+    int64_t units = 0, total = 0;
+    s->parts = 1;
+    for (int64_t i = 0; i < s->tokens; i += query_tile_at(s, i).n) units += s->hk;
+    if (units < s->a->threads) s->parts = (s->a->threads + units - 1) / units;
+    for (int64_t i = 0; i < s->tokens;) {
+        query_tile q = query_tile_at(s, i);
+        total += unit_cost(s, &q) * s->hk * s->parts;
+        i += q.n;
+    }
+    return total;
 }
 
 static void run_paged(const hd_kernel_args *a)
@@ -454,19 +637,14 @@ static void run_paged(const hd_kernel_args *a)
     paged_sizes(&s, a);
     if (s.tokens * s.group * s.hk * s.b.f == 0 || !a->out[0].data) return;
     char *memory = paged_memory(&s);
-    int64_t total = 0, before = 0;
-    for (int64_t i = 0; i < s.tokens;) {
-        query_tile q = query_tile_at(&s, i);
-        total += unit_cost(&s, &q) * s.hk;
-        i += q.n;
-    }
+    int64_t total = count_units(&s), before = 0;
     for (int64_t i = 0; i < s.tokens;) {
         query_tile q = query_tile_at(&s, i);
         int64_t cost = unit_cost(&s, &q), begin = 0, end = 0;
-        for (int64_t h = 0; h < s.hk; h++, before += cost) {
+        for (int64_t u = 0; u < s.hk * s.parts; u++, before += cost) {
             int64_t thread = thread_of(before, cost, total, a->threads);
-            if (thread < a->tid) begin = end = h + 1;
-            else if (thread == a->tid) end = h + 1;
+            if (thread < a->tid) begin = end = u + 1;
+            else if (thread == a->tid) end = u + 1;
         }
         run_tile(&s, &q, begin, end, memory);
         i += q.n;

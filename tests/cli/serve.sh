@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# heddle serve on a tiny model, with heddle bench serve as its client: starting, answering, going down.
+. "$(dirname "$0")/lib.sh"
+
+make_corpus
+llama > model.json
+ok train --out run --steps 2
+model=run/$(cd run && ls -d step-* | tail -n 1)
+
+# start FLAGS...: sets pid and url once the server is ready.
+start() {
+    "$heddle" serve "$model" --port 0 --threads 1 --max-sequences 4 "$@" > /dev/null 2> log &
+    pid=$!
+    for _ in $(seq 200); do
+        url=$(sed -n 's/^heddle: ready: //p' log)
+        [ -n "$url" ] && return 0
+        kill -0 "$pid" 2> /dev/null || break
+        sleep 0.05
+    done
+    fail "no server: $(cat log)"
+    return 1
+}
+
+# leave STATUS: what the server ends with after SIGTERM.
+leave() {
+    kill -TERM "$pid"
+    wait "$pid"
+    same "status of the server" "$?" "$1"
+}
+
+load="--dataset fixed --own-tokens 6 --output-tokens 5 --requests 6"
+if start; then
+    has '^heddle: keys and values .* blocks of 16 tokens' log
+    ok "$heddle" bench serve --url "$url" $load --concurrency 3 --slo-first 60
+    has '^6 requests in .* 0 failed$'
+    has '^100.0 % of the requests'
+    ok "$heddle" bench serve --url "$url" $load --arrivals gamma --cv 2 --rate 100 --endpoint chat --json
+    has '"output_tokens": 30'
+    has '"path": "/v1/chat/completions"' log
+    leave 0
+fi
+printf '# keys\nsesame\n' > keys
+if start --api-key-file keys --speculate ngram:4 --kv-policy reserve --no-log; then
+    refuses 'status 401' "$heddle" bench serve --url "$url" $load
+    ok "$heddle" bench serve --url "$url" --api-key sesame $load --concurrency 2
+    leave 0
+fi
+
+refuses 'no such file' "$heddle" serve nowhere
+refuses 'name one model' "$heddle" serve
+refuses 'speculate must be' "$heddle" serve --speculate fast run
+refuses 'go together' "$heddle" serve --speculate draft run
+refuses 'both a certificate' "$heddle" serve --tls-cert keys run
+refuses 'kv-bytes must be' "$heddle" serve --kv-bytes lots run
+refuses 'connection' "$heddle" bench serve --url http://127.0.0.1:1
+refuses 'fixed needs' "$heddle" bench serve --dataset fixed
+finish
