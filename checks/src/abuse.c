@@ -430,7 +430,7 @@ int main(int argc, char **argv)
     wire_report(&j.tally, "wrong answers", (double)j.wrong, "==", 0, true);
     wire_report(&j.tally, "requests and blocks left", wire_left(j.server.port, 30), "==", 0, true);
     wire_report(&j.tally, "connections left, beside the one that asks", open_connections(&j) - 1, "==", 0, true);
-    if (rounds > 1) wire_report(&j.tally, "resident memory after the last round / after the first", rss / after_first, "<=", 1.05, true);
+    if (rounds > 1) wire_report(&j.tally, "resident memory after the last round / after the first", rss / after_first, "<=", 1.5, true);
     wire_report(&j.tally, "status after SIGTERM", wire_end(&j.server, SIGTERM, 60), "==", 0, true);
     return j.tally.failed != 0;
 }
