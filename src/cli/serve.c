@@ -21,7 +21,7 @@
 typedef struct config {
     const char *host, *api_key_file, *tls_cert, *tls_key, *cors, *served_name, *kv_bytes, *kv_type, *kv_policy, *precision, *preemption, *swap, *speculate,
         *draft_model,
-        *chat_template, *metrics_compat, *pack_cache, *max_body;
+        *chat_template, *metrics_compat, *max_body;
     hd_setting_list api_keys;
     int64_t port, context, block, threads, max_sequences, token_budget, draft_tokens, max_queued, per_key, max_connections;
     double header_timeout, request_timeout, ping;
@@ -47,7 +47,6 @@ static const hd_setting settings[] = {
     {"block", HD_SET_INT, AT(block), "16", 1, 1024, "N", "tokens in a block of keys and values"},
     {"precision", HD_SET_STRING, AT(precision), "auto", 0, 0, "auto|f32|bf16", "of arithmetic between products"},
     {"keep_blocks", HD_SET_BOOL, AT(keep_blocks), "true", 0, 0, NULL, "weights stay in a GGUF file's own block types; otherwise they become --precision"},
-    {"pack_cache", HD_SET_STRING, AT(pack_cache), NULL, 0, 0, "DIR", "keeps weights as the kernels want them, for faster starts"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
     {"max_sequences", HD_SET_INT, AT(max_sequences), "64", 1, 4096, "N", "sequences that run at once"},
     {"token_budget", HD_SET_INT, AT(token_budget), "512", 1, 65536, "N", "tokens of one step: more make prompts faster and answers beside them less even"},
@@ -202,7 +201,6 @@ static hd_lm_runner_options runner_options(const job *j)
     o.block = c->block;
     o.kv_bytes = j->kv_bytes;
     o.keep_blocks = c->keep_blocks;
-    o.pack_cache = c->pack_cache;
     return o;
 }
 

@@ -18,7 +18,6 @@ typedef struct hd_lm_runner_options {
     int64_t kv_bytes;    /* for the blocks; 0: what max_parts sequences of the full context need, at most 60 % of what is free once the weights are there */
     bool keep_blocks;    /* weights in GGUF's block types are kept so; false: all are dequantized to `precision` */
     const char *backend; /* NULL: "cpu" */
-    const char *pack_cache; /* (optional) directory where repacked weights are kept between runs */
 } hd_lm_runner_options;
 
 hd_lm_runner_options hd_lm_runner_options_default(void);
