@@ -1,4 +1,5 @@
-"""checks/client's measuring half: a served model through the `openai` package, its answers to random schemas through `jsonschema`, the chat page through Chromium.
+"""checks/client's measuring half: a served model through the `openai` package,
+its answers to random schemas through `jsonschema`, the chat page through Chromium.
 
     client.py URL SCHEMAS CHROMIUM FOLDER
 """
@@ -44,16 +45,19 @@ def chat(client, model):
             text += c.delta.content or ""
             roles += [c.delta.role] if c.delta.role else []
             finish = c.finish_reason or finish
-    say("chat: streamed, the same text, one role, a finish_reason, usage at the end", text == a.choices[0].message.content and roles == ["assistant"] and finish and
+    say("chat: streamed, the same text, one role, a finish_reason, usage at the end",
+        text == a.choices[0].message.content and roles == ["assistant"] and finish and
         usage and usage.completion_tokens == a.usage.completion_tokens, (text, roles, finish, usage))
     a = client.chat.completions.create(model=model, messages=ask, max_tokens=6, logprobs=True, top_logprobs=3, temperature=0)
     lp = a.choices[0].logprobs.content
-    say("chat: logprobs", len(lp) == a.usage.completion_tokens and all(t.logprob <= 0 and len(t.top_logprobs) == 3 and t.top_logprobs[0].logprob >= t.top_logprobs[1].logprob for t in lp) and
+    say("chat: logprobs", len(lp) == a.usage.completion_tokens and all(t.logprob <= 0 and len(t.top_logprobs) == 3 and
+        t.top_logprobs[0].logprob >= t.top_logprobs[1].logprob for t in lp) and
         all(abs(t.logprob - t.top_logprobs[0].logprob) < 1e-4 for t in lp), lp)
     a = client.chat.completions.create(model=model, messages=ask, max_tokens=16, n=4, temperature=1, seed=7)
     b = client.chat.completions.create(model=model, messages=ask, max_tokens=16, n=4, temperature=1, seed=7)
     texts = [c.message.content for c in a.choices]
-    say("chat: n=4 gives four different answers, the same with the same seed", [c.index for c in a.choices] == [0, 1, 2, 3] and len(set(texts)) > 1 and texts == [c.message.content for c in b.choices], texts)
+    say("chat: n=4 gives four different answers, the same with the same seed",
+        [c.index for c in a.choices] == [0, 1, 2, 3] and len(set(texts)) > 1 and texts == [c.message.content for c in b.choices], texts)
     seen = set()
     for e in client.chat.completions.create(model=model, messages=ask, max_tokens=4, n=3, stream=True):
         seen |= {c.index for c in e.choices}
@@ -66,11 +70,13 @@ def chat(client, model):
 def completions(client, model):
     a = client.completions.create(model=model, prompt="Once upon a time", max_tokens=8, temperature=0, logprobs=2, echo=True)
     c = a.choices[0]
-    say("completions: echo and logprobs", c.text.startswith("Once upon a time") and c.logprobs.token_logprobs[0] is None and len(c.logprobs.tokens) == a.usage.total_tokens and
+    say("completions: echo and logprobs", c.text.startswith("Once upon a time") and c.logprobs.token_logprobs[0] is None and
+        len(c.logprobs.tokens) == a.usage.total_tokens and
         "".join(c.logprobs.tokens[: a.usage.prompt_tokens]).endswith("time") and len(c.logprobs.top_logprobs) == len(c.logprobs.tokens), c)
     a = client.completions.create(model=model, prompt=["one", "two"], max_tokens=4, n=2)
     say("completions: two prompts, n=2", [c.index for c in a.choices] == [0, 1, 2, 3])
-    same = dict(model=model, prompt="one two", max_tokens=24, temperature=0, logit_bias={str(i): -100 for i in range(128, 256)})  # of a random model: single bytes
+    same = dict(model=model, prompt="one two", max_tokens=24, temperature=0,
+        logit_bias={str(i): -100 for i in range(128, 256)})  # of a random model: single bytes
     whole = client.completions.create(**same).choices[0].text
     cut = whole[len(whole) // 2 : len(whole) // 2 + 3]
     a = client.completions.create(**same, stop=[cut])
@@ -82,7 +88,8 @@ def completions(client, model):
 def embeddings(client, model):
     a = client.embeddings.create(model=model, input=["one", "two", "one"])
     v = [d.embedding for d in a.data]
-    say("embeddings: three, of length 1, equal for equal texts", [d.index for d in a.data] == [0, 1, 2] and all(abs(math.hypot(*x) - 1) < 1e-3 for x in v) and v[0] == v[2] and v[0] != v[1])
+    say("embeddings: three, of length 1, equal for equal texts",
+        [d.index for d in a.data] == [0, 1, 2] and all(abs(math.hypot(*x) - 1) < 1e-3 for x in v) and v[0] == v[2] and v[0] != v[1])
     b = client.embeddings.create(model=model, input="one", encoding_format="base64").data[0].embedding
     raw = base64.b64decode(b) if isinstance(b, str) else None
     say("embeddings: base64", raw is not None and max(abs(x - y) for x, y in zip(struct.unpack(f"<{len(raw) // 4}f", raw), v[0])) < 1e-3)
@@ -93,12 +100,15 @@ def errors(client, model):
     chat = client.chat.completions.create
     refused("errors: a range", 400, openai.BadRequestError, "temperature", "above_max_value", lambda: chat(model=model, messages=ask, temperature=9))
     refused("errors: no message", 400, openai.BadRequestError, "messages", None, lambda: chat(model=model, messages=[]))
-    refused("errors: an unknown field", 400, openai.BadRequestError, "surprise", "unknown_parameter", lambda: chat(model=model, messages=ask, extra_body={"surprise": 1}))
+    refused("errors: an unknown field", 400, openai.BadRequestError, "surprise", "unknown_parameter",
+        lambda: chat(model=model, messages=ask, extra_body={"surprise": 1}))
     refused("errors: another model", 404, openai.NotFoundError, "model", "model_not_found", lambda: chat(model="another", messages=ask))
-    refused("errors: the context", 400, openai.BadRequestError, "prompt", "context_length_exceeded", lambda: client.completions.create(model=model, prompt="a b " * 20000, max_tokens=4))
+    refused("errors: the context", 400, openai.BadRequestError, "prompt", "context_length_exceeded",
+        lambda: client.completions.create(model=model, prompt="a b " * 20000, max_tokens=4))
     refused("errors: a schema that can't be enforced", 400, openai.BadRequestError, "response_format", "unsupported", lambda: chat(
         model=model, messages=ask, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}))
-    refused("errors: a wrong key", 401, openai.AuthenticationError, None, "invalid_api_key", lambda: openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list())
+    refused("errors: a wrong key", 401, openai.AuthenticationError, None, "invalid_api_key",
+        lambda: openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list())
     refused("errors: in a stream", 400, openai.BadRequestError, "n", "below_min_value", lambda: list(chat(model=model, messages=ask, n=0, stream=True)))
 
 
@@ -129,7 +139,8 @@ def random_schema(r, depth=0):
         return {"anyOf": [random_schema(r, depth + 1) for _ in range(r.randint(1, 3))]}
     if k == "object":
         names = r.sample(["a", "name", "the key", "ä", "quo\"te", "x-y", "value", "n"], r.randint(0, 4))
-        return {"type": "object", "properties": {n: random_schema(r, depth + 1) for n in names}, "required": [n for n in names if r.random() < 0.7], "additionalProperties": False}
+        return {"type": "object", "properties": {n: random_schema(r, depth + 1) for n in names}, "required": [n for n in names if r.random() < 0.7],
+            "additionalProperties": False}
     return {"type": k}
 
 
@@ -149,7 +160,8 @@ def schemas(client, model, count):
             if wrong < 4:
                 print(f"    {json.dumps(schema, ensure_ascii=False)}: {str(e)[:300]}; {a.choices[0].finish_reason} {a.choices[0].message.content[:300]!r}")
     say(f"json_schema: {valid} of {count} answers are valid ({time.time() - start:.0f} s)", valid == count)
-    a = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}], max_tokens=300, response_format={"type": "json_object"}, seed=1)
+    a = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}], max_tokens=300, response_format={"type": "json_object"},
+        seed=1)
     say("json_object: an object, or one that max_tokens cut", a.choices[0].message.content.lstrip().startswith("{"))
     try:
         from pydantic import BaseModel
@@ -173,8 +185,9 @@ class Page:
     def __init__(self, chromium, url, folder):
         import websocket
 
-        self.process = subprocess.Popen([chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                                         "--disable-sync", "--disable-extensions", "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder}/profile", "about:blank"],
+        self.process = subprocess.Popen([chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--disable-extensions", "--remote-debugging-port=0", "--remote-allow-origins=*",
+                                         f"--user-data-dir={folder}/profile", "about:blank"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port_file = f"{folder}/profile/DevToolsActivePort"
         self.wait(lambda: os.path.exists(port_file) and open(port_file).read().count("\n") >= 1, 60)
@@ -263,7 +276,8 @@ def page(chromium, url, key, folder):
         say("page: Stop stops it, and the text stays", running and stopped and before > 0 and p.js(f"({answer}).length") == before, (running, stopped, before))
         p.set("max_tokens", 3)
         p.type("again")
-        say("page: a second question", p.wait(lambda: p.js("document.querySelectorAll('.turn.user').length == 2 && !document.querySelector('.busy') && document.getElementById('stop').hidden"), 60))
+        say("page: a second question", p.wait(lambda: p.js("document.querySelectorAll('.turn.user').length == 2 && "
+            "!document.querySelector('.busy') && document.getElementById('stop').hidden"), 60))
         p.set("temperature", 7)
         p.type("too hot")
         say("page: a refusal is shown", p.wait(lambda: "temperature" in (p.js("document.querySelector('.turn.error')?.textContent || ''")), 30))

@@ -1,4 +1,5 @@
-/* abuse.c: requests that nobody should send, while one client streams in peace: each gets the right answer, the stream's bytes stay as they were, nothing is left.
+/* abuse.c: requests that nobody should send, while one client streams in peace: each gets the right answer,
+ * the stream's bytes stay as they were, nothing is left.
  *
  *   check_abuse HEDDLE MODEL FOLDER TEMPLATE ROUNDS CONNECTIONS */
 #include <sys/resource.h>
@@ -24,7 +25,8 @@ static bool is_error(const wire_answer *a, const char *word)
 {
     json_t *root = json_loadb(a->body.data, a->body.len, 0, NULL), *error = json_object_get(root, "error");
     const char *message = json_string_value(json_object_get(error, "message"));
-    bool fine = message && *message && !strchr(message, '\n') && json_is_string(json_object_get(error, "type")) && json_object_get(error, "param") && json_object_get(error, "code");
+    bool fine = message && *message && !strchr(message, '\n') && json_is_string(json_object_get(error, "type")) && json_object_get(error, "param") &&
+        json_object_get(error, "code");
     fine = fine && (!word || !*word || strstr(a->body.data, word));
     json_decref(root);
     return fine;
@@ -35,7 +37,8 @@ static void judge(job *j, const wire_answer *a, int status, const char *word, co
     j->sent++, j->class_sent++;
     if (a->status == status && a->whole && is_error(a, word)) return;
     j->wrong++, j->class_wrong++;
-    printf("    expected %d%s%s, got %d%s \"%.120s\" for %.140s\n", status, word && *word ? " with " : "", word ? word : "", a->status, a->whole ? "" : ", cut short,", a->body.data ? a->body.data : "", what);
+    printf("    expected %d%s%s, got %d%s \"%.120s\" for %.140s\n", status, word && *word ? " with " : "", word ? word : "", a->status,
+        a->whole ? "" : ", cut short,", a->body.data ? a->body.data : "", what);
 }
 
 static void bad_bytes(job *j, const char *bytes, size_t n, int status, const char *word)
@@ -74,7 +77,8 @@ static void bad_body(job *j, const char *path, const char *body, size_t n, int s
 
 static void class_done(job *j, const char *name, int64_t least)
 {
-    printf("  %-28s %6lld sent, %lld answered wrongly, the slowest answer after %.2f s\n", name, (long long)j->class_sent, (long long)j->class_wrong, j->slowest);
+    printf("  %-28s %6lld sent, %lld answered wrongly, the slowest answer after %.2f s\n", name, (long long)j->class_sent, (long long)j->class_wrong,
+        j->slowest);
     fflush(stdout);
     if (j->class_sent < least) j->wrong++, printf("    fewer than %lld\n", (long long)least);
     j->class_sent = j->class_wrong = 0;
@@ -91,7 +95,8 @@ static void bodies(job *j, const char *name, const body_case *list, size_t n)
 
 static void framing(job *j)
 {
-    for (size_t i = 0; i < sizeof framing_cases / sizeof framing_cases[0]; i++) bad_bytes(j, framing_cases[i].bytes, framing_cases[i].n, framing_cases[i].status, "");
+    for (size_t i = 0; i < sizeof framing_cases / sizeof framing_cases[0]; i++)
+        bad_bytes(j, framing_cases[i].bytes, framing_cases[i].n, framing_cases[i].status, "");
     class_done(j, "framing", 10);
 }
 
@@ -204,7 +209,8 @@ static void slow_drip(job *j)
         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n", "{\"prompt\": \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"},
         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n", ""},
         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 13\r\n\r\n{\"prompt\": 1", ""},
-        {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "5\r\naaaaa\r\n5\r\naaaaa\r\n5\r\naaaaa\r\n5\r\naaaaa\r\n5\r\naaaaa\r\n"},
+        {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "5\r\naaaaa\r\n5\r\naaaaa\r\n5\r\naaaaa\r\n5\r\naaaaa\r\n5\r\naaaaa\r\n"},
         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;", "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"},
         {"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", "X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"},
     };
@@ -259,7 +265,8 @@ static void hang_ups(job *j)
             hd_str o;
             hd_str_init(&o);
             wire_request(&o, TEXT, longest.data, longest.len);
-            size_t head = (size_t)(strstr(o.data, "\r\n\r\n") + 4 - o.data), n = part == 0 ? 0 : part == 1 ? head / 2 : part == 2 ? head : head + longest.len / 2;
+            size_t head = (size_t)(strstr(o.data, "\r\n\r\n") + 4 - o.data), n = part == 0 ? 0 : part == 1 ? head / 2 : part == 2 ? head :
+                head + longest.len / 2;
             int fd = wire_connect(j->server.port);
             wire_send(fd, o.data, n);
             usleep(2000);
@@ -412,7 +419,8 @@ int main(int argc, char **argv)
     setrlimit(RLIMIT_NOFILE, &files);
     signal(SIGPIPE, SIG_IGN);
     snprintf(log, sizeof log, "%s/abuse.log", argv[3]);
-    const char *flags[] = {"--no-log", "--context", "1024", "--max-body", "1M", "--header-timeout", "1", "--max-connections", "20000", "--max-sequences", "8", "--chat-template", argv[4], NULL};
+    const char *flags[] = {"--no-log", "--context", "1024", "--max-body", "1M", "--header-timeout", "1", "--max-connections", "20000", "--max-sequences", "8",
+        "--chat-template", argv[4], NULL};
     if (!wire_serve(&j.server, argv[1], argv[2], flags, log, 120)) return 1;
     int rounds = atoi(argv[5]);
     double after_first = 0, rss = wire_rss(j.server.pid);

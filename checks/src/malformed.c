@@ -1,4 +1,5 @@
-/* malformed.c: GGUF, safetensors and tokenizer files that are none: cut at every byte, with sizes that wrap, tensors that overlap, types that there aren't. Each is
+/* malformed.c: GGUF, safetensors and tokenizer files that are none: cut at every byte, with sizes that wrap, tensors that overlap,
+    types that there aren't. Each is
  * refused with one clear line: by the loaders in this process, and the made ones by the program too.
  *
  *   check_malformed HEDDLE FOLDER */
@@ -27,9 +28,12 @@ static void put_text(hd_str *o, const char *text)
 }
 
 typedef enum spoil {
-    FINE, MAGIC, VERSION_0, VERSION_1, VERSION_4, SWAPPED_ORDER, TENSORS_WRAP, TENSORS_MANY, TENSORS_NEGATIVE, KEYS_WRAP, KEYS_MANY, KEY_LENGTH_WRAP, KEY_LENGTH_LONG, KEY_NUL, KEY_TWICE, KEY_EMPTY,
-    KIND_13, KIND_MANY, TEXT_WRAP, TEXT_LONG, ARRAY_WRAP, ARRAY_LONG, ARRAY_KIND, ARRAY_NESTED, ALIGN_0, ALIGN_3, ALIGN_TYPE, ALIGN_HUGE, RANK_5, RANK_MANY, DIM_WRAP, DIM_PRODUCT_WRAP,
-    DIM_NEGATIVE, DIM_UNBLOCKED, TYPE_4, TYPE_99, TYPE_MANY, OFFSET_ODD, OFFSET_PAST, OFFSET_WRAP, OVERLAP, NAME_TWICE, NAME_WRAP, NAME_EMPTY, NAME_NUL, DATA_SHORT, DATA_NONE, SPOILS
+    FINE, MAGIC, VERSION_0, VERSION_1, VERSION_4, SWAPPED_ORDER, TENSORS_WRAP, TENSORS_MANY, TENSORS_NEGATIVE, KEYS_WRAP, KEYS_MANY, KEY_LENGTH_WRAP,
+        KEY_LENGTH_LONG, KEY_NUL, KEY_TWICE, KEY_EMPTY,
+    KIND_13, KIND_MANY, TEXT_WRAP, TEXT_LONG, ARRAY_WRAP, ARRAY_LONG, ARRAY_KIND, ARRAY_NESTED, ALIGN_0, ALIGN_3, ALIGN_TYPE, ALIGN_HUGE, RANK_5, RANK_MANY,
+        DIM_WRAP, DIM_PRODUCT_WRAP,
+    DIM_NEGATIVE, DIM_UNBLOCKED, TYPE_4, TYPE_99, TYPE_MANY, OFFSET_ODD, OFFSET_PAST, OFFSET_WRAP, OVERLAP, NAME_TWICE, NAME_WRAP, NAME_EMPTY, NAME_NUL,
+        DATA_SHORT, DATA_NONE, SPOILS
 } spoil;
 
 static void put_key(hd_str *o, const char *key, uint32_t kind)
@@ -72,7 +76,8 @@ static void put_tensor(hd_str *o, const char *name, spoil s, int which)
     } else put_text(o, here && s == NAME_TWICE ? "first" : here && s == NAME_EMPTY ? "" : name);
     uint32_t rank = !here ? 2 : s == RANK_5 ? 5 : s == RANK_MANY ? UINT32_MAX : 2;
     put(o, rank, 4);
-    uint64_t width = !here ? 32 : s == DIM_WRAP ? UINT64_MAX : s == DIM_PRODUCT_WRAP ? 1ull << 34 : s == DIM_NEGATIVE ? 1ull << 63 : s == DIM_UNBLOCKED ? 33 : 32;
+    uint64_t width = !here ? 32 : s == DIM_WRAP ? UINT64_MAX : s == DIM_PRODUCT_WRAP ? 1ull << 34 : s == DIM_NEGATIVE ? 1ull << 63 : s == DIM_UNBLOCKED ? 33
+        : 32;
     uint64_t height = here && s == DIM_PRODUCT_WRAP ? 1ull << 34 : 2;
     for (uint32_t i = 0; i < rank && i < 5; i++) put(o, i ? height : width, 8);
     put(o, !here ? 0 : s == TYPE_4 ? 4 : s == TYPE_99 ? 99 : s == TYPE_MANY ? UINT32_MAX : s == DIM_UNBLOCKED ? 8 : 0, 4);
@@ -102,20 +107,28 @@ static void make_gguf(hd_str *o, spoil s)
 /* ---- safetensors by hand: a header and 24 bytes of data ---- */
 
 static const char *const headers[] = {
-    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, \"b\": {\"dtype\": \"F32\", \"shape\": [2, 2], \"data_offsets\": [8, 24]}}", /* sound */
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, \"b\": {\"dtype\": \"F32\", \"shape\": [2, 2], \"data_offsets\": [8, 24]}}",
+    /* sound */
     "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, \"b\": {\"dtype\": \"F32\", \"shape\": [2, 2], \"data_offsets\": [4, 20]}}",
     "{\"a\": {\"dtype\": \"F32\", \"shape\": [6], \"data_offsets\": [0, 24]}, \"b\": {\"dtype\": \"F32\", \"shape\": [6], \"data_offsets\": [0, 24]}}",
     "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 4]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [8, 0]}}",
     "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [-8, 0]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [24, 32]}}",
-    "{\"a\": {\"dtype\": \"F32\", \"shape\": [-2], \"data_offsets\": [0, 8]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [9223372036854775807, 4], \"data_offsets\": [0, 8]}}",
-    "{\"a\": {\"dtype\": \"F32\", \"shape\": [4294967296, 4294967296], \"data_offsets\": [0, 0]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2.0], \"data_offsets\": [0, 8]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [-2], \"data_offsets\": [0, 8]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [9223372036854775807, 4], \"data_offsets\": [0, 8]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [4294967296, 4294967296], \"data_offsets\": [0, 0]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2.0], \"data_offsets\": [0, 8]}}",
     "{\"a\": {\"dtype\": \"F32\", \"shape\": \"2\", \"data_offsets\": [0, 8]}}", "{\"a\": {\"dtype\": \"F33\", \"shape\": [2], \"data_offsets\": [0, 8]}}",
-    "{\"a\": {\"dtype\": 1, \"shape\": [2], \"data_offsets\": [0, 8]}}", "{\"a\": {\"shape\": [2], \"data_offsets\": [0, 8]}}", "{\"a\": {\"dtype\": \"F32\", \"data_offsets\": [0, 8]}}",
-    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8, 16]}}",
-    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 18446744073709551615]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [\"0\", \"8\"]}}", "{\"a\": 1}",
-    "{\"a\": []}", "[]", "1", "{", "", "{\"a\": {\"dtype\": \"F32\", \"shape\": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,2], \"data_offsets\": [0, 8]}}", "{\"__metadata__\": 1}",
+    "{\"a\": {\"dtype\": 1, \"shape\": [2], \"data_offsets\": [0, 8]}}", "{\"a\": {\"shape\": [2], \"data_offsets\": [0, 8]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"data_offsets\": [0, 8]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2]}}", "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8, 16]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 18446744073709551615]}}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [\"0\", \"8\"]}}", "{\"a\": 1}",
+    "{\"a\": []}", "[]", "1", "{", "", "{\"a\": {\"dtype\": \"F32\", \"shape\": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,2], \"data_offsets\": [0, 8]}}",
+    "{\"__metadata__\": 1}",
     "{\"__metadata__\": {\"a\": 1}, \"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}}",
-    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, \"a\": {\"dtype\": \"F32\", \"shape\": [4], \"data_offsets\": [8, 24]}}", "\xff\xfe", "{\"\xc3\": 1}",
+    "{\"a\": {\"dtype\": \"F32\", \"shape\": [2], \"data_offsets\": [0, 8]}, \"a\": {\"dtype\": \"F32\", \"shape\": [4], \"data_offsets\": [8, 24]}}",
+    "\xff\xfe", "{\"\xc3\": 1}",
 };
 enum { HEADERS = sizeof headers / sizeof headers[0] };
 
@@ -130,17 +143,27 @@ static void make_safetensors(hd_str *o, const char *header, int64_t said)
 /* ---- tokenizer.json by hand ---- */
 
 static const char sound_tokenizer[] =
-    "{\"version\": \"1.0\", \"added_tokens\": [{\"id\": 5, \"content\": \"<e>\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
-    "\"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"c\": 2, \"ab\": 3, \"abc\": 4}, \"merges\": [\"a b\", \"ab c\"]}}";
+    "{\"version\": \"1.0\", \"added_tokens\": [{\"id\": 5, \"content\": \"<e>\", \"single_word\": false, "
+    "\"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}], "
+    "\"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
+    "\"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"}, "
+    "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"c\": 2, \"ab\": 3, \"abc\": 4}, \"merges\": [\"a b\", \"ab c\"]}}";
 
 /* What is there, and what stands there instead. */
 static const char *const swaps[][2] = {
-    {"\"BPE\"", "\"XYZ\""}, {"\"BPE\"", "1"}, {"\"a b\"", "\"a x\""}, {"\"a b\"", "\"ab\""}, {"\"a b\"", "7"}, {"\"a b\"", "[\"a\"]"}, {"\"a b\"", "[\"a\", 1]"}, {"\"ab c\"", "\"b c\""}, {"\"a\": 0", "\"a\": -1"},
-    {"\"a\": 0", "\"a\": \"0\""}, {"\"a\": 0", "\"a\": 1"}, {"\"a\": 0", "\"a\": 4294967296"}, {"\"a\": 0", "\"a\": 99999999999999999999"}, {"\"a\": 0", "\"a\": 1.5"}, {"\"id\": 5", "\"id\": -5"},
-    {"\"id\": 5", "\"id\": \"5\""}, {"\"id\": 5", "\"id\": 2147483648"}, {"\"content\": \"<e>\"", "\"content\": 1"}, {"\"added_tokens\": [", "\"added_tokens\": [1, "},
-    {"\"normalizer\": null", "\"normalizer\": {\"type\": \"Rot13\"}"}, {"\"normalizer\": null", "\"normalizer\": 1"}, {"\"ByteLevel\", \"add", "\"Unheard\", \"add"}, {"\"pre_tokenizer\": {", "\"pre_tokenizer\": {\"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\", \"type\": \"Split\", \"z\": {}}, \"w\": {"},
-    {"\"decoder\": {\"type\": \"ByteLevel\"}", "\"decoder\": {\"type\": \"None such\"}"}, {"\"post_processor\": null", "\"post_processor\": {\"type\": \"Guess\"}"}, {"\"model\": {", "\"model\": {\"vocab\": 1}, \"m\": {"},
-    {"\"merges\": [", "\"merges\": {}, \"m\": ["}, {"\"vocab\": {", "\"vocab\": [], \"v\": {"}, {"\"version\"", "\xff"}, {"{\"version\"", "[\"version\""}, {"\"merges\": [\"a b\"", "\"merges\": [\"a b\", \"\xc3\""},
+    {"\"BPE\"", "\"XYZ\""}, {"\"BPE\"", "1"}, {"\"a b\"", "\"a x\""}, {"\"a b\"", "\"ab\""}, {"\"a b\"", "7"}, {"\"a b\"", "[\"a\"]"},
+    {"\"a b\"", "[\"a\", 1]"}, {"\"ab c\"", "\"b c\""}, {"\"a\": 0", "\"a\": -1"},
+    {"\"a\": 0", "\"a\": \"0\""}, {"\"a\": 0", "\"a\": 1"}, {"\"a\": 0", "\"a\": 4294967296"}, {"\"a\": 0", "\"a\": 99999999999999999999"},
+    {"\"a\": 0", "\"a\": 1.5"}, {"\"id\": 5", "\"id\": -5"},
+    {"\"id\": 5", "\"id\": \"5\""}, {"\"id\": 5", "\"id\": 2147483648"}, {"\"content\": \"<e>\"", "\"content\": 1"},
+    {"\"added_tokens\": [", "\"added_tokens\": [1, "},
+    {"\"normalizer\": null", "\"normalizer\": {\"type\": \"Rot13\"}"}, {"\"normalizer\": null", "\"normalizer\": 1"},
+    {"\"ByteLevel\", \"add", "\"Unheard\", \"add"}, {"\"pre_tokenizer\": {",
+    "\"pre_tokenizer\": {\"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\", \"type\": \"Split\", \"z\": {}}, \"w\": {"},
+    {"\"decoder\": {\"type\": \"ByteLevel\"}", "\"decoder\": {\"type\": \"None such\"}"},
+    {"\"post_processor\": null", "\"post_processor\": {\"type\": \"Guess\"}"}, {"\"model\": {", "\"model\": {\"vocab\": 1}, \"m\": {"},
+    {"\"merges\": [", "\"merges\": {}, \"m\": ["}, {"\"vocab\": {", "\"vocab\": [], \"v\": {"}, {"\"version\"", "\xff"}, {"{\"version\"", "[\"version\""},
+    {"\"merges\": [\"a b\"", "\"merges\": [\"a b\", \"\xc3\""},
 };
 enum { SWAPS = sizeof swaps / sizeof swaps[0] };
 
@@ -191,7 +214,8 @@ static void must_fail(job *j, form f, const char *bytes, size_t n, const char *w
     int rc = load(f, &exact, &err);
     j->parsed++;
     if (!rc) j->taken++, printf("    taken: %s %d\n", what, which);
-    else if (rc > 0 || !err.message[0] || strchr(err.message, '\n') || strlen(err.message) > 400) j->unclear++, printf("    unclear: %s %d: %s\n", what, which, err.message);
+    else if (rc > 0 || !err.message[0] || strchr(err.message, '\n') || strlen(err.message) > 400) j->unclear++,
+        printf("    unclear: %s %d: %s\n", what, which, err.message);
     free(exact.data);
 }
 
@@ -233,7 +257,8 @@ static void program_must_fail(job *j, const char *command, const char *name, con
     }
     bool fine = WIFEXITED(status) && WEXITSTATUS(status) >= 1 && WEXITSTATUS(status) <= 3 && line[0][0] && !line[1][0] && !strncmp(line[0], "heddle ", 7);
     j->run++;
-    if (!fine) j->wrong++, printf("    %s %d: status %d: %s%s", name, which, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), line[0], line[0][0] ? "" : "nothing\n");
+    if (!fine) j->wrong++, printf("    %s %d: status %d: %s%s", name, which, WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), line[0],
+        line[0][0] ? "" : "nothing\n");
 }
 
 int main(int argc, char **argv)

@@ -33,7 +33,8 @@ static void make_body(hd_rng *g, hd_str *o)
 {
     int64_t prompt = 8 + (int64_t)hd_rng_below(g, 300), shared = hd_rng_below(g, 3) ? 0 : 64;
     hd_str_puts(o, "{\"stream\": true, \"ignore_eos\": true, ");
-    hd_str_printf(o, "\"temperature\": %s, \"seed\": %d, \"max_tokens\": %d, ", hd_rng_below(g, 2) ? "0" : "0.8", (int)hd_rng_below(g, 1000), 8 + (int)hd_rng_below(g, 200));
+    hd_str_printf(o, "\"temperature\": %s, \"seed\": %d, \"max_tokens\": %d, ", hd_rng_below(g, 2) ? "0" : "0.8", (int)hd_rng_below(g, 1000),
+        8 + (int)hd_rng_below(g, 200));
     if (!hd_rng_below(g, 8)) hd_str_puts(o, "\"n\": 2, ");
     if (!hd_rng_below(g, 8)) hd_str_puts(o, "\"logprobs\": 3, ");
     if (!hd_rng_below(g, 16)) hd_str_puts(o, "\"guided_regex\": \"[a-z ]{4,40}\", \"ignore_eos\": false, ");
@@ -52,7 +53,8 @@ static void *run_client(void *arg)
     while (hd_time() < c->end) {
         hd_str_clear(&body);
         make_body(&g, &body);
-        wire_stream s = {.port = c->port, .path = "/v1/completions", .body = body.data, .seconds = 300, .cut_after = hd_rng_below(&g, 4) ? -1 : (int64_t)hd_rng_below(&g, 40)};
+        wire_stream s = {.port = c->port, .path = "/v1/completions", .body = body.data, .seconds = 300, .cut_after = hd_rng_below(&g, 4) ? -1
+            : (int64_t)hd_rng_below(&g, 40)};
         wire_stream_run(&s);
         c->requests++;
         c->cut += s.cut_after >= 0;
@@ -88,7 +90,8 @@ static void watch(const wire_server *s, double start, double end, double mark, d
         if (!*at_mark && now >= mark) *at_mark = wire_rss(s->pid);
         if (now < shown + 60) continue;
         shown = now;
-        printf("  minute %2.0f: %.1f MiB resident, %.0f tokens, %.0f preemptions\n", (now - start) / 60, wire_rss(s->pid), wire_metric(s->port, "heddle_generated_tokens_total"),
+        printf("  minute %2.0f: %.1f MiB resident, %.0f tokens, %.0f preemptions\n", (now - start) / 60, wire_rss(s->pid),
+            wire_metric(s->port, "heddle_generated_tokens_total"),
                wire_metric(s->port, "heddle_preemptions_total"));
         fflush(stdout);
     }
@@ -111,7 +114,8 @@ static void soak(const wire_server *s, double minutes, bool judged, wire_tally *
         sum.requests += all[i].requests, sum.cut += all[i].cut, sum.errors += all[i].errors, sum.tokens += all[i].tokens;
         if (all[i].status || all[i].errors) sum.status = all[i].status;
     }
-    printf("  %lld requests, %lld of them cut, %lld pieces, %.0f preemptions, %.0f most blocks\n", (long long)sum.requests, (long long)sum.cut, (long long)sum.tokens,
+    printf("  %lld requests, %lld of them cut, %lld pieces, %.0f preemptions, %.0f most blocks\n", (long long)sum.requests, (long long)sum.cut,
+        (long long)sum.tokens,
            wire_metric(s->port, "heddle_preemptions_total"), wire_metric(s->port, "heddle_kv_blocks"));
     double first = p99_between(all, start, start + 20 * minutes), last = p99_between(all, end - 20 * minutes, end);
     printf("  p99 inter-token latency: %.1f ms in the first third, %.1f ms in the last\n", first * 1e3, last * 1e3);

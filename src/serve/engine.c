@@ -6,7 +6,7 @@
 
 hd_engine_options hd_engine_options_default(void)
 {
-    return (hd_engine_options){.prompt_slowdown = 1.8, .prefix_cache = true, .chunked_prefill = true, .preemption = HD_PREEMPT_RECOMPUTE};
+    return (hd_engine_options){.prompt_slowdown = 1.7, .prefix_cache = true, .chunked_prefill = true, .preemption = HD_PREEMPT_RECOMPUTE};
 }
 
 /* ---- life cycle ---- */
@@ -250,13 +250,23 @@ static void fail_parts(hd_engine *e, const char *why)
 
 static double blend(double mean, double x) { return mean > 0 ? mean + 0.2 * (x - mean) : x; }
 
+/* The same for what must not be taken for too long: one step that was held up hardly counts. */
+static double settle(double mean, double x)
+{
+    if (!(mean > 0)) return x;
+    if (x < mean) return mean + 0.3 * (x - mean);
+    return mean + 0.1 * ((x < 2 * mean ? x : 2 * mean) - mean);
+}
+
 /* What prompts cost: the time of a step above that of one that only decodes, a token. */
 static void learn_times(hd_engine *e, double seconds)
 {
     bool decoded = e->n_tokens > e->n_prompt;
     if (!e->n_prompt) {
-        e->decode_seconds = blend(e->decode_seconds, seconds);
+        e->decode_seconds = settle(e->decode_seconds, seconds);
+        e->beside = 0;
     } else if (!decoded || e->decode_seconds > 0) {
+        e->beside += decoded;
         double each = (seconds - (decoded ? e->decode_seconds : 0)) / (double)e->n_prompt;
         e->prompt_seconds = blend(e->prompt_seconds, each > 0 ? each : 0);
     }

@@ -128,6 +128,7 @@ struct hd_engine {
     int64_t n_parts, n_tokens, n_rows;
     int64_t prompt_left, n_prompt; /* tokens that prompts may still take of this step; have taken */
     double decode_seconds, prompt_seconds; /* what a step without prompts takes, and a token of a prompt more; 0: not known yet */
+    int64_t beside;           /* steps with prompts beside what decodes since the last one without */
     hd_batch_part *draft_parts;  /* [max_sequences] */
     hd_seq **draft_seqs, **draft_fed; /* [max_sequences]: that are to have proposals; that are in the draft's batch */
     uint64_t *mask;           /* [vocab bits] */

@@ -296,14 +296,16 @@ static void preempt_by_force(hd_engine *e)
         }
 }
 
-/* Tokens that prompts may take of a step, beside what decodes. Until it is known how long a token takes, few. */
+/* Tokens that prompts may take of a step, beside what decodes. Until it is known how long a token takes, few. Now and then none, so that it stays known how long
+ * a step takes without. */
 static int64_t prompt_share(const hd_engine *e)
 {
-    enum { FEWEST = 8, FIRST = 32 };
+    enum { FEWEST = 4, FIRST = 32, LOOK_EVERY = 32 };
     int64_t left = e->budget - e->n_tokens;
     if (!e->n_parts) return left;
     if (e->o.prompt_budget) left = least(left, e->o.prompt_budget);
     if (!(e->o.prompt_slowdown > 0)) return left;
+    if (e->beside >= LOOK_EVERY) return 0;
     if (!(e->decode_seconds > 0) || !(e->prompt_seconds > 0)) return least(left, FIRST);
     double most = (e->o.prompt_slowdown - 1) * e->decode_seconds / e->prompt_seconds;
     return most < FEWEST ? least(left, FEWEST) : most < (double)left ? (int64_t)most : left;
