@@ -4,7 +4,7 @@
 #
 #   tools/fuzz.sh build                       only build
 #   tools/fuzz.sh replay [NAME...]            every input of the corpus once
-#   tools/fuzz.sh run SECONDS_EACH [NAME...]  fuzz; one line of figures for each target; what is new stays in the build folder
+#   tools/fuzz.sh run SECONDS_EACH [NAME...]  fuzz, one target on each core; one line of figures for each target; what is new stays in the build folder
 #   tools/fuzz.sh keep [NAME...]              add to the corpus what `run` found that reaches new code, and drop what no longer does
 #
 # HEDDLE_FUZZ_BUILD: the build folder (build/fuzz). HEDDLE_CI_JOBS: processes to build with. Needs clang and its libraries (tools/install-deps.sh --ci).
@@ -72,9 +72,15 @@ fuzz_one() { # SECONDS NAME
 }
 
 run() {
-    local failed=0 name seconds=$1
+    local failed=0 running=0 name seconds=$1 cores
+    cores=${HEDDLE_CI_JOBS:-$(nproc)}
     shift
-    for name in $(names "$@"); do fuzz_one "$seconds" "$name" || failed=1; done
+    for name in $(names "$@"); do
+        if [ "$running" -ge "$cores" ]; then wait -n || failed=1; running=$((running - 1)); fi
+        fuzz_one "$seconds" "$name" &
+        running=$((running + 1))
+    done
+    while [ "$running" -gt 0 ]; do wait -n || failed=1; running=$((running - 1)); done
     return $failed
 }
 
