@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs the benchmarks and writes what they print into docs/benchmarks.md, between its two markers: the one place where figures stand.
 #
-#   tools/record-figures.sh [bounds|gemm|kernels|train-speed|decode-speed|memory|collective-speed|parallel-speed ...]    all without words: about an hour
+#   tools/record-figures.sh [bounds|gemm|kernels|train-speed|decode-speed|decode-bound|serve-speed|memory|collective-speed|parallel-speed ...]    all without words: about two hours
 #
 # On a machine that does nothing else. BUILD: the build folder. A command that fails is recorded as it is, with its FAIL.
 set -euo pipefail
 . "$(dirname "$0")/../checks/lib.sh"
 page=$root/docs/benchmarks.md
-parts=${*:-bounds gemm kernels train-speed decode-speed memory collective-speed parallel-speed}
+parts=${*:-bounds gemm kernels train-speed decode-speed decode-bound serve-speed memory collective-speed parallel-speed}
 new=$(mktemp)
 trap 'rm -f "$new" "$new.page"' EXIT
 
@@ -19,14 +19,14 @@ fi
 
 command_of() {
     case $1 in
-    train-speed | decode-speed | memory | collective-speed | parallel-speed) echo "checks/$1" ;;
+    train-speed | decode-speed | decode-bound | serve-speed | memory | collective-speed | parallel-speed) echo "checks/$1" ;;
     *) echo "heddle bench $1" ;;
     esac
 }
 
 output_of() {
     case $1 in
-    train-speed | decode-speed | memory | collective-speed | parallel-speed) BUILD=$build "$root/checks/$1" ;;
+    train-speed | decode-speed | decode-bound | serve-speed | memory | collective-speed | parallel-speed) BUILD=$build "$root/checks/$1" ;;
     *) "$build/heddle" bench "$1" ;;
     esac
 }
