@@ -34,54 +34,71 @@ static bool set_key(job *j, char *text)
 
 /* ---- a tokenizer: letters, then pairs of what is there already, with and without a space before ---- */
 
-static int add_tokenizer(const job *j, hd_gguf_writer *w, hd_error *err)
+typedef struct words { hd_str vocab, merges; int64_t n, most; } words;
+
+/* GPT-2's names for bytes: printable ones stand for themselves, the others for code points from U+0100 on. */
+static void add_bytes(words *w)
 {
-    hd_str json;
-    hd_str_init(&json);
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyz";
-    hd_str vocab, merges;
-    hd_str_init(&vocab);
-    hd_str_init(&merges);
-    int64_t n = 0;
-    for (int i = 0; i < 256; i++) { /* GPT-2's names for bytes: printable ones stand for themselves, the others from U+0100 on */
-        int code = (i >= 33 && i <= 126) || (i >= 161 && i != 173) ? i : 0;
-        static int next;
-        if (!code) code = 256 + next++;
+    for (int i = 0, next = 256; i < 256; i++) {
+        bool printable = (i >= 33 && i <= 126) || (i >= 161 && i != 173);
+        int code = printable ? i : next++;
         char name[8];
         if (code < 128) snprintf(name, sizeof name, "%s%c", code == '"' || code == '\\' ? "\\" : "", code);
         else snprintf(name, sizeof name, "%c%c", 0xc0 | code >> 6, 0x80 | (code & 63));
-        hd_str_printf(&vocab, "%s\"%s\": %lld", n ? ", " : "", name, (long long)n);
-        n++;
+        hd_str_printf(&w->vocab, "%s\"%s\": %lld", i ? ", " : "", name, (long long)w->n++);
     }
-    for (int space = 0; space < 2; space++) /* one, two and three letters */
-        for (int a = 0; a < 26 && space && n < j->vocab - 1; a++) {
-            hd_str_printf(&vocab, ", \"Ġ%c\": %lld", letters[a], (long long)n++);
-            hd_str_printf(&merges, "%s\"Ġ %c\"", merges.len ? ", " : "", letters[a]);
-        }
-    for (int length = 2; length <= 4; length++)
-        for (int space = 0; space < 2; space++)
-            for (int64_t k = 0, count = (int64_t)pow(26, length); k < count && n < j->vocab - 1; k++) {
-                char word[8] = {0};
-                int64_t x = k;
-                for (int i = length - 1; i >= 0; i--, x /= 26) word[i] = letters[x % 26];
-                hd_str_printf(&vocab, ", \"%s%s\": %lld", space ? "Ġ" : "", word, (long long)n++);
-                hd_str_printf(&merges, "%s\"%s%.*s %c\"", merges.len ? ", " : "", space ? "Ġ" : "", length - 1, word, word[length - 1]);
-            }
-    hd_str_printf(&vocab, ", \"<|endoftext|>\": %lld", (long long)n);
+}
+
+/* `head` and a letter, merged: "Ġ" and "a", "th" and "e". */
+static void add_word(words *w, const char *head, char letter)
+{
+    if (w->n >= w->most) return;
+    hd_str_printf(&w->vocab, ", \"%s%c\": %lld", head, letter, (long long)w->n++);
+    hd_str_printf(&w->merges, "%s\"%s %c\"", w->merges.len ? ", " : "", head, letter);
+}
+
+/* All runs of so many letters, behind `before`. */
+static void add_runs(words *w, const char *before, int length)
+{
+    for (int64_t k = 0, count = (int64_t)pow(26, length); k < count && w->n < w->most; k++) {
+        char head[16];
+        int at = snprintf(head, sizeof head, "%s", before);
+        int64_t x = k / 26;
+        memset(head + at, 0, sizeof head - (size_t)at);
+        for (int i = length - 2; i >= 0; i--, x /= 26) head[at + i] = (char)('a' + x % 26);
+        add_word(w, head, (char)('a' + k % 26));
+    }
+}
+
+static int add_tokenizer(const job *j, hd_gguf_writer *w, hd_error *err)
+{
+    hd_str json;
+    words all = {.most = j->vocab - 1};
+    hd_str_init(&json);
+    hd_str_init(&all.vocab);
+    hd_str_init(&all.merges);
+    add_bytes(&all);
+    add_runs(&all, "Ġ", 1);
+    for (int length = 2; length <= 4; length++) {
+        add_runs(&all, "", length);
+        add_runs(&all, "Ġ", length);
+    }
+    int64_t n = all.n;
+    hd_str_printf(&all.vocab, ", \"<|endoftext|>\": %lld", (long long)n);
     hd_str_printf(&json,
                   "{\"version\": \"1.0\", \"added_tokens\": [{\"id\": %lld, \"content\": \"<|endoftext|>\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
                   "\"normalized\": false, \"special\": true}], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
                   "\"trim_offsets\": true, \"use_regex\": true}, \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", "
                   "\"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, \"fuse_unk\": false, \"byte_fallback\": false, "
                   "\"vocab\": {%s}, \"merges\": [%s]}}",
-                  (long long)n, vocab.data, merges.data);
-    int rc = json.failed || vocab.failed || merges.failed ? hd_fail_memory(err, json.len, "a tokenizer") : 0;
+                  (long long)n, all.vocab.data, all.merges.data);
+    int rc = json.failed || all.vocab.failed || all.merges.failed ? hd_fail_memory(err, json.len, "a tokenizer") : 0;
     hd_tokenizer *t = rc ? NULL : hd_tokenizer_parse(json.data, json.len, "tokenizer", err);
     if (!rc) rc = t ? hd_tokenizer_to_gguf(t, j->vocab, n, n, w, err) : err->code;
     hd_tokenizer_free(t);
     hd_str_free(&json);
-    hd_str_free(&vocab);
-    hd_str_free(&merges);
+    hd_str_free(&all.vocab);
+    hd_str_free(&all.merges);
     return rc;
 }
 

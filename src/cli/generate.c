@@ -33,7 +33,7 @@ static const hd_setting settings[] = {
     {"stop", HD_SET_LIST, AT(stop), NULL, 0, 0, "TEXT", "end before this text; may be given more than once"},
     {"ignore_eos", HD_SET_BOOL, AT(ignore_eos), NULL, 0, 0, NULL, "go on after the model's end-of-text token"},
     {"context", HD_SET_INT, AT(context), "0", 0, 1e7, "N", "most tokens of prompt and text together; 0: what the model takes, at most 4096"},
-    {"precision", HD_SET_STRING, AT(precision), "bf16", 0, 0, "f32|bf16", "of weights, cache and arithmetic"},
+    {"precision", HD_SET_STRING, AT(precision), "bf16", 0, 0, "f32|bf16", "of weights, cache and arithmetic; weights in the block types of a GGUF file stay so, and are multiplied with f32 rounded to int8 by blocks"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
     {"special", HD_SET_BOOL, AT(special), "true", 0, 0, NULL, "begin with the special tokens that the tokenizer adds (bos)"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no speeds on standard error"},

@@ -14,8 +14,7 @@ static int build(hd_generator *g, const hd_generator_options *o, hd_error *err)
         return hd_fail(err, HD_EINVAL, "a context of %lld tokens is more than the %lld positions of this model", (long long)g->context, (long long)most);
     g->chunk = o->chunk ? o->chunk : 512;
     if (g->chunk > g->context) g->chunk = g->context;
-    hd_dtype precision = o->pack && hd_model_files_in_blocks(&g->files, g->backend.isa) ? HD_F32 : o->precision;
-    hd_lm_options lm = {.mode = HD_LM_GENERATE, .compute = precision, .param = precision, .tokens = g->chunk, .context = g->context, .rows = 1};
+    hd_lm_options lm = {.mode = HD_LM_GENERATE, .compute = o->precision, .param = o->precision, .tokens = g->chunk, .context = g->context, .rows = 1};
     g->graph = hd_lm_graph(c, &lm, err);
     return g->graph ? hd_model_finish_graph(&g->files, g->graph, &g->backend, err) : err->code;
 }
@@ -44,12 +43,14 @@ static int find_inputs(hd_generator *g, hd_error *err)
     return 0;
 }
 
-static int open_model(hd_generator *g, const hd_generator_options *o, hd_error *err)
+static int open_model(hd_generator *g, const hd_generator_options *asked, hd_error *err)
 {
-    g->files.keep_blocks = o->pack;
-    int rc = hd_backend_open(&g->backend, o->backend ? o->backend : "cpu", err);
-    if (!rc) rc = build(g, o, err);
-    if (!rc) rc = lower(g, o, err);
+    hd_generator_options o = *asked;
+    g->files.keep_blocks = o.pack;
+    int rc = hd_backend_open(&g->backend, o.backend ? o.backend : "cpu", err);
+    if (!rc && hd_model_files_in_blocks(&g->files, g->backend.isa)) o.precision = HD_F32;
+    if (!rc) rc = build(g, &o, err);
+    if (!rc) rc = lower(g, &o, err);
     if (!rc) rc = hd_model_check_memory(g->program, "a smaller --context, or --precision bf16", err);
     if (!rc && !(g->store = hd_model_store(&g->files, g->graph, err))) rc = err->code;
     if (!rc && !(g->exec = hd_exec_new(g->program, g->store, &g->backend, g->team, err))) rc = err->code;

@@ -99,7 +99,7 @@ static int lower(lm_runner *r, hd_error *err)
     plan.threads = r->o.threads;
     plan.pack = true;
     int rc = hd_lower(r->graph, &plan, &r->backend.target, &r->program, err);
-    if (!rc) rc = hd_model_check_memory(r->program, "less --kv-memory, fewer --max-sequences or a smaller --context", err);
+    if (!rc) rc = hd_model_check_memory(r->program, "less --kv-bytes, fewer --max-sequences or a smaller --context", err);
     if (!rc && !(r->team = hd_team_new(plan.threads, true, err))) rc = err->code;
     return rc;
 }
