@@ -30,7 +30,7 @@ static hd_cluster parsed(const char *text)
 static void test_both_ways(void **state)
 {
     (void)state;
-    hd_cluster c = parsed(CLUSTER(DEVICE, LEVEL("4") "," LEVEL("3"), ", \"note\": \"a \\\"test\\\"\", \"price\": 12.3, \"profile\": [" ENTRY("8, 0.1, 7") "]"));
+    hd_cluster c = parsed(CLUSTER(DEVICE, LEVEL("4") "," LEVEL("3, \"contention\": 0.2, \"drag\": 0.05"), ", \"note\": \"a \\\"test\\\"\", \"price\": 12.3, \"profile\": [" ENTRY("8, 0.1, 7") "]"));
     hd_str text, again;
     hd_str_init(&text);
     hd_str_init(&again);
@@ -99,6 +99,8 @@ static void test_bad_files(void **state)
          "pod.json: device: \"f32\" must be a number greater than 0, is 0"},
         {CLUSTER(DEVICE, "7", ""), "pod.json: levels[0] must be an object"},
         {CLUSTER(DEVICE, LEVEL("2") ",{\"name\": \"x\"}", ""), "pod.json: levels[1]: \"fanout\" is missing"},
+        {CLUSTER(DEVICE, LEVEL("2, \"drag\": 1"), ""), "pod.json: levels[0]: \"drag\" must be a number of at least 0 and less than 1, is 1"},
+        {CLUSTER(DEVICE, LEVEL("2, \"contention\": -0.1"), ""), "pod.json: levels[0]: \"contention\" must be a number of at least 0 and less than 1, is -0.1"},
         {CLUSTER(DEVICE, LEVEL("0"), ""), "pod.json: levels[0]: \"fanout\" must be a number greater than 0, is 0"},
         {CLUSTER(DEVICE, LEVEL("10000") "," LEVEL("10000"), ""), "pod.json: levels[1]: more than"},
         {CLUSTER(DEVICE, LEVEL("1") "," LEVEL("1") "," LEVEL("1") "," LEVEL("1") "," LEVEL("1") "," LEVEL("1") "," LEVEL("1"), ""), "\"levels\" has 7 entries, there can be 6"},

@@ -128,7 +128,7 @@ static void test_racks(void **state)
 {
     (void)state;
     hd_cluster c = small(2, 4);
-    c.level[2] = (hd_level){"spine", 2, 7, 2000, 0.5, 8};
+    c.level[2] = (hd_level){.name = "spine", .fanout = 2, .latency = 7, .bandwidth = 2000, .efficiency = 0.5, .ports = 8};
     c.n_levels = 3;
     assert_close(cost(&c, HD_MOVE_SEND, 0, 8, 2, 16, 100).seconds, 7 + 10);
     c.level[2].bandwidth = 4; /* 2 B/s each of 8 ports for 8 devices: now that bounds */

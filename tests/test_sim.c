@@ -296,6 +296,37 @@ static void test_overlap(void **state)
     free_job(&without);
 }
 
+/* What computing and transfers lose to each other makes a step longer, but not longer than it would be with one after the other; and it is the same whether
+ * ranks are merged. */
+static void test_overlap_shares_cores(void **state)
+{
+    (void)state;
+    static const struct { double contention, drag; } lost[] = {{0, 0}, {0.25, 0}, {0, 0.25}, {0, 0.5}, {0.125, 0.75}, {0, 0.9375}};
+    double layer = DEPTH * DEPTH * 4, last = 0;
+    hd_cluster c = products_only(2, layer / 0.125);
+    job without;
+    lower_products(&without, HD_SCHEDULE_GPIPE, 1, 1, 1, 2, false, true);
+    simulate(&without, &c, NULL);
+    for (size_t i = 0; i < sizeof lost / sizeof *lost; i++) {
+        job with, all;
+        c.level[0].contention = lost[i].contention, c.level[0].drag = lost[i].drag;
+        lower_products(&with, HD_SCHEDULE_GPIPE, 1, 1, 1, 2, true, true);
+        all = (job){.programs = with.programs};
+        simulate(&with, &c, NULL);
+        simulate(&all, &c, &(hd_sim_options){.no_merge = true});
+        double sum = 0;
+        for (int p = 0; p < HD_SIM_PARTS; p++) sum += with.sim.part[p];
+        assert_near(sum, with.sim.step);
+        assert_near(with.sim.step, all.sim.step);
+        assert_true(with.sim.step <= without.sim.step + 1e-9);
+        if (i == 0) last = with.sim.step;
+        else assert_true(with.sim.step > last + (lost[i].contention > 0 || lost[i].drag > 0.9 ? 1e-3 : -1e-9));
+        hd_sim_result_free(&all.sim);
+        free_job(&with);
+    }
+    free_job(&without);
+}
+
 /* ---- ranks that are alike ---- */
 
 static void lower_model(job *j, const char *parallel, int64_t batch, int64_t micro, int64_t layers, int64_t vocab)
@@ -433,7 +464,7 @@ static void test_too_few_devices(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers), cmocka_unit_test(test_random_pipelines), cmocka_unit_test(test_overlap),
+        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers), cmocka_unit_test(test_random_pipelines), cmocka_unit_test(test_overlap), cmocka_unit_test(test_overlap_shares_cores),
         cmocka_unit_test(test_alike), cmocka_unit_test(test_memory), cmocka_unit_test(test_trace), cmocka_unit_test(test_too_few_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -245,4 +246,13 @@ void hd_thread_pin(int first, int count)
     cpu_set_t all, some;
     if (sched_getaffinity(getpid(), sizeof all, &all) || !pick_cores(&all, first, count, &some)) return;
     pthread_setaffinity_np(pthread_self(), sizeof some, &some);
+}
+
+void hd_thread_wake_soon(void)
+{
+    /* struct sched_attr, version 0 (sched_setattr(2)); glibc 2.36 has no name for it. Of SCHED_OTHER, `runtime` is the slice: 100 us is the least. */
+    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t runtime, deadline, period; } a = {.size = sizeof a, .policy = SCHED_OTHER};
+    a.nice = getpriority(PRIO_PROCESS, 0);
+    a.runtime = 100000;
+    syscall(SYS_sched_setattr, 0, &a, 0);
 }

@@ -32,4 +32,8 @@ int hd_core_count(void);
  * where there are not as many. Not for the thread of main: what it may run on is what the process may. */
 void hd_thread_pin(int first, int count);
 
+/* Asks the scheduler to run the calling thread as soon as it wakes, before threads that compute: for one that works in short pieces. A wish: Linux grants it
+ * from 6.12 on (slices of a thread's own), and without a privilege. */
+void hd_thread_wake_soon(void);
+
 #endif

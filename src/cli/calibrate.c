@@ -13,7 +13,7 @@
 typedef struct config {
     const char *out, *name, *disk;
     double seconds;
-    int64_t ranks;
+    int64_t cores, ranks;
     bool json, quiet;
 } config;
 
@@ -22,6 +22,7 @@ static const hd_setting settings[] = {
     {"out", HD_SET_STRING, AT(out), "cluster.json", 0, 0, "FILE", "the cluster file to write"},
     {"name", HD_SET_STRING, AT(name), "", 0, 0, "NAME", "what the cluster is called; empty: the machine's name"},
     {"seconds", HD_SET_NUMBER, AT(seconds), "90", 1, 3600, "X", "to measure for, about"},
+    {"cores", HD_SET_INT, AT(cores), "0", 0, 4096, "N", "of each machine that jobs will use; 0: all"},
     {"ranks", HD_SET_INT, AT(ranks), "0", 0, 64, "N", "that the machine is to have room for; 0: one for each core. More than that share the cores"},
     {"disk", HD_SET_STRING, AT(disk), ".", 0, 0, "DIR", "where a file of 128 MiB is written and read; empty: disk is left out"},
     {"json", HD_SET_BOOL, AT(json), NULL, 0, 0, NULL, "print the cluster file on standard output too, instead of a summary"},
@@ -90,7 +91,7 @@ static int report(const config *c, hd_cluster *k, hd_error *err)
 static int run(const void *config_, const char *const *words, int n_words, hd_error *err)
 {
     const config *c = config_;
-    hd_calibrate_options o = {.seconds = c->seconds, .ranks = (int)c->ranks, .disk = *c->disk ? c->disk : NULL, .on_host = 1};
+    hd_calibrate_options o = {.seconds = c->seconds, .cores = (int)c->cores, .ranks = (int)c->ranks, .disk = *c->disk ? c->disk : NULL, .on_host = 1};
     hd_cluster k = {0};
     hd_progress bar;
     (void)words, (void)n_words;

@@ -60,8 +60,7 @@ static void name_processor(char *out, size_t size)
     if (f) fclose(f);
 }
 
-/* Cores that one rank uses when all of the job's are at work. */
-static int cores_of_rank(const hd_calibration *c)
+int hd_calibration_cores(const hd_calibration *c)
 {
     int cores = c->out->device.cores, ranks = c->all ? c->options->on_host : 1;
     return cores / ranks > 1 ? cores / ranks : 1;
@@ -80,7 +79,7 @@ static int measure_bounds(hd_calibration *c, double seconds)
 {
     static const hd_dtype dtypes[] = {[HD_BOUND_F32] = HD_F32, [HD_BOUND_BF16] = HD_BF16, [HD_BOUND_I8] = HD_I8};
     hd_device *d = &c->out->device;
-    hd_team *team = hd_team_new(cores_of_rank(c), true, &c->err);
+    hd_team *team = hd_team_new(hd_calibration_cores(c), true, &c->err);
     if (!team) return c->err.code;
     int rounds = 1 + (int)(seconds / 0.15);
     for (hd_bound b = HD_BOUND_F32; b <= HD_BOUND_I8; b++) d->flops[dtypes[b]] = measure_bound(c, b, team, rounds);
@@ -101,11 +100,13 @@ void hd_calibrate_device(hd_device *d)
 static void describe_device(hd_calibration *c)
 {
     hd_device *d = &c->out->device;
+    int wanted = c->options->cores;
     hd_calibrate_device(d);
     if (c->all) { /* mpirun may have bound each rank to its share of the cores, or none to any */
         int online = (int)sysconf(_SC_NPROCESSORS_ONLN), most = d->cores * c->options->on_host;
         d->cores = most < online ? most : online;
     }
+    if (wanted > 0 && wanted < d->cores) d->cores = wanted;
 }
 
 /* ---- what follows from the entries ---- */
@@ -167,7 +168,7 @@ static int measure_ops(hd_calibration *c, double seconds)
     int cores = c->out->device.cores, n = 0;
     struct { int threads, teams; } list[3];
     if (c->all) {
-        list[n].threads = cores_of_rank(c), list[n++].teams = c->options->on_host;
+        list[n].threads = hd_calibration_cores(c), list[n++].teams = c->options->on_host;
     } else {
         list[n].threads = 1, list[n++].teams = 1;
         if (cores > 1) list[n].threads = cores, list[n++].teams = 1;
@@ -203,10 +204,10 @@ static int join_job(hd_calibration *c)
 static int measure_all(hd_calibration *c)
 {
     const hd_calibrate_options *o = c->options;
-    int ranks = o->ranks > 0 ? o->ranks : hd_core_count();
     int rc = join_job(c);
     if (rc) return rc;
     describe_device(c);
+    int ranks = o->ranks > 0 ? o->ranks : c->out->device.cores;
     rc = measure_bounds(c, FOR_BOUNDS * o->seconds);
     if (rc) return rc;
     describe_levels(c, ranks);

@@ -10,6 +10,7 @@
 
 typedef struct hd_calibrate_options {
     double seconds;        /* to spend, about */
+    int cores;             /* of each machine that jobs will use; 0: all */
     int ranks;             /* that the cluster's node is to have room for; 0: one for each core */
     const char *disk;      /* directory to write a file of some 100 MB to; NULL: disk is left out */
     hd_comm *comm;         /* of the MPI job; NULL: this machine with ranks that are threads of one process */

@@ -17,6 +17,7 @@ typedef struct hd_calibration {
 int hd_calibration_add(hd_calibration *c, const hd_profile_entry *e); /* a copy; 0 or HD_ENOMEM, in c->err too */
 void hd_calibration_step(hd_calibration *c, double seconds, const char *what);
 double hd_calibration_median(double *x, int n); /* sorts x */
+int hd_calibration_cores(const hd_calibration *c); /* that one rank uses when all of the job's are at work */
 
 /* Kernels on `threads` threads while `teams` ranks of the machine do the same at once. */
 int hd_calibrate_ops(hd_calibration *c, int threads, int teams, double seconds);

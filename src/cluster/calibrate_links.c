@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/thread.h"
 #include "cluster/calibrate_int.h"
+#include "cluster/measure.h"
 
 enum { MOST_RANKS = 64, MOST_RUNS = 41, LEAST_RUNS = 5, KINDS = 6 };
 #define MOST_BYTES ((int64_t)32 << 20)
@@ -83,20 +84,29 @@ static int measure(member *m, int kind, int size)
     return rc;
 }
 
+static int open_memory(member *m)
+{
+    m->in = hd_map_memory((size_t)MOST_BYTES * 2);
+    m->out = hd_map_memory((size_t)MOST_BYTES * 2);
+    if (!m->in || !m->out) return hd_fail_memory(&m->err, (size_t)MOST_BYTES * 4, "a rank's data");
+    memset(m->in, 0x3c, (size_t)MOST_BYTES), memset(m->out, 0x3c, (size_t)MOST_BYTES);
+    return 0;
+}
+
+static void close_memory(member *m)
+{
+    if (m->in) hd_unmap_memory(m->in, (size_t)MOST_BYTES * 2);
+    if (m->out) hd_unmap_memory(m->out, (size_t)MOST_BYTES * 2);
+}
+
 static int measure_all(member *m)
 {
     int rc = 0;
-    m->in = hd_map_memory((size_t)MOST_BYTES * 2);
-    m->out = hd_map_memory((size_t)MOST_BYTES * 2);
-    if (!m->in || !m->out) rc = hd_fail_memory(&m->err, (size_t)MOST_BYTES * 4, "a rank's data");
-    if (!rc) memset(m->in, 0x3c, (size_t)MOST_BYTES), memset(m->out, 0x3c, (size_t)MOST_BYTES);
     for (int k = 0; k < N_KINDS; k++)
         for (int s = 0; s < N_SIZES && !rc; s++) {
             rc = measure(m, k, s);
             if (m->rank == 0) hd_calibration_step(m->calibration, m->seconds, kinds[k].name);
         }
-    if (m->in) hd_unmap_memory(m->in, (size_t)MOST_BYTES * 2);
-    if (m->out) hd_unmap_memory(m->out, (size_t)MOST_BYTES * 2);
     return rc;
 }
 
@@ -121,7 +131,8 @@ static void *member_main(void *arg)
     for (int i = 0; i < m->ranks; i++) ranks[i] = i;
     if (m->pinned) hd_thread_pin(m->rank, 1);
     m->all = m->group = hd_comm_group_get(m->comm, ranks, m->ranks, &m->err);
-    if (!m->all || measure_all(m)) hd_comm_abort(m->comm, m->err.message);
+    if (!m->all || open_memory(m) || measure_all(m)) hd_comm_abort(m->comm, m->err.message);
+    close_memory(m);
     hd_comm_free(m->comm);
     return NULL;
 }
@@ -150,6 +161,75 @@ int hd_calibrate_collectives(hd_calibration *c, int ranks, double seconds)
     return rc;
 }
 
+/* ---- what computing and transfers lose to each other ---- */
+
+/* Gradients' buckets are about so large, and as many are under way. */
+enum { CONTENTION_ROUNDS = 5, CONTENTION_PIECES = 16 };
+#define CONTENTION_BYTES ((int64_t)1 << 20)
+
+/* Seconds that a piece of computing takes, over at least so many seconds of it. */
+static double seconds_of_work(hd_team *team, double least)
+{
+    hd_isa isa = hd_isa_detect();
+    double begin = hd_time(), now = begin;
+    int pieces = 0;
+    for (; now - begin < least || !pieces; pieces++, now = hd_time()) hd_measure(HD_BOUND_F32, team, isa, 1, NULL);
+    return (now - begin) / pieces;
+}
+
+/* The group's sums, all begun at once, and computing beside them for `work` seconds. *piece: seconds that a piece of computing took; *waited: for the sums then. */
+static int sums_beside(member *m, hd_team *team, double work, double *piece, double *waited)
+{
+    hd_transfer t = {.kind = HD_ALL_REDUCE, .dtype = HD_F32, .count = CONTENTION_BYTES / 4};
+    hd_ticket ticket[CONTENTION_PIECES];
+    int begun = 0, rc = hd_comm_barrier(m->comm, m->all, &m->err);
+    for (; begun < CONTENTION_PIECES && m->group && !rc; begun += !rc) {
+        t.in = m->in + begun * CONTENTION_BYTES, t.out = m->out + begun * CONTENTION_BYTES;
+        rc = hd_comm_start(m->comm, m->group, &t, &ticket[begun], &m->err);
+    }
+    *piece = work > 0 && !rc ? seconds_of_work(team, work) : 0;
+    double begin = hd_time();
+    for (int i = 0; i < begun; i++) {
+        hd_error err = {0};
+        int failed = hd_comm_wait(m->comm, ticket[i], rc ? &err : &m->err);
+        if (!rc) rc = failed;
+    }
+    *waited = hd_time() - begin;
+    return rc;
+}
+
+/* One round: sums alone, computing alone, both. All ranks of the job compute. */
+static int contend(member *m, hd_team *team, double *contention, double *drag)
+{
+    double sums, piece, beside, waited, work = 0;
+    int rc = sums_beside(m, team, 0, &piece, &sums);
+    hd_transfer most = {.kind = HD_ALL_REDUCE, .dtype = HD_F64, .max = true, .in = &sums, .out = &work, .count = 1};
+    if (!rc) rc = hd_comm_do(m->comm, m->all, &most, &m->err);
+    if (!rc) rc = hd_comm_barrier(m->comm, m->all, &m->err);
+    double alone = rc ? 1 : seconds_of_work(team, 0.3 * work);
+    if (!rc) rc = sums_beside(m, team, 0.8 * work, &beside, &waited);
+    *contention = rc ? 0 : fmin(fmax(0, 1 - alone / beside), 0.9);
+    *drag = rc || !m->group ? 0 : fmin(fmax(0, 1 - (sums - waited) / (0.8 * work)), 0.9);
+    return rc;
+}
+
+/* The greatest medians among the ranks; known to all. */
+static int measure_contention(member *m, hd_level *l)
+{
+    hd_team *team = hd_team_new(hd_calibration_cores(m->calibration), true, &m->err);
+    double contention[CONTENTION_ROUNDS], drag[CONTENTION_ROUNDS], mine[2], out[2];
+    hd_transfer most = {.kind = HD_ALL_REDUCE, .dtype = HD_F64, .max = true, .in = mine, .out = out, .count = 2};
+    int rc = team ? 0 : m->err.code;
+    for (int i = 0; i < CONTENTION_ROUNDS && !rc; i++) rc = contend(m, team, &contention[i], &drag[i]);
+    if (!rc) {
+        mine[0] = hd_calibration_median(contention, CONTENTION_ROUNDS), mine[1] = hd_calibration_median(drag, CONTENTION_ROUNDS);
+        rc = hd_comm_do(m->comm, m->all, &most, &m->err);
+    }
+    if (!rc) l->contention = out[0], l->drag = out[1];
+    hd_team_free(team);
+    return rc;
+}
+
 /* ---- the job's own ranks ---- */
 
 /* Among the first n ranks, or those of one rank on each machine (stride = ranks on a machine). */
@@ -163,9 +243,12 @@ static int measure_group(hd_calibration *c, int n, int stride, int level, double
     if (!m) return hd_fail_memory(&c->err, sizeof *m, "a rank");
     *m = (member){.calibration = c, .comm = comm, .all = c->all, .rank = inside ? me / stride : n, .ranks = n, .seconds = seconds / (N_KINDS * N_SIZES)};
     if (inside) m->group = hd_comm_group_get(comm, ranks, n, &m->err);
-    int rc = m->err.code ? m->err.code : measure_all(m);
-    if (rc) hd_fail(&c->err, rc, "%s", m->err.message);
     hd_level *l = &c->out->level[level];
+    int rc = m->err.code ? m->err.code : open_memory(m);
+    if (!rc) rc = measure_all(m);
+    if (!rc) rc = measure_contention(m, l);
+    close_memory(m);
+    if (rc) hd_fail(&c->err, rc, "%s", m->err.message);
     double small = m->result[N_KINDS - 1][0], large = m->result[N_KINDS - 1][N_SIZES - 1];
     if (!rc) l->latency = small, l->bandwidth = (double)MOST_BYTES / fmax(large - small, 1e-9);
     if (!rc) rc = add_entries(c, m);
@@ -178,7 +261,7 @@ int hd_calibrate_job(hd_calibration *c, double seconds)
     int world = hd_comm_size(c->options->comm), on_host = c->options->on_host, hosts = world / on_host;
     if (world > MOST_RANKS) world = MOST_RANKS;
     int rc = on_host > 1 ? measure_group(c, on_host < world ? on_host : world, 1, 0, seconds / 2) : 0;
-    if (!rc && hosts > 1) rc = measure_group(c, hosts < MOST_RANKS ? hosts : MOST_RANKS, on_host, on_host > 1, seconds / 2);
+    if (!rc && hosts > 1) rc = measure_group(c, hosts < MOST_RANKS ? hosts : MOST_RANKS, on_host, 1, seconds / 2);
     return rc;
 }
 

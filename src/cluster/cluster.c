@@ -11,7 +11,7 @@
 /* ---- the fields, as both directions know them ---- */
 
 typedef enum field_kind { NUMBER, BYTES /* int64_t */, COUNT /* int */, TEXT /* char[size] */ } field_kind;
-typedef enum field_range { POSITIVE, NOT_NEGATIVE, SHARE /* above 0, at most 1 */, ANY } field_range;
+typedef enum field_range { POSITIVE, NOT_NEGATIVE, SHARE /* above 0, at most 1 */, PART /* at least 0, below 1 */, ANY } field_range;
 
 typedef struct field {
     const char *key;
@@ -41,6 +41,7 @@ static const field efficiency_fields[] = {
 static const field level_fields[] = {
     FIELD(hd_level, name, TEXT, ANY, true), FIELD(hd_level, fanout, COUNT, POSITIVE, true), FIELD(hd_level, latency, NUMBER, NOT_NEGATIVE, true),
     FIELD(hd_level, bandwidth, NUMBER, POSITIVE, true), FIELD(hd_level, efficiency, NUMBER, SHARE, true), FIELD(hd_level, ports, COUNT, POSITIVE, true),
+    FIELD(hd_level, contention, NUMBER, PART, false), FIELD(hd_level, drag, NUMBER, PART, false),
 };
 static const field entry_fields[] = {
     FIELD(hd_profile_entry, op, TEXT, ANY, true), FIELD(hd_profile_entry, threads, COUNT, POSITIVE, true), FIELD(hd_profile_entry, teams, COUNT, POSITIVE, true),
@@ -61,12 +62,12 @@ static const char *const no_keys[] = {NULL};
 /* ---- reading ---- */
 
 static const char *const range_texts[] = {
-    [POSITIVE] = "greater than 0", [NOT_NEGATIVE] = "of at least 0", [SHARE] = "greater than 0 and at most 1", [ANY] = "",
+    [POSITIVE] = "greater than 0", [NOT_NEGATIVE] = "of at least 0", [SHARE] = "greater than 0 and at most 1", [PART] = "of at least 0 and less than 1", [ANY] = "",
 };
 
 static bool in_range(field_range r, double v)
 {
-    return isfinite(v) && (r == ANY || v > 0 || (v == 0 && r == NOT_NEGATIVE)) && (r != SHARE || v <= 1);
+    return isfinite(v) && (r == ANY || v > 0 || (v == 0 && (r == NOT_NEGATIVE || r == PART))) && (r != SHARE || v <= 1) && (r != PART || v < 1);
 }
 
 static int wrong_type(const json_t *v, const field *f, const char *where, hd_error *err)

@@ -44,6 +44,9 @@ typedef struct hd_level {
     double bandwidth;  /* of one port, one direction, as the vendor says it */
     double efficiency; /* share of it that large messages reach, 0..1 */
     int ports;         /* through which a group of the level below leaves it: its devices share them evenly. 8 NICs of a node of 8: 8 */
+    /* Of CPUs, whose own cores move the bytes: */
+    double contention; /* share of a rank's computing that is lost while a transfer over it goes on beside, 0 .. 1 */
+    double drag;       /* share of a transfer's speed that is lost while its ranks compute, 0 .. 1 */
 } hd_level;
 
 /* One measured time: of a kernel or a collective. Features are what the cost model interpolates over (cost.h says which for each op). */

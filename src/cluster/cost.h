@@ -46,6 +46,7 @@ typedef enum hd_move { /* what a collective does */
 typedef struct hd_move_cost {
     double seconds;
     double bytes[HD_MAX_LEVELS]; /* that this rank sends over links of each level */
+    double contention, drag;     /* shares of this rank's computing, and of its own speed, that are lost while it goes on beside computing (hd_level) */
 } hd_move_cost;
 
 /* ranks[n]: the group (SEND: from, to), in the job of `world` ranks of which alike groups do the same at the same time: for each rank of a node that is not

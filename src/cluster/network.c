@@ -269,4 +269,9 @@ void hd_cost_move(const hd_cluster *c, hd_move kind, const int *ranks, int n, in
     else send(c, ranks[0], ranks[1], world, (double)bytes, out);
     double known = measured(c, moves[kind].name, dtype, n, (double)bytes);
     if (known > 0) out->seconds = known;
+    for (int l = 0; l < c->n_levels; l++)
+        if (out->bytes[l] > 0) {
+            out->contention = fmax(out->contention, c->level[l].contention);
+            out->drag = fmax(out->drag, c->level[l].drag);
+        }
 }

@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 
 #include "base/mem.h"
+#include "base/thread.h"
 #include "comm/bell.h"
 #include "comm/block.h"
 #include "comm/comm_int.h"
@@ -27,6 +28,8 @@ enum { CONTROL_TAG = 0, WHY_SIZE = 400, PHASES = 2, COLLECTIVE = 0, MESSAGE = 1 
 #define IDLE_NAP 20e-3               /* seconds between looks for control messages while nothing is under way */
 #define BUSY_NAP 50e-6               /* seconds between looks at messages that take long */
 #define BUSY_SPIN 500e-6             /* seconds without news after which it naps */
+/* Bytes of a group's collectives that are posted at a time: MPI shares a link among all that is posted, and what was begun first is wanted first. */
+#define WINDOW ((size_t)1 << 20)
 #define BYE_WAIT 3.0                 /* seconds that an aborted world's ranks wait for each other */
 
 typedef enum op_state { OP_PENDING, OP_DONE, OP_FAILED } op_state;
@@ -37,6 +40,7 @@ typedef struct mpi_op {
     /* The communication thread's: */
     int phase;              /* phases posted */
     int parts;              /* of messages not done */
+    size_t sent;            /* bytes, of its phases so far */
     bool late;              /* was found overdue once */
     char *stage; size_t stage_bytes; /* packed blocks: n to send, then n that came */
     struct mpi_op *next;
@@ -163,6 +167,7 @@ static void post_part(mpi_comm *m, mpi_op *op, bool recv, char *data, size_t byt
 /* A message of 0 bytes isn't sent; both sides know that it is. */
 static void post(mpi_comm *m, mpi_op *op, bool recv, const void *data, size_t bytes, int peer, int tag)
 {
+    op->sent += recv ? 0 : bytes;
     for (size_t at = 0; at < bytes; at += PART_BYTES)
         post_part(m, op, recv, (char *)data + at, bytes - at < PART_BYTES ? bytes - at : PART_BYTES, peer, tag, NULL);
 }
@@ -494,34 +499,40 @@ static void end_op(mpi_comm *m, mpi_op *o, op_state state)
     hd_bell_ring(&m->news);
 }
 
-/* What a group's operations can do now. `first` and `second`: all before it have posted that phase. */
-static bool push_op(mpi_comm *m, mpi_group *g, mpi_op *o, bool *first, bool *second)
+/* Of a group's collectives so far: whether all have posted that phase, and bytes that those which are not done send. */
+typedef struct pushed { bool first, second; size_t bytes; } pushed;
+
+/* What a group's operation can do now, after those before it. True: it is done. */
+static bool push_op(mpi_comm *m, mpi_group *g, mpi_op *o, pushed *before)
 {
     hd_transfer_kind kind = o->op.t.kind;
     if (kind == HD_RECV || kind == HD_SEND) {
         if (!o->phase) kind == HD_RECV ? post_receive(m, o) : post_message(m, o);
         return o->phase && !o->parts;
     }
-    if (!o->phase && *first && know_peers(m, g)) post_first(m, g, o);
-    *first = *first && o->phase;
-    if (o->phase == 1 && !o->parts && (kind != HD_ALL_REDUCE || *second)) {
+    if (!o->phase && before->first && before->bytes < WINDOW && know_peers(m, g)) post_first(m, g, o);
+    before->first = before->first && o->phase;
+    if (o->phase == 1 && !o->parts && (kind != HD_ALL_REDUCE || before->second)) {
         if (hd_comm_is_reduction(kind)) sum(o);
         else unpack_first(o);
         if (kind != HD_ALL_REDUCE) return true;
         post_second(m, g, o);
     }
-    if (kind == HD_ALL_REDUCE) *second = *second && o->phase == 2;
-    if (o->phase != 2 || o->parts) return false;
+    if (kind == HD_ALL_REDUCE) before->second = before->second && o->phase == 2;
+    if (o->phase != 2 || o->parts) {
+        before->bytes += o->sent;
+        return false;
+    }
     unpack_second(o);
     return true;
 }
 
 static void push_group(mpi_comm *m, mpi_group *g)
 {
-    bool first = true, second = true;
+    pushed before = {.first = true, .second = true};
     for (mpi_op **at = &g->first; *at && !atomic_load(&m->aborted);) {
         mpi_op *o = *at;
-        if (!push_op(m, g, o, &first, &second)) {
+        if (!push_op(m, g, o, &before)) {
             at = &o->next;
             continue;
         }
@@ -726,6 +737,7 @@ static void *mpi_main(void *arg)
     char name[24];
     snprintf(name, sizeof name, "rank %d mpi", m->c.rank);
     prctl(PR_SET_NAME, name);
+    hd_thread_wake_soon();
     if (m->mpi->init(&rank, &size, &m->greatest_tag)) {
         snprintf(m->why, sizeof m->why, "%s", m->mpi->why());
         atomic_store(&m->started, -1);

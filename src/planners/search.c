@@ -495,6 +495,46 @@ static int try_uneven(search *s)
     return 0;
 }
 
+/* ---- how many gradients are reduced together ---- */
+
+/* Sizes beside the usual one, for the best forms: what is best follows from how long a message takes to begin and from what is left when backward ends. Ranks in
+ * one process reduce when somebody waits, in buckets of any size. */
+static const int64_t bucket_sizes[] = {0, 1 << 20, 32 << 20};
+enum { BUCKET_SIZES = sizeof bucket_sizes / sizeof *bucket_sizes, BUCKETED = 3 };
+
+typedef struct bucket_tries { search *s; int n; hd_plan_found found[BUCKETED * BUCKET_SIZES]; int rc[BUCKETED * BUCKET_SIZES]; } bucket_tries;
+
+static bool has_buckets(const hd_parallel *p) { return p->overlap && p->bucket == HD_PLAN_BUCKET && (p->dp > 1 || p->cp > 1); }
+
+static void try_bucket_share(void *arg, int tid)
+{
+    bucket_tries *b = arg;
+    for (int i = tid; i < b->n; i += hd_team_size(b->s->team)) {
+        const hd_plan_found *of = &b->s->out->best[i / BUCKET_SIZES];
+        hd_parallel p = of->form;
+        hd_error err = {0};
+        p.bucket = bucket_sizes[i % BUCKET_SIZES];
+        b->rc[i] = has_buckets(&of->form) ? hd_planner_try(b->s->job, &p, of->micro_batches, &b->found[i], &err) : HD_EINVAL;
+    }
+}
+
+static int try_buckets(search *s)
+{
+    bucket_tries b = {.s = s, .n = (s->out->n < BUCKETED ? s->out->n : BUCKETED) * BUCKET_SIZES};
+    int64_t before = s->out->tried;
+    int rc = 0;
+    if (is_pinned(s, HD_KEY_BUCKET) || s->job->forbidden >> HD_KEY_BUCKET & 1 || hd_cluster_nodes(s->job->cluster) < 2 || out_of_time(s)) return 0;
+    hd_team_run(s->team, try_bucket_share, &b);
+    for (int i = 0; i < b.n; i++) {
+        if (b.rc[i] == HD_ENOMEM) rc = hd_fail_memory(s->err, 0, "a search for plans");
+        if (b.rc[i]) continue;
+        s->out->tried++;
+        hd_planner_keep(s->out, &b.found[i]);
+    }
+    count(s, "sizes of buckets, of the best", s->out->tried - before, 0);
+    return rc;
+}
+
 /* ---- stages of different meshes ---- */
 
 /* For as many micro-batches as the best form has, and for more: a pipeline wants them. Only where nothing is pinned or forbidden that says how stages are. */
@@ -641,6 +681,7 @@ static int run(search *s)
     if (!rc) rc = try_uneven(s);
     if (!rc) rc = try_unequal(s);
     if (!rc) rc = try_layouts(s);
+    if (!rc) rc = try_buckets(s);
     if (!rc && !s->out->n) rc = hd_relax_explain(s->job, &s->least, s->out->why, sizeof s->out->why, s->err);
     end(s);
     if (rc) hd_planner_answer_free(s->out);

@@ -4,6 +4,7 @@
  *  - A collective begins when all have come to it (those beside computing: and when each one's last such transfer has ended, they go one after the other).
  *  - A message begins when it is sent and wanted; the sender waits for its end before its segment's next call, around prepare and update, and at the end.
  *    GPUs' libraries send from a stream of their own, out of buffers that live until then: there the next call is not held up.
+ *  - Where a CPU's cores move the bytes, computing beside a transfer is slower, and the transfer too, until somebody waits for it (hd_level).
  *  - Between threads of one process whoever waits does the work (src/comm/local.c): a transfer beside computing begins when all wait for it, and a send takes
  *    as long as copying, into the receiver if that waits already, else aside, from where the receiver copies it again. */
 #include <math.h>
@@ -104,6 +105,8 @@ static void resolve(sim *s, sim_meeting *m, sim_instance *i, double begin)
     for (int k = 0; k < m->n; k++) wake(s, m->actor[k]);
 }
 
+static double drag_of(const sim_step *t) { return t->move ? t->move->drag : 0; }
+
 static const sim_queued *queue_head(const sim_actor *a) { return a->head < a->n_queue ? &a->queue[a->head] : NULL; }
 
 /* Whether all have come to the instance at the head of the actor's queue, and it is at the head of everyone's. */
@@ -158,14 +161,29 @@ static void arrive(sim *s, sim_actor *a, const sim_step *t, int64_t number, bool
     sim_instance *i = instance_of(m, number);
     i->arrived++;
     i->latest = fmax(i->latest, a->time);
-    i->seconds = fmax(i->seconds, t->seconds);
+    i->seconds = fmax(i->seconds, queued ? t->seconds / (1 - drag_of(t)) : t->seconds);
     if (queued) settle(s, t->place);
     else if (i->arrived == m->n) resolve(s, m, i, i->latest);
 }
 
+/* Whether all have seen its end. */
+static bool is_over(const sim *s, const sim_queued *q) { return q->number < s->meetings[q->meeting].first; }
+
+/* Settled ones stay until they are over: what is known later may still move them. */
+static void drop_over(const sim *s, sim_actor *a)
+{
+    size_t kept = 0, settled = 0;
+    for (size_t i = 0; i < a->n_queue; i++) {
+        if (i < a->head && is_over(s, &a->queue[i])) continue;
+        settled += i < a->head;
+        a->queue[kept++] = a->queue[i];
+    }
+    a->head = settled, a->n_queue = kept;
+}
+
 static int enqueue(sim *s, sim_actor *a, int meeting, int64_t number)
 {
-    if (a->head == a->n_queue) a->head = a->n_queue = 0;
+    if (a->n_queue == a->cap_queue) drop_over(s, a);
     if (hd_grow(&a->queue, &a->cap_queue, a->n_queue + 1, sizeof *a->queue)) return sim_no_memory(s);
     a->queue[a->n_queue++] = (sim_queued){meeting, number};
     return 0;
@@ -208,6 +226,65 @@ static int start_beside(sim *s, sim_actor *a, const sim_step *t)
     return rc ? rc : 1;
 }
 
+/* What lies beside computing from `from` on, when at `from` the rank begins to wait for what would end at `to`: until then it goes `quicker` times as fast. */
+static double hurried_time(double t, double from, double to, double quicker)
+{
+    if (t <= from) return t;
+    return t <= to ? from + (t - from) / quicker : t - (to - from) * (1 - 1 / quicker);
+}
+
+/* The actor stands before a transfer that was to go on beside computing: it, and those before it, need no longer share the cores. */
+static void hurry(sim *s, const sim_actor *a, const sim_token *k)
+{
+    double quicker = 1 / (1 - drag_of(k->step));
+    sim_meeting *m = &s->meetings[k->meeting];
+    sim_instance *i = instance_of(m, k->number);
+    double from = a->time, to = i->end;
+    if (quicker <= 1 || i->hurried || to <= from) return;
+    for (size_t q = 0; q < a->head; q++) {
+        if (is_over(s, &a->queue[q])) continue;
+        sim_instance *o = instance_of(&s->meetings[a->queue[q].meeting], a->queue[q].number);
+        if (o->end <= from) continue;
+        o->hurried |= o->end <= to;
+        o->begin = hurried_time(o->begin, from, to, quicker);
+        o->end = hurried_time(o->end, from, to, quicker);
+    }
+    for (int j = 0; j < m->n; j++) {
+        sim_actor *b = &s->actors[m->actor[j]];
+        b->beside = hurried_time(b->beside, from, to, quicker);
+    }
+}
+
+/* Seconds that computing since the transfer's begin takes longer for having had it beside, charged when it is waited for. */
+static double lost_beside(const sim_actor *a, const sim_step *t, const sim_instance *i)
+{
+    double share = t->move ? t->move->contention : 0, computing = fmax(0, a->time - i->begin);
+    return fmin(share * (i->end - i->begin), share / (1 - share) * computing);
+}
+
+/* Computing that lost so much to a transfer came later to those that it began after it. */
+static void delay_later(sim *s, const sim_actor *a, const sim_token *k, double lost)
+{
+    sim_meeting *m = &s->meetings[k->meeting];
+    sim_instance *i = instance_of(m, k->number);
+    double end = i->end;
+    bool later = false;
+    if (i->charged || !(lost > 0)) return;
+    i->charged = true;
+    for (size_t q = 0; q < a->head; q++) {
+        if (is_over(s, &a->queue[q])) continue;
+        sim_instance *o = instance_of(&s->meetings[a->queue[q].meeting], a->queue[q].number);
+        if (later) {
+            o->latest += lost;
+            double shift = fmax(0, fmax(o->latest, end) - o->begin);
+            o->begin += shift, o->end += shift;
+            end = o->end;
+        }
+        later |= o == i;
+    }
+    for (int j = 0; j < m->n; j++) s->actors[m->actor[j]].beside = fmax(s->actors[m->actor[j]].beside, end);
+}
+
 /* 1: it has come, 0: not yet. */
 static int wait_token(sim *s, sim_actor *a, sim_token *k)
 {
@@ -216,6 +293,10 @@ static int wait_token(sim *s, sim_actor *a, sim_token *k)
     k->waiting = true;
     const sim_instance *i = instance_of(m, k->number);
     if (!i->resolved) return 0;
+    double lost = lost_beside(a, k->step, i);
+    delay_later(s, a, k, lost);
+    spend(a, k->step->part, lost);
+    hurry(s, a, k);
     count_hidden(a, i->begin, i->end);
     spend_until(a, i->begin, i->end, k->step->across ? HD_SIM_BUBBLE : k->step->part, k->step->part);
     if (k->event >= 0) s->options->trace->events[k->event].end = s->offset + i->end;

@@ -42,7 +42,7 @@ typedef struct sim_variant {
 
 typedef struct sim_instance { /* of a meeting */
     int arrived, left;
-    bool resolved;
+    bool resolved, hurried, charged; /* hurried: somebody waited for it before it had ended; charged: later ones know what computing lost to it */
     double latest, seconds, begin, end;
 } sim_instance;
 
@@ -77,7 +77,7 @@ typedef struct sim_actor {
     sim_variant **variants; size_t n_variants, cap_variants;
     sim_token *tokens; int n_tokens;
     sim_pending *sends; size_t n_sends, cap_sends;
-    sim_queued *queue; size_t n_queue, cap_queue, head; /* begun and not yet settled, in order */
+    sim_queued *queue; size_t n_queue, cap_queue, head; /* begun, in order; from head on not yet settled */
 
     hd_call_iter calls;
     hd_call call;
