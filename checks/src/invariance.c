@@ -1,7 +1,9 @@
 /* invariance.c: greedy answers of a model do not depend on what else the engine does: tokens and log-probabilities, byte for byte.
  *
  *   check_invariance MODEL PRECISION [PROMPTS [TOKENS [NEIGHBOURS]]]     20 prompts of 128 tokens each, amid 31 neighbours at a time; PRECISION: f32, bf16
- * The reference is each prompt alone on an engine with neither prefix cache nor speculation nor chunks. */
+ * The reference is each prompt alone on an engine with neither prefix cache nor speculation nor chunks.
+ * Over two tensor-parallel ranks sums are in another order: tokens are those of one rank up to the first position where its two likeliest are nearer than GAP,
+ * and, byte for byte, those of two ranks alone. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +16,14 @@
 #include "tensor/dtype.h"
 
 enum { MOST_PROMPT = 96, COMMON = 40, BLOCK = 8, PARTS = 32 };
+#define GAP 1e-4
 
-typedef struct answer { int32_t *tokens; float *logprobs; int64_t n; bool ended; } answer;
+typedef struct answer {
+    int32_t *tokens;
+    float *logprobs, *gap; /* of each token; between the two likeliest there */
+    int64_t n;
+    bool ended;
+} answer;
 
 typedef struct job {
     const char *model;
@@ -25,7 +33,7 @@ typedef struct job {
     int64_t vocab;
     int32_t (*prompt)[MOST_PROMPT];
     int64_t *length;
-    answer *want, *got;
+    answer *want, *got, *ranks;
 } job;
 
 typedef struct variant {
@@ -55,6 +63,7 @@ static void take(void *arg, const hd_engine_event *e)
     if (!a) return;
     for (int64_t i = 0; i < e->n_tokens; i++) {
         a->tokens[a->n] = e->tokens[i];
+        a->gap[a->n] = e->top[i * e->top_n].logprob - e->top[i * e->top_n + 1].logprob;
         a->logprobs[a->n++] = e->logprobs[i].logprob;
     }
     a->ended |= e->last;
@@ -66,7 +75,7 @@ static hd_request request_of(const job *j, int64_t i, answer *a)
     r.prompt = j->prompt[i];
     r.n_prompt = j->length[i];
     r.max_tokens = j->tokens;
-    r.logprobs = 0;
+    r.logprobs = 2;
     r.event = take;
     r.arg = a;
     a->n = 0;
@@ -99,15 +108,15 @@ static hd_engine_stats finish(hd_engine *e, hd_error *err)
     return s;
 }
 
-static void run_alone(job *j)
+static void run_alone(const job *j, hd_runner *runner, answer *out)
 {
     hd_engine_options o = hd_engine_options_default();
     hd_error err = {0};
     o.prefix_cache = o.chunked_prefill = false;
     for (int64_t i = 0; i < j->prompts; i++) {
-        hd_engine *e = hd_engine_new(j->r, NULL, &o, &err);
+        hd_engine *e = hd_engine_new(runner, NULL, &o, &err);
         need(!e, &err);
-        hd_request r = request_of(j, i, &j->want[i]);
+        hd_request r = request_of(j, i, &out[i]);
         need(hd_engine_submit(e, &r, NULL, &err), &err);
         finish(e, &err);
     }
@@ -167,7 +176,7 @@ static void make_prompts(job *j)
     }
 }
 
-static hd_runner *open_runner(const job *j)
+static hd_runner *open_runner(const job *j, const char *parallel)
 {
     hd_runner *r;
     hd_error err = {0};
@@ -178,8 +187,75 @@ static hd_runner *open_runner(const job *j)
     o.block = BLOCK;
     o.max_parts = PARTS;
     o.max_tokens = 128;
+    o.parallel = parallel;
     need(hd_lm_runner_open(&r, j->model, &o, &info, &err), &err);
     return r;
+}
+
+/* ---- over ranks ---- */
+
+/* Tokens of b equal to a's before the first that stands where a's two likeliest are nearer than GAP; -1: one differs before. *worst: the widest gap at which one
+ * ever differs first. */
+static int64_t equal_before_tie(const answer *a, const answer *b, double *worst)
+{
+    int64_t tie = 0, first = 0;
+    while (tie < a->n && a->gap[tie] >= GAP) tie++;
+    while (first < a->n && first < b->n && a->tokens[first] == b->tokens[first]) first++;
+    if (first < a->n && a->gap[first] > *worst) *worst = a->gap[first];
+    return a->ended && b->ended && first >= tie ? tie : -1;
+}
+
+static bool compare_ranks(job *j)
+{
+    double start = hd_time(), worst = 0;
+    int64_t equal = 0, compared = 0, tokens = 0;
+    run_alone(j, j->r, j->ranks);
+    for (int64_t i = 0; i < j->prompts; i++) {
+        int64_t n = equal_before_tie(&j->want[i], &j->ranks[i], &worst);
+        equal += n >= 0;
+        compared += n > 0 ? n : 0;
+        tokens += j->ranks[i].n;
+    }
+    bool ok = equal == j->prompts && tokens == j->prompts * j->tokens;
+    printf("  %-44s equal %lld of %lld up to the first gap below %g: %lld tokens of %lld; widest gap where one differs first %.2g, %.1f s  %s\n", "two ranks (tp=2)",
+           (long long)equal, (long long)j->prompts, GAP, (long long)compared, (long long)tokens, worst, hd_time() - start, ok ? "PASS" : "FAIL");
+    return ok;
+}
+
+/* The engine on two ranks, as it is and amid neighbours. */
+static bool check_ranks(job *j, const variant *v, size_t n)
+{
+    hd_runner *one = j->r;
+    bool ok;
+    j->r = open_runner(j, "tp=2");
+    ok = compare_ranks(j);
+    answer *want = j->want;
+    j->want = j->ranks;
+    for (size_t i = 0; i < n; i++) ok &= compare(j, &v[i]);
+    j->want = want;
+    j->r->close(j->r);
+    j->r = one;
+    return ok;
+}
+
+static void make_answers(const job *j, answer **out)
+{
+    *out = take_memory((size_t)j->prompts, sizeof **out);
+    for (int64_t i = 0; i < j->prompts; i++) {
+        (*out)[i].tokens = take_memory((size_t)j->tokens, sizeof(int32_t));
+        (*out)[i].logprobs = take_memory((size_t)j->tokens, sizeof(float));
+        (*out)[i].gap = take_memory((size_t)j->tokens, sizeof(float));
+    }
+}
+
+static void free_answers(const job *j, answer *a)
+{
+    for (int64_t i = 0; i < j->prompts; i++) {
+        hd_free(a[i].tokens);
+        hd_free(a[i].logprobs);
+        hd_free(a[i].gap);
+    }
+    hd_free(a);
 }
 
 int main(int argc, char **argv)
@@ -188,20 +264,16 @@ int main(int argc, char **argv)
     job j = {.model = argv[1], .precision = strcmp(argv[2], "bf16") ? HD_F32 : HD_BF16, .prompts = argc > 3 ? atoll(argv[3]) : 20,
              .tokens = argc > 4 ? atoll(argv[4]) : 128, .neighbours = argc > 5 ? atoll(argv[5]) : 31};
     size_t n = (size_t)j.prompts;
-    j.r = open_runner(&j);
-    j.draft = open_runner(&j);
+    j.r = open_runner(&j, NULL);
+    j.draft = open_runner(&j, NULL);
     j.vocab = j.r->vocab;
     j.prompt = take_memory(n, sizeof *j.prompt);
     j.length = take_memory(n, sizeof *j.length);
-    j.want = take_memory(n, sizeof *j.want);
-    j.got = take_memory(n, sizeof *j.got);
-    for (size_t i = 0; i < 2 * n; i++) {
-        answer *a = i < n ? &j.want[i] : &j.got[i - n];
-        a->tokens = take_memory((size_t)j.tokens, sizeof *a->tokens);
-        a->logprobs = take_memory((size_t)j.tokens, sizeof *a->logprobs);
-    }
+    make_answers(&j, &j.want);
+    make_answers(&j, &j.got);
+    make_answers(&j, &j.ranks);
     make_prompts(&j);
-    run_alone(&j);
+    run_alone(&j, j.r, j.want);
     hd_engine_options o = hd_engine_options_default(), bare = o, whole = o, small = o, again = o, swap = o, look = o, draft = o, reserve = o, order = o;
     bare.prefix_cache = false;
     whole.chunked_prefill = false;
@@ -226,15 +298,17 @@ int main(int argc, char **argv)
     };
     bool ok = true;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok &= compare(&j, &all[i]);
-    for (size_t i = 0; i < 2 * n; i++) {
-        answer *a = i < n ? &j.want[i] : &j.got[i - n];
-        hd_free(a->tokens);
-        hd_free(a->logprobs);
-    }
+    const variant over_ranks[] = {
+        {"  amid neighbours", o, false, offsetof(hd_engine_stats, cached_tokens)},
+        {"  small chunks", small, false, 0},
+        {"  preempted, swapped", swap, false, offsetof(hd_engine_stats, swaps_out)},
+    };
+    ok &= check_ranks(&j, over_ranks, sizeof over_ranks / sizeof *over_ranks);
+    free_answers(&j, j.want);
+    free_answers(&j, j.got);
+    free_answers(&j, j.ranks);
     hd_free(j.prompt);
     hd_free(j.length);
-    hd_free(j.want);
-    hd_free(j.got);
     j.r->close(j.r);
     j.draft->close(j.draft);
     return !ok;
