@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <cmocka.h>
 #include "base/mem.h"
 #include "base/rng.h"
@@ -37,7 +38,7 @@ static void run_all(hd_runner *r, uint64_t seed)
     int32_t order[BLOCKS];
     int64_t done[SEQUENCES] = {0};
     assert_true(r->blocks >= BLOCKS && r->vocab <= MOST_VOCAB);
-    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[0][i] = (int32_t)(hd_hash_mix(9, (uint64_t)i) % (uint64_t)r->vocab);
+    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = (int32_t)(hd_hash_mix(9, (uint64_t)i) % (uint64_t)r->vocab);
     for (int i = 0; i < BLOCKS; i++) order[i] = i;
     for (int i = BLOCKS - 1; i > 0; i--) {
         int k = (int)(hd_rng_uniform(&rng) * (i + 1));
@@ -173,7 +174,7 @@ static void test_blocks_move(void **state)
     hd_lm_runner_options o = options("tp=2", HD_I8, HD_F32);
     int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
     need(hd_lm_runner_open(&r, DATA "models/logits/llama3", &o, NULL, &e), &e);
-    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[0][i] = i % (int)r->vocab;
+    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = i % (int)r->vocab;
     hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
     need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
     need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
@@ -234,7 +235,7 @@ static void test_engine(void **state)
     hd_lm_runner_options o = options("tp=2", HD_F32, HD_F32);
     o.max_parts = 4;
     need(hd_lm_runner_open_random(&r, &c, 5, &o, NULL, &err), &err);
-    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[0][i] = (int32_t)(hd_hash_mix(2, (uint64_t)i) % 61);
+    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = (int32_t)(hd_hash_mix(2, (uint64_t)i) % 61);
     hd_engine_options bare = hd_engine_options_default(), all = bare;
     bare.prefix_cache = bare.chunked_prefill = false;
     all.force_preempt = 3, all.preemption = HD_PREEMPT_SWAP, all.swap_bytes = 1 << 20, all.token_budget = 9;
