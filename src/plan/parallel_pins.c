@@ -16,10 +16,6 @@ typedef struct pinner {
     bool *pinned;      /* [values] */
     int dp, cp;        /* axes, -1: none */
     int tp[2], n_tp, n_kv; /* tensor-parallel axes; the first n_kv of them split key/value heads */
-    /* Of parameters in blocks: key/value heads, query heads behind them, and hidden features that stay together, so that rows are cut between blocks; and
-     * whether what follows attention and the feed-forward is whole on every rank, there being too few of those. Elsewhere 1 and false. */
-    int64_t kv_unit, query_unit, hidden_unit;
-    bool whole_out, whole_down;
 } pinner;
 
 static void append(hd_dim_layout *d, int axis, int64_t unit)
@@ -81,71 +77,33 @@ static void pin_inputs(pinner *s)
 
 /* ---- parameters: columns, rows, vocabulary ---- */
 
-typedef enum part { QUERY_HEADS, KEY_HEADS, HIDDEN, EVERY_UNIT } part;
+typedef enum part { QUERY_HEADS, KEY_HEADS, EVERY_UNIT } part;
 /* letter: what the product's spec calls the dimension that is split; 0: the first dimension. */
-static const struct { const char *pattern; char letter; part part; } rules[] = {
+typedef struct rule { const char *pattern; char letter; part part; } rule;
+static const rule rules[] = {
     {"layers.*.attn.q", 'h', QUERY_HEADS}, {"layers.*.attn.k", 'h', KEY_HEADS}, {"layers.*.attn.v", 'h', KEY_HEADS}, {"layers.*.attn.o", 'h', QUERY_HEADS},
     {"layers.*.attn.q_bias", 0, QUERY_HEADS}, {"layers.*.attn.k_bias", 0, KEY_HEADS}, {"layers.*.attn.v_bias", 0, KEY_HEADS},
-    {"layers.*.mlp.up", 'f', HIDDEN}, {"layers.*.mlp.gate", 'f', HIDDEN}, {"layers.*.mlp.down", 'f', HIDDEN},
-    {"layers.*.mlp.up_bias", 0, HIDDEN}, {"layers.*.mlp.gate_bias", 0, HIDDEN}, {"embed.tokens", 0, EVERY_UNIT}, {"head", 0, EVERY_UNIT},
+    {"layers.*.mlp.up", 'f', EVERY_UNIT}, {"layers.*.mlp.gate", 'f', EVERY_UNIT}, {"layers.*.mlp.down", 'f', EVERY_UNIT},
+    {"layers.*.mlp.up_bias", 0, EVERY_UNIT}, {"layers.*.mlp.gate_bias", 0, EVERY_UNIT}, {"embed.tokens", 0, EVERY_UNIT}, {"head", 0, EVERY_UNIT},
 };
+/* In place of those before where no sum may be cut: what they sum is gathered, and each rank has some of the results. */
+static const rule whole_sums[] = {{"layers.*.attn.o", 'd', EVERY_UNIT}, {"layers.*.mlp.down", 'd', EVERY_UNIT}};
 
-/* Query heads of one key/value head. */
-static int64_t group_of(const pinner *s) { return s->o->kv_heads ? s->o->heads / s->o->kv_heads : 1; }
+static const rule *find_rule(const pinner *s, const char *path)
+{
+    for (size_t r = 0; r < sizeof whole_sums / sizeof *whole_sums && s->p->whole_sums; r++)
+        if (hd_path_match(whole_sums[r].pattern, path)) return &whole_sums[r];
+    for (size_t r = 0; r < sizeof rules / sizeof *rules; r++)
+        if (hd_path_match(rules[r].pattern, path)) return &rules[r];
+    return NULL;
+}
 
 /* Query heads go with their key/value head: pieces begin at multiples of the group. */
 static void split_model(const pinner *s, hd_dim_layout *d, part what)
 {
     int n = what == KEY_HEADS ? s->n_kv : s->n_tp;
-    for (int i = 0; i < n; i++) {
-        int64_t query = i < s->n_kv ? group_of(s) * s->kv_unit : s->query_unit;
-        append(d, s->tp[i], what == QUERY_HEADS ? query : what == KEY_HEADS ? s->kv_unit : what == HIDDEN ? s->hidden_unit : 1);
-    }
-}
-
-/* ---- parameters in blocks: a row that a product sums is cut between blocks only ---- */
-
-static int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
-
-/* The longest block of the parameters of that name; lengths of blocks divide each other. *width: what one of their last dimension has. 1: none is in blocks. */
-static int64_t block_of(const pinner *s, const char *pattern, int64_t *width)
-{
-    int64_t block = 1;
-    for (size_t v = 0; v < s->g->n_values; v++) {
-        const hd_type *t = &s->g->values[v].type;
-        if (s->g->values[v].kind != HD_PARAM || !t->blocks || !hd_path_match(pattern, s->g->values[v].path)) continue;
-        if (t->blocks->block > block) block = t->blocks->block;
-        *width = t->shape.dim[t->shape.rank - 1];
-    }
-    return block;
-}
-
-/* So few of n, each of `width` elements, as are whole blocks. */
-static int64_t unit_of(int64_t block, int64_t width) { return block / common_divisor(block, width); }
-
-/* Whether n things in units leave none of so many ranks without. */
-static bool serves_all(int64_t n, int64_t unit, int64_t ranks) { return (n + unit - 1) / unit >= ranks; }
-
-/* Where there are too few units for the ranks, what sums them is whole on every rank, and nothing needs a unit. */
-static void find_units(pinner *s)
-{
-    int64_t width = 1, block = block_of(s, "layers.*.attn.o", &width), ranks[2] = {1, 1};
-    for (int i = 0; i < s->n_tp; i++) ranks[i] = s->plan->mesh.axis[s->tp[i]].size;
-    s->kv_unit = s->n_kv ? unit_of(block, group_of(s) * width) : 1;
-    s->query_unit = s->n_tp > s->n_kv ? unit_of(block, width) : 1;
-    bool few = s->n_kv && !serves_all(s->o->kv_heads, s->kv_unit, ranks[0]);
-    few |= s->n_tp > s->n_kv && !serves_all(group_of(s), s->query_unit, ranks[s->n_kv]);
-    if (few) s->kv_unit = s->query_unit = 1, s->whole_out = true;
-    s->hidden_unit = block_of(s, "layers.*.mlp.down", &width);
-    s->whole_down = s->n_tp && !serves_all(s->o->hidden, s->hidden_unit, s->p->tp);
-    if (s->whole_down) s->hidden_unit = 1;
-}
-
-/* Whether parameter v is one that is whole for that. */
-static bool stays_whole(const pinner *s, hd_value v)
-{
-    const hd_value_info *i = &s->g->values[v];
-    return i->type.blocks && ((s->whole_out && hd_path_match("layers.*.attn.o", i->path)) || (s->whole_down && hd_path_match("layers.*.mlp.down", i->path)));
+    int64_t group = s->o->kv_heads ? s->o->heads / s->o->kv_heads : 1;
+    for (int i = 0; i < n; i++) append(d, s->tp[i], what == QUERY_HEADS && i < s->n_kv ? group : 1);
 }
 
 /* Whether a forward lookup reads rows of parameter v, casts seen through; of a language model's only that of words counts: others have few rows. */
@@ -178,11 +136,9 @@ static void pin_parameters(pinner *s)
         const hd_value_info *i = &s->g->values[v];
         if (i->kind != HD_PARAM) continue;
         hd_layout *l = pin(s, (hd_value)v);
-        for (size_t r = 0; r < sizeof rules / sizeof *rules && s->n_tp && !stays_whole(s, (hd_value)v); r++) {
-            if (!hd_path_match(rules[r].pattern, i->path)) continue;
-            int dim = rules[r].letter ? hd_outline_dim(s->g, s->o, (hd_value)v, rules[r].letter) : 0;
-            if (dim >= 0) split_model(s, &l->dim[dim], rules[r].part);
-        }
+        const rule *r = s->n_tp ? find_rule(s, i->path) : NULL;
+        int dim = r && r->letter ? hd_outline_dim(s->g, s->o, (hd_value)v, r->letter) : 0;
+        if (r && dim >= 0) split_model(s, &l->dim[dim], r->part);
         bool own = s->p->tables && (!s->o->language || s->p->tables == HD_TABLES_COLUMNS);
         if (own && is_table(s, (hd_value)v)) split_table(s, l, i->type.shape.rank);
     }
@@ -358,7 +314,6 @@ static void pin_features(pinner *s)
 
 static int pin_all(pinner *s)
 {
-    find_units(s);
     pin_inputs(s);
     pin_slices(s);
     pin_parameters(s);

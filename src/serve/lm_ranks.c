@@ -21,7 +21,8 @@ int hd_lm_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
     uint32_t rest = out->given & ~(1u << HD_KEY_TP | 1u << HD_KEY_DP | 1u << HD_KEY_PP | 1u << HD_KEY_CP);
     for (int k = 0; k < HD_PARALLEL_KEYS; k++)
         if (rest >> k & 1) return refuse(hd_parallel_key_name((hd_parallel_key)k), "leave it out", err);
-    out->overlap = 0; /* every sum is waited for at once: nothing could run beside it */
+    out->overlap = 0; /* every transfer is waited for at once: nothing could run beside it */
+    out->whole_sums = true;
     return 0;
 }
 
