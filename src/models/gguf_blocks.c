@@ -46,44 +46,28 @@ int hd_lm_gguf_keep_blocks(hd_graph *g, const hd_lm_config *config, const hd_ggu
 /* One parameter of a tensor: its rows in the file, as the graph wants them. */
 typedef struct rows {
     const unsigned char *data; /* of its first row */
-    const hd_quant *type;
-    int64_t length;            /* elements of one */
+    int64_t length, bytes;     /* of one, in elements and in the file */
     int64_t head_dim;          /* > 0: rows of a head stand in pairs there, and in halves here, as transformers has them (models/gguf.c) */
 } rows;
 
 static const unsigned char *row_at(const rows *w, int64_t row)
 {
     int64_t half = w->head_dim / 2, head = half ? row / w->head_dim * w->head_dim : row, in = row - head, there = half ? head + in % half * 2 + in / half : row;
-    return w->data + there * (w->length / w->type->block * w->type->bytes);
+    return w->data + there * w->bytes;
 }
 
-/* Elements [begin, begin + n), which are whole blocks, one after another. */
-static void copy_blocks(const rows *w, int64_t begin, int64_t n, unsigned char *out)
-{
-    int64_t block = w->type->block, bytes = w->type->bytes;
-    while (n) {
-        int64_t within = begin % w->length, count = w->length - within < n ? w->length - within : n;
-        memcpy(out, row_at(w, begin / w->length) + within / block * bytes, (size_t)(count / block * bytes));
-        out += count / block * bytes;
-        begin += count;
-        n -= count;
-    }
-}
-
-/* This rank's piece of v: lent where it lies in the file as it is wanted, else copied. */
-static int add_piece(hd_store *s, const hd_graph *g, const hd_value_info *v, const rows *w, hd_error *err)
+/* This rank's rows of v: lent where they lie in the file as they are wanted, else copied. */
+static int add_rows(hd_store *s, const hd_graph *g, const hd_value_info *v, const rows *w, hd_error *err)
 {
     hd_shape whole = v->layout ? v->whole : v->type.shape;
     hd_type type = v->type;
     hd_run_iter it = hd_layout_runs(&g->mesh, v->layout, &whole, s->rank);
     hd_store_tensor *t;
+    if (it.runs > 1 || it.run % w->length) return hd_fail(err, HD_EUNSUPPORTED, "%s: its layout cuts rows, which are in blocks", v->path);
     type.shape = hd_layout_shape(&g->mesh, v->layout, &whole, s->rank);
-    if (it.runs == 1 && !w->head_dim) return hd_store_lend(s, v->path, &type, w->data + it.first / w->type->block * w->type->bytes, err);
+    if (!w->head_dim) return hd_store_lend(s, v->path, &type, row_at(w, it.first / w->length), err);
     int rc = hd_store_add(s, v->path, &type, HD_PLAIN, HD_PARAM, 0, &t, err);
-    for (hd_run r; !rc && hd_run_next(&it, &r);) {
-        if (r.count % w->type->block) return hd_fail(err, HD_EINVAL, "%s: a piece of %lld elements is no whole number of blocks", v->path, (long long)r.count);
-        copy_blocks(w, r.whole, r.count, (unsigned char *)t->data + r.piece / w->type->block * w->type->bytes);
-    }
+    for (int64_t r = 0, n = it.run / w->length; r < n && !rc; r++) memcpy((char *)t->data + r * w->bytes, row_at(w, it.first / w->length + r), (size_t)w->bytes);
     return rc;
 }
 
@@ -96,8 +80,8 @@ static int lend(hd_store *s, const hd_graph *g, const hd_value_info *v, const hd
     for (int i = 0; i < part; i++) before += t->rows[i];
     if (!rc && hd_type_bytes(&whole) != count * row) rc = hd_fail(err, HD_EFORMAT, "%s: tensor %s is not of the size that the metadata call for", w->file, w->name);
     if (rc) return rc;
-    rows in = {w->data + before * row, v->type.blocks, w->dim[1], t->change == HD_GGUF_PAIRS ? c->head_dim : 0};
-    return add_piece(s, g, v, &in, err);
+    rows in = {w->data + before * row, w->dim[1], row, t->change == HD_GGUF_PAIRS ? c->head_dim : 0};
+    return add_rows(s, g, v, &in, err);
 }
 
 int hd_lm_gguf_lend(hd_store *s, const hd_graph *g, const hd_lm_config *config, const hd_gguf *file, hd_error *err)
