@@ -89,7 +89,8 @@ typedef struct job {
     int32_t eos[HD_MAX_EOS + 1];
     char name[256];
     int64_t ngram, kv_bytes, swap_bytes, max_body;
-    bool use_draft;
+    bool use_draft, mpi; /* mpi: one of an MPI job's processes, number `process` */
+    int process;
     atomic_bool stop;
     hd_error failure; /* of loading */
 } job;
@@ -112,6 +113,7 @@ static void catch_signals(void)
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
+    sigaction(SIGUSR1, &a, NULL); /* mpirun passes it on */
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -241,12 +243,14 @@ static hd_server_options server_options(const job *j, const keys *k)
 }
 
 /* Before anything is opened. */
-static int check_parallel(const config *c, hd_error *err)
+static int read_parallel(job *j, hd_error *err)
 {
     hd_parallel p;
-    int rank, size = 1, rc = hd_lm_parallel_parse(c->parallel, &p, err);
-    if (rc || p.tp == 1 || !hd_comm_mpi_launched(&rank, &size) || size == 1) return rc;
-    return hd_fail(err, HD_EUNSUPPORTED, "a served model's ranks are threads of one process: start heddle serve --parallel %s without mpirun or srun", c->parallel);
+    int size = 1, rc = hd_lm_parallel_parse(j->c->parallel, &p, err);
+    if (rc || !hd_comm_mpi_launched(&j->process, &size) || size == 1) return rc;
+    j->mpi = true;
+    if (p.tp == size) return 0;
+    return hd_fail(err, HD_EINVAL, "mpirun started %d processes: give --parallel tp=%d for one model over all of them", size, size);
 }
 
 /* ---- loading ---- */
@@ -312,9 +316,11 @@ static int load(job *j, hd_error *err)
     hd_lm_runner_options o = runner_options(j);
     hd_lm_runner_info draft;
     o.parallel = j->c->parallel;
+    o.mpi = j->mpi;
     int rc = open_runner(&j->runner, j->path, &o, &j->info, err);
     o.context = j->runner && !rc ? j->runner->max_context : 0;
     o.parallel = NULL; /* a draft model is too small to be worth it */
+    o.mpi = false;
     if (!rc && j->use_draft) rc = open_runner(&j->draft, j->c->draft_model, &o, &draft, err);
     if (!rc) rc = open_template(j, err);
     if (!rc) list_eos(j);
@@ -418,6 +424,21 @@ static int serve(job *j, const keys *k, hd_error *err)
     return rc ? hd_fail(err, own.code, "%s", own.message) : 0;
 }
 
+/* A process that isn't the job's first ends when that one does. */
+static int follow(const job *j, hd_error *err)
+{
+    static const int left_to_first[] = {SIGTERM, SIGINT, SIGUSR1};
+    hd_lm_runner_options o = runner_options(j);
+    hd_runner *r = NULL;
+    for (size_t i = 0; i < sizeof left_to_first / sizeof *left_to_first; i++) signal(left_to_first[i], SIG_IGN);
+    o.parallel = j->c->parallel;
+    o.mpi = true;
+    int rc = hd_lm_runner_open(&r, j->path, &o, NULL, err);
+    if (!rc) rc = hd_lm_runner_follow(r, err);
+    if (r) r->close(r);
+    return rc;
+}
+
 static int run(const void *config_, const char *const *words, int n_words, hd_error *err)
 {
     const config *c = config_;
@@ -427,14 +448,14 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     j.path = words[0];
     name_model(&j);
     int rc = read_speculation(&j, err);
-    if (!rc) rc = check_parallel(c, err);
+    if (!rc) rc = read_parallel(&j, err);
     if (!rc) rc = size_of(c->kv_bytes, "--kv-bytes", &j.kv_bytes, err);
     if (!rc) rc = size_of(c->swap, "--swap", &j.swap_bytes, err);
     if (!rc) rc = size_of(c->max_body, "--max-body", &j.max_body, err);
     if (!rc && !hd_file_exists(j.path) && !hd_is_dir(j.path)) rc = hd_fail(err, HD_EIO, "%s: no such file or directory", j.path);
     if (!rc) rc = read_keys(c, &k, err);
     raise_files();
-    if (!rc) rc = serve(&j, &k, err);
+    if (!rc) rc = j.process ? follow(&j, err) : serve(&j, &k, err);
     hd_free(k.key);
     hd_free(k.text);
     return rc;

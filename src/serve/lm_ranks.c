@@ -1,8 +1,8 @@
 #include "serve/lm_ranks.h"
 
-#include <stdio.h>
+#include "train/ranks.h"
 
-#define DEADLINE 300.0 /* seconds that a rank waits for another within a step */
+#define DEADLINE 300.0 /* seconds that a thread waits for another within a step. Processes wait for the next step, too, however long that takes */
 
 /* ---- what may be asked for ---- */
 
@@ -28,75 +28,94 @@ int hd_lm_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
 
 /* ---- life cycle ---- */
 
-/* Ranks that have cores enough keep to their own; the caller is left where it is. */
-static int keep_to_cores(void *arg, int rank, hd_error *err)
+/* Threads that have cores enough keep to their own; the caller is left where it is. */
+static int keep_to_cores(void *arg, int i, hd_error *err)
 {
     const hd_lm_ranks *r = arg;
     (void)err;
-    if (rank && r->n * r->threads <= hd_core_count()) hd_thread_pin(rank * r->threads, r->threads);
+    if (i && r->n * r->threads <= hd_core_count()) hd_thread_pin(i * r->threads, r->threads);
     return 0;
 }
 
-int hd_lm_ranks_start(hd_lm_ranks *r, int n, int threads, hd_error *err)
+static int start_threads(hd_lm_ranks *r, hd_error *err)
 {
-    *r = (hd_lm_ranks){.n = n, .threads = threads / n > 1 ? threads / n : 1};
+    if (!(r->crew = hd_team_new(r->n, false, err))) return err->code;
+    int rc = hd_comm_local(r->n, DEADLINE, r->comm, err);
+    return rc ? rc : hd_lm_ranks_run(r, keep_to_cores, r, err);
+}
+
+static int start_process(hd_lm_ranks *r, hd_error *err)
+{
+    int size = 1;
+    hd_comm_mpi_launched(&r->first, &size);
+    if (size == r->n) return hd_comm_mpi(0, r->comm, err);
+    return hd_fail(err, HD_EINVAL, "--parallel is for %d ranks, and mpirun started %d processes", r->n, size);
+}
+
+int hd_lm_ranks_start(hd_lm_ranks *r, int n, int threads, bool mpi, hd_error *err)
+{
+    int share = threads / (mpi ? hd_ranks_on_host(n) : n);
+    *r = (hd_lm_ranks){.n = n, .here = mpi ? 1 : n, .threads = share > 1 ? share : 1};
     if (n == 1) return 0;
-    r->failed = hd_calloc((size_t)n, sizeof *r->failed);
-    r->comm = hd_calloc((size_t)n, sizeof *r->comm);
+    r->failed = hd_calloc((size_t)r->here, sizeof *r->failed);
+    r->comm = hd_calloc((size_t)r->here, sizeof *r->comm);
     int rc = r->failed && r->comm ? 0 : hd_fail_memory(err, (size_t)n * sizeof *r->failed, "ranks");
-    if (!rc && !(r->crew = hd_team_new(n, false, err))) rc = err->code;
-    if (!rc) rc = hd_comm_local(n, DEADLINE, r->comm, err);
-    if (!rc) return hd_lm_ranks_run(r, keep_to_cores, r, err);
-    hd_free(r->comm);
-    r->comm = NULL;
-    hd_lm_ranks_end(r);
+    if (!rc) rc = (mpi ? start_process : start_threads)(r, err);
+    if (rc) hd_lm_ranks_end(r);
     return rc;
 }
 
 void hd_lm_ranks_end(hd_lm_ranks *r)
 {
-    for (int i = 0; i < r->n && r->comm; i++) hd_comm_free(r->comm[i]);
+    for (int i = 0; i < r->here && r->comm; i++)
+        if (r->comm[i]) hd_comm_free(r->comm[i]);
     hd_team_free(r->crew);
     hd_free(r->comm);
     hd_free(r->failed);
     *r = (hd_lm_ranks){0};
 }
 
-const hd_rank *hd_lm_ranks_rank(const hd_lm_ranks *r, int rank, hd_rank *out)
+const hd_rank *hd_lm_ranks_rank(const hd_lm_ranks *r, int i, hd_rank *out)
 {
     if (!r->comm) return NULL;
-    *out = (hd_rank){.rank = rank, .comm = r->comm[rank]};
+    *out = (hd_rank){.rank = r->first + i, .comm = r->comm[i]};
     return out;
+}
+
+void hd_lm_ranks_abort(const hd_lm_ranks *r, const char *why)
+{
+    if (r->here < r->n && r->comm) hd_comm_abort(r->comm[0], why);
 }
 
 /* ---- running ---- */
 
-typedef struct running { hd_lm_ranks *ranks; int (*job)(void *arg, int rank, hd_error *err); void *arg; } running;
+typedef struct running { hd_lm_ranks *ranks; int (*job)(void *arg, int i, hd_error *err); void *arg; } running;
 
-static void run_rank(void *arg, int rank)
+static void run_rank(void *arg, int i)
 {
     const running *x = arg;
-    hd_error *own = &x->ranks->failed[rank];
+    hd_error *own = &x->ranks->failed[i];
     *own = (hd_error){0};
-    if (x->job(x->arg, rank, own)) hd_comm_abort(x->ranks->comm[rank], own->message);
+    if (x->job(x->arg, i, own)) hd_comm_abort(x->ranks->comm[i], own->message);
 }
 
 /* A rank that fails because another has says so with HD_ECOMM. */
 static const hd_error *first_cause(const hd_lm_ranks *r)
 {
     const hd_error *found = NULL;
-    for (int i = 0; i < r->n; i++) {
+    for (int i = 0; i < r->here; i++) {
         const hd_error *e = &r->failed[i];
         if (e->code && (!found || (found->code == HD_ECOMM && e->code != HD_ECOMM))) found = e;
     }
     return found;
 }
 
-int hd_lm_ranks_run(hd_lm_ranks *r, int (*job)(void *arg, int rank, hd_error *err), void *arg, hd_error *err)
+int hd_lm_ranks_run(hd_lm_ranks *r, int (*job)(void *arg, int i, hd_error *err), void *arg, hd_error *err)
 {
     running x = {r, job, arg};
     if (r->n == 1) return job(arg, 0, err);
-    hd_team_run(r->crew, run_rank, &x);
+    if (r->crew) hd_team_run(r->crew, run_rank, &x);
+    else run_rank(&x, 0);
     const hd_error *e = first_cause(r);
     return e ? hd_fail(err, e->code, "%s", e->message) : 0;
 }

@@ -2,8 +2,10 @@
 
 #include <stdio.h>
 #include "base/term.h"
+#include "serve/lm_orders.h"
 #include "serve/lm_ranks.h"
 #include "serve/model.h"
+#include "train/ranks.h"
 
 /* One state of one rank that holds keys, values or their scales: [blocks * block, ...]. */
 typedef struct block_state { char *data; int64_t bytes; /* of a block */ } block_state;
@@ -27,9 +29,12 @@ typedef struct lm_runner {
     hd_program *program;    /* of every rank */
     hd_parallel parallel;
     hd_lm_ranks ranks;
-    lm_rank *rank;          /* [ranks.n] */
+    lm_rank *rank;          /* [ranks.here] */
     hd_tensor logits, hidden; /* whole, of the first rank */
-    block_state *states; int n_states; /* of all ranks */
+    block_state *states; int n_states; /* of all ranks of this process */
+    int64_t *rank_bytes;    /* [ranks.n] of a block on each rank */
+    hd_lm_orders orders;    /* ranks are processes: what the first tells the others */
+    hd_error broken;        /* why they can't be told any more */
     char types[160];
 } lm_runner;
 
@@ -97,6 +102,18 @@ static int complete_blocks(lm_runner *r, hd_error *err)
                    (long long)o->context, hd_format_bytes(need, (double)(each * longest)), hd_format_bytes(have, bytes > 0 ? (double)bytes : 0.0));
 }
 
+static bool is_spread(const lm_runner *r) { return r->ranks.here < r->ranks.n; }
+
+/* Processes take the fewest blocks that any of them has memory for. */
+static int agree_on_blocks(lm_runner *r, hd_error *err)
+{
+    hd_rank rank;
+    int64_t least = -r->base.blocks;
+    int rc = is_spread(r) ? hd_ranks_max(hd_lm_ranks_rank(&r->ranks, 0, &rank), &least, 1, err) : 0;
+    r->base.blocks = -least;
+    return rc;
+}
+
 /* ---- life cycle ---- */
 
 static int build(lm_runner *r, hd_plan *plan, hd_error *err)
@@ -117,24 +134,27 @@ static int lower(lm_runner *r, hd_error *err)
     plan.threads = r->ranks.threads;
     plan.pack = true;
     if (!rc) rc = hd_lower(r->graph, &plan, &r->backend.target, &r->program, err);
-    return rc ? rc : hd_model_check_memory(r->program, r->ranks.n, "less --kv-bytes, fewer --max-sequences or a smaller --context", err);
+    return rc ? rc : hd_model_check_memory(r->program, r->ranks.here, "less --kv-bytes, fewer --max-sequences or a smaller --context", err);
 }
 
 static int find_states(lm_runner *r, hd_error *err)
 {
     size_t most = 0;
-    for (int k = 0; k < r->ranks.n; k++) most += r->rank[k].store->n_tensors;
+    for (int k = 0; k < r->ranks.here; k++) most += r->rank[k].store->n_tensors;
     r->states = hd_calloc(most + 1, sizeof *r->states);
-    if (!r->states) return hd_fail_memory(err, most * sizeof *r->states, "the list of key and value blocks");
-    r->base.block_bytes = 0;
-    for (int k = 0; k < r->ranks.n; k++)
+    r->rank_bytes = hd_calloc((size_t)r->ranks.n, sizeof *r->rank_bytes);
+    if (!r->states || !r->rank_bytes) return hd_fail_memory(err, most * sizeof *r->states, "the list of key and value blocks");
+    for (int k = 0; k < r->ranks.here; k++)
         for (size_t i = 0; i < r->rank[k].store->n_tensors; i++) {
             const hd_store_tensor *t = r->rank[k].store->tensors[i];
             if (strncmp(t->path, "kv.", 3)) continue;
             r->states[r->n_states] = (block_state){t->data, t->bytes / r->base.blocks};
-            r->base.block_bytes += r->states[r->n_states++].bytes;
+            r->rank_bytes[r->ranks.first + k] += r->states[r->n_states++].bytes;
         }
-    return 0;
+    int rc = is_spread(r) ? hd_ranks_sum(&r->rank[0].rank, r->rank_bytes, r->ranks.n, err) : 0;
+    r->base.block_bytes = 0;
+    for (int k = 0; k < r->ranks.n; k++) r->base.block_bytes += r->rank_bytes[k];
+    return rc;
 }
 
 static int find_inputs(lm_rank *r, hd_error *err)
@@ -148,13 +168,13 @@ static int find_inputs(lm_rank *r, hd_error *err)
 }
 
 /* Weights and executor of one rank, on its own thread. */
-static int open_rank(void *arg, int rank, hd_error *err)
+static int open_rank(void *arg, int i, hd_error *err)
 {
     lm_runner *r = arg;
-    lm_rank *own = &r->rank[rank];
+    lm_rank *own = &r->rank[i];
     int rc = (own->team = hd_team_new(r->ranks.threads, true, err)) ? 0 : err->code;
-    if (!rc && !(own->store = hd_model_store(&r->files, r->graph, rank, err))) rc = err->code;
-    const hd_rank *where = hd_lm_ranks_rank(&r->ranks, rank, &own->rank);
+    if (!rc && !(own->store = hd_model_store(&r->files, r->graph, r->ranks.first + i, err))) rc = err->code;
+    const hd_rank *where = hd_lm_ranks_rank(&r->ranks, i, &own->rank);
     if (!rc && !(own->exec = hd_exec_new_rank(r->program, own->store, &r->backend, own->team, NULL, where, err))) rc = err->code;
     if (!rc) hd_model_drop_plain(own->store, r->program);
     return rc ? rc : find_inputs(own, err);
@@ -162,18 +182,28 @@ static int open_rank(void *arg, int rank, hd_error *err)
 
 static int open_ranks(lm_runner *r, hd_error *err)
 {
-    r->rank = hd_calloc((size_t)r->ranks.n, sizeof *r->rank);
-    if (!r->rank) return hd_fail_memory(err, (size_t)r->ranks.n * sizeof *r->rank, "ranks");
+    r->rank = hd_calloc((size_t)r->ranks.here, sizeof *r->rank);
+    if (!r->rank) return hd_fail_memory(err, (size_t)r->ranks.here * sizeof *r->rank, "ranks");
     hd_model_leave_empty(&r->files, r->graph);
     int rc = hd_lm_ranks_run(&r->ranks, open_rank, r, err);
-    return rc ? rc : find_states(r, err);
+    if (!rc) rc = find_states(r, err);
+    return rc || !is_spread(r) ? rc : hd_lm_orders_init(&r->orders, &r->rank[0].rank, &r->base, err);
+}
+
+/* The other processes, what this one does now. */
+static int tell(lm_runner *r, hd_lm_order order)
+{
+    if (is_spread(r) && !r->broken.code) hd_lm_orders_tell(&r->orders, &order, &r->broken);
+    return r->broken.code;
 }
 
 static void close_runner(hd_runner *base)
 {
     lm_runner *r = (lm_runner *)base;
-    for (int k = 0; k < r->ranks.n && r->rank; k++) hd_exec_free(r->rank[k].exec);
-    for (int k = 0; k < r->ranks.n && r->rank; k++) {
+    if (r->orders.words && !r->ranks.first) tell(r, (hd_lm_order){.kind = HD_LM_ORDER_CLOSE});
+    hd_lm_orders_free(&r->orders);
+    for (int k = 0; k < r->ranks.here && r->rank; k++) hd_exec_free(r->rank[k].exec);
+    for (int k = 0; k < r->ranks.here && r->rank; k++) {
         hd_team_free(r->rank[k].team);
         hd_store_free(r->rank[k].store);
     }
@@ -182,6 +212,7 @@ static void close_runner(hd_runner *base)
     hd_graph_free(r->graph);
     hd_model_files_close(&r->files);
     hd_free(r->states);
+    hd_free(r->rank_bytes);
     hd_free(r->rank);
     hd_free(r);
 }
@@ -234,25 +265,34 @@ static int call_all(lm_rank *r, const hd_program *p, int64_t tokens, int64_t row
 typedef struct step_job { lm_runner *r; const hd_batch *b; int64_t tokens, rows; } step_job;
 
 /* The step as one rank does it. */
-static int step_rank(void *arg, int rank, hd_error *err)
+static int step_rank(void *arg, int i, hd_error *err)
 {
     const step_job *j = arg;
-    lm_rank *r = &j->r->rank[rank];
-    for (int64_t i = 0, at = 0, row = 0; i < j->b->n_parts; i++) {
-        fill_part(r, j->r->base.block, &j->b->parts[i], i, at, row);
-        at += j->b->parts[i].n;
-        row += j->b->parts[i].rows;
+    lm_rank *r = &j->r->rank[i];
+    for (int64_t p = 0, at = 0, row = 0; p < j->b->n_parts; p++) {
+        fill_part(r, j->r->base.block, &j->b->parts[p], p, at, row);
+        at += j->b->parts[p].n;
+        row += j->b->parts[p].rows;
     }
     return call_all(r, j->r->program, j->tokens, j->rows, err);
+}
+
+/* In this process. */
+static int step_here(lm_runner *r, const hd_batch *b, hd_error *err)
+{
+    step_job job = {.r = r, .b = b};
+    int rc = check_batch(r, b, &job.tokens, &job.rows, err);
+    return rc || !job.tokens ? rc : hd_lm_ranks_run(&r->ranks, step_rank, &job, err);
 }
 
 static int step(hd_runner *base, const hd_batch *b, hd_error *err)
 {
     lm_runner *r = (lm_runner *)base;
-    step_job job = {.r = r, .b = b};
-    int rc = check_batch(r, b, &job.tokens, &job.rows, err);
-    if (rc || !job.tokens) return rc;
-    rc = hd_lm_ranks_run(&r->ranks, step_rank, &job, err);
+    int64_t tokens, rows;
+    int rc = check_batch(r, b, &tokens, &rows, err);
+    if (rc || !tokens) return rc;
+    if (tell(r, (hd_lm_order){.kind = HD_LM_ORDER_STEP, .batch = *b})) return hd_fail(err, r->broken.code, "%s", r->broken.message);
+    rc = step_here(r, b, err);
     if (!rc) rc = hd_exec_output(r->rank[0].exec, "logits", &r->logits, err);
     return rc ? rc : hd_exec_output(r->rank[0].exec, "hidden", &r->hidden, err);
 }
@@ -271,25 +311,85 @@ static const float *hidden_row(hd_runner *base, int64_t row)
 
 /* ---- blocks ---- */
 
-static void copy_block(hd_runner *base, int32_t from, int32_t to)
+static void copy_here(const lm_runner *r, int32_t from, int32_t to)
 {
-    const lm_runner *r = (lm_runner *)base;
     for (int i = 0; i < r->n_states; i++)
         memcpy(r->states[i].data + to * r->states[i].bytes, r->states[i].data + from * r->states[i].bytes, (size_t)r->states[i].bytes);
 }
 
+static void save_here(const lm_runner *r, int32_t block, char *to)
+{
+    for (int i = 0; i < r->n_states; to += r->states[i++].bytes) memcpy(to, r->states[i].data + block * r->states[i].bytes, (size_t)r->states[i].bytes);
+}
+
+static void restore_here(const lm_runner *r, int32_t block, const char *from)
+{
+    for (int i = 0; i < r->n_states; from += r->states[i++].bytes) memcpy(r->states[i].data + block * r->states[i].bytes, from, (size_t)r->states[i].bytes);
+}
+
+static void copy_block(hd_runner *base, int32_t from, int32_t to)
+{
+    lm_runner *r = (lm_runner *)base;
+    if (!tell(r, (hd_lm_order){.kind = HD_LM_ORDER_COPY, .from = from, .to = to})) copy_here(r, from, to);
+}
+
+/* What the first process has of others' parts of a block behind its own, from or to them, in their order. */
+static void exchange_parts(lm_runner *r, char *block, bool saving)
+{
+    const hd_rank *first = &r->rank[0].rank;
+    for (int k = r->ranks.here; k < r->ranks.n; k++) {
+        block += r->rank_bytes[k - 1];
+        if (!r->broken.code) hd_ranks_give(first, saving ? k : 0, saving ? 0 : k, block, r->rank_bytes[k], &r->broken);
+    }
+}
+
 static void save_block(hd_runner *base, int32_t block, void *out)
 {
-    const lm_runner *r = (lm_runner *)base;
-    char *to = out;
-    for (int i = 0; i < r->n_states; to += r->states[i++].bytes) memcpy(to, r->states[i].data + block * r->states[i].bytes, (size_t)r->states[i].bytes);
+    lm_runner *r = (lm_runner *)base;
+    if (tell(r, (hd_lm_order){.kind = HD_LM_ORDER_SAVE, .from = block})) return;
+    save_here(r, block, out);
+    if (is_spread(r)) exchange_parts(r, out, true);
 }
 
 static void restore_block(hd_runner *base, int32_t block, const void *in)
 {
-    const lm_runner *r = (lm_runner *)base;
-    const char *from = in;
-    for (int i = 0; i < r->n_states; from += r->states[i++].bytes) memcpy(r->states[i].data + block * r->states[i].bytes, from, (size_t)r->states[i].bytes);
+    lm_runner *r = (lm_runner *)base;
+    if (tell(r, (hd_lm_order){.kind = HD_LM_ORDER_RESTORE, .from = block})) return;
+    restore_here(r, block, in);
+    if (is_spread(r)) exchange_parts(r, (char *)in, false); /* only read */
+}
+
+/* ---- the other processes ---- */
+
+/* part: room for this process's part of a block. */
+static int follow(lm_runner *r, const hd_lm_order *o, char *part, hd_error *err)
+{
+    int me = r->ranks.first;
+    switch (o->kind) {
+    case HD_LM_ORDER_STEP: return step_here(r, &o->batch, err);
+    case HD_LM_ORDER_COPY: return copy_here(r, o->from, o->to), 0;
+    case HD_LM_ORDER_SAVE: save_here(r, o->from, part); return hd_ranks_give(&r->rank[0].rank, me, 0, part, r->rank_bytes[me], err);
+    case HD_LM_ORDER_RESTORE: {
+        int rc = hd_ranks_give(&r->rank[0].rank, 0, me, part, r->rank_bytes[me], err);
+        return rc ? rc : (restore_here(r, o->from, part), 0);
+    }
+    default: return 0;
+    }
+}
+
+int hd_lm_runner_follow(hd_runner *base, hd_error *err)
+{
+    lm_runner *r = (lm_runner *)base;
+    hd_lm_order order = {0};
+    char *part = hd_malloc((size_t)r->rank_bytes[r->ranks.first] + 1);
+    int rc = part ? 0 : hd_fail_memory(err, (size_t)r->base.block_bytes, "a block of keys and values");
+    while (!rc && order.kind != HD_LM_ORDER_CLOSE) {
+        rc = hd_lm_orders_hear(&r->orders, &order, err);
+        if (!rc) rc = follow(r, &order, part, err);
+    }
+    if (rc) hd_lm_ranks_abort(&r->ranks, err->message);
+    hd_free(part);
+    return rc;
 }
 
 /* ---- opening ---- */
@@ -321,8 +421,9 @@ static int open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner
     if (!rc) rc = hd_backend_open(&r->backend, o->backend ? o->backend : "cpu", err);
     if (!rc) complete_dtypes(r);
     if (!rc) rc = complete_sizes(r, err);
-    if (!rc) rc = hd_lm_ranks_start(&r->ranks, (int)r->parallel.tp, r->o.threads, err);
+    if (!rc) rc = hd_lm_ranks_start(&r->ranks, (int)r->parallel.tp, r->o.threads, o->mpi, err);
     if (!rc) rc = complete_blocks(r, err);
+    if (!rc) rc = agree_on_blocks(r, err);
     r->base = (hd_runner){.vocab = r->files.config.vocab, .width = r->files.config.width, .max_tokens = r->o.max_tokens, .max_parts = r->o.max_parts,
                           .max_rows = r->o.max_rows, .max_context = r->o.context, .block = r->o.block, .blocks = r->base.blocks, .block_bytes = r->base.block_bytes,
                           .step = step, .logits = logits_row, .hidden = hidden_row, .copy_block = copy_block, .save_block = save_block,
@@ -330,6 +431,7 @@ static int open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner
     if (!rc) rc = lower(r, err);
     if (!rc) rc = open_ranks(r, err);
     if (rc) {
+        hd_lm_ranks_abort(&r->ranks, err->message);
         close_runner(&r->base);
         return rc;
     }

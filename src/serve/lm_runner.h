@@ -18,7 +18,8 @@ typedef struct hd_lm_runner_options {
     int64_t kv_bytes;    /* for the blocks; 0: what max_parts sequences of the full context need, at most 60 % of what is free once the weights are there */
     bool keep_blocks;    /* weights in GGUF's block types are kept so; false: all are dequantized to `precision` */
     const char *backend; /* NULL: "cpu" */
-    const char *parallel; /* "tp=2": the model in pieces over two ranks, which are threads of this process (lm_ranks.h); NULL: one rank */
+    const char *parallel; /* "tp=2": the model in pieces over two ranks (lm_ranks.h); NULL: one rank */
+    bool mpi;             /* those are the processes of the MPI job that this one is of, and each opens a runner; else threads of this process */
 } hd_lm_runner_options;
 
 hd_lm_runner_options hd_lm_runner_options_default(void);
@@ -36,7 +37,9 @@ typedef struct hd_lm_runner_info {
 
 /* A Hugging Face directory or GGUF file. *out is closed by its `close`. HD_EMEMCAP says what would fit. */
 int hd_lm_runner_open(hd_runner **out, const char *model, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err);
-/* The same over random weights: for tests and benchmarks. */
+/* Does what the first process's runner does, in another process of the same MPI job, until that is closed. */
+int hd_lm_runner_follow(hd_runner *r, hd_error *err);
+/* hd_lm_runner_open over random weights: for tests and benchmarks. */
 int hd_lm_runner_open_random(hd_runner **out, const hd_lm_config *c, uint64_t seed, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err);
 
 #endif
