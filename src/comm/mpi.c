@@ -28,9 +28,12 @@ enum { CONTROL_TAG = 0, WHY_SIZE = 400, PHASES = 2, COLLECTIVE = 0, MESSAGE = 1 
 #define IDLE_NAP 20e-3               /* seconds between looks for control messages while nothing is under way */
 #define BUSY_NAP 50e-6               /* seconds between looks at messages that take long */
 #define BUSY_SPIN 500e-6             /* seconds without news after which it naps */
-/* Bytes of a group's collectives that are posted at a time: MPI shares a link among all that is posted, and what was begun first is wanted first. */
-#define WINDOW ((size_t)1 << 20)
+#define LONG_WAIT 1.0                /* seconds without news after which it naps longer: a served model's ranks wait for the next request */
+#define LONG_NAP 1e-3
 #define BYE_WAIT 3.0                 /* seconds that an aborted world's ranks wait for each other */
+/* Bytes of a group's collectives that are posted at a time, of two at least: MPI shares a link among all that is posted, and what was begun first is wanted
+ * first. */
+#define WINDOW ((size_t)1 << 20)
 
 typedef enum op_state { OP_PENDING, OP_DONE, OP_FAILED } op_state;
 
@@ -499,8 +502,8 @@ static void end_op(mpi_comm *m, mpi_op *o, op_state state)
     hd_bell_ring(&m->news);
 }
 
-/* Of a group's collectives so far: whether all have posted that phase, and bytes that those which are not done send. */
-typedef struct pushed { bool first, second; size_t bytes; } pushed;
+/* Of a group's collectives so far: whether all have posted that phase, and of those that are not done, how many there are and what they send. */
+typedef struct pushed { bool first, second; size_t bytes; int n; } pushed;
 
 /* What a group's operation can do now, after those before it. True: it is done. */
 static bool push_op(mpi_comm *m, mpi_group *g, mpi_op *o, pushed *before)
@@ -510,7 +513,8 @@ static bool push_op(mpi_comm *m, mpi_group *g, mpi_op *o, pushed *before)
         if (!o->phase) kind == HD_RECV ? post_receive(m, o) : post_message(m, o);
         return o->phase && !o->parts;
     }
-    if (!o->phase && before->first && before->bytes < WINDOW && know_peers(m, g)) post_first(m, g, o);
+    bool room = before->n < 2 || before->bytes < WINDOW;
+    if (!o->phase && before->first && room && know_peers(m, g)) post_first(m, g, o);
     before->first = before->first && o->phase;
     if (o->phase == 1 && !o->parts && (kind != HD_ALL_REDUCE || before->second)) {
         if (hd_comm_is_reduction(kind)) sum(o);
@@ -521,6 +525,7 @@ static bool push_op(mpi_comm *m, mpi_group *g, mpi_op *o, pushed *before)
     if (kind == HD_ALL_REDUCE) before->second = before->second && o->phase == 2;
     if (o->phase != 2 || o->parts) {
         before->bytes += o->sent;
+        before->n++;
         return false;
     }
     unpack_second(o);
@@ -700,7 +705,7 @@ static void communicate(mpi_comm *m)
             continue;
         }
         if (!under_way(m)) hd_bell_wait(&m->work, seen, false, IDLE_NAP);
-        else if (hd_time() - quiet > BUSY_SPIN) hd_bell_wait(&m->work, seen, false, BUSY_NAP);
+        else if (hd_time() - quiet > BUSY_SPIN) hd_bell_wait(&m->work, seen, false, hd_time() - quiet > LONG_WAIT ? LONG_NAP : BUSY_NAP);
         else sched_yield();
     }
 }

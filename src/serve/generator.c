@@ -16,7 +16,7 @@ static int build(hd_generator *g, const hd_generator_options *o, hd_error *err)
     if (g->chunk > g->context) g->chunk = g->context;
     hd_lm_options lm = {.mode = HD_LM_GENERATE, .compute = o->precision, .param = o->precision, .tokens = g->chunk, .context = g->context, .rows = 1};
     g->graph = hd_lm_graph(c, &lm, err);
-    return g->graph ? hd_model_finish_graph(&g->files, g->graph, &g->backend, err) : err->code;
+    return g->graph ? hd_model_finish_graph(&g->files, g->graph, &g->backend, NULL, NULL, err) : err->code;
 }
 
 static int lower(hd_generator *g, const hd_generator_options *o, hd_error *err)
@@ -51,8 +51,9 @@ static int open_model(hd_generator *g, const hd_generator_options *asked, hd_err
     if (!rc && hd_model_files_in_blocks(&g->files, g->backend.isa)) o.precision = HD_F32;
     if (!rc) rc = build(g, &o, err);
     if (!rc) rc = lower(g, &o, err);
-    if (!rc) rc = hd_model_check_memory(g->program, "a smaller --context, or --precision bf16", err);
-    if (!rc && !(g->store = hd_model_store(&g->files, g->graph, err))) rc = err->code;
+    if (!rc) rc = hd_model_check_memory(g->program, 1, "a smaller --context, or --precision bf16", err);
+    if (!rc) hd_model_leave_empty(&g->files, g->graph);
+    if (!rc && !(g->store = hd_model_store(&g->files, g->graph, 0, err))) rc = err->code;
     if (!rc && !(g->exec = hd_exec_new(g->program, g->store, &g->backend, g->team, err))) rc = err->code;
     if (!rc) hd_model_drop_plain(g->store, g->program);
     if (!rc) rc = find_inputs(g, err);

@@ -90,7 +90,7 @@ ALWAYS void exp_lanes(doubles *y)
     *y = (doubles)(((longs)p + exponent) & live);
 }
 
-void hd_logits_exp(double y[WIDE])
+ALWAYS void exp_body(double *y)
 {
     doubles v;
     memcpy(&v, y, sizeof v);
@@ -145,6 +145,7 @@ ALWAYS hd_logits_mass sum_body(const float *x, int64_t n, float top, double scal
     { \
         return sum_body(x, n, top, scale, least, NULL); \
     } \
+    attribute static void exp##suffix(double *y) { exp_body(y); } \
     attribute static hd_logits_mass levels##suffix(const float *x, int64_t n, float top, double scale, double *above) \
     { \
         return sum_body(x, n, top, scale, -INFINITY, above); \
@@ -163,6 +164,8 @@ static bool has_avx512(void) { return __builtin_cpu_supports("avx512f") && __bui
 
 float hd_logits_max(const float *x, int64_t n, float *highest) { return DISPATCH(max, x, n, highest); }
 int64_t hd_logits_argmax(const float *x, int64_t n) { return DISPATCH(argmax, x, n); }
+
+void hd_logits_exp(double y[WIDE]) { DISPATCH(exp, y); }
 
 hd_logits_mass hd_logits_sum(const float *x, int64_t n, float top, double scale, double least) { return DISPATCH(sum, x, n, top, scale, least); }
 

@@ -7,9 +7,11 @@ llama > model.json
 ok train --out run --steps 2
 model=run/$(cd run && ls -d step-* | tail -n 1)
 
-# start FLAGS...: sets pid and url once the server is ready.
+# start FLAGS...: sets pid and url once the server is ready. launcher: what starts it, if it isn't the shell.
+launcher=()
 start() {
-    "$heddle" serve "$model" --port 0 --threads 1 --max-sequences 4 "$@" > /dev/null 2> log &
+    : > log # not the one of the server before
+    "${launcher[@]}" "$heddle" serve "$model" --port 0 --threads 1 --max-sequences 4 "$@" > /dev/null 2> log &
     pid=$!
     for _ in $(seq 200); do
         url=$(sed -n 's/^heddle: ready: //p' log)
@@ -39,6 +41,12 @@ if start; then
     has '"path": "/v1/chat/completions"' log
     leave 0
 fi
+if start --parallel tp=2; then
+    has '1 threads on each of 2 ranks' log
+    has '^heddle: keys and values .* on each rank' log
+    ok "$heddle" bench serve --url "$url" $load --concurrency 3
+    leave 0
+fi
 printf '# keys\nsesame\n' > keys
 if start --api-key-file keys --speculate ngram:4 --kv-policy reserve --no-log; then
     refuses 'status 401' "$heddle" bench serve --url "$url" $load
@@ -46,10 +54,32 @@ if start --api-key-file keys --speculate ngram:4 --kv-policy reserve --no-log; t
     leave 0
 fi
 
+# The processes of an MPI job; the launcher passes SIGUSR1 on.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+for mpi in openmpi mpich; do
+    if ! command -v "mpirun.$mpi" > /dev/null || [ ! -e "$(dirname "$heddle")/lib/heddle/mpi_$mpi.so" ]; then
+        echo "skipped: $mpi is not installed"
+        continue
+    fi
+    launcher=("mpirun.$mpi" -n 2)
+    [ "$mpi" = openmpi ] && launcher+=(--oversubscribe --bind-to none)
+    if start --parallel tp=2 --preemption swap --kv-bytes 10K; then
+        ok "$heddle" bench serve --url "$url" --dataset fixed --own-tokens 6 --output-tokens 20 --requests 6 --concurrency 3
+        has '^6 requests in .* 0 failed$'
+        kill -USR1 "$pid"
+        wait "$pid"
+        same "status of $mpi's server" "$?" 0
+    fi
+    "${launcher[@]}" "$heddle" serve "$model" --parallel tp=3 > out 2> err && fail "$mpi: three ranks of two processes"
+    has 'mpirun started 2 processes: give --parallel tp=2' err
+done
+launcher=()
+
 refuses 'no such file' "$heddle" serve nowhere
 refuses 'name one model' "$heddle" serve
 refuses 'speculate must be' "$heddle" serve --speculate fast run
 refuses 'go together' "$heddle" serve --speculate draft run
+refuses 'over tp=N only, not pp' "$heddle" serve --parallel pp=2 run
 refuses 'both a certificate' "$heddle" serve --tls-cert keys run
 refuses 'kv-bytes must be' "$heddle" serve --kv-bytes lots run
 refuses 'connection' "$heddle" bench serve --url http://127.0.0.1:1
