@@ -80,7 +80,7 @@ static hd_lm_config config_of(const predict_model *m)
 static int open_generator(hd_generator *g, const generation *x, hd_error *err)
 {
     hd_lm_config c = config_of(x->model);
-    hd_generator_options o = {.precision = x->precision, .threads = hd_core_count(), .context = x->context, .pack = true, .chunk = x->prompt};
+    hd_generator_options o = {.precision = x->precision, .threads = hd_core_count(), .context = x->context, .chunk = x->prompt};
     int rc = hd_lm_config_check(&c, x->model->name, err);
     return rc ? rc : hd_generator_open_random(g, &c, 1, &o, err);
 }
@@ -146,14 +146,15 @@ static int predict_training(const hd_cluster *c, const predict_job *j, hd_error 
     return rc;
 }
 
-static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens, int64_t context, double *seconds, hd_error *err)
+/* So many tokens, which see so many keys on average. */
+static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens, int64_t keys, double *seconds, hd_error *err)
 {
     int64_t binding[HD_MAX_SYMBOLS];
     hd_trace t = {.by_call = true};
     hd_sim_result r = {0};
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) binding[i] = -1;
-    for (int i = 0; i < p->n_symbols; i++) binding[i] = !strcmp(p->symbols[i].name, "tokens") ? tokens : !strcmp(p->symbols[i].name, "context") ? context : -1;
-    int rc = hd_simulate(&p, 1, c, &(hd_sim_options){.binding = binding, .trace = &t}, &r, err);
+    for (int i = 0; i < p->n_symbols; i++) binding[i] = !strcmp(p->symbols[i].name, "tokens") ? tokens : -1;
+    int rc = hd_simulate(&p, 1, c, &(hd_sim_options){.binding = binding, .keys = keys, .trace = &t}, &r, err);
     *seconds = 0;
     for (int64_t i = 0; !rc && i < t.n_calls; i++)
         if (!strcmp(t.calls[i].segment, hd_segment_name(HD_SEGMENT_FORWARD))) *seconds += t.calls[i].end - t.calls[i].start;
@@ -168,8 +169,8 @@ static int predict_generation(const hd_cluster *c, const generation *x, hd_error
     hd_generator g;
     int rc = open_generator(&g, x, err);
     if (rc) return rc;
-    rc = predict_call(c, g.program, x->prompt, x->prompt, &prompt, err);
-    if (!rc) rc = predict_call(c, g.program, 1, x->prompt + GENERATED / 2, &token, err);
+    rc = predict_call(c, g.info.program, x->prompt, (x->prompt + 1) / 2, &prompt, err);
+    if (!rc) rc = predict_call(c, g.info.program, 1, x->prompt + GENERATED / 2, &token, err);
     if (!rc) printf("%.9g %.9g\n", prompt, token);
     hd_generator_close(&g);
     return rc;
