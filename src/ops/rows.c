@@ -98,9 +98,10 @@ static void gather_localise(const hd_sig *s, const hd_loops *loops, int loop, in
 /* Reads the rows it wants, not the table. */
 static void gather_cost(const hd_sig *s, hd_cost *c)
 {
-    double rows = (double)hd_shape_count(&s->out[0].shape);
+    const hd_quant *q = s->in[0].blocks;
+    double elements = (double)hd_shape_count(&s->out[0].shape), size = q ? (double)q->bytes / q->block : (double)hd_dtype_size(s->in[0].dtype);
     c->flops = 0;
-    c->bytes = rows * (double)(hd_dtype_size(s->in[0].dtype) + hd_dtype_size(s->out[0].dtype)) +
+    c->bytes = elements * (size + (double)hd_dtype_size(s->out[0].dtype)) +
                (double)hd_shape_count(&s->in[1].shape) * (double)hd_dtype_size(s->in[1].dtype);
 }
 
