@@ -208,6 +208,13 @@ static void round_rows(const product *p, const hd_kernel_args *a)
 /* Rows, panels and chunks of one step: `chunks` of k from `chunk` on. */
 typedef struct step { int64_t row, rows, panel, chunk, chunks; int panels; } step;
 
+/* How a block of rows is cut into tiles, for so many panels. */
+typedef struct tiling {
+    int64_t rows, tiles, range; /* range: chunks of k at a time */
+    int panels;
+    struct { int64_t begin, rows; hd_blocks_micro run; } tile[ROWS_BLOCK];
+} tiling;
+
 /* Columns of panel `panel`, at most 16. */
 static int64_t columns_of(const product *p, int64_t panel) { return min64(WIDTH, p->n - panel * WIDTH); }
 
@@ -239,49 +246,52 @@ static int64_t tile_count(const product *p, int64_t rows)
     return tiles < least ? least : tiles;
 }
 
-/* What a tile fetches: alone, a little ahead of what it multiplies; as tile i of several, its share of the range that comes next. */
-static void plan_fetch(const product *p, const step *s, int64_t i, int64_t tiles, hd_blocks_tile *t)
+static void plan_tiles(const product *p, int64_t rows, int panels, tiling *g)
 {
-    int64_t lines = p->chunk_bytes / 64, range = s->chunks * p->chunk_bytes;
-    if (tiles == 1) {
-        t->fetch = t->w + AHEAD, t->fetch_chunk_bytes = p->chunk_bytes, t->fetch_lines = (int)ceil_div(lines, 8);
-        return;
+    if (g->rows == rows && g->panels == panels) return;
+    g->rows = rows, g->panels = panels;
+    g->tiles = tile_count(p, rows);
+    g->range = g->tiles > 1 ? RANGE : p->chunks + 1;
+    for (int64_t i = 0; i < g->tiles; i++) {
+        int64_t end;
+        hd_split(rows, 1, (int)i, (int)g->tiles, &g->tile[i].begin, &end);
+        g->tile[i].rows = end - g->tile[i].begin;
+        g->tile[i].run = HD_ISA(hd_blocks_micro_of)(p->kind_id, (int)g->tile[i].rows, panels);
     }
-    const uint8_t *next = t->w + range;
-    if (s->chunk + s->chunks >= p->chunks) next = p->w + (s->panel + s->panels) * p->panel_bytes;
-    int64_t each = ceil_div(lines, 8 * tiles);
-    t->fetch_chunk_bytes = 64 * 8 * each;
-    t->fetch = next + i * s->chunks * t->fetch_chunk_bytes;
-    t->fetch_lines = t->fetch < next + range ? (int)each : 0;
 }
 
-/* Tile i of `tiles`: the step's rows, over its range of k. */
-static void run_tile(const product *p, const step *s, int64_t i, int64_t tiles, float *acc)
+/* What the tiles fetch: one alone, a little ahead of what it multiplies; of several each its share of the range that comes next. */
+static void plan_fetch(const product *p, const step *s, int64_t tiles, hd_blocks_tile *t)
 {
-    const uint8_t *w = p->w + s->panel * p->panel_bytes + s->chunk * p->chunk_bytes;
-    hd_blocks_tile t = {.w = w, .panel_bytes = p->panel_bytes, .chunk_bytes = p->chunk_bytes, .acc = acc};
-    plan_fetch(p, s, i, tiles, &t);
-    t.x = p->rounded + (s->chunk * p->m + s->row) * p->row_bytes;
+    int64_t lines = p->chunk_bytes / 64;
+    t->fetch_lines = (int)ceil_div(lines, 8 * tiles);
+    t->fetch = t->w + AHEAD, t->fetch_chunk_bytes = p->chunk_bytes;
+    if (tiles == 1) return;
+    t->fetch = s->chunk + s->chunks < p->chunks ? t->w + s->chunks * p->chunk_bytes : p->w + (s->panel + s->panels) * p->panel_bytes;
+    t->fetch_chunk_bytes = 64 * 8 * t->fetch_lines;
+}
+
+/* All tiles over one range of k; s->row, s->rows: all rows. acc has their sums, tile by tile. */
+static void run_range(const product *p, const tiling *g, step s, float *acc)
+{
+    bool first = s.chunk == 0, last = s.chunk + s.chunks >= p->chunks;
+    hd_blocks_tile t = {.w = p->w + s.panel * p->panel_bytes + s.chunk * p->chunk_bytes, .panel_bytes = p->panel_bytes, .chunk_bytes = p->chunk_bytes};
     t.x_chunk_bytes = p->m * p->row_bytes;
-    t.k = min64(s->chunks * CHUNK, p->k - s->chunk * CHUNK);
-    HD_ISA(hd_blocks_micro_of)(p->kind_id, (int)s->rows, s->panels)(&t);
-}
-
-/* Rows [row, row + rows) against a few panels; acc has their sums, tile by tile. */
-static void run_panels(const product *p, int64_t row, int64_t rows, int64_t panel, int panels, float *acc)
-{
-    int64_t tiles = tile_count(p, rows), range = tiles > 1 ? RANGE : p->chunks + 1;
-    for (int64_t chunk = 0; chunk < p->chunks || chunk == 0; chunk += range)
-        for (int64_t i = 0; i < tiles; i++) {
-            step s = {.panel = panel, .panels = panels, .chunk = chunk, .chunks = range};
-            int64_t begin, end;
-            hd_split(rows, 1, (int)i, (int)tiles, &begin, &end);
-            s.row = row + begin, s.rows = end - begin;
-            float *sums = acc + begin * panels * WIDTH;
-            if (chunk == 0) load_sums(p, &s, sums);
-            run_tile(p, &s, i, tiles, sums);
-            if (chunk + range >= p->chunks) store_sums(p, &s, sums);
-        }
+    t.k = min64(s.chunks * CHUNK, p->k - s.chunk * CHUNK);
+    plan_fetch(p, &s, g->tiles, &t);
+    const char *x = p->rounded + (s.chunk * p->m + s.row) * p->row_bytes;
+    const uint8_t *stop = t.fetch + s.chunks * p->chunk_bytes;
+    for (int64_t i = 0; i < g->tiles; i++) {
+        step rows = s;
+        rows.row += g->tile[i].begin, rows.rows = g->tile[i].rows;
+        t.acc = acc + g->tile[i].begin * s.panels * WIDTH;
+        t.x = x + g->tile[i].begin * p->row_bytes;
+        if (first) load_sums(p, &rows, t.acc);
+        g->tile[i].run(&t);
+        if (last) store_sums(p, &rows, t.acc);
+        t.fetch += s.chunks * t.fetch_chunk_bytes;
+        if (g->tiles > 1 && t.fetch >= stop) t.fetch_lines = 0;
+    }
 }
 
 static void multiply(const product *p, const hd_kernel_args *a, float *acc)
@@ -289,10 +299,16 @@ static void multiply(const product *p, const hd_kernel_args *a, float *acc)
     /* One row is as fast as memory: one stream. F16 needs several chains to be. */
     int64_t begin, end;
     int most = p->m == 1 && p->kind->bits < 16 ? 1 : PANELS;
+    tiling g;
+    g.rows = 0;
     hd_split(ceil_div(p->n, WIDTH), 1, a->tid, a->threads, &begin, &end);
     for (int64_t panel = begin; panel < end;) {
         int panels = end - panel >= most ? most : 1;
-        for (int64_t row = 0; row < p->m; row += ROWS_BLOCK) run_panels(p, row, min64(ROWS_BLOCK, p->m - row), panel, panels, acc);
+        for (int64_t row = 0; row < p->m; row += ROWS_BLOCK) {
+            plan_tiles(p, min64(ROWS_BLOCK, p->m - row), panels, &g);
+            step s = {.row = row, .rows = g.rows, .panel = panel, .panels = panels, .chunks = g.range};
+            for (; s.chunk < p->chunks || s.chunk == 0; s.chunk += g.range) run_range(p, &g, s, acc);
+        }
         panel += panels;
     }
 }
