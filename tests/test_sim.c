@@ -461,8 +461,9 @@ static void test_too_few_devices(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers), cmocka_unit_test(test_random_pipelines), cmocka_unit_test(test_overlap),
-        cmocka_unit_test(test_alike), cmocka_unit_test(test_memory), cmocka_unit_test(test_keys), cmocka_unit_test(test_trace), cmocka_unit_test(test_too_few_devices),
+        cmocka_unit_test(test_bubbles), cmocka_unit_test(test_zero_bubble), cmocka_unit_test(test_transfers), cmocka_unit_test(test_random_pipelines),
+        cmocka_unit_test(test_overlap), cmocka_unit_test(test_alike), cmocka_unit_test(test_memory), cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_trace), cmocka_unit_test(test_too_few_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
