@@ -19,11 +19,13 @@ static const int64_t rows[][4] = {{16, 256}, {256, 128}, {256, 512}, {1024, 384}
 static const int64_t state[][4] = {{1, 512}, {64, 512}, {384, 384}, {1024, 384}, {1024, 1024}, {4096, 768}, {0}};
 static const int64_t losses[][4] = {{64, 1024}, {256, 4096}, {1024, 4096}, {256, 32000}, {0}};
 static const int64_t tables[][4] = {{64, 256, 1024}, {1024, 384, 4096}, {1024, 768, 16384}, {0}};
-/* queries, sequence, heads, features of a head. Of prompts into blocks: one sequence */
-static const int64_t prompts[][4] = {{16, 16, 8, 64}, {64, 64, 8, 64}, {256, 256, 6, 64}, {256, 256, 12, 64}, {512, 512, 8, 64}, {256, 256, 8, 128}, {0}};
+/* queries, sequence, heads, features of a head */
 static const int64_t attentions[][4] = {{256, 64, 4, 32},   {256, 64, 8, 64},  {256, 256, 6, 64},   {1024, 128, 8, 64}, {1024, 256, 6, 64},
                                         {1024, 256, 8, 32}, {512, 512, 8, 64}, {1024, 1024, 4, 64}, {512, 256, 4, 128}, {128, 128, 3, 64}, {0}};
-static const int64_t decodes[][4] = {{1, 32, 6, 64}, {1, 128, 6, 64}, {1, 128, 12, 64}, {1, 512, 6, 64}, {1, 512, 12, 64}, {1, 1024, 8, 128}, {0}};
+/* queries, sequence, heads, key heads: a prompt of one sequence, a token */
+static const int64_t prompts[][4] = {{16, 16, 8, 8}, {64, 64, 8, 8}, {256, 256, 6, 6}, {256, 256, 12, 12}, {256, 256, 16, 4}, {512, 512, 8, 8}, {512, 512, 16, 4}, {0}};
+static const int64_t decodes[][4] = {{1, 32, 6, 6},   {1, 128, 6, 6},   {1, 128, 12, 12}, {1, 128, 16, 4},  {1, 512, 6, 6},
+                                     {1, 512, 12, 12}, {1, 512, 16, 4}, {1, 1024, 16, 16}, {1, 2048, 32, 8}, {0}};
 
 #define SCALES "eps=1e-05 dtype=@ sum_dtype=f32"
 #define RMS "eps=1e-06 offset=0 dtype=@ sum_dtype=f32"
@@ -32,7 +34,7 @@ static const int64_t decodes[][4] = {{1, 32, 6, 64}, {1, 128, 6, 64}, {1, 128, 1
 #define SEEN "scale=0.125 causal=true window=0 max_keys=$S block=$S dtype=@"
 
 #define PAGED(keys) "scale=0.125 softcap=0 window=0 block=16 mean_keys=" keys " dtype=@"
-#define BLOCKS(positions) "@[T,H,E] @[R,H,E] @[R,H,E] i32[T]:" positions " i32[T] i32[O,B]:i"
+#define BLOCKS(positions) "@[T,H,E] @[R,G,E] @[R,G,E] i32[T]:" positions " i32[T] i32[O,B]:i"
 
 static const family families[] = {
     {"add", "dtype=@", "@[T,D] @[T,D]", 3, 1, 0, BOTH, "TD", plane},
@@ -66,8 +68,8 @@ static const family families[] = {
     {"rope", "interleaved=false inverse=false scale=1 dtype=@", "@[T,H,E] i32[T]:p f32[F]", 1, 1, 0, BOTH, "TSHE", attentions},
     {"attention", SEEN, "@[T,H,E] @[T,H,E] @[T,H,E] i32[T]:p i32[T]:p i32[T]:s i32[T]:s", 7, 0, 0, BOTH, "TSHE", attentions},
     {"attention_grad", SEEN, "@[T,H,E] @[T,H,E] @[T,H,E] @[T,H,E] @[T,H,E] f32[T,H] i32[T]:p i32[T]:p i32[T]:s i32[T]:s", 1, 0, 0, BOTH, "TSHE", attentions},
-    {"paged_attention", PAGED("$M"), BLOCKS("p"), 7, 0, 0, BOTH, "TSHE", prompts},
-    {"paged_attention", PAGED("$S"), BLOCKS("l"), 1, 0, 0, BOTH, "TSHE", decodes},
+    {"paged_attention", PAGED("$M"), BLOCKS("p"), 7, 0, 0, BOTH, "TSHG", prompts},
+    {"paged_attention", PAGED("$S"), BLOCKS("l"), 1, 0, 0, BOTH, "TSHG", decodes},
 };
 enum { FAMILIES = sizeof families / sizeof families[0], LETTERS = 26 };
 
@@ -81,7 +83,7 @@ static const product products[] = {
 };
 /* By weights in the block types of GGUF files that models mostly come in. */
 static const product in_blocks[] = {
-#define BY(type) {"spec=mk,nk->mn dtype=@", "@[M,K] " type "[N,K]", true, {1, 8, 64, 256}, {512, 2048, 8192}, {1024, 4096}}
+#define BY(type) {"spec=mk,nk->mn dtype=@", "@[M,K] " type "[N,K]", true, {1, 8, 64, 256}, {256, 1024, 4096, 16384}, {1024, 4096}}
     BY("Q4_0"), BY("Q5_0"), BY("Q8_0"), BY("Q4_K"), BY("Q5_K"), BY("Q6_K"), BY("F16"),
 };
 enum { PRODUCTS = sizeof products / sizeof products[0], IN_BLOCKS = sizeof in_blocks / sizeof in_blocks[0] };
@@ -106,6 +108,7 @@ static void add_family(case_list *l, const family *f, hd_dtype t)
     for (const int64_t (*s)[4] = f->sizes; wants(f, t) && (*s)[0]; s++) {
         hd_case c = {f->op, f->attrs, f->operands, f->warm, f->in_place, f->unread, false, t, {{0}}};
         for (int i = 0; f->letters[i]; i++) c.size.of[f->letters[i] - 'A'] = (*s)[i];
+        if (!c.size.of['E' - 'A']) c.size.of['E' - 'A'] = 64;
         c.size.of['F' - 'A'] = c.size.of['E' - 'A'] / 2;
         c.size.of['K' - 'A'] = 2;
         if (!c.size.of['S' - 'A']) c.size.of['S' - 'A'] = 64;

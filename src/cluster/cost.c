@@ -7,7 +7,8 @@
  *     contract            rows, columns, depth, batch; its op is "contract.nt", where n and t say that the first and second operand
  *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them; p: it lies packed. Where the second lies in
  *                         blocks of a GGUF file, "contract.Q4_K": the blocks' type
- *     attention, paged_attention   queries, keys that a query sees, features of a head, heads
+ *     attention           queries, keys that a query sees, features of a head, heads
+ *     paged_attention     queries, FLOPs of each, bytes (key heads may be fewer than heads, and of another type)
  *     all other           bytes, FLOPs for each byte, extent of operand 0's last dimension (1 for ops that go element by element) */
 #include "cluster/cost.h"
 
@@ -23,9 +24,7 @@
 
 static bool is_named(const hd_sig *s, const char *name) { return !strcmp(s->op->name, name); }
 
-static bool names_attention(const char *op) { return !strncmp(op, "attention", 9) || !strcmp(op, "paged_attention"); }
-
-static bool is_attention(const hd_sig *s) { return names_attention(s->op->name); }
+static bool is_attention(const hd_sig *s) { return !strncmp(s->op->name, "attention", 9); }
 
 static bool reads_blocks(const hd_sig *s) { return is_named(s, "contract") && s->in[1].blocks; }
 
@@ -120,6 +119,11 @@ int hd_cost_features(const hd_sig *sig, double *x)
         x[1] = at_least(w.flops / (2 * products * x[0] * x[2] * x[3]), 1);
         return 4;
     }
+    if (is_named(sig, "paged_attention")) {
+        x[0] = at_least((double)sig->in[0].shape.dim[0], 1);
+        x[1] = at_least(w.flops / x[0], 1), x[2] = at_least(w.bytes, 1);
+        return 3;
+    }
     const hd_shape *row = sig->n_in ? &sig->in[0].shape : NULL;
     x[0] = at_least(w.bytes, 1);
     x[1] = at_least(w.flops / x[0], 1.0 / 16);
@@ -152,7 +156,7 @@ static double weight_size(const char *op, hd_dtype dtype)
 
 /* ---- interpolation ---- */
 
-typedef enum base_kind { BASE_CONTRACT, BASE_ATTENTION, BASE_ATTENTION_GRAD, BASE_OTHER } base_kind;
+typedef enum base_kind { BASE_CONTRACT, BASE_ATTENTION, BASE_ATTENTION_GRAD, BASE_PAGED, BASE_OTHER } base_kind;
 
 typedef struct query {
     const hd_cluster *cluster;
@@ -179,6 +183,7 @@ static double base_seconds(const query *q, const double *x, hd_dtype dtype, int 
         flops = (q->kind == BASE_ATTENTION ? 4 : 10) * x[0] * x[1] * x[2] * x[3];
         bytes = size * 4 * x[0] * x[2] * x[3];
         break;
+    case BASE_PAGED: flops = x[0] * x[1], bytes = x[2]; break;
     default: flops = x[0] * x[1], bytes = x[0];
     }
     return flops / rate + bytes / bandwidth;
@@ -295,7 +300,7 @@ static bool is_transfer(const char *op)
 static double streaming_seconds(const hd_profile_entry *e, double bandwidth)
 {
     double size = (double)hd_dtype_size(e->dtype), all = e->teams / bandwidth;
-    if (names_attention(e->op)) return 0;
+    if (!strncmp(e->op, "attention", 9) || !strcmp(e->op, "paged_attention")) return 0;
     if (!strncmp(e->op, "contract", 8)) {
         double memory = all * e->x[3] * (size * (e->x[0] * e->x[2] + e->x[0] * e->x[1]) + weight_size(e->op, e->dtype) * e->x[1] * e->x[2]);
         return memory > 0.5 * e->seconds ? fmin(memory, e->seconds) : 0;
@@ -349,10 +354,10 @@ static double by_profile(const hd_cluster *c, const hd_sig *sig, uint32_t packed
     hd_cost_features(sig, q.x);
     if (is_named(sig, "contract")) q.kind = BASE_CONTRACT;
     if (reads_blocks(sig)) q.in_blocks = weight_size(key, q.dtype);
+    if (is_named(sig, "paged_attention")) q.kind = BASE_PAGED;
     if (is_attention(sig)) q.kind = sig->op->is_backward ? BASE_ATTENTION_GRAD : BASE_ATTENTION;
     double seconds = measured_seconds(&q);
     if (seconds < 0 && goes_by_element(sig->op)) q.key = "fused", seconds = measured_seconds(&q);
-    if (seconds < 0 && is_named(sig, "paged_attention")) q.key = "attention", seconds = measured_seconds(&q);
     if (seconds < 0 && reads_blocks(sig)) seconds = as_plain(&q, sig, w);
     return seconds;
 }
