@@ -216,6 +216,31 @@ static void test_products_in_blocks(void **state)
     }
 }
 
+/* Attention over blocks: what a query reads of 2 key heads in f16, and its products of 8 heads, from entries at half of the bounds. */
+static void test_measured_paged(void **state)
+{
+    (void)state;
+    static hd_profile_entry entries[36];
+    hd_cluster c = {.device = {.flops[HD_F32] = 1e11, .bandwidth = 1e10, .memory = 1 << 30, .cores = 1}, .profile = entries};
+    for (int i = 0; i < 36; i++) {
+        double queries = i % 3 ? (i % 3) * 128 : 1, flops = 1e4 * pow(16, i / 3 % 4), bytes = 1e4 * pow(32, i / 12);
+        entries[c.n_profile++] = (hd_profile_entry){"paged_attention", HD_F32, 1, 1, {queries, flops, bytes, 1}, (queries * flops / 1e11 + bytes / 1e10) / 0.5};
+    }
+    for (int64_t queries = 1; queries < 300; queries = queries * 4 + 3)
+        for (int64_t keys = 100; keys < 3000; keys *= 5) {
+            hd_paged_attrs at = {.scale = 1, .block = 16, .mean_keys = keys, .dtype = HD_F32};
+            hd_type in[8] = {hd_type_of(HD_F32, 3, (int64_t[]){queries, 8, 64}), hd_type_of(HD_F16, 3, (int64_t[]){4096, 2, 64}), hd_type_of(HD_F16, 3, (int64_t[]){4096, 2, 64}),
+                             hd_type_of(HD_I32, 1, &queries), hd_type_of(HD_I32, 1, &queries), hd_type_of(HD_I32, 2, (int64_t[]){1, 256}), {.absent = true}, {.absent = true}};
+            hd_type out = in[0];
+            hd_sig s = {hd_op_find("paged_attention"), in, &out, 8, 1, &at};
+            hd_kernel_cost cost;
+            hd_cost_kernel(&c, &s, 1, 1, &cost);
+            double flops = (double)(4 * queries * keys * 8 * 64), bytes = (double)(keys * 2 * 64 * 2 * 2 + queries * (8 * 64 * 2 * 4 + 8) + 4 * 256);
+            assert_true(cost.flops == flops && cost.kind == HD_COST_PRODUCT);
+            near(cost.seconds, (flops / 1e11 + bytes / 1e10) / 0.5, 1e-6);
+        }
+}
+
 /* A factor that grows as a power of a feature is met between the measured sizes. */
 static void test_measured_bytes(void **state)
 {
@@ -272,7 +297,7 @@ int main(void)
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_measured_products),
-        cmocka_unit_test(test_products_in_blocks), cmocka_unit_test(test_measured_bytes),
+        cmocka_unit_test(test_products_in_blocks), cmocka_unit_test(test_measured_paged), cmocka_unit_test(test_measured_bytes),
         cmocka_unit_test(test_other_bandwidth),
         cmocka_unit_test(test_cases),
     };
