@@ -1,7 +1,8 @@
 /* invariance.c: greedy answers of a model do not depend on what else the engine does: tokens and log-probabilities, byte for byte.
  *
  *   check_invariance MODEL PRECISION [PROMPTS [TOKENS [NEIGHBOURS]]]     20 prompts of 128 tokens each, amid 31 neighbours at a time; PRECISION: f32, bf16
- * The reference is each prompt alone on an engine with neither prefix cache nor speculation nor chunks. */
+ * The reference is each prompt alone on an engine with neither prefix cache nor speculation nor chunks. The same answers come of a model that is cut over
+ * tensor-parallel ranks. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,7 +168,7 @@ static void make_prompts(job *j)
     }
 }
 
-static hd_runner *open_runner(const job *j)
+static hd_runner *open_runner(const job *j, const char *parallel)
 {
     hd_runner *r;
     hd_error err = {0};
@@ -178,8 +179,20 @@ static hd_runner *open_runner(const job *j)
     o.block = BLOCK;
     o.max_parts = PARTS;
     o.max_tokens = 128;
+    o.parallel = parallel;
     need(hd_lm_runner_open(&r, j->model, &o, &info, &err), &err);
     return r;
+}
+
+static bool compare_ranks(job *j, const char *parallel, const variant *v, size_t n)
+{
+    hd_runner *one = j->r;
+    bool ok = true;
+    j->r = open_runner(j, parallel);
+    for (size_t i = 0; i < n; i++) ok &= compare(j, &v[i]);
+    j->r->close(j->r);
+    j->r = one;
+    return ok;
 }
 
 int main(int argc, char **argv)
@@ -188,8 +201,8 @@ int main(int argc, char **argv)
     job j = {.model = argv[1], .precision = strcmp(argv[2], "bf16") ? HD_F32 : HD_BF16, .prompts = argc > 3 ? atoll(argv[3]) : 20,
              .tokens = argc > 4 ? atoll(argv[4]) : 128, .neighbours = argc > 5 ? atoll(argv[5]) : 31};
     size_t n = (size_t)j.prompts;
-    j.r = open_runner(&j);
-    j.draft = open_runner(&j);
+    j.r = open_runner(&j, NULL);
+    j.draft = open_runner(&j, NULL);
     j.vocab = j.r->vocab;
     j.prompt = take_memory(n, sizeof *j.prompt);
     j.length = take_memory(n, sizeof *j.length);
@@ -224,8 +237,17 @@ int main(int argc, char **argv)
         {"reserved K/V memory", reserve, false, 0},
         {"by priority, few at once", order, false, offsetof(hd_engine_stats, preemptions)},
     };
+    const variant over_two[] = {
+        {"tp=2", bare, false, 0},
+        {"tp=2, prefix cache, small chunks", small, false, offsetof(hd_engine_stats, cached_tokens)},
+        {"tp=2, preempted, swapped", swap, false, offsetof(hd_engine_stats, swaps_out)},
+        {"tp=2, speculation by a draft model", draft, true, offsetof(hd_engine_stats, accepted)},
+    };
+    const variant over_four[] = {{"tp=4, two ranks for each key/value head", o, false, 0}};
     bool ok = true;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok &= compare(&j, &all[i]);
+    ok &= compare_ranks(&j, "tp=2", over_two, sizeof over_two / sizeof *over_two);
+    ok &= compare_ranks(&j, "tp=4", over_four, 1);
     for (size_t i = 0; i < 2 * n; i++) {
         answer *a = i < n ? &j.want[i] : &j.got[i - n];
         hd_free(a->tokens);

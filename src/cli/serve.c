@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/term.h"
 #include "cli/cli.h"
+#include "serve/lm_ranks.h"
 #include "serve/lm_runner.h"
 #include "serve/server.h"
 #include "tensor/dtype.h"
@@ -20,7 +21,7 @@
 
 typedef struct config {
     const char *host, *api_key_file, *tls_cert, *tls_key, *cors, *served_name, *kv_bytes, *kv_type, *kv_policy, *precision, *preemption, *swap, *speculate,
-        *draft_model,
+        *draft_model, *parallel,
         *chat_template, *metrics_compat, *max_body;
     hd_setting_list api_keys;
     int64_t port, context, block, threads, max_sequences, token_budget, draft_tokens, max_queued, per_key, max_connections;
@@ -47,7 +48,8 @@ static const hd_setting settings[] = {
     {"block", HD_SET_INT, AT(block), "16", 1, 1024, "N", "tokens in a block of keys and values"},
     {"precision", HD_SET_STRING, AT(precision), "auto", 0, 0, "auto|f32|bf16", "of arithmetic between products"},
     {"keep_blocks", HD_SET_BOOL, AT(keep_blocks), "true", 0, 0, NULL, "weights stay in a GGUF file's own block types; otherwise they become --precision"},
-    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
+    {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core; those of all ranks together"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM", "tp=N: heads, hidden features and vocabulary in pieces over N ranks of this process"},
     {"max_sequences", HD_SET_INT, AT(max_sequences), "64", 1, 4096, "N", "sequences that run at once"},
     {"token_budget", HD_SET_INT, AT(token_budget), "512", 1, 65536, "N", "tokens of one step: more make prompts faster and answers beside them less even"},
     {"prefix_cache", HD_SET_BOOL, AT(prefix_cache), "true", 0, 0, NULL, "share the blocks of equal beginnings, within one API key"},
@@ -87,7 +89,8 @@ typedef struct job {
     int32_t eos[HD_MAX_EOS + 1];
     char name[256];
     int64_t ngram, kv_bytes, swap_bytes, max_body;
-    bool use_draft;
+    bool use_draft, mpi; /* mpi: one of an MPI job's processes, number `process` */
+    int process;
     atomic_bool stop;
     hd_error failure; /* of loading */
 } job;
@@ -110,6 +113,7 @@ static void catch_signals(void)
     struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigaction(SIGTERM, &a, NULL);
     sigaction(SIGINT, &a, NULL);
+    sigaction(SIGUSR1, &a, NULL); /* mpirun passes it on */
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -238,6 +242,17 @@ static hd_server_options server_options(const job *j, const keys *k)
     return o;
 }
 
+/* Before anything is opened. */
+static int read_parallel(job *j, hd_error *err)
+{
+    hd_parallel p;
+    int size = 1, rc = hd_lm_parallel_parse(j->c->parallel, &p, err);
+    if (rc || !hd_comm_mpi_launched(&j->process, &size) || size == 1) return rc;
+    j->mpi = true;
+    if (p.tp == size) return 0;
+    return hd_fail(err, HD_EINVAL, "mpirun started %d processes: give --parallel tp=%d for one model over all of them", size, size);
+}
+
 /* ---- loading ---- */
 
 static int open_runner(hd_runner **r, const char *path, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err)
@@ -300,8 +315,12 @@ static int load(job *j, hd_error *err)
 {
     hd_lm_runner_options o = runner_options(j);
     hd_lm_runner_info draft;
+    o.parallel = j->c->parallel;
+    o.mpi = j->mpi;
     int rc = open_runner(&j->runner, j->path, &o, &j->info, err);
     o.context = j->runner && !rc ? j->runner->max_context : 0;
+    o.parallel = NULL; /* a draft model is too small to be worth it */
+    o.mpi = false;
     if (!rc && j->use_draft) rc = open_runner(&j->draft, j->c->draft_model, &o, &draft, err);
     if (!rc) rc = open_template(j, err);
     if (!rc) list_eos(j);
@@ -315,15 +334,16 @@ static int load(job *j, hd_error *err)
 
 static void tell(const job *j, double seconds)
 {
-    char weights[24], kv[24], arena[24];
+    char weights[24], kv[24], arena[24], rank[24], ranks[40] = "", each[48] = "";
     const hd_runner *r = j->runner;
     hd_format_bytes(weights, (double)j->info.weight_bytes);
     hd_format_bytes(kv, (double)j->info.kv_bytes);
     hd_format_bytes(arena, (double)j->info.arena_bytes);
-    hd_log("%s, loaded in %.1f s: weights %s (%s), arithmetic %s, %d threads", j->name, seconds, weights, j->info.weights ? j->info.weights : "?",
-           hd_dtype_name(j->info.precision),
-           j->info.threads);
-    hd_log("keys and values %s in %s: %lld blocks of %lld tokens; scratch %s", kv, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block, arena);
+    if (j->info.ranks > 1)
+        snprintf(ranks, sizeof ranks, " on each of %d ranks", j->info.ranks), snprintf(each, sizeof each, " (%s on each rank)", hd_format_bytes(rank, (double)j->info.kv_rank_bytes));
+    hd_log("%s, loaded in %.1f s: weights %s (%s), arithmetic %s, %d threads%s", j->name, seconds, weights, j->info.weights ? j->info.weights : "?",
+           hd_dtype_name(j->info.precision), j->info.threads, ranks);
+    hd_log("keys and values %s%s in %s: %lld blocks of %lld tokens; scratch %s", kv, each, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block, arena);
     hd_log("context %lld tokens, up to %lld sequences at once, %lld tokens in a step", (long long)r->max_context,
            (long long)(j->c->max_sequences < r->max_parts ? j->c->max_sequences : r->max_parts), (long long)(j->c->token_budget < r->max_tokens
                ? j->c->token_budget : r->max_tokens));
@@ -404,6 +424,21 @@ static int serve(job *j, const keys *k, hd_error *err)
     return rc ? hd_fail(err, own.code, "%s", own.message) : 0;
 }
 
+/* A process that isn't the job's first ends when that one does. */
+static int follow(const job *j, hd_error *err)
+{
+    static const int left_to_first[] = {SIGTERM, SIGINT, SIGUSR1};
+    hd_lm_runner_options o = runner_options(j);
+    hd_runner *r = NULL;
+    for (size_t i = 0; i < sizeof left_to_first / sizeof *left_to_first; i++) signal(left_to_first[i], SIG_IGN);
+    o.parallel = j->c->parallel;
+    o.mpi = true;
+    int rc = hd_lm_runner_open(&r, j->path, &o, NULL, err);
+    if (!rc) rc = hd_lm_runner_follow(r, err);
+    if (r) r->close(r);
+    return rc;
+}
+
 static int run(const void *config_, const char *const *words, int n_words, hd_error *err)
 {
     const config *c = config_;
@@ -413,13 +448,14 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     j.path = words[0];
     name_model(&j);
     int rc = read_speculation(&j, err);
+    if (!rc) rc = read_parallel(&j, err);
     if (!rc) rc = size_of(c->kv_bytes, "--kv-bytes", &j.kv_bytes, err);
     if (!rc) rc = size_of(c->swap, "--swap", &j.swap_bytes, err);
     if (!rc) rc = size_of(c->max_body, "--max-body", &j.max_body, err);
     if (!rc && !hd_file_exists(j.path) && !hd_is_dir(j.path)) rc = hd_fail(err, HD_EIO, "%s: no such file or directory", j.path);
     if (!rc) rc = read_keys(c, &k, err);
     raise_files();
-    if (!rc) rc = serve(&j, &k, err);
+    if (!rc) rc = j.process ? follow(&j, err) : serve(&j, &k, err);
     hd_free(k.key);
     hd_free(k.text);
     return rc;

@@ -28,10 +28,19 @@ static void run_packing(void *arg, int tid)
 {
     const packing *job = arg;
     hd_tensor in[HD_MAX_OPERANDS];
-    for (int i = 0; i < job->instr->n_in; i++) in[i] = hd_buffer_tensor(job->e->program, job->instr->in[i], NULL);
+    for (int i = 0; i < job->instr->n_in; i++) in[i] = hd_buffer_piece(job->e->program, job->instr->in[i], job->e->place, NULL);
     hd_kernel_args a = {.in = in, .n_in = job->instr->n_in, .code = job->instr->op->code, .attrs = job->instr->attrs, .team = job->e->team,
                         .tid = tid, .threads = job->e->threads};
     job->e->backend->pack(job->e->backend, job->instr->op, &a, 1, job->plain, job->packed);
+}
+
+/* The type of this rank's piece. */
+static hd_type piece_type(const hd_exec *e, const hd_buffer *x)
+{
+    hd_type type = x->type;
+    if (x->layout) type.shape = hd_layout_shape(&e->program->mesh, x->layout, &x->whole, e->place);
+    type.shape.sym = x->type.shape.sym;
+    return type;
 }
 
 /* A constant "PATH.packed(...)" that the store has not got is made from PATH. */
@@ -43,9 +52,10 @@ static int pack_constant(hd_exec *e, int b, hd_error *err)
     if (!suffix || !job.instr || !e->backend->pack) return hd_fail(err, HD_EUNSUPPORTED, "%s: the back end %s packs no operands", x->path, e->backend->name);
     char *plain = hd_arena_printf(&e->memory, "%.*s", (int)(suffix - x->path), x->path);
     if (!plain) return no_memory(err);
-    hd_store_tensor *from = hd_store_bind(e->store, plain, &x->type, HD_PLAIN, err), *to;
+    hd_type type = piece_type(e, x);
+    hd_store_tensor *from = hd_store_bind(e->store, plain, &type, HD_PLAIN, err), *to;
     if (!from) return err->code;
-    int rc = hd_store_add(e->store, x->path, &x->type, HD_PACKED, HD_PARAM, x->bytes, &to, err);
+    int rc = hd_store_add(e->store, x->path, &type, HD_PACKED, HD_PARAM, x->bytes, &to, err);
     if (rc) return rc;
     job.plain = from->data;
     job.packed = to->data;
@@ -64,9 +74,7 @@ static int locate_stored(hd_exec *e, int b, hd_error *err)
         int rc = pack_constant(e, b, err);
         if (rc) return rc;
     }
-    hd_type type = x->type;
-    if (x->layout) type.shape = hd_layout_shape(&e->program->mesh, x->layout, &x->whole, e->place);
-    type.shape.sym = x->type.shape.sym;
+    hd_type type = piece_type(e, x);
     hd_store_tensor *t = hd_store_bind(e->store, x->path, &type, x->format, err);
     if (!t) return err->code;
     if (t->bytes < x->bytes && x->format == HD_PACKED) return hd_fail(err, HD_EINVAL, "%s was packed for another instruction set", x->path);

@@ -96,6 +96,7 @@ void *hd_exec_copy(const hd_exec *e, int b, int micro); /* where b is in that mi
 
 /* transfer.c */
 int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err);   /* its tensors are there */
+void hd_exec_rebind_transfer(hd_step *s);                              /* its tensors are at new bindings */
 void hd_exec_transfer(hd_exec *e, hd_step *s);                         /* member 0 */
 void hd_exec_move_local(const hd_exec *e, const hd_step *s, int tid);  /* what sends nothing (shard, ...): the team, or member 0 alone */
 bool hd_exec_wait_tokens(hd_exec *e, const hd_instr *x);               /* member 0: those that x waits for; whether there were any */

@@ -136,6 +136,7 @@ static int rebind(hd_exec *e, hd_steps *segment, const int64_t *binding, hd_erro
         rebind_tensors(e, s->instr->in, s->instr->n_in, (hd_tensor *)s->args.in, binding);
         rebind_tensors(e, s->instr->out, s->instr->n_out, s->args.out, binding);
         if (s->instr->opcode == HD_KERNEL) rebind_kernel(e, s);
+        if (s->instr->opcode == HD_COMM) hd_exec_rebind_transfer(s);
         moved |= hd_step_choose_solo(e, s);
     }
     return moved ? hd_exec_find_meetings(e, segment, err) : 0;

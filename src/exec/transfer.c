@@ -282,6 +282,17 @@ int hd_exec_resolve_transfer(hd_exec *e, hd_step *s, hd_error *err)
     return k->kind == HD_SEND || k->kind == HD_RECV ? resolve_pipe(e, s, err) : resolve_collective(e, s, err);
 }
 
+/* The outermost dimension follows the symbol: it is never the one that is cut. */
+void hd_exec_rebind_transfer(hd_step *s)
+{
+    const hd_comm_attrs *a = s->instr->attrs;
+    const hd_tensor *in = &s->args.in[0];
+    hd_transfer *t = &s->transfer;
+    if (s->n_messages || t->n_parts) return; /* of training, whose tokens are no symbol */
+    t->count = hd_tensor_count(in);
+    if (t->offset) t->outer = product(in, 0, t->to_offset && a->to < a->dim ? a->to : a->dim);
+}
+
 /* ---- running ---- */
 
 /* This member's share of the bytes of `out`, whose rows of `row` bytes begin every `stride` bytes in `in`. */

@@ -400,10 +400,20 @@ static int list_options(const chooser *c, int axis, hd_part_option *list)
     return n;
 }
 
+/* A parameter in blocks is read as it lies: only those who load it know where they may be cut. */
+static bool leaves_blocks(const chooser *c, const hd_strategy *s)
+{
+    for (int i = 0; i < c->n->n_in; i++) {
+        if (!given(c, i) || !c->p->g->values[c->n->in[i]].type.blocks) continue;
+        if (!hd_layout_equal(c->p->mesh, &s->in[i], &c->p->value[c->n->in[i]].held->layout, &c->in[i].shape)) return false;
+    }
+    return true;
+}
+
 /* Takes s if it is possible and clearly cheaper than the best. */
 static void consider(const chooser *c, hd_strategy *s, hd_strategy *best)
 {
-    if (!fill_layouts(c, s) || !meets_target(c, s)) return;
+    if (!fill_layouts(c, s) || !leaves_blocks(c, s) || !meets_target(c, s)) return;
     s->cost = strategy_cost(c, s);
     if (best->cost < 0 || s->cost < best->cost * (1 - 1e-9)) *best = *s;
 }

@@ -79,12 +79,24 @@ static void pin_inputs(pinner *s)
 
 typedef enum part { QUERY_HEADS, KEY_HEADS, EVERY_UNIT } part;
 /* letter: what the product's spec calls the dimension that is split; 0: the first dimension. */
-static const struct { const char *pattern; char letter; part part; } rules[] = {
+typedef struct rule { const char *pattern; char letter; part part; } rule;
+static const rule rules[] = {
     {"layers.*.attn.q", 'h', QUERY_HEADS}, {"layers.*.attn.k", 'h', KEY_HEADS}, {"layers.*.attn.v", 'h', KEY_HEADS}, {"layers.*.attn.o", 'h', QUERY_HEADS},
     {"layers.*.attn.q_bias", 0, QUERY_HEADS}, {"layers.*.attn.k_bias", 0, KEY_HEADS}, {"layers.*.attn.v_bias", 0, KEY_HEADS},
     {"layers.*.mlp.up", 'f', EVERY_UNIT}, {"layers.*.mlp.gate", 'f', EVERY_UNIT}, {"layers.*.mlp.down", 'f', EVERY_UNIT},
     {"layers.*.mlp.up_bias", 0, EVERY_UNIT}, {"layers.*.mlp.gate_bias", 0, EVERY_UNIT}, {"embed.tokens", 0, EVERY_UNIT}, {"head", 0, EVERY_UNIT},
 };
+/* In place of those before where no sum may be cut: what they sum is gathered, and each rank has some of the results. */
+static const rule whole_sums[] = {{"layers.*.attn.o", 'd', EVERY_UNIT}, {"layers.*.mlp.down", 'd', EVERY_UNIT}};
+
+static const rule *find_rule(const pinner *s, const char *path)
+{
+    for (size_t r = 0; r < sizeof whole_sums / sizeof *whole_sums && s->p->whole_sums; r++)
+        if (hd_path_match(whole_sums[r].pattern, path)) return &whole_sums[r];
+    for (size_t r = 0; r < sizeof rules / sizeof *rules; r++)
+        if (hd_path_match(rules[r].pattern, path)) return &rules[r];
+    return NULL;
+}
 
 /* Query heads go with their key/value head: pieces begin at multiples of the group. */
 static void split_model(const pinner *s, hd_dim_layout *d, part what)
@@ -124,11 +136,9 @@ static void pin_parameters(pinner *s)
         const hd_value_info *i = &s->g->values[v];
         if (i->kind != HD_PARAM) continue;
         hd_layout *l = pin(s, (hd_value)v);
-        for (size_t r = 0; r < sizeof rules / sizeof *rules && s->n_tp; r++) {
-            if (!hd_path_match(rules[r].pattern, i->path)) continue;
-            int dim = rules[r].letter ? hd_outline_dim(s->g, s->o, (hd_value)v, rules[r].letter) : 0;
-            if (dim >= 0) split_model(s, &l->dim[dim], rules[r].part);
-        }
+        const rule *r = s->n_tp ? find_rule(s, i->path) : NULL;
+        int dim = r && r->letter ? hd_outline_dim(s->g, s->o, (hd_value)v, r->letter) : 0;
+        if (r && dim >= 0) split_model(s, &l->dim[dim], r->part);
         bool own = s->p->tables && (!s->o->language || s->p->tables == HD_TABLES_COLUMNS);
         if (own && is_table(s, (hd_value)v)) split_table(s, l, i->type.shape.rank);
     }
@@ -177,6 +187,16 @@ static void pin_states(pinner *s)
         if (param == HD_NONE || !hd_shape_equal(&i->type.shape, &s->g->values[param].type.shape)) continue;
         hd_layout l = s->p->zero ? spread(s, &s->layout[param], &i->type.shape) : s->layout[param];
         *pin(s, (hd_value)v) = l;
+    }
+}
+
+/* Keys and values kept between calls, [rows, key/value heads, ...], and their scales: each rank has those of its heads. */
+static void pin_caches(pinner *s)
+{
+    for (size_t v = 0; v < s->g->n_values && s->n_tp && s->o->language; v++) {
+        const hd_value_info *i = &s->g->values[v];
+        bool heads = i->kind == HD_STATE && !strncmp(i->path, "kv.", 3) && i->type.shape.rank > 1 && i->type.shape.dim[1] == s->o->kv_heads;
+        if (heads) split_model(s, &pin(s, (hd_value)v)->dim[1], KEY_HEADS);
     }
 }
 
@@ -298,6 +318,7 @@ static int pin_all(pinner *s)
     pin_slices(s);
     pin_parameters(s);
     pin_states(s);
+    pin_caches(s);
     if (s->p->zero >= 2) pin_gradients(s);
     if (s->p->zero >= 3) spread_parameters(s);
     if (s->p->sp) pin_stream(s);

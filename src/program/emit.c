@@ -50,6 +50,14 @@ static hd_buffer_class leaf_class(const hd_lowering *l, hd_value v)
     return HD_BUFFER_SCRATCH;
 }
 
+static int copy_layout(hd_lowering *l, const hd_value_info *from, hd_buffer *to)
+{
+    if (!from->layout) return 0;
+    to->whole = from->whole;
+    to->layout = hd_arena_copy(&l->p->memory, from->layout, sizeof *from->layout);
+    return to->layout ? 0 : no_memory(l);
+}
+
 /* The buffer of value v, made when first asked for; negative after an error. What is written straight into a sum's buffer has that buffer. */
 static int value_buffer(hd_lowering *l, hd_value v)
 {
@@ -57,11 +65,7 @@ static int value_buffer(hd_lowering *l, hd_value v)
     const hd_value_info *i = &l->g->values[v];
     hd_buffer b = {.path = hd_arena_strdup(&l->p->memory, i->path), .type = i->type, .class = leaf_class(l, v), .role = leaf_role(l, v),
                    .micro = i->micro, .view_of = -1, .bytes = hd_type_bytes(&i->type)};
-    if (i->layout) {
-        b.whole = i->whole;
-        b.layout = hd_arena_copy(&l->p->memory, i->layout, sizeof *i->layout);
-        if (!b.layout) return no_memory(l);
-    }
+    if (copy_layout(l, i, &b)) return l->err->code;
     if (l->group_of_made[v] >= 0) {
         hd_value root = l->groups[l->group_of_made[v]].root;
         int target = value_buffer(l, root);
@@ -175,7 +179,7 @@ static hd_tensor value_tensor(const hd_lowering *l, hd_value v)
 static int packed_operand(hd_lowering *l, const hd_node *n, int *out)
 {
     *out = -1;
-    if (!l->plan->pack || l->g->mesh.n || !l->target->packed_bytes || n->op != &hd_op_contract) return 0;
+    if (!l->plan->pack || !l->target->packed_bytes || n->op != &hd_op_contract) return 0;
     hd_value v = n->in[1];
     if (l->g->values[v].kind != HD_PARAM || l->pair_in[v] >= 0) return 0;
     hd_tensor in[2] = {value_tensor(l, n->in[0]), value_tensor(l, v)}, result = value_tensor(l, n->out[0]);
@@ -187,9 +191,11 @@ static int packed_operand(hd_lowering *l, const hd_node *n, int *out)
     char *path = hd_arena_printf(&l->p->memory, "%s.packed(%s)", l->g->values[v].path, attrs->spec);
     if (!path) return no_memory(l);
     *out = hd_program_find(l->p, path);
-    if (*out < 0)
-        *out = new_buffer(l, (hd_buffer){.path = path, .type = l->g->values[v].type, .format = HD_PACKED, .class = HD_BUFFER_CONSTANT,
-                                         .role = HD_ROLE_PARAMETER, .view_of = -1, .bytes = (int64_t)bytes});
+    if (*out >= 0) return 0;
+    hd_buffer b = {.path = path, .type = l->g->values[v].type, .format = HD_PACKED, .class = HD_BUFFER_CONSTANT, .role = HD_ROLE_PARAMETER, .view_of = -1,
+                   .bytes = (int64_t)bytes};
+    if (copy_layout(l, &l->g->values[v], &b)) return l->err->code;
+    *out = new_buffer(l, b);
     return *out < 0 ? l->err->code : 0;
 }
 

@@ -119,7 +119,8 @@ hd_tensor hd_buffer_piece(const hd_program *p, int b, int rank, const int64_t *b
     hd_tensor t = hd_buffer_tensor(p, b, binding);
     if (!x->layout) return t;
     hd_shape s = hd_layout_shape(&p->mesh, x->layout, &x->whole, rank);
-    for (int i = 0; i < s.rank; i++) t.dim[i] = s.dim[i];
+    bool bounded = x->type.shape.sym >= 0 && !x->layout->dim[0].n; /* as the binding says */
+    for (int i = bounded; i < s.rank; i++) t.dim[i] = s.dim[i];
     return t;
 }
 

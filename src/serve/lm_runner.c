@@ -2,9 +2,22 @@
 
 #include <stdio.h>
 #include "base/term.h"
+#include "serve/lm_orders.h"
+#include "serve/lm_ranks.h"
+#include "train/ranks.h"
 
-/* One state that holds keys, values or their scales: [blocks * block, ...]. */
+/* One state of one rank that holds keys, values or their scales: [blocks * block, ...]. */
 typedef struct block_state { char *data; int64_t bytes; /* of a block */ } block_state;
+
+/* What each rank has of its own; of one rank, all there is. */
+typedef struct lm_rank {
+    hd_store *store;
+    hd_team *team;
+    hd_exec *exec;
+    hd_rank rank;
+    bool prepared;          /* the segments before the repeated ones have run */
+    hd_tensor tokens, positions, slots, sequences, tables, rows; /* inputs of exec */
+} lm_rank;
 
 typedef struct lm_runner {
     hd_runner base; /* first: a hd_runner * is a lm_runner * */
@@ -12,14 +25,15 @@ typedef struct lm_runner {
     hd_lm_runner_options o; /* completed */
     hd_backend backend;
     hd_graph *graph;
-    hd_program *program;
-    hd_store *store;
-    hd_team *team;
-    hd_exec *exec;
-    bool prepared;          /* the segments before the repeated ones have run */
-    hd_tensor tokens, positions, slots, sequences, tables, rows; /* inputs of exec */
-    hd_tensor logits, hidden;
-    block_state *states; int n_states;
+    hd_program *program;    /* of every rank */
+    hd_parallel parallel;
+    hd_lm_ranks ranks;
+    lm_rank *rank;          /* [ranks.here] */
+    hd_tensor logits, hidden; /* whole, of the first rank */
+    block_state *states; int n_states; /* of all ranks of this process */
+    int64_t *rank_bytes;    /* [ranks.n] of a block on each rank */
+    hd_lm_orders orders;    /* ranks are processes: what the first tells the others */
+    hd_error broken;        /* why they can't be told any more */
     char types[160];
 } lm_runner;
 
@@ -56,11 +70,18 @@ static int complete_sizes(lm_runner *r, hd_error *err)
     return 0;
 }
 
-/* Bytes of keys and values of one position in all layers. */
+/* Ranks that hold the same keys and values: of those that have no head to themselves. */
+static int64_t copies(const lm_runner *r)
+{
+    int64_t heads = r->files.config.kv_heads;
+    return r->parallel.tp <= heads ? 1 : r->parallel.tp / heads;
+}
+
+/* Bytes of keys and values of one position in all layers, on all ranks. */
 static int64_t position_bytes(const lm_runner *r)
 {
     const hd_lm_config *c = &r->files.config;
-    int64_t row = c->kv_heads * (c->head_dim * (int64_t)hd_dtype_size(r->o.kv) + (r->o.kv == HD_I8 ? (int64_t)sizeof(float) : 0));
+    int64_t row = copies(r) * c->kv_heads * (c->head_dim * (int64_t)hd_dtype_size(r->o.kv) + (r->o.kv == HD_I8 ? (int64_t)sizeof(float) : 0));
     return 2 * c->layers * row;
 }
 
@@ -80,41 +101,63 @@ static int complete_blocks(lm_runner *r, hd_error *err)
                    (long long)o->context, hd_format_bytes(need, (double)(each * longest)), hd_format_bytes(have, bytes > 0 ? (double)bytes : 0.0));
 }
 
+static bool is_spread(const lm_runner *r) { return r->ranks.here < r->ranks.n; }
+
+/* Processes take the fewest blocks that any of them has memory for. */
+static int agree_on_blocks(lm_runner *r, hd_error *err)
+{
+    hd_rank rank;
+    int64_t least = -r->base.blocks;
+    int rc = is_spread(r) ? hd_ranks_max(hd_lm_ranks_rank(&r->ranks, 0, &rank), &least, 1, err) : 0;
+    r->base.blocks = -least;
+    return rc;
+}
+
 /* ---- life cycle ---- */
 
-static int build(lm_runner *r, hd_error *err)
+static int build(lm_runner *r, hd_plan *plan, hd_error *err)
 {
     const hd_lm_runner_options *o = &r->o;
     hd_lm_options lm = {.mode = HD_LM_SERVE, .compute = o->precision, .param = o->precision, .tokens = o->max_tokens, .context = o->context, .rows = o->max_rows,
                         .kv = o->kv, .block = o->block, .blocks = r->base.blocks, .sequences = o->max_parts};
     r->graph = hd_lm_graph(&r->files.config, &lm, err);
-    return r->graph ? hd_model_finish_graph(&r->files, r->graph, &r->backend, err) : err->code;
+    if (!r->graph) return err->code;
+    return hd_model_finish_graph(&r->files, r->graph, &r->backend, r->ranks.n > 1 ? &r->parallel : NULL, plan, err);
 }
 
 static int lower(lm_runner *r, hd_error *err)
 {
     hd_plan plan = hd_plan_default();
+    int rc = build(r, &plan, err);
     plan.precision = r->o.precision;
-    plan.threads = r->o.threads;
+    plan.threads = r->ranks.threads;
     plan.pack = true;
-    int rc = hd_lower(r->graph, &plan, &r->backend.target, &r->program, err);
-    if (!rc) rc = hd_model_check_memory(r->program, r->o.advice ? r->o.advice : "less --kv-bytes, fewer --max-sequences or a smaller --context", err);
-    if (!rc && !(r->team = hd_team_new(plan.threads, true, err))) rc = err->code;
-    return rc;
+    if (!rc) rc = hd_lower(r->graph, &plan, &r->backend.target, &r->program, err);
+    const char *advice = r->o.advice ? r->o.advice : "less --kv-bytes, fewer --max-sequences or a smaller --context";
+    return rc ? rc : hd_model_check_memory(r->program, r->ranks.here, advice, err);
 }
 
 static int find_states(lm_runner *r, hd_error *err)
 {
-    r->states = hd_calloc(r->store->n_tensors + 1, sizeof *r->states);
-    if (!r->states) return hd_fail_memory(err, r->store->n_tensors * sizeof *r->states, "the list of key and value blocks");
-    for (size_t i = 0; i < r->store->n_tensors; i++) {
-        const hd_store_tensor *t = r->store->tensors[i];
-        if (!strncmp(t->path, "kv.", 3)) r->states[r->n_states++] = (block_state){t->data, t->bytes / r->base.blocks};
-    }
-    return 0;
+    size_t most = 0;
+    for (int k = 0; k < r->ranks.here; k++) most += r->rank[k].store->n_tensors;
+    r->states = hd_calloc(most + 1, sizeof *r->states);
+    r->rank_bytes = hd_calloc((size_t)r->ranks.n, sizeof *r->rank_bytes);
+    if (!r->states || !r->rank_bytes) return hd_fail_memory(err, most * sizeof *r->states, "the list of key and value blocks");
+    for (int k = 0; k < r->ranks.here; k++)
+        for (size_t i = 0; i < r->rank[k].store->n_tensors; i++) {
+            const hd_store_tensor *t = r->rank[k].store->tensors[i];
+            if (strncmp(t->path, "kv.", 3)) continue;
+            r->states[r->n_states] = (block_state){t->data, t->bytes / r->base.blocks};
+            r->rank_bytes[r->ranks.first + k] += r->states[r->n_states++].bytes;
+        }
+    int rc = is_spread(r) ? hd_ranks_sum(&r->rank[0].rank, r->rank_bytes, r->ranks.n, err) : 0;
+    r->base.block_bytes = 0;
+    for (int k = 0; k < r->ranks.n; k++) r->base.block_bytes += r->rank_bytes[k];
+    return rc;
 }
 
-static int find_inputs(lm_runner *r, hd_error *err)
+static int find_inputs(lm_rank *r, hd_error *err)
 {
     const struct { const char *name; hd_tensor *to; } inputs[] = {
         {"tokens", &r->tokens}, {"positions", &r->positions}, {"slots", &r->slots}, {"sequences", &r->sequences}, {"tables", &r->tables}, {"rows", &r->rows},
@@ -124,16 +167,53 @@ static int find_inputs(lm_runner *r, hd_error *err)
     return 0;
 }
 
+/* Weights and executor of one rank, on its own thread. */
+static int open_rank(void *arg, int i, hd_error *err)
+{
+    lm_runner *r = arg;
+    lm_rank *own = &r->rank[i];
+    int rc = (own->team = hd_team_new(r->ranks.threads, true, err)) ? 0 : err->code;
+    if (!rc && !(own->store = hd_model_store(&r->files, r->graph, r->ranks.first + i, err))) rc = err->code;
+    const hd_rank *where = hd_lm_ranks_rank(&r->ranks, i, &own->rank);
+    if (!rc && !(own->exec = hd_exec_new_rank(r->program, own->store, &r->backend, own->team, NULL, where, err))) rc = err->code;
+    if (!rc) hd_model_drop_plain(own->store, r->program);
+    return rc ? rc : find_inputs(own, err);
+}
+
+static int open_ranks(lm_runner *r, hd_error *err)
+{
+    r->rank = hd_calloc((size_t)r->ranks.here, sizeof *r->rank);
+    if (!r->rank) return hd_fail_memory(err, (size_t)r->ranks.here * sizeof *r->rank, "ranks");
+    hd_model_leave_empty(&r->files, r->graph);
+    int rc = hd_lm_ranks_run(&r->ranks, open_rank, r, err);
+    if (!rc) rc = find_states(r, err);
+    return rc || !is_spread(r) ? rc : hd_lm_orders_init(&r->orders, &r->rank[0].rank, &r->base, err);
+}
+
+/* The other processes, what this one does now. */
+static int tell(lm_runner *r, hd_lm_order order)
+{
+    if (is_spread(r) && !r->broken.code) hd_lm_orders_tell(&r->orders, &order, &r->broken);
+    return r->broken.code;
+}
+
 static void close_runner(hd_runner *base)
 {
     lm_runner *r = (lm_runner *)base;
-    hd_exec_free(r->exec);
-    hd_team_free(r->team);
+    if (r->orders.words && !r->ranks.first) tell(r, (hd_lm_order){.kind = HD_LM_ORDER_CLOSE});
+    hd_lm_orders_free(&r->orders);
+    for (int k = 0; k < r->ranks.here && r->rank; k++) hd_exec_free(r->rank[k].exec);
+    for (int k = 0; k < r->ranks.here && r->rank; k++) {
+        hd_team_free(r->rank[k].team);
+        hd_store_free(r->rank[k].store);
+    }
+    hd_lm_ranks_end(&r->ranks);
     hd_program_free(r->program);
-    hd_store_free(r->store);
     hd_graph_free(r->graph);
     hd_model_files_close(&r->files);
     hd_free(r->states);
+    hd_free(r->rank_bytes);
+    hd_free(r->rank);
     hd_free(r);
 }
 
@@ -156,10 +236,10 @@ static int check_batch(const lm_runner *r, const hd_batch *b, int64_t *tokens, i
 }
 
 /* Part i's tokens from place `at` of the call on, and its rows from `row` on. */
-static void fill_part(lm_runner *r, const hd_batch_part *p, int64_t i, int64_t at, int64_t row)
+static void fill_part(lm_rank *r, int64_t block, const hd_batch_part *p, int64_t i, int64_t at, int64_t row)
 {
     int32_t *tables = r->tables.data, *tokens = r->tokens.data, *positions = r->positions.data, *slots = r->slots.data, *sequences = r->sequences.data;
-    int64_t block = r->base.block, held = (p->position + p->n + block - 1) / block;
+    int64_t held = (p->position + p->n + block - 1) / block;
     memcpy(tables + i * r->tables.dim[1], p->blocks, (size_t)held * sizeof *tables);
     memcpy(tokens + at, p->tokens, (size_t)p->n * sizeof *tokens);
     for (int64_t k = 0; k < p->n; k++) {
@@ -171,31 +251,50 @@ static void fill_part(lm_runner *r, const hd_batch_part *p, int64_t i, int64_t a
     for (int64_t k = 0; k < p->rows; k++) ((int32_t *)r->rows.data)[row + k] = (int32_t)(at + p->n - p->rows + k);
 }
 
-static int call_all(lm_runner *r, int64_t tokens, int64_t rows, hd_error *err)
+static int call_all(lm_rank *r, const hd_program *p, int64_t tokens, int64_t rows, hd_error *err)
 {
-    for (int segment = 0; segment < r->program->n_segments; segment++) {
-        hd_call call = hd_program_call(r->program, segment);
-        for (int s = 0; s < r->program->n_symbols; s++) call.binding[s] = strcmp(r->program->symbols[s].name, "rows") ? tokens : rows;
-        if ((segment >= r->program->repeat_first || !r->prepared) && hd_exec_call(r->exec, &call, err)) return err->code;
+    for (int segment = 0; segment < p->n_segments; segment++) {
+        hd_call call = hd_program_call(p, segment);
+        for (int s = 0; s < p->n_symbols; s++) call.binding[s] = strcmp(p->symbols[s].name, "rows") ? tokens : rows;
+        if ((segment >= p->repeat_first || !r->prepared) && hd_exec_call(r->exec, &call, err)) return err->code;
     }
     r->prepared = true;
     return 0;
 }
 
+typedef struct step_job { lm_runner *r; const hd_batch *b; int64_t tokens, rows; } step_job;
+
+/* The step as one rank does it. */
+static int step_rank(void *arg, int i, hd_error *err)
+{
+    const step_job *j = arg;
+    lm_rank *r = &j->r->rank[i];
+    for (int64_t p = 0, at = 0, row = 0; p < j->b->n_parts; p++) {
+        fill_part(r, j->r->base.block, &j->b->parts[p], p, at, row);
+        at += j->b->parts[p].n;
+        row += j->b->parts[p].rows;
+    }
+    return call_all(r, j->r->program, j->tokens, j->rows, err);
+}
+
+/* In this process. */
+static int step_here(lm_runner *r, const hd_batch *b, hd_error *err)
+{
+    step_job job = {.r = r, .b = b};
+    int rc = check_batch(r, b, &job.tokens, &job.rows, err);
+    return rc || !job.tokens ? rc : hd_lm_ranks_run(&r->ranks, step_rank, &job, err);
+}
+
 static int step(hd_runner *base, const hd_batch *b, hd_error *err)
 {
     lm_runner *r = (lm_runner *)base;
-    int64_t tokens, rows, at = 0, row = 0;
+    int64_t tokens, rows;
     int rc = check_batch(r, b, &tokens, &rows, err);
     if (rc || !tokens) return rc;
-    for (int64_t i = 0; i < b->n_parts; i++) {
-        fill_part(r, &b->parts[i], i, at, row);
-        at += b->parts[i].n;
-        row += b->parts[i].rows;
-    }
-    rc = call_all(r, tokens, rows, err);
-    if (!rc) rc = hd_exec_output(r->exec, "logits", &r->logits, err);
-    return rc ? rc : hd_exec_output(r->exec, "hidden", &r->hidden, err);
+    if (tell(r, (hd_lm_order){.kind = HD_LM_ORDER_STEP, .batch = *b})) return hd_fail(err, r->broken.code, "%s", r->broken.message);
+    rc = step_here(r, b, err);
+    if (!rc) rc = hd_exec_output(r->rank[0].exec, "logits", &r->logits, err);
+    return rc ? rc : hd_exec_output(r->rank[0].exec, "hidden", &r->hidden, err);
 }
 
 static const float *logits_row(hd_runner *base, int64_t row)
@@ -212,25 +311,85 @@ static const float *hidden_row(hd_runner *base, int64_t row)
 
 /* ---- blocks ---- */
 
-static void copy_block(hd_runner *base, int32_t from, int32_t to)
+static void copy_here(const lm_runner *r, int32_t from, int32_t to)
 {
-    const lm_runner *r = (lm_runner *)base;
     for (int i = 0; i < r->n_states; i++)
         memcpy(r->states[i].data + to * r->states[i].bytes, r->states[i].data + from * r->states[i].bytes, (size_t)r->states[i].bytes);
 }
 
+static void save_here(const lm_runner *r, int32_t block, char *to)
+{
+    for (int i = 0; i < r->n_states; to += r->states[i++].bytes) memcpy(to, r->states[i].data + block * r->states[i].bytes, (size_t)r->states[i].bytes);
+}
+
+static void restore_here(const lm_runner *r, int32_t block, const char *from)
+{
+    for (int i = 0; i < r->n_states; from += r->states[i++].bytes) memcpy(r->states[i].data + block * r->states[i].bytes, from, (size_t)r->states[i].bytes);
+}
+
+static void copy_block(hd_runner *base, int32_t from, int32_t to)
+{
+    lm_runner *r = (lm_runner *)base;
+    if (!tell(r, (hd_lm_order){.kind = HD_LM_ORDER_COPY, .from = from, .to = to})) copy_here(r, from, to);
+}
+
+/* What the first process has of others' parts of a block behind its own, from or to them, in their order. */
+static void exchange_parts(lm_runner *r, char *block, bool saving)
+{
+    const hd_rank *first = &r->rank[0].rank;
+    for (int k = r->ranks.here; k < r->ranks.n; k++) {
+        block += r->rank_bytes[k - 1];
+        if (!r->broken.code) hd_ranks_give(first, saving ? k : 0, saving ? 0 : k, block, r->rank_bytes[k], &r->broken);
+    }
+}
+
 static void save_block(hd_runner *base, int32_t block, void *out)
 {
-    const lm_runner *r = (lm_runner *)base;
-    char *to = out;
-    for (int i = 0; i < r->n_states; to += r->states[i++].bytes) memcpy(to, r->states[i].data + block * r->states[i].bytes, (size_t)r->states[i].bytes);
+    lm_runner *r = (lm_runner *)base;
+    if (tell(r, (hd_lm_order){.kind = HD_LM_ORDER_SAVE, .from = block})) return;
+    save_here(r, block, out);
+    if (is_spread(r)) exchange_parts(r, out, true);
 }
 
 static void restore_block(hd_runner *base, int32_t block, const void *in)
 {
-    const lm_runner *r = (lm_runner *)base;
-    const char *from = in;
-    for (int i = 0; i < r->n_states; from += r->states[i++].bytes) memcpy(r->states[i].data + block * r->states[i].bytes, from, (size_t)r->states[i].bytes);
+    lm_runner *r = (lm_runner *)base;
+    if (tell(r, (hd_lm_order){.kind = HD_LM_ORDER_RESTORE, .from = block})) return;
+    restore_here(r, block, in);
+    if (is_spread(r)) exchange_parts(r, (char *)in, false); /* only read */
+}
+
+/* ---- the other processes ---- */
+
+/* part: room for this process's part of a block. */
+static int follow(lm_runner *r, const hd_lm_order *o, char *part, hd_error *err)
+{
+    int me = r->ranks.first;
+    switch (o->kind) {
+    case HD_LM_ORDER_STEP: return step_here(r, &o->batch, err);
+    case HD_LM_ORDER_COPY: return copy_here(r, o->from, o->to), 0;
+    case HD_LM_ORDER_SAVE: save_here(r, o->from, part); return hd_ranks_give(&r->rank[0].rank, me, 0, part, r->rank_bytes[me], err);
+    case HD_LM_ORDER_RESTORE: {
+        int rc = hd_ranks_give(&r->rank[0].rank, 0, me, part, r->rank_bytes[me], err);
+        return rc ? rc : (restore_here(r, o->from, part), 0);
+    }
+    default: return 0;
+    }
+}
+
+int hd_lm_runner_follow(hd_runner *base, hd_error *err)
+{
+    lm_runner *r = (lm_runner *)base;
+    hd_lm_order order = {0};
+    char *part = hd_malloc((size_t)r->rank_bytes[r->ranks.first] + 1);
+    int rc = part ? 0 : hd_fail_memory(err, (size_t)r->base.block_bytes, "a block of keys and values");
+    while (!rc && order.kind != HD_LM_ORDER_CLOSE) {
+        rc = hd_lm_orders_hear(&r->orders, &order, err);
+        if (!rc) rc = follow(r, &order, part, err);
+    }
+    if (rc) hd_lm_ranks_abort(&r->ranks, err->message);
+    hd_free(part);
+    return rc;
 }
 
 /* ---- opening ---- */
@@ -241,9 +400,10 @@ static void describe(lm_runner *r, hd_lm_runner_info *info)
     hd_error ignored = {0};
     hd_program_memory(r->program, &m, &ignored);
     *info = (hd_lm_runner_info){.config = &r->files.config, .tokenizer = r->files.tokenizer, .kv_bytes = r->base.blocks * r->base.block_bytes,
-                                .arena_bytes = r->program->arena_bytes, .weights = hd_model_files_types(&r->files, r->types, sizeof r->types),
-                                .precision = r->o.precision, .kv = r->o.kv, .threads = r->o.threads, .program = r->program};
-    info->weight_bytes = m.role[HD_ROLE_PARAMETER];
+                                .arena_bytes = r->program->arena_bytes * r->ranks.n, .weights = hd_model_files_types(&r->files, r->types, sizeof r->types),
+                                .precision = r->o.precision, .kv = r->o.kv, .threads = r->ranks.threads, .ranks = r->ranks.n, .program = r->program};
+    info->weight_bytes = m.role[HD_ROLE_PARAMETER] * r->ranks.n;
+    info->kv_rank_bytes = m.role[HD_ROLE_STATE];
 }
 
 int hd_lm_runner_open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err)
@@ -256,22 +416,21 @@ int hd_lm_runner_open_files(hd_runner **out, hd_model_files *files, const hd_lm_
     r->files = *files;
     r->o = *o;
     r->files.keep_blocks = o->keep_blocks;
-    int rc = hd_backend_open(&r->backend, o->backend ? o->backend : "cpu", err);
+    int rc = hd_lm_parallel_parse(o->parallel, &r->parallel, err);
+    if (!rc) rc = hd_backend_open(&r->backend, o->backend ? o->backend : "cpu", err);
     if (!rc) complete_dtypes(r);
     if (!rc) rc = complete_sizes(r, err);
+    if (!rc) rc = hd_lm_ranks_start(&r->ranks, (int)r->parallel.tp, r->o.threads, o->mpi, err);
     if (!rc) rc = complete_blocks(r, err);
+    if (!rc) rc = agree_on_blocks(r, err);
     r->base = (hd_runner){.vocab = r->files.config.vocab, .width = r->files.config.width, .max_tokens = r->o.max_tokens, .max_parts = r->o.max_parts,
                           .max_rows = r->o.max_rows, .max_context = r->o.context, .block = r->o.block, .blocks = r->base.blocks, .block_bytes = r->base.block_bytes,
                           .step = step, .logits = logits_row, .hidden = hidden_row, .copy_block = copy_block, .save_block = save_block,
                           .restore_block = restore_block, .close = close_runner};
-    if (!rc) rc = build(r, err);
     if (!rc) rc = lower(r, err);
-    if (!rc && !(r->store = hd_model_store(&r->files, r->graph, err))) rc = err->code;
-    if (!rc && !(r->exec = hd_exec_new(r->program, r->store, &r->backend, r->team, err))) rc = err->code;
-    if (!rc) hd_model_drop_plain(r->store, r->program);
-    if (!rc) rc = find_inputs(r, err);
-    if (!rc) rc = find_states(r, err);
+    if (!rc) rc = open_ranks(r, err);
     if (rc) {
+        hd_lm_ranks_abort(&r->ranks, err->message);
         close_runner(&r->base);
         return rc;
     }

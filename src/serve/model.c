@@ -96,47 +96,56 @@ static bool takes(void *arg, const hd_quant *type)
     return has_product(((const hd_backend *)arg)->isa, type);
 }
 
-int hd_model_finish_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, hd_error *err)
+/* Over a mesh: every node becomes what one rank does of it. */
+static int partition(hd_graph *g, const hd_parallel *parallel, hd_plan *plan, hd_error *err)
+{
+    int rc = hd_parallel_expand(parallel, g, 0, plan, err);
+    plan->fingerprint = 0; /* of the whole graph, not of a rank's */
+    if (!rc && hd_pass_partition(g, &plan->mesh, plan->pins, plan->n_pins, false)) rc = hd_fail(err, g->err.code, "%s", g->err.message);
+    return rc;
+}
+
+int hd_model_finish_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, const hd_parallel *parallel, hd_plan *plan, hd_error *err)
 {
     int rc = m->is_gguf && m->keep_blocks && !strcmp(b->name, "cpu") ? hd_lm_gguf_keep_blocks(g, &m->config, &m->file, takes, (void *)b, err) : 0;
     if (rc) return rc;
     hd_pass_fuse_residual_norm(g);
     hd_graph_cse(g);
     hd_graph_dce(g);
+    if (parallel && (rc = partition(g, parallel, plan, err))) return rc;
     hd_pass_fuse_elementwise(g);
     hd_graph_sort_by_depth(g); /* for one token, what counts is how often the threads must meet */
     return hd_graph_verify(g, err);
 }
 
-int hd_model_check_memory(const hd_program *p, const char *advice, hd_error *err)
+int hd_model_check_memory(const hd_program *p, int ranks, const char *advice, hd_error *err)
 {
     hd_memory m;
     char need[24], have[24];
     if (hd_program_memory(p, &m, err)) return err->code;
     uint64_t available = hd_memory_available();
+    m.total *= ranks;
     if ((uint64_t)m.total <= available) return 0;
     return hd_fail(err, HD_EMEMCAP, "this model needs %lld bytes (%s) and %llu (%s) are available: try %s", (long long)m.total,
                    hd_format_bytes(need, (double)m.total), (unsigned long long)available, hd_format_bytes(have, (double)available), advice);
 }
 
-/* All parameters will be read: none is drawn first. */
-static void leave_empty(hd_graph *g)
+void hd_model_leave_empty(const hd_model_files *m, hd_graph *g)
 {
-    for (size_t i = 0; i < g->n_values; i++)
+    for (size_t i = 0; m->path && i < g->n_values; i++)
         if (g->values[i].kind == HD_PARAM) g->values[i].init = NULL;
 }
 
-static int load(hd_model_files *m, hd_store *s, hd_error *err)
+static int load(const hd_model_files *m, hd_store *s, hd_error *err)
 {
     if (!m->path) return 0;
     return m->is_gguf ? hd_lm_gguf_load(s, &m->config, &m->file, err) : hd_lm_weights_load(s, &m->config, m->path, err);
 }
 
-hd_store *hd_model_store(hd_model_files *m, hd_graph *g, hd_error *err)
+hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, hd_error *err)
 {
-    hd_store *s = hd_store_new(NULL, m->seed, err);
+    hd_store *s = hd_store_new_rank(NULL, m->seed, rank, err);
     if (!s) return NULL;
-    if (m->path) leave_empty(g);
     int rc = m->is_gguf ? hd_lm_gguf_lend(s, g, &m->config, &m->file, err) : 0;
     if (!rc) rc = hd_store_add_graph(s, g, m->seed, err);
     if (!rc) rc = load(m, s, err);

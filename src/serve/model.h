@@ -7,6 +7,7 @@
 #include "exec/exec.h"
 #include "models/gguf.h"
 #include "models/lm.h"
+#include "plan/parallel.h"
 
 typedef struct hd_model_files {
     hd_lm_config config;
@@ -29,12 +30,15 @@ const char *hd_model_files_types(const hd_model_files *m, char *out, size_t n);
 /* Bytes of the weights once they are loaded, in `precision` where they don't stay in blocks. */
 int64_t hd_model_files_bytes(const hd_model_files *m, hd_dtype precision);
 
-/* A Graph of the model on its way to running: blocks, fusion, order. g is the caller's. */
-int hd_model_finish_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, hd_error *err);
-/* HD_EMEMCAP, naming `advice`, unless the program's memory is available. */
-int hd_model_check_memory(const hd_program *p, const char *advice, hd_error *err);
-/* A Store with the weights. NULL on failure. */
-hd_store *hd_model_store(hd_model_files *m, hd_graph *g, hd_error *err);
+/* A Graph of the model on its way to running: blocks, ranks, fusion, order. g is the caller's. parallel (NULL: one rank) is written out into *plan, which may
+ * then be NULL. */
+int hd_model_finish_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, const hd_parallel *parallel, hd_plan *plan, hd_error *err);
+/* HD_EMEMCAP, naming `advice`, unless the program's memory is available on each of so many ranks of this process. */
+int hd_model_check_memory(const hd_program *p, int ranks, const char *advice, hd_error *err);
+/* To be called once before hd_model_store: all parameters will be read, none is drawn first. */
+void hd_model_leave_empty(const hd_model_files *m, hd_graph *g);
+/* A Store with the weights, of one rank of a partitioned graph. Ranks may make theirs at the same time. NULL on failure. */
+hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, hd_error *err);
 /* Gives back plain weights that no instruction reads, since they are held packed: once an executor is there. */
 void hd_model_drop_plain(hd_store *s, const hd_program *p);
 

@@ -9,6 +9,7 @@ model=run/$(cd run && ls -d step-* | tail -n 1)
 
 # start FLAGS...: sets pid and url once the server is ready.
 start() {
+    : > log # not the one of the server before
     "$heddle" serve "$model" --port 0 --threads 1 --max-sequences 4 "$@" > /dev/null 2> log &
     pid=$!
     for _ in $(seq 200); do
@@ -39,6 +40,12 @@ if start; then
     has '"path": "/v1/chat/completions"' log
     leave 0
 fi
+if start --parallel tp=2; then
+    has '1 threads on each of 2 ranks' log
+    has '^heddle: keys and values .* on each rank' log
+    ok "$heddle" bench serve --url "$url" $load --concurrency 3
+    leave 0
+fi
 printf '# keys\nsesame\n' > keys
 if start --api-key-file keys --speculate ngram:4 --kv-policy reserve --no-log; then
     refuses 'status 401' "$heddle" bench serve --url "$url" $load
@@ -50,6 +57,7 @@ refuses 'no such file' "$heddle" serve nowhere
 refuses 'name one model' "$heddle" serve
 refuses 'speculate must be' "$heddle" serve --speculate fast run
 refuses 'go together' "$heddle" serve --speculate draft run
+refuses 'over tp=N only, not pp' "$heddle" serve --parallel pp=2 run
 refuses 'both a certificate' "$heddle" serve --tls-cert keys run
 refuses 'kv-bytes must be' "$heddle" serve --kv-bytes lots run
 refuses 'connection' "$heddle" bench serve --url http://127.0.0.1:1

@@ -1,0 +1,262 @@
+/* A served model over tensor-parallel ranks: one rank's logits to the bit, whatever else is in the batch, whatever does not divide, of weights in GGUF's blocks
+ * too; blocks of keys and values that move; an engine that finds prefixes and swaps. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+#include "base/mem.h"
+#include "base/rng.h"
+#include "serve/engine.h"
+#include "serve/lm_runner.h"
+
+#define DATA TEST_SOURCE_DIR "/tests/data/"
+enum { SEQUENCES = 3, LENGTH = 29, BLOCK = 8, BLOCKS_EACH = (LENGTH + BLOCK - 1) / BLOCK, BLOCKS = SEQUENCES * BLOCKS_EACH, MOST_VOCAB = 512 };
+
+static float want[SEQUENCES][LENGTH][MOST_VOCAB], got[SEQUENCES][LENGTH][MOST_VOCAB];
+static int32_t text[SEQUENCES][LENGTH];
+
+static void need(int rc, const hd_error *e)
+{
+    if (rc) fail_msg("%s", e->message);
+}
+
+static hd_lm_runner_options options(const char *parallel, hd_dtype kv, hd_dtype precision)
+{
+    hd_lm_runner_options o = hd_lm_runner_options_default();
+    o.precision = precision, o.kv = kv, o.threads = 2, o.context = LENGTH, o.block = BLOCK, o.max_tokens = 40, o.max_parts = SEQUENCES, o.max_rows = 40;
+    o.parallel = parallel;
+    return o;
+}
+
+/* All tokens of all sequences, in steps of random parts of random sequences, over blocks in random order. */
+static void run_all(hd_runner *r, uint64_t seed)
+{
+    hd_rng rng = hd_rng_new(seed);
+    hd_error e = {0};
+    int32_t order[BLOCKS];
+    int64_t done[SEQUENCES] = {0};
+    assert_true(r->blocks >= BLOCKS && r->vocab <= MOST_VOCAB);
+    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = (int32_t)(hd_hash_mix(9, (uint64_t)i) % (uint64_t)r->vocab);
+    for (int i = 0; i < BLOCKS; i++) order[i] = i;
+    for (int i = BLOCKS - 1; i > 0; i--) {
+        int k = (int)(hd_rng_uniform(&rng) * (i + 1));
+        int32_t x = order[i];
+        order[i] = order[k], order[k] = x;
+    }
+    for (int left = SEQUENCES * LENGTH; left > 0;) {
+        hd_batch_part parts[SEQUENCES];
+        int who[SEQUENCES];
+        hd_batch b = {parts, 0};
+        for (int s = 0; s < SEQUENCES; s++) {
+            int64_t n = (int64_t)(hd_rng_uniform(&rng) * 13);
+            if (n > LENGTH - done[s]) n = LENGTH - done[s];
+            if (n == 0) continue;
+            parts[b.n_parts] = (hd_batch_part){&text[s][done[s]], n, done[s], order + s * BLOCKS_EACH, n};
+            who[b.n_parts++] = s;
+        }
+        need(r->step(r, &b, &e), &e);
+        int64_t row = 0;
+        for (int p = 0; p < b.n_parts; p++)
+            for (int i = 0; i < parts[p].n; i++, row++, left--) memcpy(got[who[p]][done[who[p]]++], r->logits(r, row), (size_t)r->vocab * sizeof(float));
+    }
+}
+
+/* One rank, then the ranks over other batches. */
+static void compare(const char *path, const hd_lm_config *c, const char *parallel, hd_dtype kv, hd_dtype precision)
+{
+    hd_error e = {0};
+    for (int round = 0; round < 2; round++) {
+        hd_runner *r;
+        hd_lm_runner_info info;
+        hd_lm_runner_options o = options(round ? parallel : NULL, kv, precision);
+        need(c ? hd_lm_runner_open_random(&r, c, 5, &o, &info, &e) : hd_lm_runner_open(&r, path, &o, &info, &e), &e);
+        assert_int_equal(info.kv_bytes, r->blocks * r->block_bytes);
+        assert_int_equal(info.ranks, round ? parallel[3] - '0' : 1);
+        run_all(r, 7 + (uint64_t)round);
+        if (round && memcmp(want, got, sizeof want)) fail_msg("%s over %s: other bits than one rank's", path ? path : "random weights", parallel);
+        memcpy(want, got, sizeof want);
+        r->close(r);
+    }
+}
+
+static void test_families(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"gpt2", "llama3", "mistral-window", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char dir[1024];
+        snprintf(dir, sizeof dir, DATA "models/logits/%s", models[i]);
+        compare(dir, NULL, "tp=2", HD_F32, HD_F32);
+    }
+}
+
+static void test_element_types(void **state)
+{
+    (void)state;
+    compare(DATA "models/logits/llama3", NULL, "tp=2", HD_I8, HD_F32);
+    compare(DATA "models/logits/llama3", NULL, "tp=3", HD_F16, HD_F32);
+    compare(DATA "models/logits/mistral-window", NULL, "tp=2", HD_BF16, HD_BF16);
+}
+
+static hd_lm_config config(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, int64_t vocab)
+{
+    hd_lm_config c;
+    hd_lm_config_preset(&c, HD_ARCH_QWEN3);
+    c.width = 37, c.layers = 2, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = head_dim, c.mlp_width = mlp, c.vocab = vocab, c.max_positions = 64;
+    c.init_std = 0.2;
+    return c;
+}
+
+/* Heads, hidden features and words that don't divide by the ranks; fewer key/value heads than ranks. */
+static void test_odd_sizes(void **state)
+{
+    (void)state;
+    static const struct { int64_t heads, kv_heads, head_dim, mlp, vocab; const char *parallel; } cases[] = {
+        {6, 3, 8, 41, 61, "tp=2"}, {5, 5, 6, 7, 13, "tp=3"}, {5, 1, 6, 11, 17, "tp=2"}, {8, 2, 4, 9, 19, "tp=4"}, {6, 2, 4, 10, 11, "tp=4"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        hd_lm_config c = config(cases[i].heads, cases[i].kv_heads, cases[i].head_dim, cases[i].mlp, cases[i].vocab);
+        compare(NULL, &c, cases[i].parallel, HD_F32, HD_F32);
+    }
+}
+
+/* Every block type of GGUF, read from the file where it lies. */
+static void test_blocks_of_weights(void **state)
+{
+    (void)state;
+    compare(DATA "gguf/llama-mixed.gguf", NULL, "tp=2", HD_DTYPE_COUNT, HD_DTYPE_COUNT);
+}
+
+static void test_memory(void **state)
+{
+    (void)state;
+    hd_error e = {0};
+    static const struct { int64_t heads, kv_heads; const char *parallel; int64_t most, all; } cases[] = { /* heads' keys: on the rank that has most, on all */
+        {6, 3, NULL, 3, 3}, {6, 3, "tp=2", 2, 3}, {5, 1, "tp=2", 1, 2}, {8, 2, "tp=4", 1, 4},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        hd_lm_config c = config(cases[i].heads, cases[i].kv_heads, 8, 40, 50);
+        hd_lm_runner_options o = options(cases[i].parallel, HD_I8, HD_F32);
+        hd_lm_runner_info info;
+        hd_runner *r;
+        need(hd_lm_runner_open_random(&r, &c, 1, &o, &info, &e), &e);
+        int64_t head = r->blocks * BLOCK * c.layers * 2 * (8 + 4);
+        assert_int_equal(info.kv_bytes, cases[i].all * head);
+        assert_int_equal(info.kv_rank_bytes, cases[i].most * head);
+        assert_int_equal(info.threads, i ? 1 : 2);
+        r->close(r);
+    }
+}
+
+/* A block copied, or saved and restored elsewhere, serves as well: on all ranks. */
+static void test_blocks_move(void **state)
+{
+    (void)state;
+    hd_error e = {0};
+    hd_runner *r;
+    hd_lm_runner_options o = options("tp=2", HD_I8, HD_F32);
+    int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
+    need(hd_lm_runner_open(&r, DATA "models/logits/llama3", &o, NULL, &e), &e);
+    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = i % (int)r->vocab;
+    hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
+    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    memcpy(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
+    void *saved = hd_malloc((size_t)r->block_bytes);
+    r->copy_block(r, 5, 1);
+    r->save_block(r, 2, saved);
+    r->restore_block(r, 3, saved);
+    first = (hd_batch_part){text[1], 2 * BLOCK, 0, table, 0}; /* over the old ones */
+    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
+    rest.blocks = moved;
+    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    assert_memory_equal(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
+    hd_free(saved);
+    r->close(r);
+}
+
+/* ---- an engine over ranks ---- */
+
+enum { REQUESTS = 6, ANSWER = 9 };
+typedef struct answer { int32_t tokens[ANSWER]; float logprobs[ANSWER]; int64_t n; } answer;
+
+static void take(void *arg, const hd_engine_event *event)
+{
+    answer *a = arg;
+    assert_true(a->n + event->n_tokens <= ANSWER && event->finish != HD_FINISH_ERROR);
+    for (int64_t i = 0; i < event->n_tokens; i++, a->n++) a->tokens[a->n] = event->tokens[i], a->logprobs[a->n] = event->logprobs[i].logprob;
+}
+
+/* All requests, which begin alike, on one engine, or each on one of its own. */
+static hd_engine_stats answer_all(hd_runner *r, const hd_engine_options *o, bool alone, answer *a)
+{
+    hd_error err = {0};
+    hd_engine_stats stats = {0};
+    hd_engine *e = NULL;
+    memset(a, 0, REQUESTS * sizeof *a);
+    for (int i = 0; i < REQUESTS; i++) {
+        hd_request q = hd_request_default();
+        q.prompt = text[i % 2], q.n_prompt = 12 + i, q.max_tokens = ANSWER, q.logprobs = 0, q.ignore_eos = true, q.event = take, q.arg = &a[i];
+        if (!e && !(e = hd_engine_new(r, NULL, o, &err))) fail_msg("%s", err.message);
+        need(hd_engine_submit(e, &q, NULL, &err), &err);
+        if (!alone && i + 1 < REQUESTS) continue;
+        for (bool busy = true; busy;) need(hd_engine_step(e, &busy, &err), &err);
+        hd_engine_stats_read(e, &stats);
+        hd_engine_free(e);
+        e = NULL;
+    }
+    return stats;
+}
+
+static void test_engine(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    hd_runner *r;
+    static answer alone[REQUESTS], amid[REQUESTS];
+    hd_lm_config c = config(6, 3, 8, 41, 61);
+    hd_lm_runner_options o = options("tp=2", HD_F32, HD_F32);
+    o.max_parts = 4;
+    need(hd_lm_runner_open_random(&r, &c, 5, &o, NULL, &err), &err);
+    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = (int32_t)(hd_hash_mix(2, (uint64_t)i) % 61);
+    hd_engine_options bare = hd_engine_options_default(), all = bare;
+    bare.prefix_cache = bare.chunked_prefill = false;
+    all.force_preempt = 3, all.preemption = HD_PREEMPT_SWAP, all.swap_bytes = 1 << 20, all.token_budget = 9;
+    answer_all(r, &bare, true, alone);
+    hd_engine_stats s = answer_all(r, &all, false, amid);
+    assert_true(s.swaps_out > 0 && s.swaps_in > 0 && s.cached_tokens > 0);
+    for (int i = 0; i < REQUESTS; i++) {
+        assert_int_equal(alone[i].n, ANSWER);
+        assert_memory_equal(&alone[i], &amid[i], sizeof alone[i]);
+    }
+    r->close(r);
+}
+
+/* ---- what is refused ---- */
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    static const struct { const char *parallel, *says; int code; } cases[] = {
+        {"pp=2", "pp", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED}, {"auto", "auto", HD_EUNSUPPORTED},
+        {"tp=2|tp=1", "pp", HD_EUNSUPPORTED}, {"tp=two", "tp", HD_EINVAL}, {"ranks=2", "ranks", HD_EINVAL}, {"tp=7", "6 heads", HD_EINVAL}, {"tp=4", "3 key/value heads", HD_EINVAL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        hd_error e = {0};
+        hd_runner *r;
+        hd_lm_config c = config(6, 3, 8, 41, 61);
+        hd_lm_runner_options o = options(cases[i].parallel, HD_F32, HD_F32);
+        assert_int_equal(hd_lm_runner_open_random(&r, &c, 1, &o, NULL, &e), cases[i].code);
+        if (!strstr(e.message, cases[i].says)) fail_msg("%s: %s", cases[i].parallel, e.message);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_families), cmocka_unit_test(test_element_types), cmocka_unit_test(test_odd_sizes), cmocka_unit_test(test_blocks_of_weights),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_engine), cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
