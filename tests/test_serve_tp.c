@@ -7,7 +7,9 @@
 #include <cmocka.h>
 #include "base/mem.h"
 #include "base/rng.h"
+#include "base/thread.h"
 #include "serve/engine.h"
+#include "serve/lm_orders.h"
 #include "serve/lm_runner.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/"
@@ -233,6 +235,61 @@ static void test_engine(void **state)
     r->close(r);
 }
 
+/* ---- what one process tells the others ---- */
+
+typedef struct talk { hd_comm *comm[2]; hd_runner sizes; hd_batch batch; } talk;
+
+static void tell_all(hd_lm_orders *o, const talk *t)
+{
+    hd_error e = {0};
+    const hd_lm_order all[] = {{.kind = HD_LM_ORDER_STEP, .batch = t->batch}, {.kind = HD_LM_ORDER_COPY, .from = 3, .to = 5}, {.kind = HD_LM_ORDER_CLOSE}};
+    for (int i = 0; i < 3; i++) need(hd_lm_orders_tell(o, &all[i], &e), &e);
+}
+
+static void hear_all(hd_lm_orders *o, const talk *t)
+{
+    hd_error e = {0};
+    hd_lm_order got_order;
+    need(hd_lm_orders_hear(o, &got_order, &e), &e);
+    assert_true(got_order.kind == HD_LM_ORDER_STEP && got_order.batch.n_parts == t->batch.n_parts);
+    for (int64_t i = 0; i < t->batch.n_parts; i++) {
+        const hd_batch_part *a = &t->batch.parts[i], *b = &got_order.batch.parts[i];
+        assert_true(a->n == b->n && a->position == b->position && a->rows == b->rows && !memcmp(a->tokens, b->tokens, (size_t)a->n * sizeof *a->tokens));
+        assert_memory_equal(a->blocks, b->blocks, (size_t)((a->position + a->n + BLOCK - 1) / BLOCK) * sizeof *a->blocks);
+    }
+    need(hd_lm_orders_hear(o, &got_order, &e), &e);
+    assert_true(got_order.kind == HD_LM_ORDER_COPY && got_order.from == 3 && got_order.to == 5);
+    need(hd_lm_orders_hear(o, &got_order, &e), &e);
+    assert_true(got_order.kind == HD_LM_ORDER_CLOSE);
+}
+
+static void talk_as(void *arg, int who)
+{
+    const talk *t = arg;
+    hd_error e = {0};
+    hd_lm_orders o;
+    hd_rank rank = {who, t->comm[who]};
+    need(hd_lm_orders_init(&o, &rank, &t->sizes, &e), &e);
+    (who ? hear_all : tell_all)(&o, t);
+    hd_lm_orders_free(&o);
+}
+
+static void test_orders(void **state)
+{
+    (void)state;
+    hd_error e = {0};
+    const int32_t words[] = {5, 6, 7, 8, 9, 10, 11}, blocks[] = {4, 1, 0, 2};
+    const hd_batch_part parts[] = {{words, 1, 24, blocks, 1}, {words + 1, 6, 3, blocks + 2, 0}};
+    talk t = {.sizes = {.max_tokens = 7, .max_parts = 2, .max_context = 32, .block = BLOCK}, .batch = {parts, 2}};
+    hd_team *team = hd_team_new(2, false, &e);
+    need(!team, &e);
+    need(hd_comm_local(2, 60, t.comm, &e), &e);
+    hd_team_run(team, talk_as, &t);
+    hd_comm_free(t.comm[0]);
+    hd_comm_free(t.comm[1]);
+    hd_team_free(team);
+}
+
 /* ---- what is refused ---- */
 
 static void test_refusals(void **state)
@@ -256,7 +313,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families), cmocka_unit_test(test_element_types), cmocka_unit_test(test_odd_sizes), cmocka_unit_test(test_blocks_of_weights),
-        cmocka_unit_test(test_memory), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_engine), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_engine), cmocka_unit_test(test_orders), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -49,7 +49,7 @@ static const hd_setting settings[] = {
     {"precision", HD_SET_STRING, AT(precision), "auto", 0, 0, "auto|f32|bf16", "of arithmetic between products"},
     {"keep_blocks", HD_SET_BOOL, AT(keep_blocks), "true", 0, 0, NULL, "weights stay in a GGUF file's own block types; otherwise they become --precision"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core; those of all ranks together"},
-    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM", "tp=N: heads, hidden features and vocabulary in pieces over N ranks of this process"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM", "tp=N: heads, hidden features and vocabulary in pieces over N ranks: threads of this process, or the processes that mpirun starts"},
     {"max_sequences", HD_SET_INT, AT(max_sequences), "64", 1, 4096, "N", "sequences that run at once"},
     {"token_budget", HD_SET_INT, AT(token_budget), "512", 1, 65536, "N", "tokens of one step: more make prompts faster and answers beside them less even"},
     {"prefix_cache", HD_SET_BOOL, AT(prefix_cache), "true", 0, 0, NULL, "share the blocks of equal beginnings, within one API key"},

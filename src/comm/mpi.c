@@ -27,6 +27,8 @@ enum { CONTROL_TAG = 0, WHY_SIZE = 400, PHASES = 2, COLLECTIVE = 0, MESSAGE = 1 
 #define IDLE_NAP 20e-3               /* seconds between looks for control messages while nothing is under way */
 #define BUSY_NAP 50e-6               /* seconds between looks at messages that take long */
 #define BUSY_SPIN 500e-6             /* seconds without news after which it naps */
+#define LONG_WAIT 1.0                /* seconds without news after which it naps longer: a served model's ranks wait for the next request */
+#define LONG_NAP 1e-3
 #define BYE_WAIT 3.0                 /* seconds that an aborted world's ranks wait for each other */
 
 typedef enum op_state { OP_PENDING, OP_DONE, OP_FAILED } op_state;
@@ -689,7 +691,7 @@ static void communicate(mpi_comm *m)
             continue;
         }
         if (!under_way(m)) hd_bell_wait(&m->work, seen, false, IDLE_NAP);
-        else if (hd_time() - quiet > BUSY_SPIN) hd_bell_wait(&m->work, seen, false, BUSY_NAP);
+        else if (hd_time() - quiet > BUSY_SPIN) hd_bell_wait(&m->work, seen, false, hd_time() - quiet > LONG_WAIT ? LONG_NAP : BUSY_NAP);
         else sched_yield();
     }
 }

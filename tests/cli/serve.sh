@@ -7,10 +7,11 @@ llama > model.json
 ok train --out run --steps 2
 model=run/$(cd run && ls -d step-* | tail -n 1)
 
-# start FLAGS...: sets pid and url once the server is ready.
+# start FLAGS...: sets pid and url once the server is ready. launcher: what starts it, if it isn't the shell.
+launcher=()
 start() {
     : > log # not the one of the server before
-    "$heddle" serve "$model" --port 0 --threads 1 --max-sequences 4 "$@" > /dev/null 2> log &
+    "${launcher[@]}" "$heddle" serve "$model" --port 0 --threads 1 --max-sequences 4 "$@" > /dev/null 2> log &
     pid=$!
     for _ in $(seq 200); do
         url=$(sed -n 's/^heddle: ready: //p' log)
@@ -52,6 +53,27 @@ if start --api-key-file keys --speculate ngram:4 --kv-policy reserve --no-log; t
     ok "$heddle" bench serve --url "$url" --api-key sesame $load --concurrency 2
     leave 0
 fi
+
+# The processes of an MPI job; the launcher passes SIGUSR1 on.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+for mpi in openmpi mpich; do
+    if ! command -v "mpirun.$mpi" > /dev/null || [ ! -e "$(dirname "$heddle")/lib/heddle/mpi_$mpi.so" ]; then
+        echo "skipped: $mpi is not installed"
+        continue
+    fi
+    launcher=("mpirun.$mpi" -n 2)
+    [ "$mpi" = openmpi ] && launcher+=(--oversubscribe --bind-to none)
+    if start --parallel tp=2 --preemption swap --kv-bytes 10K; then
+        ok "$heddle" bench serve --url "$url" --dataset fixed --own-tokens 6 --output-tokens 20 --requests 6 --concurrency 3
+        has '^6 requests in .* 0 failed$'
+        kill -USR1 "$pid"
+        wait "$pid"
+        same "status of $mpi's server" "$?" 0
+    fi
+    "${launcher[@]}" "$heddle" serve "$model" --parallel tp=3 > out 2> err && fail "$mpi: three ranks of two processes"
+    has 'mpirun started 2 processes: give --parallel tp=2' err
+done
+launcher=()
 
 refuses 'no such file' "$heddle" serve nowhere
 refuses 'name one model' "$heddle" serve
