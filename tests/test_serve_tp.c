@@ -296,8 +296,9 @@ static void test_refusals(void **state)
 {
     (void)state;
     static const struct { const char *parallel, *says; int code; } cases[] = {
-        {"pp=2", "pp", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED}, {"auto", "auto", HD_EUNSUPPORTED},
-        {"tp=2|tp=1", "pp", HD_EUNSUPPORTED}, {"tp=two", "tp", HD_EINVAL}, {"ranks=2", "ranks", HD_EINVAL}, {"tp=7", "6 heads", HD_EINVAL}, {"tp=4", "3 key/value heads", HD_EINVAL},
+        {"pp=2", "pp", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED},
+        {"auto", "auto", HD_EUNSUPPORTED}, {"tp=2|tp=1", "pp", HD_EUNSUPPORTED}, {"tp=two", "tp", HD_EINVAL}, {"ranks=2", "ranks", HD_EINVAL},
+        {"tp=7", "6 heads", HD_EINVAL}, {"tp=4", "3 key/value heads", HD_EINVAL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         hd_error e = {0};
@@ -313,7 +314,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families), cmocka_unit_test(test_element_types), cmocka_unit_test(test_odd_sizes), cmocka_unit_test(test_blocks_of_weights),
-        cmocka_unit_test(test_memory), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_engine), cmocka_unit_test(test_orders), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_engine), cmocka_unit_test(test_orders),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

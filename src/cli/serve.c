@@ -49,7 +49,8 @@ static const hd_setting settings[] = {
     {"precision", HD_SET_STRING, AT(precision), "auto", 0, 0, "auto|f32|bf16", "of arithmetic between products"},
     {"keep_blocks", HD_SET_BOOL, AT(keep_blocks), "true", 0, 0, NULL, "weights stay in a GGUF file's own block types; otherwise they become --precision"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core; those of all ranks together"},
-    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM", "tp=N: heads, hidden features and vocabulary in pieces over N ranks: threads of this process, or the processes that mpirun starts"},
+    {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM",
+     "tp=N: heads, hidden features and vocabulary in pieces over N ranks: threads of this process, or the processes that mpirun starts"},
     {"max_sequences", HD_SET_INT, AT(max_sequences), "64", 1, 4096, "N", "sequences that run at once"},
     {"token_budget", HD_SET_INT, AT(token_budget), "512", 1, 65536, "N", "tokens of one step: more make prompts faster and answers beside them less even"},
     {"prefix_cache", HD_SET_BOOL, AT(prefix_cache), "true", 0, 0, NULL, "share the blocks of equal beginnings, within one API key"},
@@ -339,11 +340,14 @@ static void tell(const job *j, double seconds)
     hd_format_bytes(weights, (double)j->info.weight_bytes);
     hd_format_bytes(kv, (double)j->info.kv_bytes);
     hd_format_bytes(arena, (double)j->info.arena_bytes);
-    if (j->info.ranks > 1)
-        snprintf(ranks, sizeof ranks, " on each of %d ranks", j->info.ranks), snprintf(each, sizeof each, " (%s on each rank)", hd_format_bytes(rank, (double)j->info.kv_rank_bytes));
+    if (j->info.ranks > 1) {
+        snprintf(ranks, sizeof ranks, " on each of %d ranks", j->info.ranks);
+        snprintf(each, sizeof each, " (%s on each rank)", hd_format_bytes(rank, (double)j->info.kv_rank_bytes));
+    }
     hd_log("%s, loaded in %.1f s: weights %s (%s), arithmetic %s, %d threads%s", j->name, seconds, weights, j->info.weights ? j->info.weights : "?",
            hd_dtype_name(j->info.precision), j->info.threads, ranks);
-    hd_log("keys and values %s%s in %s: %lld blocks of %lld tokens; scratch %s", kv, each, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block, arena);
+    hd_log("keys and values %s%s in %s: %lld blocks of %lld tokens; scratch %s", kv, each, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block,
+           arena);
     hd_log("context %lld tokens, up to %lld sequences at once, %lld tokens in a step", (long long)r->max_context,
            (long long)(j->c->max_sequences < r->max_parts ? j->c->max_sequences : r->max_parts), (long long)(j->c->token_budget < r->max_tokens
                ? j->c->token_budget : r->max_tokens));

@@ -67,18 +67,21 @@ static int add_rows(hd_store *s, const hd_graph *g, const hd_value_info *v, cons
     type.shape = hd_layout_shape(&g->mesh, v->layout, &whole, s->rank);
     if (!w->head_dim) return hd_store_lend(s, v->path, &type, row_at(w, it.first / w->length), err);
     int rc = hd_store_add(s, v->path, &type, HD_PLAIN, HD_PARAM, 0, &t, err);
-    for (int64_t r = 0, n = it.run / w->length; r < n && !rc; r++) memcpy((char *)t->data + r * w->bytes, row_at(w, it.first / w->length + r), (size_t)w->bytes);
+    for (int64_t r = 0, n = it.run / w->length; r < n && !rc; r++)
+        memcpy((char *)t->data + r * w->bytes, row_at(w, it.first / w->length + r), (size_t)w->bytes);
     return rc;
 }
 
-static int lend(hd_store *s, const hd_graph *g, const hd_value_info *v, const hd_lm_tensor *t, int part, const hd_weight *w, const hd_lm_config *c, hd_error *err)
+static int lend(hd_store *s, const hd_graph *g, const hd_value_info *v, const hd_lm_tensor *t, int part, const hd_weight *w, const hd_lm_config *c,
+                hd_error *err)
 {
     int rc = hd_weight_need_shape(w, 2, t->dim, err);
     int64_t row = rc ? 0 : (int64_t)w->bytes / w->dim[0], before = 0, count = t->parts == 1 ? t->dim[0] : t->rows[part];
     hd_type whole = v->type;
     if (v->layout) whole.shape = v->whole;
     for (int i = 0; i < part; i++) before += t->rows[i];
-    if (!rc && hd_type_bytes(&whole) != count * row) rc = hd_fail(err, HD_EFORMAT, "%s: tensor %s is not of the size that the metadata call for", w->file, w->name);
+    if (!rc && hd_type_bytes(&whole) != count * row)
+        rc = hd_fail(err, HD_EFORMAT, "%s: tensor %s is not of the size that the metadata call for", w->file, w->name);
     if (rc) return rc;
     rows in = {w->data + before * row, w->dim[1], row, t->change == HD_GGUF_PAIRS ? c->head_dim : 0};
     return add_rows(s, g, v, &in, err);

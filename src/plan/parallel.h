@@ -73,7 +73,7 @@ typedef struct hd_parallel {
                                                                   * say nothing */
     uint32_t given;             /* bit hd_parallel_key: stands in the text (of any part) */
     bool open;                  /* auto: what isn't given is left to a planner */
-    bool whole_sums;            /* tp: no sum over heads or hidden features is cut, so that numbers are those of one rank to the bit: what Megatron's rules would sum
+    bool whole_sums;            /* tp: no sum over heads or hidden features is cut, so that numbers are one rank's to the bit. What Megatron's rules would sum
                                  * over the ranks they gather before the product instead. Set by who serves a model; not in the text */
     /* Set by planners only; borrowed. */
     const hd_pin *pins; int n_pins;      /* layouts in place of those that the form stands for, over the form's mesh; 0: the form's */

@@ -1,7 +1,8 @@
 /* lm_ranks.h: the ranks of a served model, which do the same thing at the same time, each to its pieces: threads of this process, or one of an MPI job's
  * processes each (lm_orders.h: how these come to do the same thing).
  *
- * One rank is the caller's own thread and needs nothing else. Of several in a process the first is the caller's, the others are a crew that waits between steps. */
+ * One rank is the caller's own thread and needs nothing else. Of several in a process the first is the caller's, the others are a crew that waits
+ * between steps. */
 #ifndef HD_SERVE_LM_RANKS_H
 #define HD_SERVE_LM_RANKS_H
 
