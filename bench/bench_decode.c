@@ -1,7 +1,7 @@
 /* bench_decode.c: speed of generating from a language model with random weights: prefill, then one token at a time with the K/V cache.
  *
  *   bench_decode [key=value ...]
- * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, context, prompt, precision (f32|bf16), threads, seconds, pack (0|1),
+ * keys: arch (gpt2|llama), layers, width, heads, kv_heads, mlp, vocab, context, prompt, precision (f32|bf16), threads, seconds,
  *       equal (N), text (1: the program on standard error), table (NAME: lines for people instead of JSON)
  * Without keys: GPT-2 124M in bf16, decoding around a context of 128 tokens, a prompt of 512. Prints one JSON line.
  *
@@ -23,7 +23,7 @@
 enum { MAX_ROUNDS = 512, TRIES = 4, TOKENS_A_ROUND = 32 };
 
 typedef struct bench {
-    int64_t layers, width, heads, kv_heads, mlp, vocab, context, prompt, threads, pack, equal, text;
+    int64_t layers, width, heads, kv_heads, mlp, vocab, context, prompt, threads, equal, text;
     double seconds;
     hd_architecture arch;
     hd_dtype precision;
@@ -39,7 +39,7 @@ static bool set_key(bench *b, const char *key, const char *value)
     const struct { const char *name; int64_t *at; } whole[] = {
         {"layers", &b->layers},   {"width", &b->width}, {"heads", &b->heads},     {"kv_heads", &b->kv_heads},
         {"mlp", &b->mlp},         {"vocab", &b->vocab}, {"context", &b->context}, {"prompt", &b->prompt},
-        {"threads", &b->threads}, {"pack", &b->pack},   {"equal", &b->equal},     {"text", &b->text},
+        {"threads", &b->threads}, {"equal", &b->equal}, {"text", &b->text},
     };
     for (size_t i = 0; i < sizeof whole / sizeof whole[0]; i++)
         if (!strcmp(key, whole[i].name)) return *whole[i].at = atoll(value), true;
@@ -52,7 +52,7 @@ static bool set_key(bench *b, const char *key, const char *value)
 
 static bool parse(bench *b, int argc, char **argv)
 {
-    *b = (bench){.layers = 12, .width = 768, .heads = 12, .vocab = 50257, .context = 128, .prompt = 512, .pack = 1, .seconds = 4};
+    *b = (bench){.layers = 12, .width = 768, .heads = 12, .vocab = 50257, .context = 128, .prompt = 512, .seconds = 4};
     b->arch = HD_ARCH_GPT2;
     b->precision = HD_BF16;
     for (int i = 1; i < argc; i++) {
@@ -93,10 +93,10 @@ static int start(bench *b, hd_error *err)
     if (hd_lm_config_check(&c, "bench", err)) return err->code;
     if (!b->threads) b->threads = hd_core_count();
     hd_generator_options o = {
-        .precision = b->precision, .threads = (int)b->threads, .context = longest(b), .pack = b->pack != 0, .chunk = b->prompt};
+        .precision = b->precision, .threads = (int)b->threads, .context = longest(b), .chunk = b->prompt};
     int rc = hd_generator_open_random(&b->g, &c, 1, &o, err);
     if (rc) return rc;
-    if (b->text) print_program(b->g.program);
+    if (b->text) print_program(b->g.info.program);
     b->tokens = hd_malloc((size_t)longest(b) * sizeof *b->tokens);
     b->team = hd_team_new((int)b->threads, true, err);
     b->buffer = b->equal ? NULL : hd_map_memory(HD_MEASURE_READ_BYTES);
@@ -241,8 +241,8 @@ static void print_lines(const bench *b, series *d, series *p, double bytes, doub
 static int measure_all(bench *b, hd_error *err)
 {
     static series decode, prefill;
-    double bytes = (layer_elements(&b->g.files.config) + head_elements(&b->g.files.config)) * (double)hd_dtype_size(b->precision);
-    double flops = prefill_flops(&b->g.files.config, (double)b->prompt);
+    double bytes = (layer_elements(b->g.info.config) + head_elements(b->g.info.config)) * (double)hd_dtype_size(b->precision);
+    double flops = prefill_flops(b->g.info.config, (double)b->prompt);
     int rc = measure(b, &decode, decode_round, read_bandwidth, bytes, err);
     if (!rc) rc = measure(b, &prefill, prefill_round, flop_bound, flops, err);
     if (rc) return rc;

@@ -248,15 +248,15 @@ static void bench_rest(bench *b)
 
 typedef struct shape {
     const char *name;
-    int64_t tq, tk, heads, kv_heads, e, segments;
+    int64_t tokens, heads, kv_heads, e, segments;
     bool causal;
 } shape;
 
-static void fill_ids(hd_tensor *pos, hd_tensor *seg, int64_t n, int64_t segments, int64_t first)
+static void fill_ids(hd_tensor *pos, hd_tensor *seg, int64_t n, int64_t segments)
 {
     int64_t length = n / segments;
     for (int64_t i = 0; i < n; i++) {
-        ((int32_t *)pos->data)[i] = (int32_t)(first + i % length);
+        ((int32_t *)pos->data)[i] = (int32_t)(i % length);
         ((int32_t *)seg->data)[i] = (int32_t)(i / length);
     }
 }
@@ -264,8 +264,7 @@ static void fill_ids(hd_tensor *pos, hd_tensor *seg, int64_t n, int64_t segments
 /* Scores that queries see: half of a causal segment's square. */
 static double pairs_seen(const shape *s)
 {
-    double length = (double)s->tk / (double)s->segments;
-    if (s->tq == 1) return (double)s->tk;
+    double length = (double)s->tokens / (double)s->segments;
     return (double)s->segments * (s->causal ? length * (length + 1) / 2 : length * length);
 }
 
@@ -274,27 +273,25 @@ static void bench_attention(bench *b, const shape *s, hd_dtype t, const char *ty
     char label[64];
     hd_attention_attrs at = {.scale = 1 / sqrt((double)s->e), .causal = s->causal, .dtype = t};
     double flops = 4 * pairs_seen(s) * (double)(s->heads * s->e);
-    add_in(b, t, DIMS(s->tq, s->heads, s->e));
-    for (int i = 0; i < 2; i++) add_in(b, t, DIMS(s->tk, s->kv_heads, s->e));
-    for (int i = 0; i < 4; i++) add_in(b, HD_I32, DIMS(i % 2 ? s->tk : s->tq));
-    fill_ids(&b->in[3], &b->in[5], s->tq, s->segments, s->tk - s->tq);
-    fill_ids(&b->in[4], &b->in[6], s->tk, s->segments, 0);
-    add_out(b, t, DIMS(s->tq, s->heads, s->e));
-    add_out(b, HD_F32, DIMS(s->tq, s->heads));
+    add_in(b, t, DIMS(s->tokens, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_in(b, t, DIMS(s->tokens, s->kv_heads, s->e));
+    for (int i = 0; i < 4; i++) add_in(b, HD_I32, DIMS(s->tokens));
+    fill_ids(&b->in[3], &b->in[5], s->tokens, s->segments);
+    fill_ids(&b->in[4], &b->in[6], s->tokens, s->segments);
+    add_out(b, t, DIMS(s->tokens, s->heads, s->e));
+    add_out(b, HD_F32, DIMS(s->tokens, s->heads));
     snprintf(label, sizeof label, "attention %s %s", type, s->name);
-    bool decode = s->tq == 1;
-    measure(b, label, "attention", &at, 0, decode ? traffic(b) : flops, decode ? "GB/s" : "GFLOP/s");
-    if (decode) return;
-    add_in(b, t, DIMS(s->tq, s->heads, s->e));
-    add_in(b, t, DIMS(s->tq, s->heads, s->e));
-    for (int i = 0; i < 2; i++) add_in(b, t, DIMS(s->tk, s->kv_heads, s->e));
-    add_in(b, t, DIMS(s->tq, s->heads, s->e));
-    add_in(b, HD_F32, DIMS(s->tq, s->heads));
-    for (int i = 0; i < 4; i++) add_in(b, HD_I32, DIMS(i % 2 ? s->tk : s->tq));
-    fill_ids(&b->in[6], &b->in[8], s->tq, s->segments, s->tk - s->tq);
-    fill_ids(&b->in[7], &b->in[9], s->tk, s->segments, 0);
-    add_out(b, t, DIMS(s->tq, s->heads, s->e));
-    for (int i = 0; i < 2; i++) add_out(b, t, DIMS(s->tk, s->kv_heads, s->e));
+    measure(b, label, "attention", &at, 0, flops, "GFLOP/s");
+    add_in(b, t, DIMS(s->tokens, s->heads, s->e));
+    add_in(b, t, DIMS(s->tokens, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_in(b, t, DIMS(s->tokens, s->kv_heads, s->e));
+    add_in(b, t, DIMS(s->tokens, s->heads, s->e));
+    add_in(b, HD_F32, DIMS(s->tokens, s->heads));
+    for (int i = 0; i < 4; i++) add_in(b, HD_I32, DIMS(s->tokens));
+    fill_ids(&b->in[6], &b->in[8], s->tokens, s->segments);
+    fill_ids(&b->in[7], &b->in[9], s->tokens, s->segments);
+    add_out(b, t, DIMS(s->tokens, s->heads, s->e));
+    for (int i = 0; i < 2; i++) add_out(b, t, DIMS(s->tokens, s->kv_heads, s->e));
     snprintf(label, sizeof label, "attention_grad %s %s", type, s->name);
     measure(b, label, "attention_grad", &at, 0, flops * 2.5, "GFLOP/s");
 }
@@ -367,13 +364,10 @@ int main(int argc, char **argv)
     }
     printf("instruction set %s, %d thread%s\n", hd_isa_name(b.isa), b.threads, b.threads == 1 ? "" : "s");
     static const shape shapes[] = {
-        {"4 x 256 causal, 12 heads of 64", 1024, 1024, 12, 12, 64, 4, true},
-        {"4096 causal, 12 heads of 64", 4096, 4096, 12, 12, 64, 1, true},
-        {"2048 full, 4 heads of 64", 2048, 2048, 4, 4, 64, 1, false},
-        {"2048 causal, 8/2 heads of 128", 2048, 2048, 8, 2, 128, 1, true},
-        {"1 query, 128 keys, 12 heads", 1, 128, 12, 12, 64, 1, true},
-        {"1 query, 4096 keys, 12 heads", 1, 4096, 12, 12, 64, 1, true},
-        {"1 query, 4096 keys, 32/8 heads", 1, 4096, 32, 8, 128, 1, true},
+        {"4 x 256 causal, 12 heads of 64", 1024, 12, 12, 64, 4, true},
+        {"4096 causal, 12 heads of 64", 4096, 12, 12, 64, 1, true},
+        {"2048 full, 4 heads of 64", 2048, 4, 4, 64, 1, false},
+        {"2048 causal, 8/2 heads of 128", 2048, 8, 2, 128, 1, true},
     };
     const hd_dtype types[] = {HD_F32, HD_BF16};
     const char *const names[] = {"f32", "bf16"};

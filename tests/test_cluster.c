@@ -12,6 +12,7 @@
 #include "cluster/calibrate_cases.h"
 #include "cluster/cost.h"
 #include "graph/op.h"
+#include "tensor/quant.h"
 
 #define EFFICIENCY "\"efficiency\": {\"product\": 0.8, \"product_half\": 1e8, \"depth_half\": 100, \"memory\": 0.85}"
 #define DEVICE "\"device\": {\"name\": \"chip\", \"flops\": {\"f32\": 1e13, \"bf16\": 1e14}, \"bandwidth\": 1e12, \"memory\": 80000000000, \"launch\": 5e-6, " EFFICIENCY "}"
@@ -147,15 +148,21 @@ static hd_type matrix(hd_dtype t, int64_t rows, int64_t columns)
     return hd_type_of(t, 2, (int64_t[]){rows, columns});
 }
 
-static double product_seconds(const hd_cluster *c, hd_dtype t, int64_t m, int64_t n, int64_t k, int threads, int teams)
+static double weighted_seconds(const hd_cluster *c, hd_dtype t, const hd_quant *blocks, int64_t m, int64_t n, int64_t k, int threads, int teams)
 {
     hd_contract_attrs at = {.spec = "mk,nk->mn", .dtype = t};
     hd_type in[2] = {matrix(t, m, k), matrix(t, n, k)}, out = matrix(t, m, n);
     hd_sig s = {hd_op_find("contract"), in, &out, 2, 1, &at};
     hd_kernel_cost cost;
-    hd_cost_kernel(c, &s, threads, teams, &cost);
+    in[1].blocks = blocks;
+    hd_cost_kernel_packed(c, &s, blocks ? 2 : 0, threads, teams, &cost);
     assert_true(cost.kind == HD_COST_PRODUCT && cost.flops == 2.0 * (double)(m * n * k));
     return cost.seconds;
+}
+
+static double product_seconds(const hd_cluster *c, hd_dtype t, int64_t m, int64_t n, int64_t k, int threads, int teams)
+{
+    return weighted_seconds(c, t, NULL, m, n, k, threads, teams);
 }
 
 static void near(double value, double expected, double share)
@@ -188,6 +195,52 @@ static void test_measured_products(void **state)
     near(product_seconds(&c, HD_F32, 65536, 8192, 8192, 1, 1), 2 * 65536.0 * 8192 * 8192 / 1e11 / 0.5, 0.05);
     c.n_profile = 0;
     assert_true(product_seconds(&c, HD_F32, 512, 512, 512, 1, 1) > 2 * 512.0 * 512 * 512 / 1e11);
+}
+
+/* Weights in blocks: of a type that was measured, by its entries and the bytes of its blocks; of another, as plain ones less the bytes that aren't there. */
+static void test_products_in_blocks(void **state)
+{
+    (void)state;
+    static hd_profile_entry entries[32];
+    static const double sizes[] = {1, 64, 256, 1024};
+    hd_cluster c = {.device = {.flops[HD_F32] = 1e11, .bandwidth = 1e10, .memory = 1 << 30, .cores = 1}, .profile = entries};
+    for (int i = 0; i < 32; i++) {
+        double m = sizes[i / 8], n = i & 2 ? 512 : 2048, k = i & 4 ? 512 : 2048, weight = i & 1 ? 4 : 34.0 / 32;
+        double seconds = 2 * m * n * k / 1e11 + (4 * (m * k + m * n) + weight * n * k) / 1e10;
+        entries[c.n_profile++] = (hd_profile_entry){"", HD_F32, 1, 1, {m, n, k, 1}, seconds / (i & 1 ? 0.5 : 0.8)};
+        snprintf(entries[i].op, sizeof entries[i].op, "contract.%s", i & 1 ? "np" : "Q8_0");
+    }
+    for (int64_t m = 1; m < 800; m = m * 3 + 4) {
+        double flops = 2.0 * (double)m * 1024 * 1536, activations = 4.0 * (double)(m * (1024 + 1536)), elements = 1024 * 1536;
+        near(weighted_seconds(&c, HD_F32, hd_quant_by_name("Q8_0"), m, 1024, 1536, 1, 1), (flops / 1e11 + (activations + elements * 34 / 32) / 1e10) / 0.8, 1e-6);
+        double plain = (flops / 1e11 + (activations + 4 * elements) / 1e10) / 0.5, saved = elements * (4 - 18.0 / 32) / 1e10;
+        near(weighted_seconds(&c, HD_F32, hd_quant_by_name("Q4_0"), m, 1024, 1536, 1, 1), plain - saved, 1e-6);
+    }
+}
+
+/* Attention over blocks: what a query reads of 2 key heads in f16, and its products of 8 heads, from entries at half of the bounds. */
+static void test_measured_paged(void **state)
+{
+    (void)state;
+    static hd_profile_entry entries[36];
+    hd_cluster c = {.device = {.flops[HD_F32] = 1e11, .bandwidth = 1e10, .memory = 1 << 30, .cores = 1}, .profile = entries};
+    for (int i = 0; i < 36; i++) {
+        double queries = i % 3 ? (i % 3) * 128 : 1, flops = 1e4 * pow(16, i / 3 % 4), bytes = 1e4 * pow(32, i / 12);
+        entries[c.n_profile++] = (hd_profile_entry){"paged_attention", HD_F32, 1, 1, {queries, flops, bytes, 1}, (queries * flops / 1e11 + bytes / 1e10) / 0.5};
+    }
+    for (int64_t queries = 1; queries < 300; queries = queries * 4 + 3)
+        for (int64_t keys = 100; keys < 3000; keys *= 5) {
+            hd_paged_attrs at = {.scale = 1, .block = 16, .mean_keys = keys, .dtype = HD_F32};
+            hd_type in[8] = {hd_type_of(HD_F32, 3, (int64_t[]){queries, 8, 64}), hd_type_of(HD_F16, 3, (int64_t[]){4096, 2, 64}), hd_type_of(HD_F16, 3, (int64_t[]){4096, 2, 64}),
+                             hd_type_of(HD_I32, 1, &queries), hd_type_of(HD_I32, 1, &queries), hd_type_of(HD_I32, 2, (int64_t[]){1, 256}), {.absent = true}, {.absent = true}};
+            hd_type out = in[0];
+            hd_sig s = {hd_op_find("paged_attention"), in, &out, 8, 1, &at};
+            hd_kernel_cost cost;
+            hd_cost_kernel(&c, &s, 1, 1, &cost);
+            double flops = (double)(4 * queries * keys * 8 * 64), bytes = (double)(keys * 2 * 64 * 2 * 2 + queries * (8 * 64 * 2 * 4 + 8) + 4 * 256);
+            assert_true(cost.flops == flops && cost.kind == HD_COST_PRODUCT);
+            near(cost.seconds, (flops / 1e11 + bytes / 1e10) / 0.5, 1e-6);
+        }
 }
 
 /* A factor that grows as a power of a feature is met between the measured sizes. */
@@ -246,7 +299,7 @@ int main(void)
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_measured_products),
-        cmocka_unit_test(test_measured_bytes),
+        cmocka_unit_test(test_products_in_blocks), cmocka_unit_test(test_measured_paged), cmocka_unit_test(test_measured_bytes),
         cmocka_unit_test(test_other_bandwidth),
         cmocka_unit_test(test_cases),
     };

@@ -293,7 +293,7 @@ static hd_graph *build(const hd_lm_config *c, hd_lm_options o)
 
 static hd_lm_options options(hd_lm_mode mode, hd_dtype compute, hd_dtype param)
 {
-    return (hd_lm_options){ .mode = mode, .compute = compute, .param = param, .tokens = 24, .context = 48, .rows = 3,
+    return (hd_lm_options){ .mode = mode, .compute = compute, .param = param, .tokens = 24, .context = 48, .rows = 3, .kv = compute, .block = 8, .blocks = 10, .sequences = 2,
                             .logits = mode == HD_LM_EVAL };
 }
 
@@ -318,14 +318,14 @@ static void test_every_graph(void **state)
 {
     (void)state;
     for (int i = 0; i < FIXTURES; i++)
-        for (int mode = HD_LM_TRAIN; mode <= HD_LM_GENERATE; mode++)
+        for (int mode = HD_LM_TRAIN; mode <= HD_LM_SERVE; mode++)
             for (int kind = 0; kind < 3; kind++) {
                 hd_lm_config c = load_config(fixtures[i]);
                 hd_graph *g = build(&c, options(mode, kind ? HD_BF16 : HD_F32, kind == 2 ? HD_BF16 : HD_F32));
                 assert_int_equal(count_parameters(g), hd_lm_config_parameters(&c));
-                assert_true((hd_graph_find_output(g, "loss") != HD_NONE) == (mode != HD_LM_GENERATE));
+                assert_true((hd_graph_find_output(g, "loss") != HD_NONE) == (mode != HD_LM_SERVE));
                 assert_true((hd_graph_find_output(g, "logits") != HD_NONE) == (mode != HD_LM_TRAIN));
-                assert_int_equal(g->n_pairs, mode == HD_LM_GENERATE ? 2 * c.layers : 0);
+                assert_int_equal(g->n_pairs, mode == HD_LM_SERVE ? 2 * c.layers : 0);
                 hd_graph_free(g);
             }
 }
@@ -351,9 +351,9 @@ static void test_graph_types(void **state)
     assert_true(g->values[hd_graph_find(g, "layers.1.attn.q")].decay);
     assert_int_equal(hd_graph_find(g, "head"), HD_NONE);
     hd_graph_free(g);
-    g = build(&c, options(HD_LM_GENERATE, HD_BF16, HD_BF16));
-    expect_type(g, "kv.2.v", "bf16[48, 3, 10]");
-    expect_type(g, "kv.0.k.seen", "bf16[context<=48, 3, 10]");
+    g = build(&c, options(HD_LM_SERVE, HD_BF16, HD_BF16));
+    expect_type(g, "kv.2.v", "bf16[80, 3, 10]");
+    expect_type(g, "tables", "i32[2, 6]");
     expect_type(g, "logits", "f32[rows<=3, 101]");
     expect_type(g, "layers.0.norm1.gamma", "f32[36]");
     hd_graph_free(g);
@@ -383,13 +383,15 @@ static void test_graph_options(void **state)
 {
     (void)state;
     hd_lm_config c = load_config("gpt2");
-    hd_lm_options bad[4];
-    for (int i = 0; i < 4; i++) bad[i] = options(HD_LM_GENERATE, HD_F32, HD_F32);
+    hd_lm_options bad[6];
+    for (int i = 0; i < 6; i++) bad[i] = options(HD_LM_SERVE, HD_F32, HD_F32);
     bad[0].compute = HD_I8;
     bad[1].tokens = 0;
     bad[2].context = 0;
     bad[3].rows = 25;
-    for (int i = 0; i < 4; i++) {
+    bad[4].block = 12;
+    bad[5].sequences = 0;
+    for (int i = 0; i < 6; i++) {
         hd_error e = { 0 };
         assert_null(hd_lm_graph(&c, &bad[i], &e));
         assert_true(e.code < 0 && *e.message);
@@ -405,7 +407,7 @@ static void test_graph_memory(void **state)
 {
     (void)state;
     hd_lm_config c = load_config("llama-linear");
-    hd_lm_options o = options(HD_LM_GENERATE, HD_F32, HD_F32);
+    hd_lm_options o = options(HD_LM_SERVE, HD_F32, HD_F32);
     uint64_t before = hd_mem_failed(), n = 1;
     for (;; n++) {
         hd_error e = { 0 };

@@ -10,7 +10,7 @@
 #include "train/step.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/models/"
-enum { A = 19, B = 12, T = A + B, CONTEXT = 40 }; /* two sequences */
+enum { A = 19, B = 12, T = A + B, BLOCK = 8, CONTEXT = 24 }; /* two sequences */
 
 static void need(int rc, const hd_error *err)
 {
@@ -69,28 +69,27 @@ static int32_t *input(model_run *m, const char *name)
     return t.data;
 }
 
-/* What lies in the cache, and where the next token goes. */
-typedef struct filled { int32_t position[CONTEXT], segment[CONTEXT]; int used; } filled;
+/* Block of a sequence's positions: the two sequences' blocks take turns. */
+static int block_of(int sequence, int position) { return 2 * (position / BLOCK) + sequence; }
 
 /* Runs tokens begin .. end-1 of one sequence in one call; logits of all of them (at most 3), or of the last. */
-static void decode(model_run *m, const hd_lm_config *c, filled *f, int begin, int end, float *logits)
+static void decode(model_run *m, const hd_lm_config *c, int begin, int end, float *logits)
 {
     hd_error e = { 0 };
     const hd_program *p = hd_exec_program(m->exec);
     hd_call call = hd_program_call(p, hd_program_segment(p, HD_SEGMENT_FORWARD));
     int n = end - begin, rows = n <= 3 ? n : 1;
     for (int i = 0; i < n; i++) {
-        int slot = f->used++;
+        int position = (int)position_at(begin + i), sequence = (int)segment_at(begin + i);
         input(m, "tokens")[i] = (int32_t)token_at(c, begin + i);
-        f->position[slot] = input(m, "positions")[i] = (int32_t)position_at(begin + i);
-        f->segment[slot] = input(m, "segments")[i] = (int32_t)segment_at(begin + i);
-        input(m, "slots")[i] = slot;
+        input(m, "positions")[i] = position;
+        input(m, "sequences")[i] = sequence;
+        input(m, "slots")[i] = block_of(sequence, position) * BLOCK + position % BLOCK;
     }
-    memcpy(input(m, "context_positions"), f->position, sizeof f->position);
-    memcpy(input(m, "context_segments"), f->segment, sizeof f->segment);
+    for (int s = 0; s < 2; s++)
+        for (int b = 0; b < CONTEXT / BLOCK; b++) input(m, "tables")[s * (CONTEXT / BLOCK) + b] = block_of(s, b * BLOCK);
     for (int i = 0; i < rows; i++) input(m, "rows")[i] = n - rows + i;
     *binding(p, &call, "tokens") = n;
-    *binding(p, &call, "context") = f->used;
     *binding(p, &call, "rows") = rows;
     need(hd_exec_call(m->exec, &call, &e), &e);
     hd_tensor t;
@@ -104,10 +103,10 @@ static void expect_cached_equals_full(const char *name)
     static float full[T * 128], cached[T * 128];
     model_run m;
     hd_lm_config c;
-    filled f = { 0 };
     full_logits(name, full);
     memset(cached, 0xff, sizeof cached);
-    hd_lm_options o = { .mode = HD_LM_GENERATE, .tokens = 16, .context = CONTEXT, .rows = 3, .compute = HD_F32, .param = HD_F32 };
+    hd_lm_options o = { .mode = HD_LM_SERVE, .tokens = 16, .context = CONTEXT, .rows = 3, .compute = HD_F32, .param = HD_F32, .kv = HD_F32, .block = BLOCK,
+                        .blocks = 2 * CONTEXT / BLOCK, .sequences = 2 };
     open_model(&m, &c, name, o);
     /* Prefill and single tokens of two sequences, interleaved. */
     static const int calls[][2] = { { 0, 9 }, { A, A + 4 }, { 9, 10 }, { A + 4, A + 5 }, { 10, 13 }, { A + 5, T }, { 13, 14 }, { 14, A } };
@@ -118,7 +117,7 @@ static void expect_cached_equals_full(const char *name)
         hd_call prepare = hd_program_call(p, hd_program_segment(p, HD_SEGMENT_PREPARE));
         need(hd_exec_call(m.exec, &prepare, &e), &e);
     }
-    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) decode(&m, &c, &f, calls[i][0], calls[i][1], cached);
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) decode(&m, &c, calls[i][0], calls[i][1], cached);
     double most = 0, worst = 0;
     for (int i = 0; i < T * c.vocab; i++) most = fmax(most, fabs((double)full[i]));
     for (size_t k = 0; k < sizeof known / sizeof *known; k++)

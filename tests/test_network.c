@@ -285,7 +285,7 @@ static void test_memory_runs_out(void **state)
 
 /* ---- documentation ---- */
 
-static const char *const not_for_files[] = {"fused", "prefix", "micro_sum", "adamw", "sgd"};
+static const char *const not_for_files[] = {"fused", "micro_sum", "adamw", "sgd"};
 
 /* docs/network-files.md has a row for every op that files may name, with all its parameters, and for no other. */
 static void test_documentation(void **state)

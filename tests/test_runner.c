@@ -1,14 +1,14 @@
-/* A language model as a runner: its logits are those of one sequence over a cache of its own, and, bit for bit, the same however the tokens are cut into steps,
- * whatever else is in them, and wherever the blocks lie. */
+/* A language model as a runner: its logits are those of all of a sequence at once without any cache, and, bit for bit, the same however the tokens are cut into
+ * steps, whatever else is in them, and wherever the blocks lie; and so are the generator's. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <cmocka.h>
+#include "../checks/src/model_run.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "serve/generator.h"
-#include "serve/lm_runner.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/models/logits/"
 enum { SEQUENCES = 3, LENGTH = 29, BLOCK = 8, BLOCKS_EACH = (LENGTH + BLOCK - 1) / BLOCK, BLOCKS = SEQUENCES * BLOCKS_EACH, MOST_VOCAB = 256 };
@@ -22,25 +22,34 @@ static void need(int rc, const hd_error *e)
     if (rc) fail_msg("%s", e->message);
 }
 
-/* By the generator: one sequence at a time, a token at a time. */
+/* By the graph of evaluation, which keeps nothing: a sequence at a time. */
 static int64_t reference(const char *dir, int64_t seed)
 {
-    hd_generator g;
+    model_run m;
+    hd_lm_config c;
     hd_error e = {0};
-    const float *logits;
-    need(hd_generator_open(&g, dir, &(hd_generator_options){.precision = HD_F32, .threads = 1, .context = LENGTH, .pack = true}, &e), &e);
-    int64_t vocab = g.files.config.vocab;
-    assert_true(vocab <= MOST_VOCAB);
+    hd_tensor logits;
+    double tokens[LENGTH], positions[LENGTH], zeros[LENGTH] = {0}, one = 1;
+    hd_lm_options o = {.mode = HD_LM_EVAL, .tokens = LENGTH, .logits = true, .compute = HD_F32, .param = HD_F32};
+    need(hd_lm_config_load(&c, dir, &e), &e);
+    need(model_run_open(&m, hd_lm_graph(&c, &o, &e), "cpu", 1, 1, &e), &e);
+    need(hd_lm_weights_load(m.store, &c, dir, &e), &e);
+    assert_true(c.vocab <= MOST_VOCAB);
     for (int s = 0; s < SEQUENCES; s++) {
-        hd_generator_reset(&g);
         for (int i = 0; i < LENGTH; i++) {
-            text[s][i] = (int32_t)(hd_hash_mix((uint64_t)seed, (uint64_t)(s * LENGTH + i)) % (uint64_t)vocab);
-            need(hd_generator_feed(&g, &text[s][i], 1, &logits, &e), &e);
-            memcpy(want[s][i], logits, (size_t)vocab * sizeof(float));
+            text[s][i] = (int32_t)(hd_hash_mix((uint64_t)seed, (uint64_t)(s * LENGTH + i)) % (uint64_t)c.vocab);
+            tokens[i] = text[s][i];
+            positions[i] = i;
         }
+        const struct { const char *name; const double *v; int n; } inputs[] = {
+            {"tokens", tokens, LENGTH}, {"positions", positions, LENGTH}, {"segments", zeros, LENGTH}, {"targets", zeros, LENGTH}, {"inv_divisor", &one, 1}};
+        for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) need(model_run_set(&m, inputs[i].name, inputs[i].v, inputs[i].n, &e), &e);
+        need(hd_exec_step(m.exec, NULL, &e), &e);
+        need(hd_exec_output(m.exec, "logits", &logits, &e), &e);
+        for (int i = 0; i < LENGTH; i++) memcpy(want[s][i], (const float *)logits.data + i * c.vocab, (size_t)c.vocab * sizeof(float));
     }
-    hd_generator_close(&g);
-    return vocab;
+    model_run_close(&m);
+    return c.vocab;
 }
 
 static hd_runner *open_runner(const char *dir, int threads, hd_dtype kv, hd_dtype precision)
@@ -101,7 +110,7 @@ static void expect_near(const char *name, int64_t vocab, double tolerance)
     if (!(worst <= tolerance * most)) fail_msg("%s: logits differ by %g of %g", name, worst, most);
 }
 
-static void test_equal_to_generator(void **state)
+static void test_equal_to_evaluation(void **state)
 {
     (void)state;
     char dir[1024];
@@ -161,6 +170,38 @@ static void test_blocks_move(void **state)
     r->close(r);
 }
 
+/* One sequence in pieces, back and on again; a prompt longer than a step. */
+static void test_generator(void **state)
+{
+    (void)state;
+    hd_generator g;
+    hd_error e = {0};
+    const float *logits;
+    int64_t vocab = reference(DATA "gemma3", 9);
+    hd_generator_options o = {.precision = HD_F32, .threads = 2, .context = LENGTH, .chunk = 5};
+    need(hd_generator_open(&g, DATA "gemma3", &o, &e), &e);
+    size_t bytes = (size_t)vocab * sizeof(float);
+    for (int i = 0; i < LENGTH; i++) {
+        need(hd_generator_feed(&g, &text[1][i], 1, &logits, &e), &e);
+        memcpy(got[1][i], logits, bytes);
+    }
+    for (int s = 0; s < SEQUENCES; s++) memcpy(got[s], s == 1 ? got[1] : want[s], sizeof *got);
+    expect_near("gemma3", vocab, 2e-6);
+    static const int pieces[][2] = {{0, 13}, {13, LENGTH}, {4, 6}, {6, 21}, {0, LENGTH}}; /* from where, to where */
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        if (pieces[i][0]) hd_generator_rewind(&g, pieces[i][0]);
+        else hd_generator_reset(&g);
+        need(hd_generator_feed(&g, text[1] + pieces[i][0], pieces[i][1] - pieces[i][0], &logits, &e), &e);
+        assert_int_equal(g.length, pieces[i][1]);
+        assert_memory_equal(logits, got[1][pieces[i][1] - 1], bytes);
+    }
+    assert_int_equal(hd_generator_feed(&g, text[1], 1, &logits, &e), HD_EINVAL); /* the context is full */
+    hd_generator_reset(&g);
+    assert_int_equal(hd_generator_feed(&g, text[1], 0, &logits, &e), HD_EINVAL);
+    assert_int_equal(hd_generator_feed(&g, &(int32_t){(int32_t)vocab}, 1, &logits, &e), HD_EINVAL);
+    hd_generator_close(&g);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -184,7 +225,8 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_equal_to_generator), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_equal_to_evaluation), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_generator),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

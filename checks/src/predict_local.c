@@ -1,8 +1,8 @@
 /* predict_local.c: what the simulator says of small training jobs and of generating, against what they take on this machine; see checks/predict-local.
  *
- *   check_predict_local CLUSTER [--only N] [--short]   all jobs: predicted, measured, judged
+ *   check_predict_local CLUSTER [--only N] [--short] [--gguf FILE]   all jobs: predicted, measured, judged; FILE: a model in blocks for generating, too
  *   check_predict_local --ops CLUSTER N                job N's time by op: predicted, measured
- *   check_predict_local --run N, --predict CLUSTER N GB/S   (the same program as a child: job N alone in a process, run or predicted)
+ *   check_predict_local --run N FILE, --predict CLUSTER N GB/S FILE   (the same program as a child: job N alone in a process, run or predicted)
  *
  * Each job runs in a process of its own, so that its peak memory (VmHWM) is its own, and takes a step when it is told to. The read bandwidth of all cores is
  * measured before and after each: memory of shared machines moves between regimes. Steps count where it is what it was in calibration to 10 %; where too few
@@ -50,10 +50,10 @@ static const predict_job jobs[] = {
 };
 enum { JOBS = sizeof jobs / sizeof jobs[0] };
 
-/* Generating on all cores, weights packed, as `heddle generate` does it. */
+/* Generating on all cores, as `heddle generate` does it: by random weights, or (no model) by those of the GGUF file that the check was given. */
 typedef struct generation { const predict_model *model; hd_dtype precision; int64_t prompt, context; } generation;
 static const predict_model served[] = {{"gpt2-124m", HD_ARCH_GPT2, 12, 768, 12, 12, 3072, 50257}, {"llama-135m", HD_ARCH_LLAMA, 30, 576, 9, 3, 1536, 49152}};
-static const generation generations[] = {{&served[0], HD_BF16, 256, 512}, {&served[1], HD_F32, 256, 512}};
+static const generation generations[] = {{&served[0], HD_BF16, 256, 512}, {&served[1], HD_F32, 256, 512}, {NULL, HD_F32, 256, 512}};
 enum { GENERATIONS = sizeof generations / sizeof generations[0] };
 
 static int by_value(const void *a, const void *b)
@@ -77,10 +77,11 @@ static hd_lm_config config_of(const predict_model *m)
     return c;
 }
 
-static int open_generator(hd_generator *g, const generation *x, hd_error *err)
+static int open_generator(hd_generator *g, const generation *x, const char *file, hd_error *err)
 {
+    hd_generator_options o = {.precision = x->precision, .threads = hd_core_count(), .context = x->context, .chunk = x->prompt};
+    if (!x->model) return hd_generator_open(g, file, &o, err);
     hd_lm_config c = config_of(x->model);
-    hd_generator_options o = {.precision = x->precision, .threads = hd_core_count(), .context = x->context, .pack = true, .chunk = x->prompt};
     int rc = hd_lm_config_check(&c, x->model->name, err);
     return rc ? rc : hd_generator_open_random(g, &c, 1, &o, err);
 }
@@ -109,15 +110,15 @@ static int generate_once(hd_generator *g, const generation *x, const int32_t *to
     return rc;
 }
 
-static int run_generation(const generation *x, hd_error *err)
+static int run_generation(const generation *x, const char *file, hd_error *err)
 {
     hd_generator g;
-    int rc = open_generator(&g, x, err);
+    int rc = open_generator(&g, x, file, err);
     if (rc) return rc;
     int32_t *tokens = hd_calloc((size_t)x->context, sizeof *tokens);
     double prompt, token;
     char line[16];
-    for (int64_t i = 0; i < x->context && tokens; i++) tokens[i] = (int32_t)(i * 7919 % x->model->vocab);
+    for (int64_t i = 0; i < x->context && tokens; i++) tokens[i] = (int32_t)(i * 7919 % g.info.config->vocab);
     if (!tokens) rc = hd_fail_memory(err, 0, "tokens");
     while (!rc && fgets(line, sizeof line, stdin)) {
         rc = generate_once(&g, x, tokens, &prompt, &token, err);
@@ -146,14 +147,15 @@ static int predict_training(const hd_cluster *c, const predict_job *j, hd_error 
     return rc;
 }
 
-static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens, int64_t context, double *seconds, hd_error *err)
+/* So many tokens, which see so many keys on average. */
+static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens, int64_t keys, double *seconds, hd_error *err)
 {
     int64_t binding[HD_MAX_SYMBOLS];
     hd_trace t = {.by_call = true};
     hd_sim_result r = {0};
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) binding[i] = -1;
-    for (int i = 0; i < p->n_symbols; i++) binding[i] = !strcmp(p->symbols[i].name, "tokens") ? tokens : !strcmp(p->symbols[i].name, "context") ? context : -1;
-    int rc = hd_simulate(&p, 1, c, &(hd_sim_options){.binding = binding, .trace = &t}, &r, err);
+    for (int i = 0; i < p->n_symbols; i++) binding[i] = !strcmp(p->symbols[i].name, "tokens") ? tokens : -1;
+    int rc = hd_simulate(&p, 1, c, &(hd_sim_options){.binding = binding, .keys = keys, .trace = &t}, &r, err);
     *seconds = 0;
     for (int64_t i = 0; !rc && i < t.n_calls; i++)
         if (!strcmp(t.calls[i].segment, hd_segment_name(HD_SEGMENT_FORWARD))) *seconds += t.calls[i].end - t.calls[i].start;
@@ -162,41 +164,41 @@ static int predict_call(const hd_cluster *c, const hd_program *p, int64_t tokens
     return rc;
 }
 
-static int predict_generation(const hd_cluster *c, const generation *x, hd_error *err)
+static int predict_generation(const hd_cluster *c, const generation *x, const char *file, hd_error *err)
 {
     double prompt, token;
     hd_generator g;
-    int rc = open_generator(&g, x, err);
+    int rc = open_generator(&g, x, file, err);
     if (rc) return rc;
-    rc = predict_call(c, g.program, x->prompt, x->prompt, &prompt, err);
-    if (!rc) rc = predict_call(c, g.program, 1, x->prompt + GENERATED / 2, &token, err);
+    rc = predict_call(c, g.info.program, x->prompt, (x->prompt + 1) / 2, &prompt, err);
+    if (!rc) rc = predict_call(c, g.info.program, 1, x->prompt + GENERATED / 2, &token, err);
     if (!rc) printf("%.9g %.9g\n", prompt, token);
     hd_generator_close(&g);
     return rc;
 }
 
-static int predict_child(const char *path, int n, double bandwidth, hd_error *err)
+static int predict_child(const char *path, int n, double bandwidth, const char *file, hd_error *err)
 {
     hd_cluster c;
     if (n < 0 || n >= JOBS + GENERATIONS) return hd_fail(err, HD_EINVAL, "there is no job %d", n);
     int rc = hd_cluster_load(path, &c, err);
     if (rc) return rc;
     if (bandwidth > 0) hd_cost_set_bandwidth(&c, bandwidth);
-    rc = n < JOBS ? predict_training(&c, &jobs[n], err) : predict_generation(&c, &generations[n - JOBS], err);
+    rc = n < JOBS ? predict_training(&c, &jobs[n], err) : predict_generation(&c, &generations[n - JOBS], file, err);
     hd_cluster_free(&c);
     return rc;
 }
 
-static int run_child(int n, hd_error *err)
+static int run_child(int n, const char *file, hd_error *err)
 {
     if (n < 0 || n >= JOBS + GENERATIONS) return hd_fail(err, HD_EINVAL, "there is no job %d", n);
-    return n < JOBS ? run_training(&jobs[n], err) : run_generation(&generations[n - JOBS], err);
+    return n < JOBS ? run_training(&jobs[n], err) : run_generation(&generations[n - JOBS], file, err);
 }
 
 /* ---- the parent ---- */
 
 typedef struct check {
-    const char *self, *path;
+    const char *self, *path, *file; /* file: a model in blocks; NULL: none */
     hd_cluster cluster;
     hd_team *team;
     void *buffer; /* for the read bandwidth */
@@ -291,7 +293,7 @@ static int measure(const check *k, int n, double figure[2], double *peak, double
     series same = {.n = 0}, all = {.n = 0};
     double last[2];
     snprintf(number, sizeof number, "%d", n);
-    int rc = start(k, &c, (const char *const[]){k->self, "--run", number, NULL}, err);
+    int rc = start(k, &c, (const char *const[]){k->self, "--run", number, k->file ? k->file : "", NULL}, err);
     if (!rc) rc = take_steps(k, &c, &same, &all, err);
     end_input(&c);
     if (!rc) rc = hear(&c, last, err);
@@ -311,7 +313,7 @@ static int predict(const check *k, int n, double now, double figure[2], hd_error
     child c = {0};
     snprintf(number, sizeof number, "%d", n);
     snprintf(gb, sizeof gb, "%.9g", now == k->cluster.device.bandwidth ? 0 : now);
-    int rc = start(k, &c, (const char *const[]){k->self, "--predict", k->path, number, gb, NULL}, err);
+    int rc = start(k, &c, (const char *const[]){k->self, "--predict", k->path, number, gb, k->file ? k->file : "", NULL}, err);
     if (!rc) rc = hear(&c, figure, err);
     stop(&c);
     return rc;
@@ -355,7 +357,8 @@ static int check_generation(check *k, int n, hd_error *err)
     int rc = measure(k, JOBS + n, got, &peak, &now, err);
     if (!rc) rc = predict(k, JOBS + n, now, said, err);
     if (rc) return rc;
-    printf("  %-10s generate %-4s  prompt of %lld %7.4f s, predicted %7.4f", x->model->name, hd_dtype_name(x->precision), (long long)x->prompt, got[0], said[0]);
+    printf("  %-10s generate %-4s  prompt of %lld %7.4f s, predicted %7.4f", x->model ? x->model->name : "in blocks", hd_dtype_name(x->precision), (long long)x->prompt,
+           got[0], said[0]);
     verdict(k, said[0] / got[0] - 1, MOST_ERROR, true);
     printf("  token %8.5f s, predicted %8.5f", got[1], said[1]);
     verdict(k, said[1] / got[1] - 1, MOST_ERROR, true);
@@ -372,7 +375,7 @@ static int check_all(check *k, int only, hd_error *err)
         if (!skipped) rc = check_training(k, i, err);
     }
     for (int i = 0; i < GENERATIONS && !rc; i++)
-        if ((only < 0 && !k->brief) || only == JOBS + i) rc = check_generation(k, i, err);
+        if (((only < 0 && !k->brief) || only == JOBS + i) && (generations[i].model || k->file)) rc = check_generation(k, i, err);
     if (rc || k->n_errors < JUDGED) return rc;
     printf("  mean over %d configurations", k->n_errors);
     verdict(k, k->errors / k->n_errors, MEAN_ERROR, true);
@@ -443,12 +446,13 @@ int main(int argc, char **argv)
     for (int i = 2; i < argc; i++) {
         if (!strcmp(argv[i], "--short")) k.brief = true;
         if (!strcmp(argv[i], "--only") && i + 1 < argc) only = atoi(argv[i + 1]);
+        if (!strcmp(argv[i], "--gguf") && i + 1 < argc) k.file = argv[i + 1];
     }
-    if (argc == 3 && !strcmp(argv[1], "--run")) rc = run_child(atoi(argv[2]), &err);
-    else if (argc == 5 && !strcmp(argv[1], "--predict")) rc = predict_child(argv[2], atoi(argv[3]), atof(argv[4]), &err);
+    if (argc == 4 && !strcmp(argv[1], "--run")) rc = run_child(atoi(argv[2]), argv[3], &err);
+    else if (argc == 6 && !strcmp(argv[1], "--predict")) rc = predict_child(argv[2], atoi(argv[3]), atof(argv[4]), argv[5], &err);
     else if (argc == 4 && !strcmp(argv[1], "--ops") && atoi(argv[3]) >= 0 && atoi(argv[3]) < JOBS) rc = show_ops(argv[2], &jobs[atoi(argv[3])], &err);
     else if (argc >= 2 && argv[1][0] != '-') rc = run_check(&k, argv[1], only, &err);
-    else return fprintf(stderr, "check_predict_local CLUSTER [--only N] [--short] | --ops CLUSTER N | --run N\n"), 2;
+    else return fprintf(stderr, "check_predict_local CLUSTER [--only N] [--short] [--gguf FILE] | --ops CLUSTER N\n"), 2;
     if (err.code) fprintf(stderr, "check_predict_local: %s\n", err.message);
     return rc ? 1 : 0;
 }

@@ -77,8 +77,8 @@ static int generate_once(hd_generator *g, const config *c, const char *text, siz
     hd_ids ids = {0};
     hd_generate_result result;
     hd_generate_request r = make_request(c, NULL);
-    int rc = hd_tokenizer_encode(g->files.tokenizer, text, n, c->special, &ids, err);
-    if (!rc && ids.len == 0 && g->files.config.bos >= 0) rc = hd_ids_append(&ids, (int32_t)g->files.config.bos, err);
+    int rc = hd_tokenizer_encode(g->info.tokenizer, text, n, c->special, &ids, err);
+    if (!rc && ids.len == 0 && g->info.config->bos >= 0) rc = hd_ids_append(&ids, (int32_t)g->info.config->bos, err);
     if (!rc) rc = hd_generate(g, ids.data, (int64_t)ids.len, &r, &result, err);
     if (!rc) putchar('\n');
     if (!rc) show_speed(c, &result);
@@ -124,7 +124,7 @@ static int encode_talk(talk *t, hd_ids *ids, size_t *known, hd_error *err)
     hd_str text;
     hd_str_init(&text);
     int rc = hd_chat_template_render(t->template, t->messages, NULL, NULL, true, &text, err);
-    if (!rc) rc = hd_tokenizer_encode(t->g->files.tokenizer, text.data, text.len, false, ids, err);
+    if (!rc) rc = hd_tokenizer_encode(t->g->info.tokenizer, text.data, text.len, false, ids, err);
     if (!rc && !ids->len) rc = hd_fail(err, HD_EINVAL, "the chat template wrote nothing");
     hd_str_free(&text);
     *known = 0;
@@ -158,7 +158,7 @@ static int answer_turn(talk *t, const char *line, size_t n, hd_error *err)
 
 static int chat(hd_generator *g, const config *c, const char *model, hd_error *err)
 {
-    talk t = {.g = g, .c = c, .template = hd_chat_template_open(model, g->files.tokenizer, err), .messages = json_array()};
+    talk t = {.g = g, .c = c, .template = hd_chat_template_open(model, g->info.tokenizer, err), .messages = json_array()};
     char *line = NULL;
     size_t cap = 0;
     int rc = t.template ? 0 : err->code;
@@ -190,10 +190,10 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     const config *c = config_;
     if (n_words != 1) return hd_fail(err, HD_EINVAL, "name one model: a directory (with config.json, weights and tokenizer.json) or a GGUF file");
     hd_generator g;
-    hd_generator_options o = {.precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16, .threads = (int)c->threads, .context = c->context, .pack = true};
+    hd_generator_options o = {.precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16, .threads = (int)c->threads, .context = c->context};
     int rc = hd_generator_open(&g, words[0], &o, err);
     if (rc) return rc;
-    if (!g.files.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no %s", words[0], hd_gguf_is(words[0]) ? "tokenizer" : "tokenizer.json");
+    if (!g.info.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no %s", words[0], hd_gguf_is(words[0]) ? "tokenizer" : "tokenizer.json");
     signal(SIGINT, on_interrupt);
     hd_str text;
     hd_str_init(&text);

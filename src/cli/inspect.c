@@ -20,7 +20,7 @@ static const hd_setting settings[] = {
     {"batch", HD_SET_INT, AT(batch), "1", 1, 1e6, "N", "program, graph: sequences (samples) in a micro-batch"},
     {"micro_batches", HD_SET_INT, AT(micro_batches), "1", 1, 1e6, "N", "program: micro-batches in a step"},
     {"sequence", HD_SET_INT, AT(sequence), "0", 0, 1e7, "N", "program, graph: tokens in a sequence; generate: most tokens of a call; 0: 64, or what positions there are"},
-    {"context", HD_SET_INT, AT(context), "0", 0, 1e7, "N", "program, graph: generate: rows of the K/V cache; 0: 256, or what positions there are"},
+    {"context", HD_SET_INT, AT(context), "0", 0, 1e7, "N", "program, graph: generate: most tokens of prompt and text together; 0: 256, or what positions there are"},
     {"precision", HD_SET_STRING, AT(precision), "f32", 0, 0, "f32|bf16", "program, graph: of products and activations"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "program: threads that workspaces are sized for; 0: one per core"},
     {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "TEXT", "program, graph: how training is split over ranks, as heddle train takes it"},

@@ -42,7 +42,7 @@ static hd_graph *forward_graph(const inspect_config *c, const char *path, int64_
     *sequence = positions_of(&m, c->sequence, 64);
     hd_model_options o = {.mode = HD_LM_TRAIN, .precision = precision_of(c), .batch = c->batch, .sequence = *sequence, .context = positions_of(&m, c->context, 256)};
     if (!strcmp(c->mode, "eval")) o.mode = HD_LM_EVAL;
-    if (!strcmp(c->mode, "generate")) o.mode = HD_LM_GENERATE;
+    if (!strcmp(c->mode, "generate")) o.mode = HD_LM_SERVE;
     hd_graph *g = hd_model_graph(&m, &o, err);
     hd_model_close(&m);
     return g;

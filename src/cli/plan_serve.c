@@ -25,19 +25,17 @@ static const hd_program *program_of(const serving *s) { return s->p.programs.sta
 
 static const hd_sim_rank *rank_of(const serving *s) { return &s->p.sim.rank[0]; }
 
-/* Seconds of one forward call. */
-static int time_call(serving *s, int64_t tokens, int64_t context, double *seconds, hd_error *err)
+/* Seconds of one forward call in which a token sees so many keys on average. */
+static int time_call(serving *s, int64_t tokens, int64_t keys, double *seconds, hd_error *err)
 {
     const hd_program *p = program_of(s);
     int64_t binding[HD_MAX_SYMBOLS];
     hd_trace t = {.by_call = true};
     for (int i = 0; i < HD_MAX_SYMBOLS; i++) binding[i] = -1;
-    for (int i = 0; i < p->n_symbols; i++) {
+    for (int i = 0; i < p->n_symbols; i++)
         if (!strcmp(p->symbols[i].name, "tokens")) binding[i] = tokens;
-        if (!strcmp(p->symbols[i].name, "context")) binding[i] = context;
-    }
     hd_sim_result_free(&s->p.sim);
-    int rc = hd_simulate((const hd_program *const *)s->p.programs.stage, 1, &s->p.cluster, &(hd_sim_options){.binding = binding, .trace = &t}, &s->p.sim, err);
+    int rc = hd_simulate((const hd_program *const *)s->p.programs.stage, 1, &s->p.cluster, &(hd_sim_options){.binding = binding, .keys = keys, .trace = &t}, &s->p.sim, err);
     *seconds = 0;
     for (int64_t i = 0; !rc && i < t.n_calls; i++)
         if (!strcmp(t.calls[i].segment, hd_segment_name(HD_SEGMENT_FORWARD))) *seconds += t.calls[i].end - t.calls[i].start;
@@ -59,7 +57,7 @@ static int time_all(serving *s, hd_error *err)
     for (int64_t i = 0; i < s->prompt && !rc; i += at_once) {
         double seconds;
         int64_t n = s->prompt - i < at_once ? s->prompt - i : at_once;
-        rc = time_call(s, n, i + n, &seconds, err);
+        rc = time_call(s, n, i + (n + 1) / 2, &seconds, err);
         s->prefill += seconds;
     }
     if (!rc) rc = time_call(s, batch, s->prompt + 1 < s->context ? s->prompt + 1 : s->context, &s->first, err);
@@ -83,7 +81,7 @@ static void count_memory(serving *s)
 static int lower(serving *s, const plan_config *c, hd_error *err)
 {
     hd_session_options o = {.plan = hd_plan_default()};
-    hd_model_options m = {.mode = HD_LM_GENERATE, .precision = s->p.precision, .sequence = s->prompt < CHUNK ? s->prompt : CHUNK, .context = s->context};
+    hd_model_options m = {.mode = HD_LM_SERVE, .precision = s->p.precision, .sequence = s->prompt < CHUNK ? s->prompt : CHUNK, .context = s->context};
     hd_planning_target(&s->p.cluster, 1, (int)c->threads, &o.plan);
     o.plan.precision = s->p.precision;
     o.plan.pack = true;

@@ -122,7 +122,8 @@ static void derive_efficiency(hd_calibration *c)
         bool all = e->threads * e->teams >= d->cores && (e->teams == 1 || c->all);
         double flops = 2 * e->x[0] * e->x[1] * e->x[2] * e->x[3], rate = d->flops[e->dtype] > 0 ? d->flops[e->dtype] : d->flops[HD_F32];
         if (!all) continue;
-        if (!strncmp(e->op, "contract", 8) && flops > 1e9 && n[0] < 512) product[n[0]++] = flops / rate * e->teams / e->seconds;
+        bool product_of_floats = !strncmp(e->op, "contract.", 9) && strlen(e->op) == strlen("contract.nt"); /* those in blocks are of integers */
+        if (product_of_floats && flops > 1e9 && n[0] < 512) product[n[0]++] = flops / rate * e->teams / e->seconds;
         if (!strcmp(e->op, "mul") && e->x[0] > 2.5e7 && n[1] < 512) memory[n[1]++] = e->x[0] / d->bandwidth * e->teams / e->seconds;
         if (!strcmp(e->op, "mul") && e->x[0] < 3e4 && n[2] < 512) launch[n[2]++] = e->seconds;
     }

@@ -22,13 +22,19 @@ static const int64_t tables[][4] = {{64, 256, 1024}, {1024, 384, 4096}, {1024, 7
 /* queries, sequence, heads, features of a head */
 static const int64_t attentions[][4] = {{256, 64, 4, 32},   {256, 64, 8, 64},  {256, 256, 6, 64},   {1024, 128, 8, 64}, {1024, 256, 6, 64},
                                         {1024, 256, 8, 32}, {512, 512, 8, 64}, {1024, 1024, 4, 64}, {512, 256, 4, 128}, {128, 128, 3, 64}, {0}};
-static const int64_t decodes[][4] = {{1, 32, 6, 64}, {1, 128, 6, 64}, {1, 128, 12, 64}, {1, 512, 6, 64}, {1, 512, 12, 64}, {1, 1024, 8, 128}, {0}};
+/* queries, sequence, heads, key heads: a prompt of one sequence, a token */
+static const int64_t prompts[][4] = {{16, 16, 8, 8}, {64, 64, 8, 8}, {256, 256, 6, 6}, {256, 256, 12, 12}, {256, 256, 16, 4}, {512, 512, 8, 8}, {512, 512, 16, 4}, {0}};
+static const int64_t decodes[][4] = {{1, 32, 6, 6},   {1, 128, 6, 6},   {1, 128, 12, 12}, {1, 128, 16, 4},  {1, 512, 6, 6},
+                                     {1, 512, 12, 12}, {1, 512, 16, 4}, {1, 1024, 16, 16}, {1, 2048, 32, 8}, {0}};
 
 #define SCALES "eps=1e-05 dtype=@ sum_dtype=f32"
 #define RMS "eps=1e-06 offset=0 dtype=@ sum_dtype=f32"
 #define GRADS "eps=1e-05 dtype=f32 sum_dtype=f32"
 #define RMS_GRADS "eps=1e-06 offset=0 dtype=f32 sum_dtype=f32"
 #define SEEN "scale=0.125 causal=true window=0 max_keys=$S block=$S dtype=@"
+
+#define PAGED(keys) "scale=0.125 softcap=0 window=0 block=16 mean_keys=" keys " dtype=@"
+#define BLOCKS(positions) "@[T,H,E] @[R,G,E] @[R,G,E] i32[T]:" positions " i32[T] i32[O,B]:i"
 
 static const family families[] = {
     {"add", "dtype=@", "@[T,D] @[T,D]", 3, 1, 0, BOTH, "TD", plane},
@@ -62,8 +68,8 @@ static const family families[] = {
     {"rope", "interleaved=false inverse=false scale=1 dtype=@", "@[T,H,E] i32[T]:p f32[F]", 1, 1, 0, BOTH, "TSHE", attentions},
     {"attention", SEEN, "@[T,H,E] @[T,H,E] @[T,H,E] i32[T]:p i32[T]:p i32[T]:s i32[T]:s", 7, 0, 0, BOTH, "TSHE", attentions},
     {"attention_grad", SEEN, "@[T,H,E] @[T,H,E] @[T,H,E] @[T,H,E] @[T,H,E] f32[T,H] i32[T]:p i32[T]:p i32[T]:s i32[T]:s", 1, 0, 0, BOTH, "TSHE", attentions},
-    {"attention", "scale=0.125 causal=true window=0 max_keys=$S block=0 dtype=@", "@[T,H,E] @[S,H,E] @[S,H,E] i32[T]:l i32[S]:p i32[T]:s i32[S]:s", 1, 0, 2, BOTH,
-     "TSHE", decodes},
+    {"paged_attention", PAGED("$M"), BLOCKS("p"), 7, 0, 0, BOTH, "TSHG", prompts},
+    {"paged_attention", PAGED("$S"), BLOCKS("l"), 1, 0, 0, BOTH, "TSHG", decodes},
 };
 enum { FAMILIES = sizeof families / sizeof families[0], LETTERS = 26 };
 
@@ -75,7 +81,12 @@ static const product products[] = {
     {"spec=km,kn->mn dtype=f32", "@[K,M] @[K,N]", false, {64, 256, 1024, 4096}, {64, 128, 256, 512, 1024, 4096}, {32, 256, 1024}},
     {"spec=mk,nk->mn dtype=@", "@[M,K] @[N,K]", true, {1, 8, 64, 512}, {64, 256, 1024, 4096, 16384}, {64, 256, 1024, 4096}},
 };
-enum { PRODUCTS = sizeof products / sizeof products[0] };
+/* By weights in the block types of GGUF files that models mostly come in. */
+static const product in_blocks[] = {
+#define BY(type) {"spec=mk,nk->mn dtype=@", "@[M,K] " type "[N,K]", true, {1, 8, 64, 256}, {256, 1024, 4096, 16384}, {1024, 4096}}
+    BY("Q4_0"), BY("Q5_0"), BY("Q8_0"), BY("Q4_K"), BY("Q5_K"), BY("Q6_K"), BY("F16"),
+};
+enum { PRODUCTS = sizeof products / sizeof products[0], IN_BLOCKS = sizeof in_blocks / sizeof in_blocks[0] };
 #define MOST_FLOPS 2.3e9          /* of one product: beyond it, what it reaches stays the same */
 #define MOST_WEIGHTS (1 << 24)    /* elements: 64 MiB are far beyond any cache */
 
@@ -97,10 +108,15 @@ static void add_family(case_list *l, const family *f, hd_dtype t)
     for (const int64_t (*s)[4] = f->sizes; wants(f, t) && (*s)[0]; s++) {
         hd_case c = {f->op, f->attrs, f->operands, f->warm, f->in_place, f->unread, false, t, {{0}}};
         for (int i = 0; f->letters[i]; i++) c.size.of[f->letters[i] - 'A'] = (*s)[i];
+        if (!c.size.of['E' - 'A']) c.size.of['E' - 'A'] = 64;
         c.size.of['F' - 'A'] = c.size.of['E' - 'A'] / 2;
         c.size.of['K' - 'A'] = 2;
         if (!c.size.of['S' - 'A']) c.size.of['S' - 'A'] = 64;
         if (!c.size.of['V' - 'A']) c.size.of['V' - 'A'] = 64;
+        c.size.of['M' - 'A'] = (c.size.of['S' - 'A'] + 1) / 2; /* keys that a token of a prompt sees, on average */
+        c.size.of['O' - 'A'] = 1;
+        c.size.of['B' - 'A'] = (c.size.of['S' - 'A'] + 15) / 16; /* blocks of 16, and their rows */
+        c.size.of['R' - 'A'] = 16 * c.size.of['B' - 'A'];
         add_case(l, &c);
     }
 }
@@ -121,6 +137,7 @@ hd_case *hd_calibrate_cases(int *n)
 {
     static const hd_dtype dtypes[] = {HD_F32, HD_BF16};
     case_list l = {0};
+    for (int i = 0; i < IN_BLOCKS; i++) add_product(&l, &in_blocks[i], HD_F32);
     for (int t = 0; t < 2; t++) {
         for (int i = 0; i < PRODUCTS; i++) add_product(&l, &products[i], dtypes[t]);
         for (int i = 0; i < FAMILIES; i++) add_family(&l, &families[i], dtypes[t]);

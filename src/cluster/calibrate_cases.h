@@ -9,7 +9,8 @@
 typedef struct hd_case_size { int64_t of[26]; } hd_case_size;
 
 /* One op at one size: attrs and operand types in which '@' is the dtype under test and capital letters are the size's extents ("$S" in attrs).
- *   operands: "@[T,D] f32[D] - i32[T]:p", parted by blanks; '-': absent; of integers :p positions within sequences of S, :s sequence numbers, :v below V */
+ *   operands: "@[T,D] f32[D] - i32[T]:p", parted by blanks; '-': absent; of integers :p positions within sequences of S, :l the last of them, :s sequence numbers, :v below V, :i
+ *   0, 1, 2, ...; "Q4_K[N,K]": in those blocks */
 typedef struct hd_case {
     const char *op, *attrs, *operands;
     uint32_t warm;     /* operands that the kernel before it has just written, where they fit a cache; all others come from memory */

@@ -15,6 +15,7 @@
 #include "cluster/calibrate_cases.h"
 #include "cluster/calibrate_int.h"
 #include "graph/op.h"
+#include "kernels/cpu/blocks.h"
 #include "kernels/cpu/gemm.h"
 
 #define POOL_BYTES ((size_t)160 << 20)    /* of operands */
@@ -128,7 +129,8 @@ static bool read_operand(const char *text, const hd_case *c, hd_type *t, char *f
     if (!open || open - text >= (int)sizeof name) return false;
     memcpy(name, text, (size_t)(open - text));
     if (!strcmp(name, "@")) t->dtype = c->dtype;
-    else if (hd_dtype_parse(name, &t->dtype)) return false;
+    else if (hd_dtype_parse(name, &t->dtype) && !(t->blocks = hd_quant_by_name(name))) return false;
+    if (t->blocks) t->dtype = HD_F32;
     for (const char *p = open + 1; *p && *p != ']'; p++)
         if (*p != ',') t->shape.dim[t->shape.rank++] = c->size.of[*p - 'A'];
     const char *colon = strchr(open, ':');
@@ -144,6 +146,7 @@ static int64_t index_value(const hd_case *c, char fill, int64_t i)
     case 's': return i / sequence;
     case 'l': return sequence - 1;
     case 'v': return (int64_t)((uint64_t)i * 2654435761u % (uint64_t)rows);
+    case 'i': return i;
     default: return 0;
     }
 }
@@ -158,7 +161,7 @@ static bool fill_index(prepared *p, int i)
 
 static hd_tensor tensor_of(const hd_type *t)
 {
-    hd_tensor x = {.dtype = t->dtype, .rank = t->shape.rank};
+    hd_tensor x = {.dtype = t->dtype, .blocks = t->blocks, .rank = t->shape.rank};
     memcpy(x.dim, t->shape.dim, sizeof x.dim);
     x.data = t->absent ? NULL : (void *)64; /* there; its place is chosen for each run */
     return x;
@@ -222,7 +225,9 @@ static bool read_case(prepared *p, rig *r, const hd_case *c)
     }
     if (c->packed) {
         p->in[1].format = HD_PACKED;
-        p->packed_bytes = hd_gemm_packed_bytes(r->isa, ((const hd_contract_attrs *)p->attrs)->spec, &p->in[1]);
+        const hd_tensor *w = &p->in[1];
+        p->packed_bytes = w->blocks ? hd_blocks_packed_bytes(r->isa, w->blocks, w->dim[0], w->dim[1])
+                                    : hd_gemm_packed_bytes(r->isa, ((const hd_contract_attrs *)p->attrs)->spec, w);
     }
     for (int i = 0; i < p->args.n_in; i++)
         if (operand_bytes(p, i) > RESULT_BYTES) return false;

@@ -5,8 +5,10 @@
  * so that what is between the measured shapes is interpolated in the logarithm of that factor: locally linear in the logarithms of the features (moving least
  * squares), never beyond what the nearest entries show. Features:
  *     contract            rows, columns, depth, batch; its op is "contract.nt", where n and t say that the first and second operand
- *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them; p: it lies packed
+ *                         have the summed dimension innermost (n, t) or not (t, n), as BLAS calls them; p: it lies packed. Where the second lies in
+ *                         blocks of a GGUF file, "contract.Q4_K": the blocks' type
  *     attention           queries, keys that a query sees, features of a head, heads
+ *     paged_attention     queries, FLOPs of each, bytes (key heads may be fewer than heads, and of another type)
  *     all other           bytes, FLOPs for each byte, extent of operand 0's last dimension (1 for ops that go element by element) */
 #include "cluster/cost.h"
 
@@ -16,12 +18,15 @@
 
 #include "cluster/curve.h"
 #include "kernels/einsum.h"
+#include "tensor/quant.h"
 
 /* ---- what an op does ---- */
 
 static bool is_named(const hd_sig *s, const char *name) { return !strcmp(s->op->name, name); }
 
 static bool is_attention(const hd_sig *s) { return !strncmp(s->op->name, "attention", 9); }
+
+static bool reads_blocks(const hd_sig *s) { return is_named(s, "contract") && s->in[1].blocks; }
 
 /* Whether the summed dimension is innermost in each operand of a contraction. */
 static void read_form(const hd_sig *s, bool inner[2])
@@ -114,6 +119,11 @@ int hd_cost_features(const hd_sig *sig, double *x)
         x[1] = at_least(w.flops / (2 * products * x[0] * x[2] * x[3]), 1);
         return 4;
     }
+    if (is_named(sig, "paged_attention")) {
+        x[0] = at_least((double)sig->in[0].shape.dim[0], 1);
+        x[1] = at_least(w.flops / x[0], 1), x[2] = at_least(w.bytes, 1);
+        return 3;
+    }
     const hd_shape *row = sig->n_in ? &sig->in[0].shape : NULL;
     x[0] = at_least(w.bytes, 1);
     x[1] = at_least(w.flops / x[0], 1.0 / 16);
@@ -129,13 +139,24 @@ void hd_cost_key(const hd_sig *sig, uint32_t packed, char *key)
         snprintf(key, HD_COST_KEY, "%s", sig->op->name);
         return;
     }
+    if (reads_blocks(sig)) {
+        snprintf(key, HD_COST_KEY, "contract.%s", sig->in[1].blocks->name);
+        return;
+    }
     read_form(sig, inner);
     snprintf(key, HD_COST_KEY, "%s.%c%c", sig->op->name, inner[0] ? 'n' : 't', packed & 2 ? 'p' : inner[1] ? 't' : 'n');
 }
 
+/* Bytes of an element of a product's second operand; op: its name in the profile. */
+static double weight_size(const char *op, hd_dtype dtype)
+{
+    const hd_quant *q = !strncmp(op, "contract.", 9) ? hd_quant_by_name(op + 9) : NULL;
+    return q ? (double)q->bytes / q->block : (double)hd_dtype_size(dtype);
+}
+
 /* ---- interpolation ---- */
 
-typedef enum base_kind { BASE_CONTRACT, BASE_ATTENTION, BASE_ATTENTION_GRAD, BASE_OTHER } base_kind;
+typedef enum base_kind { BASE_CONTRACT, BASE_ATTENTION, BASE_ATTENTION_GRAD, BASE_PAGED, BASE_OTHER } base_kind;
 
 typedef struct query {
     const hd_cluster *cluster;
@@ -143,6 +164,7 @@ typedef struct query {
     base_kind kind;
     hd_dtype dtype;
     int threads, teams;
+    double in_blocks; /* CONTRACT: bytes of an element of the second operand, where that lies in blocks; else 0 */
     double x[HD_PROFILE_FEATURES];
 } query;
 
@@ -155,12 +177,13 @@ static double base_seconds(const query *q, const double *x, hd_dtype dtype, int 
     switch (q->kind) {
     case BASE_CONTRACT:
         flops = 2 * x[0] * x[1] * x[2] * x[3];
-        bytes = size * x[3] * (x[0] * x[2] + x[1] * x[2] + x[0] * x[1]);
+        bytes = x[3] * (size * (x[0] * x[2] + x[0] * x[1]) + (q->in_blocks > 0 ? q->in_blocks : size) * x[1] * x[2]);
         break;
     case BASE_ATTENTION: case BASE_ATTENTION_GRAD:
         flops = (q->kind == BASE_ATTENTION ? 4 : 10) * x[0] * x[1] * x[2] * x[3];
         bytes = size * 4 * x[0] * x[2] * x[3];
         break;
+    case BASE_PAGED: flops = x[0] * x[1], bytes = x[2]; break;
     default: flops = x[0] * x[1], bytes = x[0];
     }
     return flops / rate + bytes / bandwidth;
@@ -277,9 +300,9 @@ static bool is_transfer(const char *op)
 static double streaming_seconds(const hd_profile_entry *e, double bandwidth)
 {
     double size = (double)hd_dtype_size(e->dtype), all = e->teams / bandwidth;
-    if (!strncmp(e->op, "attention", 9)) return 0;
+    if (!strncmp(e->op, "attention", 9) || !strcmp(e->op, "paged_attention")) return 0;
     if (!strncmp(e->op, "contract", 8)) {
-        double memory = all * size * e->x[3] * (e->x[0] * e->x[2] + e->x[1] * e->x[2] + e->x[0] * e->x[1]);
+        double memory = all * e->x[3] * (size * (e->x[0] * e->x[2] + e->x[0] * e->x[1]) + weight_size(e->op, e->dtype) * e->x[1] * e->x[2]);
         return memory > 0.5 * e->seconds ? fmin(memory, e->seconds) : 0;
     }
     bool cold = !strcmp(e->op, "adamw") || !strcmp(e->op, "sgd");
@@ -312,6 +335,17 @@ static int threads_used(const hd_cluster *c, const work *w, int threads)
     return w->bytes <= SOLO_BYTES && w->flops <= SOLO_FLOPS ? 1 : threads;
 }
 
+/* A product with blocks of a type that wasn't measured: as by packed weights of the first operand's dtype, less the time of the bytes that needn't be read. */
+static double as_plain(query *q, const hd_sig *sig, const work *w)
+{
+    double elements = (double)hd_shape_count(&sig->in[1].shape), bandwidth = bandwidth_of(&q->cluster->device, q->threads, q->teams);
+    double saved = elements * (double)hd_dtype_size(q->dtype) - (double)hd_type_bytes(&sig->in[1]);
+    q->in_blocks = 0;
+    q->key = "contract.np";
+    double seconds = measured_seconds(q);
+    return seconds < 0 ? seconds : fmax(seconds - saved / bandwidth, w->bytes / bandwidth);
+}
+
 static double by_profile(const hd_cluster *c, const hd_sig *sig, uint32_t packed, const work *w, int threads, int teams)
 {
     char key[HD_COST_KEY];
@@ -319,9 +353,12 @@ static double by_profile(const hd_cluster *c, const hd_sig *sig, uint32_t packed
     hd_cost_key(sig, packed, key);
     hd_cost_features(sig, q.x);
     if (is_named(sig, "contract")) q.kind = BASE_CONTRACT;
+    if (reads_blocks(sig)) q.in_blocks = weight_size(key, q.dtype);
+    if (is_named(sig, "paged_attention")) q.kind = BASE_PAGED;
     if (is_attention(sig)) q.kind = sig->op->is_backward ? BASE_ATTENTION_GRAD : BASE_ATTENTION;
     double seconds = measured_seconds(&q);
     if (seconds < 0 && goes_by_element(sig->op)) q.key = "fused", seconds = measured_seconds(&q);
+    if (seconds < 0 && reads_blocks(sig)) seconds = as_plain(&q, sig, w);
     return seconds;
 }
 

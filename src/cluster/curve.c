@@ -47,6 +47,18 @@ static bool attention_shape(const hd_sig *sig, int q, hd_product_shape *out)
     return true;
 }
 
+/* One product for each head and sequence: its queries against the keys that they see on average. */
+static bool paged_shape(const hd_sig *sig, hd_product_shape *out)
+{
+    hd_cost c;
+    sig->op->cost(sig, &c);
+    const int64_t *q = sig->in[0].shape.dim;
+    double queries = (double)q[0], heads = (double)q[1], features = (double)(q[2] + sig->out[0].shape.dim[2]), sequences = (double)sig->in[5].shape.dim[0];
+    if (!(queries > 0 && heads > 0 && features > 0 && sequences > 0)) return false;
+    *out = (hd_product_shape){heads * fmin(queries, sequences), fmax(queries / sequences, 1), c.flops / (2 * queries * heads * features), (double)q[2]};
+    return true;
+}
+
 /* A convolution as the product that it is computed by: the result's elements, each a sum over what its FLOPs say. */
 static bool conv_shape(const hd_sig *sig, int channels, hd_product_shape *out)
 {
@@ -63,6 +75,7 @@ bool hd_curve_shape(const hd_sig *sig, hd_product_shape *out)
     const char *name = sig->op->name;
     if (!strcmp(name, "contract")) return contract_shape(sig, out);
     if (!strcmp(name, "attention")) return attention_shape(sig, 0, out);
+    if (!strcmp(name, "paged_attention")) return paged_shape(sig, out);
     if (!strcmp(name, "attention_grad")) return attention_shape(sig, 1, out);
     if (!strcmp(name, "conv2d") || !strcmp(name, "conv2d_grad_x")) return conv_shape(sig, 1, out);
     if (!strcmp(name, "conv2d_grad_w")) return conv_shape(sig, 0, out);

@@ -112,9 +112,7 @@ typedef struct hd_rows_attrs {
     int64_t first; /* the index that row 0 stands for: not 0 in a shard of the rows; an index outside is as one out of range */
 } hd_rows_attrs;
 /* ---- one_hot: (index[...]) -> y[..., rows].
- * ---- update_rows: (cache[R, ...], y[I..., ...], index[I...]) -> cache': rows replaced; in place.
- * ---- prefix: (cache[R, ...]) -> its leading rows, as many as the symbol says; same memory. */
-typedef struct hd_prefix_attrs { int32_t sym; } hd_prefix_attrs;
+ * ---- update_rows: (cache[R, ...], y[I..., ...], index[I...]) -> cache': rows replaced; in place. */
 
 /* ---- top_k: (x[..., D]) -> (values[..., k], index[..., k] i32), descending, lower index first among equals; NaN counts as lowest.
  *      top_k_grad: (dvalues, index) -> dx[..., extent]. */

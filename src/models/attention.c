@@ -31,19 +31,6 @@ static hd_value keep_rows(hd_lm *m, int64_t layer, const char *name, hd_value y,
     return now;
 }
 
-/* The rows in use of a cache of one sequence. */
-static hd_value cache(hd_lm *m, int64_t layer, const char *name, hd_value y)
-{
-    char seen[64];
-    snprintf(seen, sizeof seen, "%lld.%s.seen", (long long)layer, name);
-    hd_value now = keep_rows(m, layer, name, y, m->o->context);
-    const char *scope = m->g->scope;
-    m->g->scope = "kv";
-    hd_value rows = hd_graph_node(m->g, "prefix", seen, &(hd_prefix_attrs){ .sym = m->sym_context }, &now, 1);
-    m->g->scope = scope;
-    return rows;
-}
-
 /* Keys or values in their blocks, in the dtype `kv`; *scale: of i8 rows, else HD_NONE. */
 static hd_value keep_in_blocks(hd_lm *m, int64_t layer, const char *name, hd_value y, hd_value *scale)
 {
@@ -60,7 +47,7 @@ static hd_value keep_in_blocks(hd_lm *m, int64_t layer, const char *name, hd_val
 
 static int64_t max_keys(const hd_lm *m, int64_t window)
 {
-    int64_t n = m->o->mode == HD_LM_GENERATE ? m->o->context : m->o->sequence ? m->o->sequence : m->o->tokens;
+    int64_t n = m->o->sequence ? m->o->sequence : m->o->tokens;
     return window && window < n ? window : n;
 }
 
@@ -142,19 +129,12 @@ static hd_value attend_blocks(hd_lm *m, int64_t layer, hd_value q, hd_value k, h
 hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v)
 {
     const hd_lm_config *c = m->c;
-    hd_value kpos = m->positions, kseg = m->segments;
     if (m->o->attention == HD_ATTENTION_MATERIALISED) return write_out(m, layer, q, k, v);
     if (m->o->mode == HD_LM_SERVE) return attend_blocks(m, layer, q, k, v);
-    if (m->o->mode == HD_LM_GENERATE) {
-        k = cache(m, layer, "k", k);
-        v = cache(m, layer, "v", v);
-        kpos = m->context_positions;
-        kseg = m->context_segments;
-    }
     int64_t window = hd_lm_config_window(c, layer);
     hd_attention_attrs at = { .scale = scale_of(c, layer), .causal = true, .window = window, .max_keys = max_keys(m, window),
                               .softcap = c->attn_softcap, .dtype = m->o->compute };
-    bool rows_of_sequences = m->o->mode != HD_LM_GENERATE && m->o->sequence > 0 && m->o->tokens % m->o->sequence == 0;
+    bool rows_of_sequences = m->o->sequence > 0 && m->o->tokens % m->o->sequence == 0;
     if (rows_of_sequences) at.block = m->o->sequence;
-    return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, kpos, m->segments, kseg }, 7);
+    return hd_graph_node(m->g, "attention", "attention", &at, (hd_value[]){ q, k, v, m->positions, m->positions, m->segments, m->segments }, 7);
 }

@@ -15,7 +15,7 @@ static hd_value (*const builders[HD_FAMILY_COUNT])(hd_lm *m) = {
 /* ---- inputs ---- */
 
 /* Keeps keys and values between calls, and gives logits of chosen rows only. */
-static bool gives_rows(const hd_lm_options *o) { return o->mode == HD_LM_GENERATE || o->mode == HD_LM_SERVE; }
+static bool serves(const hd_lm_options *o) { return o->mode == HD_LM_SERVE; }
 
 static hd_value input_rows(hd_lm *m, const char *name, hd_dtype dtype, int64_t n, int sym)
 {
@@ -30,37 +30,28 @@ static bool has_dropout(const hd_lm *m)
     return m->o->mode == HD_LM_TRAIN && (m->c->embd_dropout > 0 || m->c->resid_dropout > 0 || weights);
 }
 
-static void declare_generation(hd_lm *m)
-{
-    m->sym_context = hd_graph_symbol(m->g, "context", m->o->context);
-    m->context_positions = input_rows(m, "context_positions", HD_I32, m->o->context, m->sym_context);
-    m->context_segments = input_rows(m, "context_segments", HD_I32, m->o->context, m->sym_context);
-}
-
 static void declare_serving(hd_lm *m)
 {
-    int64_t tables[2] = { m->o->sequences, (m->o->context + m->o->block - 1) / m->o->block };
+    int64_t tables[2] = { m->o->sequences, (m->o->context + m->o->block - 1) / m->o->block }, rows = m->o->rows ? m->o->rows : 1;
     m->sequences = input_rows(m, "sequences", HD_I32, m->o->tokens, m->sym_tokens);
     m->tables = hd_graph_input(m->g, "tables", hd_type_of(HD_I32, 2, tables), HD_TIME_SPLIT);
+    m->slots = input_rows(m, "slots", HD_I32, m->o->tokens, m->sym_tokens);
+    m->sym_rows = hd_graph_symbol(m->g, "rows", rows);
+    m->rows = input_rows(m, "rows", HD_I32, rows, m->sym_rows);
 }
 
 static void declare_inputs(hd_lm *m)
 {
     int64_t T = m->o->tokens;
-    bool caches = gives_rows(m->o), serve = m->o->mode == HD_LM_SERVE;
-    m->sym_tokens = m->sym_context = m->sym_rows = -1;
-    if (caches) m->sym_tokens = hd_graph_symbol(m->g, "tokens", T);
+    m->sym_tokens = m->sym_rows = -1;
+    if (serves(m->o)) m->sym_tokens = hd_graph_symbol(m->g, "tokens", T);
     m->tokens = input_rows(m, "tokens", HD_I32, T, m->sym_tokens);
     m->positions = input_rows(m, "positions", HD_I32, T, m->sym_tokens);
-    if (!serve) m->segments = input_rows(m, "segments", HD_I32, T, m->sym_tokens);
-    if (caches) {
-        int64_t rows = m->o->rows ? m->o->rows : 1;
-        (serve ? declare_serving : declare_generation)(m);
-        m->slots = input_rows(m, "slots", HD_I32, T, m->sym_tokens);
-        m->sym_rows = hd_graph_symbol(m->g, "rows", rows);
-        m->rows = input_rows(m, "rows", HD_I32, rows, m->sym_rows);
+    if (serves(m->o)) {
+        declare_serving(m);
         return;
     }
+    m->segments = input_rows(m, "segments", HD_I32, T, -1);
     m->targets = input_rows(m, "targets", HD_I32, T, -1);
     m->inv_divisor = hd_graph_input(m->g, "inv_divisor", hd_type_scalar(HD_F32), HD_TIME_REPLICATE);
     if (!has_dropout(m)) return;
@@ -225,7 +216,7 @@ static hd_value head(hd_lm *m, hd_value x)
     hd_value w = m->embedding;
     if (!c->tie_embeddings) w = declare(m, "head", m->o->param, 2, (int64_t[]){ c->vocab, c->width }, c->init_std, true);
     w = to_compute(m, "head", w);
-    bool wide = gives_rows(m->o) || m->o->logits;
+    bool wide = serves(m->o) || m->o->logits;
     hd_value logits = hd_contract(m->g, "logits", "td,vd->tv", x, w, wide ? HD_F32 : m->o->compute);
     return c->final_softcap > 0 ? hd_lm_cap(m, "logits", logits, 1, c->final_softcap) : logits;
 }
@@ -261,14 +252,14 @@ static int check_options(const hd_lm_options *o, hd_error *err)
         return hd_fail(err, HD_EUNSUPPORTED, "language models keep weights in f32 or bf16, not %s", hd_dtype_name(o->param));
     if (o->tokens < 1 || o->tokens > most)
         return hd_fail(err, HD_EINVAL, "%lld tokens in a call: must be 1 to %lld", (long long)o->tokens, (long long)most);
-    if (o->attention == HD_ATTENTION_MATERIALISED && (gives_rows(o) || (o->sequence && o->tokens % o->sequence)))
+    if (o->attention == HD_ATTENTION_MATERIALISED && (serves(o) || (o->sequence && o->tokens % o->sequence)))
         return hd_fail(err, HD_EINVAL, "materialised attention takes whole sequences of one length, in training and evaluation");
-    if (!gives_rows(o)) return HD_OK;
+    if (!serves(o)) return HD_OK;
     if (o->context < 1 || o->context > most)
         return hd_fail(err, HD_EINVAL, "a context of %lld tokens: must be 1 to %lld", (long long)o->context, (long long)most);
     if (o->rows < 0 || o->rows > o->tokens)
         return hd_fail(err, HD_EINVAL, "%lld rows of logits from at most %lld tokens", (long long)o->rows, (long long)o->tokens);
-    return o->mode == HD_LM_SERVE ? check_serving(o, err) : HD_OK;
+    return check_serving(o, err);
 }
 
 static void build(hd_lm *m)
@@ -276,9 +267,9 @@ static void build(hd_lm *m)
     declare_inputs(m);
     hd_value x = builders[m->c->family](m);
     hd_rows_attrs at = { .rows = m->o->tokens, .dtype = m->o->compute };
-    bool rows = gives_rows(m->o);
+    bool rows = serves(m->o);
     if (rows) x = hd_graph_node(m->g, "gather", "wanted", &at, (hd_value[]){ x, m->rows }, 2);
-    if (m->o->mode == HD_LM_SERVE) hd_graph_output(m->g, "hidden", hd_cast(m->g, "hidden", x, HD_F32));
+    if (rows) hd_graph_output(m->g, "hidden", hd_cast(m->g, "hidden", x, HD_F32));
     hd_value logits = head(m, x);
     if (rows || (m->o->mode == HD_LM_EVAL && m->o->logits)) hd_graph_output(m->g, "logits", logits);
     if (!rows) loss(m, logits);

@@ -9,16 +9,14 @@
  *   inv_divisor f32 scalar, per step       TRAIN, EVAL: 1 / number of counted targets of the whole step
  *   key i64[2] {seed, step}, per step      TRAIN with dropout only
  *   samples i64[T]                         TRAIN with dropout only: number of the sequence in the data, for the random counters
- *   slots[T]                               GENERATE: row of the K/V cache that takes each token
- *   context_positions[context], context_segments[context]   GENERATE: what lies in the cache's leading rows, this call's tokens included
- *   rows[R]                                GENERATE, SERVE: places in 0..T-1 whose logits are wanted
+ *   rows[R]                                SERVE: places in 0..T-1 whose logits are wanted
  *   slots[T], sequences[T], tables[S, B]   SERVE, instead of segments: row of kv.N that takes each token; whose token it is (a row of tables); the blocks that
  *                                          hold each sequence's positions, `block` in each
  * Outputs: "loss" f32 scalar (TRAIN, EVAL): this call's share of the step's mean loss; "logits" [T, V] (EVAL with logits) or [R, V] f32; "hidden" [R, D] f32
  * (SERVE): what the head multiplies.
- * States: GENERATE: kv.N.k, kv.N.v [context, key/value heads, head_dim], in the compute dtype. SERVE: the same, [blocks * block, ...] in the dtype `kv`; of i8 also
- * kv.N.k_scale, kv.N.v_scale [blocks * block, key/value heads] f32.
- * Symbols: GENERATE: "tokens", "context", "rows"; SERVE: "tokens", "rows".
+ * States (SERVE): kv.N.k, kv.N.v [blocks * block, key/value heads, head_dim] in the dtype `kv`; of i8 also kv.N.k_scale, kv.N.v_scale
+ * [blocks * block, key/value heads] f32.
+ * Symbols (SERVE): "tokens", "rows".
  *
  * Parameters' paths, N the layer: embed.tokens [V, D]; embed.positions [P, D]; layers.N.norm1.gamma, .beta, layers.N.norm2.gamma, .beta,
  * norm.gamma, .beta [D]; with query/key norms layers.N.attn.q_norm, .k_norm [head_dim]; Gemma's layers.N.norm1_after, .norm2_after [D];
@@ -31,8 +29,8 @@
 #include "graph/graph.h"
 #include "models/config.h"
 
-/* GENERATE: one sequence over a cache of its own. SERVE: many sequences, whose keys and values lie in blocks (op paged_attention). */
-typedef enum hd_lm_mode { HD_LM_TRAIN, HD_LM_EVAL, HD_LM_GENERATE, HD_LM_SERVE } hd_lm_mode;
+/* SERVE: text out of the model, for one sequence or many, whose keys and values lie in blocks (op paged_attention). */
+typedef enum hd_lm_mode { HD_LM_TRAIN, HD_LM_EVAL, HD_LM_SERVE } hd_lm_mode;
 
 /* MATERIALISED: scores, softmax and dropout of the weights (attn_dropout) each written to memory, as before fused attention: to say what set-ups of that time
  * take (src/models/attention.c). Needs sequences of one length. */
@@ -42,14 +40,14 @@ typedef struct hd_lm_options {
     hd_lm_mode mode;
     hd_attention_form attention;
     bool half_stream;  /* the residual stream is in the compute dtype, as Megatron-LM's; else in f32 */
-    hd_dtype compute;  /* of contractions, attention, activations and the K/V cache: f32 or bf16. The residual stream and losses are f32 */
+    hd_dtype compute;  /* of contractions, attention and activations: f32 or bf16. The residual stream and losses are f32 */
     hd_dtype param;    /* of weights as stored: f32 (masters, for training), or bf16. Norms' weights are f32 always */
-    int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (GENERATE) */
+    int64_t tokens;    /* T: of every call (TRAIN, EVAL), or at most (SERVE) */
     int64_t sequence;  /* longest sequence; 0: T. Where it divides T, no sequence lies across a multiple of it: tokens split there */
-    int64_t context;   /* GENERATE: rows of the K/V cache */
-    int64_t rows;      /* GENERATE, SERVE: most rows of logits in one call; 0: 1 */
+    int64_t context;   /* SERVE: tokens of the longest sequence */
+    int64_t rows;      /* SERVE: most rows of logits in one call; 0: 1 */
     hd_dtype kv;       /* SERVE: of keys and values in their blocks: f32, bf16, f16 or i8 */
-    int64_t block, blocks, sequences; /* SERVE: positions in a block, a power of two from 8 to 256; blocks; most sequences in a call. context: of the longest */
+    int64_t block, blocks, sequences; /* SERVE: positions in a block, a power of two from 8 to 256; blocks; most sequences in a call */
     bool logits;       /* EVAL: give "logits" of every row too, in f32 */
 } hd_lm_options;
 

@@ -9,8 +9,8 @@ typedef struct hd_lm {
     hd_graph *g;
     const hd_lm_config *c;
     const hd_lm_options *o;
-    int sym_tokens, sym_context, sym_rows; /* -1 unless GENERATE or SERVE */
-    hd_value tokens, positions, segments, targets, inv_divisor, key, samples, slots, context_positions, context_segments, rows, sequences, tables;
+    int sym_tokens, sym_rows; /* -1 unless SERVE */
+    hd_value tokens, positions, segments, targets, inv_divisor, key, samples, slots, rows, sequences, tables;
     hd_value embedding; /* parameter embed.tokens [V, D] */
     hd_value stream;    /* residual stream [T, D], as it was before delta */
     hd_value delta;     /* last sublayer's output, still to be added to it: the next norm does both in one pass. HD_NONE: nothing */
@@ -47,7 +47,7 @@ hd_value hd_lm_attend(hd_lm *m, const hd_lm_rotary *r, int64_t layer, hd_value x
 hd_value hd_lm_gated(hd_lm *m, hd_value x);
 /* Dropout while training, x itself otherwise. */
 hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p);
-/* Causal attention of q [T, heads, E] over k, v [T, key/value heads, E] of this call and, when generating, of the cache. */
+/* Causal attention of q [T, heads, E] over k, v [T, key/value heads, E] of this call and, when serving, of the blocks. */
 hd_value hd_lm_attention(hd_lm *m, int64_t layer, hd_value q, hd_value k, hd_value v);
 
 /* The families: everything between the inputs and the final norm (that included): returns the normed stream [T, D]. */

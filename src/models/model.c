@@ -5,7 +5,7 @@
 #include "base/json.h"
 #include "models/gguf.h"
 
-enum { PATH_SIZE = 4096, MOST_BYTES = 16 << 20 };
+enum { PATH_SIZE = 4096, MOST_BYTES = 16 << 20, BLOCK = 16 /* of keys and values, as the generator's (serve/generator.c) */ };
 
 static bool is_network(const char *path)
 {
@@ -51,19 +51,21 @@ void hd_model_close(hd_model *m)
 
 static hd_graph *language_graph(const hd_model *m, const hd_model_options *o, hd_error *err)
 {
-    int64_t longest = o->mode == HD_LM_GENERATE ? o->context : o->sequence;
+    int64_t longest = o->mode == HD_LM_SERVE ? o->context : o->sequence;
     if (m->config.family == HD_FAMILY_GPT2 && longest > m->config.max_positions) {
         hd_fail(err, HD_EINVAL, "sequences of %lld tokens, and the model has learned %lld positions: at most that many", (long long)longest, (long long)m->config.max_positions);
         return NULL;
     }
     hd_lm_options lm = {.mode = o->mode, .compute = o->precision, .param = HD_F32, .tokens = o->batch * o->sequence, .sequence = o->sequence,
                         .attention = o->attention, .half_stream = o->half_stream};
-    if (o->mode == HD_LM_GENERATE) {
-        lm.param = o->precision;
+    if (o->mode == HD_LM_SERVE) {
+        lm.param = lm.kv = o->precision;
         lm.tokens = o->sequence < o->context ? o->sequence : o->context;
         lm.sequence = 0;
         lm.context = o->context;
-        lm.rows = 1;
+        lm.rows = lm.sequences = 1;
+        lm.block = BLOCK;
+        lm.blocks = (o->context + BLOCK - 1) / BLOCK;
     }
     return hd_lm_graph(&m->config, &lm, err);
 }
@@ -71,7 +73,7 @@ static hd_graph *language_graph(const hd_model *m, const hd_model_options *o, hd
 hd_graph *hd_model_graph(const hd_model *m, const hd_model_options *o, hd_error *err)
 {
     if (!m->is_network) return language_graph(m, o, err);
-    if (o->mode != HD_LM_GENERATE) return hd_network_graph(m->network, &(hd_network_options){.batch = o->batch, .train = o->mode == HD_LM_TRAIN}, err);
+    if (o->mode != HD_LM_SERVE) return hd_network_graph(m->network, &(hd_network_options){.batch = o->batch, .train = o->mode == HD_LM_TRAIN}, err);
     hd_fail(err, HD_EINVAL, "%s is a network file: generating is for language models", hd_network_name(m->network));
     return NULL;
 }

@@ -16,11 +16,11 @@ int hd_model_open(hd_model *m, const char *path, hd_error *err);
 void hd_model_close(hd_model *m);
 
 typedef struct hd_model_options {
-    hd_lm_mode mode;     /* networks: TRAIN or EVAL */
+    hd_lm_mode mode;     /* networks: TRAIN or EVAL. SERVE: one sequence, as the generator (serve/generator.h) runs it */
     hd_dtype precision;  /* of products and activations */
     int64_t batch;       /* sequences (samples) of a call */
-    int64_t sequence;    /* tokens of each; GENERATE: of a call at most */
-    int64_t context;     /* GENERATE: rows of the K/V cache */
+    int64_t sequence;    /* tokens of each; SERVE: of a call at most */
+    int64_t context;     /* SERVE: tokens of the sequence */
     hd_attention_form attention;
     bool half_stream;    /* as hd_lm_options */
 } hd_model_options;

@@ -1,4 +1,4 @@
-/* rows.c: ops that address rows by index: gather, scatter_add, one_hot, update_rows, prefix.
+/* rows.c: ops that address rows by index: gather, scatter_add, one_hot, update_rows.
  *
  * "Row" is everything behind a table's outermost dimension. An index out of range reads a zero row and writes nothing, so a shard of the
  * rows [first, first + V) gives its share of the sum (gather) or of the rows (scatter_add, one_hot) with the whole index. */
@@ -98,9 +98,10 @@ static void gather_localise(const hd_sig *s, const hd_loops *loops, int loop, in
 /* Reads the rows it wants, not the table. */
 static void gather_cost(const hd_sig *s, hd_cost *c)
 {
-    double rows = (double)hd_shape_count(&s->out[0].shape);
+    const hd_quant *q = s->in[0].blocks;
+    double elements = (double)hd_shape_count(&s->out[0].shape), size = q ? (double)q->bytes / q->block : (double)hd_dtype_size(s->in[0].dtype);
     c->flops = 0;
-    c->bytes = rows * (double)(hd_dtype_size(s->in[0].dtype) + hd_dtype_size(s->out[0].dtype)) +
+    c->bytes = elements * (size + (double)hd_dtype_size(s->out[0].dtype)) +
                (double)hd_shape_count(&s->in[1].shape) * (double)hd_dtype_size(s->in[1].dtype);
 }
 
@@ -338,42 +339,6 @@ static void update_sample(hd_rng *r, hd_sample *s)
     hd_sample_set(s, s->n_in, HD_I32, 1, (int64_t[]){count}, HD_FILL_UNIQUE, (double)rows + 1);
 }
 
-/* ---- prefix ---- */
-
-static const hd_attr prefix_attrs[] = {
-    {"sym", HD_ATTR_INT32, offsetof(hd_prefix_attrs, sym), -1},
-    {0},
-};
-
-/* The cache has as many rows as the symbol's maximum (or a multiple of it). A symbol of -1 bounds nothing. */
-static int prefix_infer(const hd_sig *s, hd_type *out, hd_error *err)
-{
-    const hd_prefix_attrs *p = s->attrs;
-    if (s->in[0].shape.rank < 1 || s->in[0].shape.sym >= 0)
-        return hd_op_fail(s, err, "cache must have an outermost dimension that is not bounded, is %s", HD_TYPE_TEXT(&s->in[0]));
-    if (p->sym < -1) return hd_op_fail(s, err, "there is no symbol %d", p->sym);
-    out[0] = s->in[0];
-    out[0].shape.sym = p->sym;
-    return 1;
-}
-
-static void prefix_loops(const hd_sig *s, hd_loops *l)
-{
-    for (int i = 1; i < s->in[0].shape.rank; i++) hd_loop_through(s, l, 0, i, i);
-}
-
-static void view_cost(const hd_sig *s, hd_cost *c)
-{
-    (void)s;
-    *c = (hd_cost){0};
-}
-
-static void prefix_sample(hd_rng *r, hd_sample *s)
-{
-    ((hd_prefix_attrs *)s->attrs)->sym = -1;
-    hd_sample_set(s, s->n_in, HD_F64, 2, (int64_t[]){hd_pick(r, 1, 9), hd_pick(r, 1, 5)}, HD_FILL_NORMAL, 0);
-}
-
 const hd_op hd_op_gather = {
     .name = "gather",
     .summary = "(table[V, ...], index[I...]) -> y[I..., ...]: rows of table; zeros where index is out of range",
@@ -408,12 +373,4 @@ const hd_op hd_op_update_rows = {
     .linear = {3},
     .infer = update_infer, .loops = update_loops, .cost = update_cost, .grad = update_grad, .may_alias = update_alias,
     .reference = update_reference, .sample = update_sample,
-};
-const hd_op hd_op_prefix = {
-    .name = "prefix",
-    .summary = "(cache[R, ...]) -> its leading rows, as many as a symbol says; the same memory",
-    .min_in = 1, .max_in = 1,
-    .attrs_size = sizeof(hd_prefix_attrs), .attrs = prefix_attrs,
-    .linear = {1}, .is_view = true, .no_gradient = true,
-    .infer = prefix_infer, .loops = prefix_loops, .cost = view_cost, .sample = prefix_sample,
 };

@@ -1,40 +1,32 @@
-/* generator.h: text from one model, one sequence at a time: prompt in, tokens out, with a K/V cache.
+/* generator.h: text from one model, one sequence at a time: prompt in, tokens out.
  *
- * The cache holds the tokens of the sequence so far; feeding more tokens continues it, so that a chat pays for each turn once. One Program serves prompts and
- * single tokens: its "tokens" and "context" dimensions are bounded. */
+ * A runner (lm_runner.h) with one sequence: its blocks are the sequence's own, in order, so that feeding more tokens continues it, and a chat pays for each turn
+ * once. The logits of a token are the same, bit for bit, however those before it were fed. */
 #ifndef HD_SERVE_GENERATOR_H
 #define HD_SERVE_GENERATOR_H
 
-#include "serve/model.h"
+#include "serve/lm_runner.h"
 #include "serve/sampler.h"
 
 typedef struct hd_generator_options {
     hd_dtype precision; /* of weights, cache and arithmetic: f32 or bf16; weights that stay in blocks are multiplied with numbers in f32 */
     int threads;        /* 0: one per core */
     int64_t context;    /* most tokens of a sequence, prompt included; 0: what the model was made for, at most 4096 */
-    const char *backend; /* NULL: "cpu" */
-    bool pack;          /* keep weights in the back end's own form, those of GGUF files in their blocks */
-    int64_t chunk;      /* most tokens of one call; 0: 512 */
+    int64_t chunk;      /* most tokens of one step; 0: 512 */
 } hd_generator_options;
 
 typedef struct hd_generator {
-    hd_model_files files; /* config and tokenizer are here */
-    hd_graph *graph;
-    hd_program *program;
-    hd_store *store;
-    hd_backend backend;
-    hd_team *team;
-    hd_exec *exec;
-    int64_t context, chunk;
-    int64_t length;          /* tokens in the cache */
-    hd_tensor tokens, positions, segments, slots, context_positions, context_segments, rows; /* inputs of exec */
+    hd_runner *runner;
+    hd_lm_runner_info info; /* config, tokenizer (NULL: the model has none) and program are here */
+    int32_t *table;         /* [runner->blocks] 0, 1, 2, ... */
+    int64_t length;         /* tokens in the blocks */
 } hd_generator;
 
 /* ---- life cycle ---- */
 
-/* Loads a Hugging Face directory (config.json, weights, tokenizer.json where there is one) or a GGUF file. On failure *g is empty. */
-int hd_generator_open(hd_generator *g, const char *dir, const hd_generator_options *o, hd_error *err);
-/* The same for a config and a store-filling function instead of a directory: for benchmarks over random weights (seed). */
+/* Loads a Hugging Face directory (config.json, weights, tokenizer.json where there is one) or a GGUF file; path must outlive *g. On failure *g is empty. */
+int hd_generator_open(hd_generator *g, const char *path, const hd_generator_options *o, hd_error *err);
+/* The same for a config and random weights (seed): for benchmarks. */
 int hd_generator_open_random(hd_generator *g, const hd_lm_config *c, uint64_t seed, const hd_generator_options *o, hd_error *err);
 void hd_generator_close(hd_generator *g);
 
@@ -53,7 +45,7 @@ typedef struct hd_generate_request {
     const char *const *stop; /* [n_stop] strings that end the text; not part of it */
     int n_stop;
     bool ignore_eos;
-    hd_ids *drawn; /* (optional) gets the drawn tokens; the last may not be in the cache yet: hd_generator.length tells */
+    hd_ids *drawn; /* (optional) gets the drawn tokens; the last may not be in the blocks yet: hd_generator.length tells */
     int (*text)(void *arg, const char *text, size_t n); /* non-zero stops the generation */
     void *arg;
 } hd_generate_request;

@@ -4,7 +4,6 @@
 #include "base/term.h"
 #include "serve/lm_orders.h"
 #include "serve/lm_ranks.h"
-#include "serve/model.h"
 #include "train/ranks.h"
 
 /* One state of one rank that holds keys, values or their scales: [blocks * block, ...]. */
@@ -94,9 +93,9 @@ static int complete_blocks(lm_runner *r, hd_error *err)
     char need[24], have[24];
     int64_t each = position_bytes(r) * o->block, longest = (o->context + o->block - 1) / o->block, free_bytes = (int64_t)hd_memory_available();
     int64_t bytes = o->kv_bytes ? o->kv_bytes : (free_bytes - hd_model_files_bytes(&r->files, o->precision)) / 10 * 6;
-    b->blocks = bytes / each;
-    if (!o->kv_bytes && b->blocks > longest * o->max_parts) b->blocks = longest * o->max_parts;
     b->block_bytes = each;
+    b->blocks = o->blocks ? o->blocks : bytes / each;
+    if (!o->blocks && !o->kv_bytes && b->blocks > longest * o->max_parts) b->blocks = longest * o->max_parts;
     if (b->blocks >= longest) return 0;
     return hd_fail(err, HD_EMEMCAP, "one sequence of %lld tokens needs %s of keys and values, and %s are there for them: try a smaller --context or --kv-type i8",
                    (long long)o->context, hd_format_bytes(need, (double)(each * longest)), hd_format_bytes(have, bytes > 0 ? (double)bytes : 0.0));
@@ -134,7 +133,8 @@ static int lower(lm_runner *r, hd_error *err)
     plan.threads = r->ranks.threads;
     plan.pack = true;
     if (!rc) rc = hd_lower(r->graph, &plan, &r->backend.target, &r->program, err);
-    return rc ? rc : hd_model_check_memory(r->program, r->ranks.here, "less --kv-bytes, fewer --max-sequences or a smaller --context", err);
+    const char *advice = r->o.advice ? r->o.advice : "less --kv-bytes, fewer --max-sequences or a smaller --context";
+    return rc ? rc : hd_model_check_memory(r->program, r->ranks.here, advice, err);
 }
 
 static int find_states(lm_runner *r, hd_error *err)
@@ -401,13 +401,12 @@ static void describe(lm_runner *r, hd_lm_runner_info *info)
     hd_program_memory(r->program, &m, &ignored);
     *info = (hd_lm_runner_info){.config = &r->files.config, .tokenizer = r->files.tokenizer, .kv_bytes = r->base.blocks * r->base.block_bytes,
                                 .arena_bytes = r->program->arena_bytes * r->ranks.n, .weights = hd_model_files_types(&r->files, r->types, sizeof r->types),
-                                .precision = r->o.precision, .kv = r->o.kv, .threads = r->ranks.threads, .ranks = r->ranks.n};
+                                .precision = r->o.precision, .kv = r->o.kv, .threads = r->ranks.threads, .ranks = r->ranks.n, .program = r->program};
     info->weight_bytes = m.role[HD_ROLE_PARAMETER] * r->ranks.n;
     info->kv_rank_bytes = m.role[HD_ROLE_STATE];
 }
 
-/* Takes over *files. */
-static int open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err)
+int hd_lm_runner_open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err)
 {
     lm_runner *r = hd_calloc(1, sizeof *r);
     if (!r) {
@@ -444,11 +443,11 @@ int hd_lm_runner_open(hd_runner **out, const char *model, const hd_lm_runner_opt
 {
     hd_model_files files;
     int rc = hd_model_files_open(&files, model, err);
-    return rc ? rc : open_files(out, &files, o, info, err);
+    return rc ? rc : hd_lm_runner_open_files(out, &files, o, info, err);
 }
 
 int hd_lm_runner_open_random(hd_runner **out, const hd_lm_config *c, uint64_t seed, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err)
 {
     hd_model_files files = {.config = *c, .seed = seed};
-    return open_files(out, &files, o, info, err);
+    return hd_lm_runner_open_files(out, &files, o, info, err);
 }

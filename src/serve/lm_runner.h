@@ -4,6 +4,7 @@
 
 #include "data/tokenizer.h"
 #include "models/config.h"
+#include "serve/model.h"
 #include "serve/runner.h"
 
 typedef struct hd_lm_runner_options {
@@ -16,8 +17,10 @@ typedef struct hd_lm_runner_options {
     int64_t max_rows;    /* of logits; 0: max_parts + 64 */
     int64_t block;       /* tokens in a block; 0: 16 */
     int64_t kv_bytes;    /* for the blocks; 0: what max_parts sequences of the full context need, at most 60 % of what is free once the weights are there */
+    int64_t blocks;      /* so many, whatever memory there is; 0: as many as kv_bytes says */
     bool keep_blocks;    /* weights in GGUF's block types are kept so; false: all are dequantized to `precision` */
     const char *backend; /* NULL: "cpu" */
+    const char *advice;  /* what to try where memory doesn't suffice; NULL: settings of `heddle serve` */
     const char *parallel; /* "tp=2": the model in pieces over two ranks (lm_ranks.h); NULL: one rank */
     bool mpi;             /* those are the processes of the MPI job that this one is of, and each opens a runner; else threads of this process */
 } hd_lm_runner_options;
@@ -33,10 +36,13 @@ typedef struct hd_lm_runner_info {
     const char *weights;            /* "Q4_K, Q6_K, F32": what the file holds */
     hd_dtype precision, kv;
     int threads, ranks;             /* threads of each rank */
+    const hd_program *program;      /* the runner's */
 } hd_lm_runner_info;
 
 /* A Hugging Face directory or GGUF file. *out is closed by its `close`. HD_EMEMCAP says what would fit. */
 int hd_lm_runner_open(hd_runner **out, const char *model, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err);
+/* The same of files that are open already (*files goes over to the runner, on failure too). */
+int hd_lm_runner_open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err);
 /* Does what the first process's runner does, in another process of the same MPI job, until that is closed. */
 int hd_lm_runner_follow(hd_runner *r, hd_error *err);
 /* hd_lm_runner_open over random weights: for tests and benchmarks. */

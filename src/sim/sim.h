@@ -36,6 +36,7 @@ typedef struct hd_sim_options {
     bool no_merge;     /* every rank by itself */
     int steps;         /* 0: one. All ranks begin each together; the last one is what counts */
     const int64_t *binding; /* [HD_MAX_SYMBOLS] of calls that leave theirs open; NULL: maxima */
+    int64_t keys;      /* of paged_attention, that one query sees on average; 0: as the op says */
     hd_trace *trace;   /* NULL: none; else every simulated rank's events, and what memory holds something (by_call may be set) */
 } hd_sim_options;
 

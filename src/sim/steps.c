@@ -26,6 +26,7 @@ void sim_kernel_cost(const sim *s, const hd_program *p, const hd_instr *x, int r
     for (int i = 0; i < x->n_in; i++) in[i] = piece_type(p, x->in[i], rank, binding);
     for (int i = 0; i < x->n_out; i++) results[i] = piece_type(p, x->out[i], rank, binding);
     hd_instr_attrs(p, x, hd_program_place(p, rank), attrs);
+    if (x->op == &hd_op_paged_attention && s->options->keys > 0) ((hd_paged_attrs *)attrs)->mean_keys = s->options->keys;
     hd_sig sig = {.op = x->op, .in = in, .out = results, .n_in = x->n_in, .n_out = x->n_out, .attrs = attrs};
     hd_cost_kernel_packed(s->cluster, &sig, packed, p->threads, s->teams, out);
 }

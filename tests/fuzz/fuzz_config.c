@@ -11,7 +11,7 @@ static int is_small(const hd_lm_config *c) { return c->layers <= 4 && c->heads <
 static void build(const hd_lm_config *c)
 {
     hd_error err = {0};
-    hd_lm_options o = {.mode = HD_LM_GENERATE, .compute = HD_BF16, .param = HD_F32, .tokens = 8, .context = 16};
+    hd_lm_options o = {.mode = HD_LM_SERVE, .compute = HD_BF16, .param = HD_F32, .tokens = 8, .context = 16, .kv = HD_I8, .block = 8, .blocks = 4, .sequences = 2};
     hd_graph *g = hd_lm_graph(c, &o, &err);
     if (!g && !err.message[0]) abort();
     if (g && hd_graph_verify(g, &err)) abort();

@@ -9,10 +9,9 @@ typedef struct forward {
     int64_t tq, tk, hk, group; /* queries, keys, key heads, query heads of a key head */
     block_form b;
     int64_t kw;                /* words of a value column */
-    bool cached;               /* a head's packed tiles are kept for all its row tiles */
     key_table keys;
-    word *k, *v;       /* per tile: [ew][KEY_TILE] and [kw][fp] */
-    uint8_t *packed;   /* [tiles]: of the head at hand */
+    word *k, *v;       /* of the head at hand, kept for all its row tiles; per tile: [ew][KEY_TILE] and [kw][fp] */
+    uint8_t *packed;   /* [tiles] */
 } forward;
 
 static bool use_pairs(const hd_kernel_args *a)
@@ -36,7 +35,6 @@ static void forward_sizes(forward *s, const hd_kernel_args *a)
     s->group = s->hk > 0 ? q->dim[1] / s->hk : 0;
     s->b = block_form_of(q, v, s->at->scale, s->at->softcap, use_pairs(a));
     s->kw = word_count(KEY_TILE, s->b.pairs);
-    s->cached = s->tq * s->group > ROW_TILE;
 }
 
 /* Rows of a row tile: all that a key head has, where one tile holds them. */
@@ -46,17 +44,11 @@ static int64_t tile_rows(const forward *s)
     return rows < ROW_TILE ? rows : ROW_TILE;
 }
 
-/* Row tiles that a thread has under way at once: one, or one for each key head. */
-static int64_t tiles_at_once(const forward *s)
-{
-    return s->cached ? 1 : s->hk;
-}
-
 static size_t forward_thread_bytes(const forward *s)
 {
-    size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1), at_once = (size_t)tiles_at_once(s);
-    return key_table_bytes(s->tk) + aligned(tiles * (size_t)(s->b.ew * KEY_TILE) * 4) + aligned(tiles * (size_t)(s->kw * s->b.fp) * 4) +
-           aligned((size_t)key_tiles(s->tk)) + aligned(at_once * sizeof(row_tile)) + at_once * row_tile_bytes(&s->b, tile_rows(s));
+    size_t tiles = (size_t)key_tiles(s->tk);
+    return key_table_bytes(s->tk) + aligned(tiles * (size_t)(s->b.ew * KEY_TILE) * 4) + aligned(tiles * (size_t)(s->kw * s->b.fp) * 4) + aligned(tiles) +
+           aligned(sizeof(row_tile)) + row_tile_bytes(&s->b, tile_rows(s));
 }
 
 static size_t workspace_attention(const hd_kernel_args *a, int threads)
@@ -66,18 +58,17 @@ static size_t workspace_attention(const hd_kernel_args *a, int threads)
     return forward_thread_bytes(&s) * (size_t)threads;
 }
 
-/* Returns the thread's row tiles, tiles_at_once of them. */
+/* Returns the thread's row tile. */
 static row_tile *forward_memory(forward *s)
 {
     char *memory = (char *)s->a->workspace + forward_thread_bytes(s) * (size_t)s->a->tid;
-    size_t tiles = (size_t)(s->cached ? key_tiles(s->tk) : 1);
     s->keys = key_table_make(&memory, s->tk, s->a->in[4].data, s->a->in[6].data);
+    size_t tiles = (size_t)s->keys.tiles;
     s->k = take(&memory, tiles * (size_t)(s->b.ew * KEY_TILE) * 4);
     s->v = take(&memory, tiles * (size_t)(s->kw * s->b.fp) * 4);
-    s->packed = take(&memory, (size_t)s->keys.tiles);
-    size_t at_once = (size_t)tiles_at_once(s);
-    row_tile *t = take(&memory, at_once * sizeof(row_tile));
-    for (size_t i = 0; i < at_once; i++) row_tile_memory(&s->b, &t[i], tile_rows(s), &memory);
+    s->packed = take(&memory, tiles);
+    row_tile *t = take(&memory, sizeof *t);
+    row_tile_memory(&s->b, t, tile_rows(s), &memory);
     return t;
 }
 
@@ -123,24 +114,16 @@ static void pack_values(const forward *s, word *dst, int64_t head, int64_t j0, i
     }
 }
 
-/* Values that are read once, whole and in f32 are taken where they lie: for decoding, packing costs as much as the product. */
-static bool values_in_place(const forward *s, int64_t t)
-{
-    return !s->cached && s->a->in[2].dtype == HD_F32 && s->b.f % HD_VL == 0 && !s->keys.tile[t].padded;
-}
-
 static packed_tile pack_tile(const forward *s, int64_t head, int64_t t)
 {
-    int64_t slot = s->cached ? t : 0, left = s->tk - t * KEY_TILE;
+    int64_t left = s->tk - t * KEY_TILE;
     int n = (int)(left < KEY_TILE ? left : KEY_TILE);
-    word *k = s->k + slot * s->b.ew * KEY_TILE, *v = s->v + slot * s->kw * s->b.fp;
-    bool in_place = values_in_place(s, t);
-    if (!s->cached || !s->packed[t]) {
+    word *k = s->k + t * s->b.ew * KEY_TILE, *v = s->v + t * s->kw * s->b.fp;
+    if (!s->packed[t]) {
         pack_keys(s, k, head, t * KEY_TILE, n);
-        if (!in_place) pack_values(s, v, head, t * KEY_TILE, n);
+        pack_values(s, v, head, t * KEY_TILE, n);
         s->packed[t] = 1;
     }
-    if (in_place) return (packed_tile){.k = k, .v = (const word *)s->a->in[2].data + (t * KEY_TILE * s->hk + head) * s->b.f, .ldv = s->hk * s->b.f};
     return (packed_tile){.k = k, .v = v, .ldv = s->b.fp};
 }
 
@@ -193,9 +176,9 @@ static void row_tile_advance(const forward *s, row_tile *x, int64_t t)
     }
 }
 
-/* Many rows: units are tiles of rows, head by head. Whole heads go to one thread where they divide evenly (keys are packed once); else
+/* Units are tiles of rows, head by head. Whole heads go to one thread where they divide evenly (keys are packed once); else
  * tiles go round, since later tiles of a causal head are the longer ones. */
-static void run_by_rows(forward *s, row_tile *x)
+static void run_units(forward *s, row_tile *x)
 {
     const hd_kernel_args *a = s->a;
     int64_t tiles = (s->tq * s->group + ROW_TILE - 1) / ROW_TILE, head = -1, begin = a->tid, end = s->hk * tiles, step = a->threads;
@@ -214,39 +197,12 @@ static void run_by_rows(forward *s, row_tile *x)
     }
 }
 
-/* Asks for a part of key tile t of heads [begin, end), in the order of memory: while head i of n is at work, the i-th part of the next
- * tile. One head's pieces lie far apart, and the hardware would not fetch them ahead by itself. */
-static void prefetch_part(const forward *s, int64_t t, int64_t begin, int64_t end, int64_t i)
-{
-    int64_t n = end - begin, j = t * KEY_TILE + i * KEY_TILE / n, last = t * KEY_TILE + (i + 1) * KEY_TILE / n;
-    for (; j < last && j < s->tk; j++) {
-        prefetch_row(&s->a->in[1], (j * s->hk + begin) * s->b.e, n * s->b.e);
-        prefetch_row(&s->a->in[2], (j * s->hk + begin) * s->b.f, n * s->b.f);
-    }
-}
-
-/* Few rows (decoding): all of the thread's heads go over the keys together, so that memory is read in order. */
-static void run_by_keys(forward *s, row_tile *x)
-{
-    int64_t begin, end;
-    hd_split(s->hk, 1, s->a->tid, s->a->threads, &begin, &end);
-    for (int64_t h = begin; h < end; h++) row_tile_begin(s, &x[h - begin], h, 0);
-    for (int64_t t = 0; t < s->keys.tiles; t++)
-        for (int64_t h = begin; h < end; h++) {
-            if (t + 1 < s->keys.tiles && s->keys.tile[t + 1].seg_max >= 0) prefetch_part(s, t + 1, begin, end, h - begin);
-            row_tile_advance(s, &x[h - begin], t);
-        }
-    for (int64_t h = begin; h < end; h++) row_tile_end(s, &x[h - begin]);
-}
-
 static void run_attention(const hd_kernel_args *a)
 {
     forward s;
     forward_sizes(&s, a);
     if (s.tq * s.group * s.hk == 0) return;
-    row_tile *x = forward_memory(&s);
-    if (s.cached) run_by_rows(&s, x);
-    else run_by_keys(&s, x);
+    run_units(&s, forward_memory(&s));
 }
 
 static bool supports_attention(const hd_kernel_args *a)

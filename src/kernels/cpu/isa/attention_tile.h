@@ -134,15 +134,6 @@ static inline void pack_row(word *dst, int64_t words, const void *src, hd_dtype 
     if (n < words) memset(f + n, 0, (size_t)(words - n) * sizeof(float));
 }
 
-/* Asks for n elements at `at`, to be read soon. Rows of one head lie far apart, which the hardware's own prefetching doesn't follow.
- * The address may be past the array's end. */
-HD_INLINE void prefetch_row(const hd_tensor *t, int64_t at, int64_t n)
-{
-    size_t size = t->dtype == HD_F32 ? 4 : 2;
-    uintptr_t p = (uintptr_t)t->data + (size_t)at * size, end = p + (size_t)n * size;
-    for (; p < end; p += 64) __builtin_prefetch((const void *)p);
-}
-
 /* Rows 2i and 2i+1 of n bf16 elements interleaved into dst[0 .. words); b may be NULL for zeros. words is a multiple of HD_VL. */
 static inline void pack_interleaved(word *dst, int64_t words, const uint16_t *a, const uint16_t *b, int64_t n)
 {
