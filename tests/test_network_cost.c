@@ -19,7 +19,9 @@ static void assert_close(double value, double expected)
 /* Nodes of 4 devices at 100 B/s, 1 s a message; between nodes `ports` ports of 10 B/s, 5 s; every second of the bandwidth is reached. */
 static hd_cluster small(int nodes, int ports)
 {
-    hd_cluster c = {.n_levels = 2, .level = {{"inside", 4, 1, 200, 0.5, 1}, {"between", nodes, 5, 20, 0.5, ports}}};
+    hd_cluster c = {.n_levels = 2,
+                    .level = {{.name = "inside", .fanout = 4, .latency = 1, .bandwidth = 200, .efficiency = 0.5, .ports = 1},
+                              {.name = "between", .fanout = nodes, .latency = 5, .bandwidth = 20, .efficiency = 0.5, .ports = ports}}};
     return c;
 }
 

@@ -430,12 +430,14 @@ static int32_t draw_within(const hd_token_sampler *s, const row *r, double least
 {
     int32_t last = (int32_t)from;
     int64_t end = from + STRETCH < s->vocab ? from + STRETCH : s->vocab;
-    for (int64_t i = from; i < end; i++) {
-        if (!(r->x[i] >= least)) continue;
-        candidate c = {.logit = r->x[i]};
-        weigh(r, &c, 1);
-        if (c.weight > 0) last = (int32_t)i;
-        if ((u -= c.weight) < 0) break;
+    for (int64_t i = from; i < end; i += 8) {
+        double weight[8];
+        for (int64_t j = 0; j < 8; j++) weight[j] = i + j < end && r->x[i + j] >= least ? exponent_of(r, r->x[i + j]) : -INFINITY;
+        hd_logits_exp(weight);
+        for (int64_t j = 0; j < 8; j++) {
+            if (weight[j] > 0) last = (int32_t)(i + j);
+            if ((u -= weight[j]) < 0) return last;
+        }
     }
     return last;
 }
