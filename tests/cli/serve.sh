@@ -56,6 +56,8 @@ fi
 
 # The processes of an MPI job; the launcher passes SIGUSR1 on.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+sanitize=${ASAN_OPTIONS-}
+export ASAN_OPTIONS=${sanitize:+$sanitize:}detect_leaks=0 # what MPI itself leaves behind
 for mpi in openmpi mpich; do
     if ! command -v "mpirun.$mpi" > /dev/null || [ ! -e "$(dirname "$heddle")/lib/heddle/mpi_$mpi.so" ]; then
         echo "skipped: $mpi is not installed"
@@ -74,6 +76,7 @@ for mpi in openmpi mpich; do
     has 'mpirun started 2 processes: give --parallel tp=2' err
 done
 launcher=()
+export ASAN_OPTIONS=$sanitize
 
 refuses 'no such file' "$heddle" serve nowhere
 refuses 'name one model' "$heddle" serve
