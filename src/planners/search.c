@@ -544,7 +544,7 @@ static int try_unequal(search *s)
     char cuts[MOST_STAGES][64];
     int rc = 0, stages;
     int64_t micro = s->out->n ? s->out->best[0].micro_batches : 1, tried = 0, found_any = 0;
-    if ((s->job->pinned.given | s->job->forbidden) & theirs || s->job->n_pins || hd_planner_ranks(s->job) < 3 || s->all) return 0;
+    if ((s->job->pinned.given | s->job->forbidden) & theirs || s->job->n_pins || hd_planner_ranks(s->job) < 3) return 0;
     for (int times = 1; times <= 4 && !rc && !out_of_time(s); times *= 2) {
         hd_plan_found found;
         hd_parallel p;
