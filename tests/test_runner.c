@@ -7,20 +7,11 @@
 #include <cmocka.h>
 #include "../checks/src/model_run.h"
 #include "base/mem.h"
-#include "base/rng.h"
 #include "serve/generator.h"
+#include "random_steps.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/models/logits/"
-enum { SEQUENCES = 3, LENGTH = 29, BLOCK = 8, BLOCKS_EACH = (LENGTH + BLOCK - 1) / BLOCK, BLOCKS = SEQUENCES * BLOCKS_EACH, MOST_VOCAB = 256 };
 static const char *const models[] = {"gpt2", "llama3", "mistral-window", "qwen2", "qwen3", "gemma3"};
-
-static float want[SEQUENCES][LENGTH][MOST_VOCAB], got[SEQUENCES][LENGTH][MOST_VOCAB];
-static int32_t text[SEQUENCES][LENGTH];
-
-static void need(int rc, const hd_error *e)
-{
-    if (rc) fail_msg("%s", e->message);
-}
 
 /* By the graph of evaluation, which keeps nothing: a sequence at a time. */
 static int64_t reference(const char *dir, int64_t seed)
@@ -35,9 +26,9 @@ static int64_t reference(const char *dir, int64_t seed)
     need(model_run_open(&m, hd_lm_graph(&c, &o, &e), "cpu", 1, 1, &e), &e);
     need(hd_lm_weights_load(m.store, &c, dir, &e), &e);
     assert_true(c.vocab <= MOST_VOCAB);
+    draw_text((uint64_t)seed, c.vocab);
     for (int s = 0; s < SEQUENCES; s++) {
         for (int i = 0; i < LENGTH; i++) {
-            text[s][i] = (int32_t)(hd_hash_mix((uint64_t)seed, (uint64_t)(s * LENGTH + i)) % (uint64_t)c.vocab);
             tokens[i] = text[s][i];
             positions[i] = i;
         }
@@ -65,38 +56,6 @@ static hd_runner *open_runner(const char *dir, int threads, hd_dtype kv, hd_dtyp
     return r;
 }
 
-/* All tokens of all sequences, in steps of random parts of random sequences, over blocks in random order. */
-static void run_all(hd_runner *r, int64_t vocab, uint64_t seed)
-{
-    hd_rng rng = hd_rng_new(seed);
-    hd_error e = {0};
-    int32_t order[BLOCKS];
-    int64_t done[SEQUENCES] = {0};
-    assert_true(r->blocks >= BLOCKS);
-    for (int i = 0; i < BLOCKS; i++) order[i] = i;
-    for (int i = BLOCKS - 1; i > 0; i--) {
-        int k = (int)(hd_rng_uniform(&rng) * (i + 1));
-        int32_t x = order[i];
-        order[i] = order[k], order[k] = x;
-    }
-    for (int left = SEQUENCES * LENGTH; left > 0;) {
-        hd_batch_part parts[SEQUENCES];
-        int who[SEQUENCES];
-        hd_batch b = {parts, 0};
-        for (int s = 0; s < SEQUENCES; s++) {
-            int64_t n = (int64_t)(hd_rng_uniform(&rng) * 13);
-            if (n > LENGTH - done[s]) n = LENGTH - done[s];
-            if (n == 0) continue;
-            parts[b.n_parts] = (hd_batch_part){&text[s][done[s]], n, done[s], order + s * BLOCKS_EACH, n};
-            who[b.n_parts++] = s;
-        }
-        need(r->step(r, &b, &e), &e);
-        int64_t row = 0;
-        for (int p = 0; p < b.n_parts; p++)
-            for (int i = 0; i < parts[p].n; i++, row++, left--) memcpy(got[who[p]][done[who[p]]++], r->logits(r, row), (size_t)vocab * sizeof(float));
-    }
-}
-
 static void expect_near(const char *name, int64_t vocab, double tolerance)
 {
     double most = 0, worst = 0;
@@ -118,7 +77,7 @@ static void test_equal_to_evaluation(void **state)
         snprintf(dir, sizeof dir, DATA "%s", models[i]);
         int64_t vocab = reference(dir, (int64_t)i);
         hd_runner *r = open_runner(dir, 1, HD_F32, HD_F32);
-        run_all(r, vocab, 7);
+        run_all(r, 7);
         expect_near(models[i], vocab, 2e-6);
         r->close(r);
     }
@@ -136,7 +95,7 @@ static void test_same_bits(void **state)
             int64_t vocab = reference(dir, 5);
             for (int round = 0; round < 3; round++) {
                 hd_runner *r = open_runner(dir, 1 + round, kv[k], HD_F32);
-                run_all(r, vocab, 11 + (uint64_t)round);
+                run_all(r, 11 + (uint64_t)round);
                 if (!round) expect_near(models[i], vocab, loose[k]);
                 if (!round) memcpy(want, got, sizeof want);
                 else if (memcmp(want, got, sizeof want)) fail_msg("%s with %s keys: other bits in another batch", models[i], hd_dtype_name(kv[k]));

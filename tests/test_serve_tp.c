@@ -6,62 +6,19 @@
 #include <string.h>
 #include <cmocka.h>
 #include "base/mem.h"
-#include "base/rng.h"
 #include "base/thread.h"
 #include "serve/engine.h"
 #include "serve/lm_orders.h"
 #include "serve/lm_runner.h"
+#include "random_steps.h"
 
 #define DATA TEST_SOURCE_DIR "/tests/data/"
-enum { SEQUENCES = 3, LENGTH = 29, BLOCK = 8, BLOCKS_EACH = (LENGTH + BLOCK - 1) / BLOCK, BLOCKS = SEQUENCES * BLOCKS_EACH, MOST_VOCAB = 512 };
-
-static float want[SEQUENCES][LENGTH][MOST_VOCAB], got[SEQUENCES][LENGTH][MOST_VOCAB];
-static int32_t text[SEQUENCES][LENGTH];
-
-static void need(int rc, const hd_error *e)
-{
-    if (rc) fail_msg("%s", e->message);
-}
-
 static hd_lm_runner_options options(const char *parallel, hd_dtype kv, hd_dtype precision)
 {
     hd_lm_runner_options o = hd_lm_runner_options_default();
     o.precision = precision, o.kv = kv, o.threads = 2, o.context = LENGTH, o.block = BLOCK, o.max_tokens = 40, o.max_parts = SEQUENCES, o.max_rows = 40;
     o.parallel = parallel;
     return o;
-}
-
-/* All tokens of all sequences, in steps of random parts of random sequences, over blocks in random order. */
-static void run_all(hd_runner *r, uint64_t seed)
-{
-    hd_rng rng = hd_rng_new(seed);
-    hd_error e = {0};
-    int32_t order[BLOCKS];
-    int64_t done[SEQUENCES] = {0};
-    assert_true(r->blocks >= BLOCKS && r->vocab <= MOST_VOCAB);
-    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = (int32_t)(hd_hash_mix(9, (uint64_t)i) % (uint64_t)r->vocab);
-    for (int i = 0; i < BLOCKS; i++) order[i] = i;
-    for (int i = BLOCKS - 1; i > 0; i--) {
-        int k = (int)(hd_rng_uniform(&rng) * (i + 1));
-        int32_t x = order[i];
-        order[i] = order[k], order[k] = x;
-    }
-    for (int left = SEQUENCES * LENGTH; left > 0;) {
-        hd_batch_part parts[SEQUENCES];
-        int who[SEQUENCES];
-        hd_batch b = {parts, 0};
-        for (int s = 0; s < SEQUENCES; s++) {
-            int64_t n = (int64_t)(hd_rng_uniform(&rng) * 13);
-            if (n > LENGTH - done[s]) n = LENGTH - done[s];
-            if (n == 0) continue;
-            parts[b.n_parts] = (hd_batch_part){&text[s][done[s]], n, done[s], order + s * BLOCKS_EACH, n};
-            who[b.n_parts++] = s;
-        }
-        need(r->step(r, &b, &e), &e);
-        int64_t row = 0;
-        for (int p = 0; p < b.n_parts; p++)
-            for (int i = 0; i < parts[p].n; i++, row++, left--) memcpy(got[who[p]][done[who[p]]++], r->logits(r, row), (size_t)r->vocab * sizeof(float));
-    }
 }
 
 /* One rank, then the ranks over other batches. */
@@ -75,6 +32,7 @@ static void compare(const char *path, const hd_lm_config *c, const char *paralle
         need(c ? hd_lm_runner_open_random(&r, c, 5, &o, &info, &e) : hd_lm_runner_open(&r, path, &o, &info, &e), &e);
         assert_int_equal(info.kv_bytes, r->blocks * r->block_bytes);
         assert_int_equal(info.ranks, round ? parallel[3] - '0' : 1);
+        draw_text(9, r->vocab);
         run_all(r, 7 + (uint64_t)round);
         if (round && memcmp(want, got, sizeof want)) fail_msg("%s over %s: other bits than one rank's", path ? path : "random weights", parallel);
         memcpy(want, got, sizeof want);
@@ -221,7 +179,7 @@ static void test_engine(void **state)
     hd_lm_runner_options o = options("tp=2", HD_F32, HD_F32);
     o.max_parts = 4;
     need(hd_lm_runner_open_random(&r, &c, 5, &o, NULL, &err), &err);
-    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = (int32_t)(hd_hash_mix(2, (uint64_t)i) % 61);
+    draw_text(2, 61);
     hd_engine_options bare = hd_engine_options_default(), all = bare;
     bare.prefix_cache = bare.chunked_prefill = false;
     all.force_preempt = 3, all.preemption = HD_PREEMPT_SWAP, all.swap_bytes = 1 << 20, all.token_budget = 9;
