@@ -277,7 +277,7 @@ static int run_parts(hd_engine *e, hd_error *err)
     hd_error own = {0};
     hd_batch b = {e->parts, e->n_parts};
     double start = hd_time();
-    int rc = e->r->step(e->r, &b, &own);
+    int rc = hd_runner_step(e->r, &b, &own);
     e->now = hd_time();
     learn_times(e, e->now - start);
     if (rc) {

@@ -82,7 +82,7 @@ static void run_draft(hd_engine *e, int64_t n_seqs)
     for (int64_t n; (n = fill_draft(e, n_seqs));) {
         hd_batch b = {e->draft_parts, n};
         hd_error err = {0};
-        if (d->step(d, &b, &err)) { /* without proposals all goes on */
+        if (hd_runner_step(d, &b, &err)) { /* without proposals all goes on */
             for (int64_t i = 0; i < n_seqs; i++) e->draft_seqs[i]->proposed = 0, hd_draft_drop(e, e->draft_seqs[i]);
             return;
         }
