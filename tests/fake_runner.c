@@ -24,7 +24,7 @@ typedef struct fake_runner {
 
 fake_options fake_options_default(void)
 {
-    return (fake_options){.vocab = 97, .max_tokens = 64, .max_parts = 40, .max_rows = 72, .max_context = 160, .block = 4, .blocks = 2000, .seed = 7};
+    return (fake_options){.vocab = 97, .max_tokens = 64, .max_parts = 40, .max_rows = 72, .max_context = 160, .block = 4, .blocks = 2000, .seed = 7, .depth = 1};
 }
 
 static uint64_t start(const fake_options *o) { return hd_hash_mix(o->seed, 0x51ed); }

@@ -101,8 +101,9 @@ void hd_propose(hd_engine *e)
     for (hd_work *w = e->running.first; w; w = w->next)
         for (int i = 0; i < w->n_seq; i++) {
             hd_seq *s = &w->seq[i];
+            if (w->under_way) continue;
             s->proposed = 0;
-            if (w->beams || !hd_seq_decodes(s)) continue;
+            if (!w->goes || w->beams || !hd_seq_decodes(s)) continue;
             int64_t most = wish(s, e->o.ngram);
             if (most) s->proposed = look_up(s, most);
             if (s->proposed || !e->o.draft || n >= e->max_sequences || !draft_tokens(e, s)) continue;
