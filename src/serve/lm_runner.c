@@ -15,7 +15,8 @@ typedef struct lm_task {
     hd_lm_order order;
     int64_t tokens, rows;   /* of a step */
     hd_lm_orders kept;      /* its batch, where others are told or later steps begin before it ends */
-    float *logits, *hidden; /* [max_rows][vocab], [max_rows][width]: where they must be brought here. NULL: they stay with the first rank */
+    float *logits, *hidden; /* [max_rows][vocab], [max_rows][width]: copies, where others want them or the next step may begin. NULL: the executor's will do */
+    hd_ticket sent[2]; bool sending; /* of them, to the first process */
     char *block;            /* [ranks][...] saved from or restored to */
     uint64_t number;        /* of its job */
 } lm_task;
@@ -173,8 +174,8 @@ static int count_block_bytes(lm_runner *r, hd_error *err)
     return rc;
 }
 
-/* Logits of another process, or of a rank that may be at the next step already, are brought here. */
-static bool brings_logits(const lm_runner *r) { return r->n_stages > 1 && !r->ranks.first; }
+/* Logits are copied where they come from another process, go to one, or the rank that has them may be at the next step already. */
+static bool copies_logits(const lm_runner *r) { return r->n_stages > 1 && (!r->ranks.first || r->ranks.first == leader(r)); }
 
 static size_t row_bytes(const lm_runner *r, int64_t width) { return (size_t)(r->o.max_rows * width) * sizeof(float); }
 
@@ -182,7 +183,7 @@ static int open_task(lm_runner *r, lm_task *t, bool step, hd_error *err)
 {
     t->r = r;
     int rc = is_spread(r) || r->base.depth > 1 ? hd_lm_orders_init(&t->kept, &r->rank[0].where, &r->base, err) : 0;
-    if (rc || !step || !brings_logits(r)) return rc;
+    if (rc || !step || !copies_logits(r)) return rc;
     t->logits = hd_map_memory(row_bytes(r, r->base.vocab));
     t->hidden = hd_map_memory(row_bytes(r, r->base.width));
     return t->logits && t->hidden ? 0 : hd_fail_memory(err, row_bytes(r, r->base.vocab), "logits");
@@ -213,7 +214,7 @@ static int do_move(lm_runner *r, hd_lm_order order, char *block);
 static void close_runner(hd_runner *base)
 {
     lm_runner *r = (lm_runner *)base;
-    while (r->finished < r->begun) finish(base, &(hd_error){0});
+    while (!r->ranks.first && r->finished < r->begun) finish(base, &(hd_error){0});
     if (is_spread(r) && r->move.kept.words && !r->ranks.first) do_move(r, (hd_lm_order){.kind = HD_LM_ORDER_CLOSE}, NULL);
     for (int64_t i = 0; r->steps && i < r->base.depth; i++) close_task(r, &r->steps[i]);
     close_task(r, &r->move);
@@ -233,26 +234,71 @@ static void close_runner(hd_runner *base)
 
 /* ---- what ranks do ---- */
 
-/* Rows of an output of the rank that has it: to `to`, which is the first process's, or stays where it is. */
-static int bring(const lm_task *t, int i, const char *output, float *to, hd_error *err)
+/* Rows of logits and final hidden states, and the tag that they are sent with. */
+typedef struct output { const char *name; float *to; int64_t width; int tag; } output;
+
+static void outputs_of(const lm_task *t, output out[2])
 {
-    lm_runner *r = t->r;
-    hd_tensor x;
-    int rc = hd_exec_output(r->rank[i].exec, output, &x, err);
-    size_t bytes = rc ? 0 : (size_t)(t->rows * x.dim[x.rank - 1]) * sizeof(float);
-    if (!bytes) return rc;
-    if (r->ranks.first) return hd_ranks_give(&r->rank[i].where, r->ranks.first, 0, x.data, (int64_t)bytes, err);
-    memcpy(to, x.data, bytes);
+    out[0] = (output){"logits", t->logits, t->r->base.vocab, 1};
+    out[1] = (output){"hidden", t->hidden, t->r->base.width, 2};
+}
+
+static int64_t output_bytes(const lm_task *t, const output *o) { return t->rows * o->width * (int64_t)sizeof(float); }
+
+static int copy_outputs(const lm_task *t, int i, hd_error *err)
+{
+    output all[2];
+    outputs_of(t, all);
+    for (int k = 0; k < 2; k++) {
+        hd_tensor x;
+        if (hd_exec_output(t->r->rank[i].exec, all[k].name, &x, err)) return err->code;
+        memcpy(all[k].to, x.data, (size_t)output_bytes(t, &all[k]));
+    }
     return 0;
+}
+
+static int wait_sent(lm_task *t, hd_error *err)
+{
+    const hd_rank *where = &t->r->rank[0].where;
+    int rc = 0;
+    for (int k = 0; k < 2 && t->sending && !rc; k++) rc = hd_comm_wait(where->comm, t->sent[k], err);
+    t->sending = false;
+    return rc;
+}
+
+/* To the first process, which takes them when it needs them: without waiting for it, since it may be waiting here. */
+static int send_outputs(lm_task *t, hd_error *err)
+{
+    output all[2];
+    outputs_of(t, all);
+    int rc = 0;
+    for (int k = 0; k < 2 && !rc; k++) rc = hd_ranks_send(&t->r->rank[0].where, 0, all[k].tag, all[k].to, output_bytes(t, &all[k]), &t->sent[k], err);
+    t->sending = !rc;
+    return rc;
+}
+
+/* What another process sends. */
+static int receive_outputs(void *arg, int i, hd_error *err)
+{
+    lm_task *t = arg;
+    output all[2];
+    int rc = 0;
+    outputs_of(t, all);
+    for (int k = 0; k < 2 && !rc && t->rows; k++) rc = hd_ranks_receive(&t->r->rank[i].where, leader(t->r), all[k].tag, all[k].to, output_bytes(t, &all[k]), err);
+    return rc;
 }
 
 static int do_step(lm_task *t, int i, hd_error *err)
 {
     lm_runner *r = t->r;
     int rc = hd_lm_rank_step(&r->rank[i], &t->order.batch, t->tokens, t->rows, err);
-    if (rc || r->n_stages == 1 || r->ranks.first + i != leader(r)) return rc;
-    rc = bring(t, i, "logits", t->logits, err);
-    return rc ? rc : bring(t, i, "hidden", t->hidden, err);
+    if (rc || r->n_stages == 1 || r->ranks.first + i != leader(r) || !t->rows) return rc;
+    if (!r->ranks.first) return copy_outputs(t, i, err);
+    lm_task *kept = &r->steps[r->begun++ % (uint64_t)r->base.depth];
+    if ((rc = wait_sent(kept, err))) return rc;
+    kept->rows = t->rows;
+    rc = copy_outputs(kept, i, err);
+    return rc ? rc : send_outputs(kept, err);
 }
 
 /* What the first process has of others' parts of a block behind its own, from or to them, in their order. */
@@ -346,18 +392,6 @@ static int begin(hd_runner *base, const hd_batch *b, hd_error *err)
     return 0;
 }
 
-/* In the first process, once all ranks here have done the step: what another process sends. */
-static int fetch(void *arg, int i, hd_error *err)
-{
-    lm_task *t = arg;
-    lm_runner *r = t->r;
-    const struct { float *to; int64_t width; } rows[] = {{t->logits, r->base.vocab}, {t->hidden, r->base.width}};
-    int rc = 0;
-    for (int k = 0; k < 2 && !rc && t->rows; k++)
-        rc = hd_ranks_give(&r->rank[i].where, leader(r), 0, rows[k].to, t->rows * rows[k].width * (int64_t)sizeof(float), err);
-    return rc;
-}
-
 static int find_rows(lm_runner *r, const lm_task *t, hd_error *err)
 {
     hd_tensor logits, hidden;
@@ -374,7 +408,7 @@ static int finish(hd_runner *base, hd_error *err)
     lm_task *t = &r->steps[r->finished++ % (uint64_t)base->depth];
     if (!t->tokens) return 0;
     int rc = hd_lm_ranks_wait(&r->ranks, t->number, err);
-    if (!rc && is_spread(r) && r->n_stages > 1) rc = hd_lm_ranks_run(&r->ranks, fetch, t, err);
+    if (!rc && is_spread(r) && r->n_stages > 1) rc = hd_lm_ranks_run(&r->ranks, receive_outputs, t, err);
     return rc ? rc : find_rows(r, t, err);
 }
 
@@ -420,6 +454,7 @@ int hd_lm_runner_follow(hd_runner *base, hd_error *err)
         if (!rc) rc = check_batch(base, &t->order.batch, &t->tokens, &t->rows, err);
         if (!rc) rc = do_task(t, 0, err);
     }
+    for (int64_t i = 0; i < base->depth && !rc; i++) rc = wait_sent(&r->steps[i], err);
     if (rc) hd_lm_ranks_abort(&r->ranks, err->message);
     hd_free(t->block);
     return rc;
