@@ -225,7 +225,7 @@ hd_runner *fake_runner_new(const fake_options *o)
     f->o = *o;
     f->r = (hd_runner){.vocab = o->vocab, .width = WIDTH, .max_tokens = o->max_tokens, .max_parts = o->max_parts, .max_rows = o->max_rows,
                        .max_context = o->max_context, .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows,
-                       .depth = o->depth ? o->depth : 1, .begin = begin, .finish = finish, .logits = logits, .hidden = hidden, .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block,
+                       .depth = o->depth ? o->depth : 1, .threads = 1, .begin = begin, .finish = finish, .logits = logits, .hidden = hidden, .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block,
                        .close = close_runner};
     f->rows = hd_calloc((size_t)(o->blocks * o->block), sizeof *f->rows);
     f->logits = hd_calloc((size_t)(f->r.depth * o->max_rows * o->vocab), sizeof *f->logits);

@@ -532,6 +532,29 @@ static void test_steps_under_way(void **state)
     }
 }
 
+/* Pieces of one prompt follow each other without waiting for the end of the one before. */
+static void test_pieces_under_way(void **state)
+{
+    (void)state;
+    answer *a = hd_calloc(4, sizeof *a);
+    int32_t prompt[150];
+    fill_prompt(prompt, 150, 4);
+    for (int depth = 1; depth <= 4; depth++) {
+        bench b = bench_default();
+        b.f.depth = depth;
+        b.o.token_budget = 20;
+        bench_open(&b);
+        submit(&b, plain(prompt, 150, 3), &a[depth - 1]);
+        for (int i = 0; i < depth; i++) one_step(&b);
+        assert_int_equal(fake_runner_counts(b.r).most_steps, depth);
+        run_all(&b);
+        check_same(&a[0], 0, &a[depth - 1], 0);
+        assert_int_equal(fake_runner_counts(b.r).tokens, 150 + 2);
+        bench_close(&b);
+    }
+    hd_free(a);
+}
+
 /* What is under way when its request is cut off, or gives way and comes back, does no harm; its blocks are free at once. */
 static void test_useless_steps(void **state)
 {
@@ -963,7 +986,7 @@ int main(void)
         cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams),
         cmocka_unit_test(test_endings), cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints),
         cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
-        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_steps_under_way), cmocka_unit_test(test_useless_steps), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback),
+        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_steps_under_way), cmocka_unit_test(test_pieces_under_way), cmocka_unit_test(test_useless_steps), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback),
         cmocka_unit_test(test_deadline), cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model),
         cmocka_unit_test(test_priority_order), cmocka_unit_test(test_slowdown), cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_memory),

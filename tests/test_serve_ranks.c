@@ -93,6 +93,16 @@ static void test_odd_sizes(void **state)
     }
 }
 
+/* Large enough for products that could begin with what they are added to. */
+static void test_sums_at_cuts(void **state)
+{
+    (void)state;
+    hd_lm_config c = config(8, 2, 32, 512, 500);
+    c.width = 256;
+    c.init_std = 0.02;
+    compare(NULL, &c, "pp=3", HD_F32, HD_F32);
+}
+
 /* Every block type of GGUF, read from the file where it lies. */
 static void test_blocks_of_weights(void **state)
 {
@@ -299,7 +309,7 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_families), cmocka_unit_test(test_element_types), cmocka_unit_test(test_odd_sizes), cmocka_unit_test(test_blocks_of_weights),
+        cmocka_unit_test(test_families), cmocka_unit_test(test_element_types), cmocka_unit_test(test_odd_sizes), cmocka_unit_test(test_sums_at_cuts), cmocka_unit_test(test_blocks_of_weights),
         cmocka_unit_test(test_memory), cmocka_unit_test(test_blocks_move), cmocka_unit_test(test_engine), cmocka_unit_test(test_orders),
         cmocka_unit_test(test_refusals),
     };

@@ -137,7 +137,8 @@ static hd_engine_stats run_amid(job *j, const variant *v)
     return finish(e, &err);
 }
 
-static bool compare(job *j, const variant *v)
+/* over: the ranks, "" of one. */
+static bool compare(job *j, const char *over, const variant *v)
 {
     double start = hd_time();
     hd_engine_stats s = run_amid(j, v);
@@ -151,7 +152,9 @@ static bool compare(job *j, const variant *v)
     uint64_t must = 1;
     if (v->must) memcpy(&must, (const char *)&s + v->must, sizeof must);
     bool ok = equal == j->prompts && tokens == j->prompts * j->tokens && must > 0;
-    printf("  %-44s equal %lld of %-3lld found %-6llu preempted %-4llu swapped %-4llu right guesses %llu of %llu, %.1f s  %s\n", v->name, (long long)equal,
+    char name[80];
+    snprintf(name, sizeof name, "%s%s%s", over, *over ? ", " : "", v->name);
+    printf("  %-44s equal %lld of %-3lld found %-6llu preempted %-4llu swapped %-4llu right guesses %llu of %llu, %.1f s  %s\n", name, (long long)equal,
            (long long)j->prompts, (unsigned long long)s.cached_tokens, (unsigned long long)s.preemptions, (unsigned long long)s.swaps_out,
            (unsigned long long)s.accepted, (unsigned long long)s.proposed, hd_time() - start, ok ? "PASS" : "FAIL");
     return ok;
@@ -189,7 +192,7 @@ static bool compare_ranks(job *j, const char *parallel, const variant *v, size_t
     hd_runner *one = j->r;
     bool ok = true;
     j->r = open_runner(j, parallel);
-    for (size_t i = 0; i < n; i++) ok &= compare(j, &v[i]);
+    for (size_t i = 0; i < n; i++) ok &= compare(j, parallel, &v[i]);
     j->r->close(j->r);
     j->r = one;
     return ok;
@@ -237,17 +240,17 @@ int main(int argc, char **argv)
         {"reserved K/V memory", reserve, false, 0},
         {"by priority, few at once", order, false, offsetof(hd_engine_stats, preemptions)},
     };
-    const variant over_two[] = {
-        {"tp=2", bare, false, 0},
-        {"tp=2, prefix cache, small chunks", small, false, offsetof(hd_engine_stats, cached_tokens)},
-        {"tp=2, preempted, swapped", swap, false, offsetof(hd_engine_stats, swaps_out)},
-        {"tp=2, speculation by a draft model", draft, true, offsetof(hd_engine_stats, accepted)},
+    const variant over_ranks[] = {
+        {"without the prefix cache", bare, false, 0},
+        {"small chunks", small, false, offsetof(hd_engine_stats, cached_tokens)},
+        {"preempted, swapped", swap, false, offsetof(hd_engine_stats, swaps_out)},
+        {"speculation by a draft model", draft, true, offsetof(hd_engine_stats, accepted)},
     };
-    const variant over_four[] = {{"tp=4, two ranks for each key/value head", o, false, 0}};
+    static const char *const forms[] = {"tp=2", "pp=3", "tp=2,pp=2"};
     bool ok = true;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok &= compare(&j, &all[i]);
-    ok &= compare_ranks(&j, "tp=2", over_two, sizeof over_two / sizeof *over_two);
-    ok &= compare_ranks(&j, "tp=4", over_four, 1);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok &= compare(&j, "", &all[i]);
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) ok &= compare_ranks(&j, forms[i], over_ranks, sizeof over_ranks / sizeof *over_ranks);
+    ok &= compare_ranks(&j, "tp=4", over_ranks, 1); /* two ranks for each key/value head */
     for (size_t i = 0; i < 2 * n; i++) {
         answer *a = i < n ? &j.want[i] : &j.got[i - n];
         hd_free(a->tokens);

@@ -33,7 +33,7 @@ typedef struct hd_plan {
     bool overlap;          /* transfers run beside computing where the order allows it; the results are the same bits */
     int64_t bucket;        /* with overlap, gradients are reduced together once they have so many bytes; 0: each by itself (program/buckets.c) */
     bool sparse;           /* gradients of tables that only lookups read are exchanged as rows where that is fewer bytes */
-    bool pack;             /* keep constant operands of products in the back end's panels: for serving */
+    bool pack;             /* for serving: constant operands of products in the back end's panels, and sums whose bits don't depend on cuts */
 
     /* Many ranks. */
     hd_mesh mesh;          /* n = 0: one rank. The pipeline's axis "pp", if there is one, comes first: its size is the number of stages */

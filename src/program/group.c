@@ -2,7 +2,9 @@
  *
  * A tree of single-use f32 additions of equal type, and the micro_sum above it, is one sum of many addends. An addend whose op can accumulate and
  * which nothing else reads is computed straight into the sum's buffer; the others are added to it as soon as they exist. So tied embeddings
- * need one buffer for the gradient of both uses, and a step of many micro-batches one accumulator per parameter. */
+ * need one buffer for the gradient of both uses, and a step of many micro-batches one accumulator per parameter.
+ *
+ * Not where a model is served (plan->pack): a product that begins with what it is added to rounds otherwise, and only where a pipeline is cut is there such a sum. */
 #include <stdlib.h>
 
 #include "ops/ops.h"
@@ -174,7 +176,7 @@ int hd_lower_groups(hd_lowering *l)
         bool micro = many && (hd_is_micro_sum(item->node) || (l->pair_direct[v] < 0 && is_sum_of_micro_sums(l, v, true)));
         int rc = 0;
         if (micro) rc = try_group(l, v, true);
-        else if (is_plain_add(l, item->node) && l->pair_direct[v] < 0) rc = try_group(l, v, false);
+        else if (!l->plan->pack && is_plain_add(l, item->node) && l->pair_direct[v] < 0) rc = try_group(l, v, false);
         if (rc) return rc;
     }
     return 0;

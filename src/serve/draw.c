@@ -162,6 +162,8 @@ static void forbid(const hd_engine *e, uint64_t *mask, const int32_t *set, int n
         if (set[i] >= 0 && set[i] < e->r->vocab) mask[set[i] / 64] &= ~(UINT64_C(1) << (set[i] % 64));
 }
 
+static bool may_be_anything(const hd_seq *s) { return !s->constraint && hd_answered(s) >= s->w->r.min_tokens; }
+
 /* The tokens that may come next in *allowed; NULL: all. A constraint goes before min_tokens where they contradict each other. */
 static int next_allowed(hd_engine *e, hd_seq *s, const uint64_t **allowed, hd_error *err)
 {
@@ -169,7 +171,7 @@ static int next_allowed(hd_engine *e, hd_seq *s, const uint64_t **allowed, hd_er
     int64_t words = (e->r->vocab + 63) / 64;
     bool ends = hd_answered(s) >= r->min_tokens;
     *allowed = NULL;
-    if (!s->constraint && ends) return 0;
+    if (may_be_anything(s)) return 0;
     *allowed = e->mask;
     memset(e->mask, s->constraint ? 0 : 0xff, (size_t)words * sizeof *e->mask);
     int rc = s->constraint ? hd_constraint_mask(s->constraint, e->mask, err) : 0;
@@ -220,6 +222,34 @@ static int append(hd_engine *e, hd_seq *s, int32_t token, hd_finish *why, hd_err
     return rc;
 }
 
+/* One token from one row, of a request that goes on as it did. */
+static bool is_plain(const hd_part *p)
+{
+    const hd_seq *s = p->seq;
+    if (!s || !p->draws || s->proposed || s->state != HD_SEQ_LIVE) return false;
+    const hd_work *w = s->w;
+    return w->forked && !w->beams && !w->r.embed && !w->ended && !w->useless && may_be_anything(s);
+}
+
+static void draw_share(void *arg, int tid)
+{
+    const hd_engine *e = arg;
+    for (int64_t i = tid; i < e->at->n_parts; i += e->r->threads) {
+        const hd_part *p = &e->at->what[i];
+        if (!is_plain(p)) continue;
+        hd_seq *s = p->seq;
+        s->token = hd_token_sampler_draw(s->sampler, e->r->logits(e->r, p->row), NULL, hd_answered(s));
+        s->ahead = true;
+    }
+}
+
+void hd_draw_ahead(hd_engine *e)
+{
+    int64_t plain = 0;
+    for (int64_t i = 0; i < e->at->n_parts && plain < 2; i++) plain += is_plain(&e->at->what[i]);
+    if (plain > 1 && e->r->threads > 1) e->r->each(e->r, draw_share, e);
+}
+
 /* Draws the next token from a row of logits. *why: how the answer ends with it. */
 static int draw(hd_engine *e, hd_seq *s, const float *logits, int32_t *token, hd_finish *why, hd_error *err)
 {
@@ -227,7 +257,8 @@ static int draw(hd_engine *e, hd_seq *s, const float *logits, int32_t *token, hd
     const uint64_t *allowed;
     int rc = next_allowed(e, s, &allowed, err);
     if (rc) return rc;
-    *token = hd_token_sampler_draw(s->sampler, logits, allowed, hd_answered(s));
+    *token = s->ahead ? s->token : hd_token_sampler_draw(s->sampler, logits, allowed, hd_answered(s));
+    s->ahead = false;
     if (*token < 0) return hd_fail(err, HD_ENUMERIC, "the model's logits are not numbers");
     if (is_among(r->eos, r->n_eos, *token) && (!r->ignore_eos || s->constraint)) *why = HD_FINISH_EOS;
     else if (is_among(r->stop_tokens, r->n_stop_tokens, *token)) *why = HD_FINISH_STOP;

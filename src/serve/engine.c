@@ -251,12 +251,14 @@ static void count_step(hd_engine *e)
 
 static void fail_parts(hd_engine *e, const char *why)
 {
-    for (int64_t i = 0; i < e->at->n_parts; i++) hd_work_end(e, e->at->what[i].seq->w, HD_FINISH_ERROR, why);
+    for (int64_t i = 0; i < e->at->n_parts; i++)
+        if (e->at->what[i].seq) hd_work_end(e, e->at->what[i].seq->w, HD_FINISH_ERROR, why);
 }
 
 static void mark_parts(hd_engine *e, bool under_way)
 {
-    for (int64_t i = 0; i < e->at->n_parts; i++) e->at->what[i].seq->w->under_way = under_way;
+    for (int64_t i = 0; i < e->at->n_parts; i++)
+        if (e->at->what[i].seq) e->at->what[i].seq->w->under_way = under_way;
 }
 
 static double blend(double mean, double x) { return mean > 0 ? mean + 0.2 * (x - mean) : x; }
@@ -283,6 +285,17 @@ static void learn_times(hd_engine *e, double seconds)
     }
 }
 
+/* In a pipeline, pieces of prompts that give no logits are as good as computed: whatever reads their blocks comes behind them. So a prompt's next piece can begin
+ * in the first stage while this one is in the second (Li et al. 2021, TeraPipe: slices of one sequence). */
+static void part_early(hd_engine *e)
+{
+    for (int64_t i = 0; i < e->at->n_parts && e->r->depth > 1; i++) {
+        if (e->at->what[i].rows) continue;
+        hd_part_done(e, i);
+        e->at->what[i].seq = NULL;
+    }
+}
+
 static int begin_batch(hd_engine *e, hd_error *err)
 {
     hd_error own = {0};
@@ -292,6 +305,7 @@ static int begin_batch(hd_engine *e, hd_error *err)
         fail_parts(e, own.message);
         return hd_fail(err, rc, "%s", own.message);
     }
+    part_early(e);
     mark_parts(e, true);
     e->begun++;
     return 0;
@@ -300,7 +314,8 @@ static int begin_batch(hd_engine *e, hd_error *err)
 /* What a preempted request was computed for is of no use; the next time it is. */
 static void forgive(hd_engine *e)
 {
-    for (int64_t i = 0; i < e->at->n_parts; i++) e->at->what[i].seq->w->useless = false;
+    for (int64_t i = 0; i < e->at->n_parts; i++)
+        if (e->at->what[i].seq) e->at->what[i].seq->w->useless = false;
 }
 
 static int finish_batch(hd_engine *e, hd_error *err)
@@ -313,7 +328,9 @@ static int finish_batch(hd_engine *e, hd_error *err)
     e->freed = e->now;
     mark_parts(e, false);
     if (rc) fail_parts(e, own.message);
-    for (int64_t i = 0; i < e->at->n_parts && !rc; i++) hd_part_done(e, i);
+    else hd_draw_ahead(e);
+    for (int64_t i = 0; i < e->at->n_parts && !rc; i++)
+        if (e->at->what[i].seq) hd_part_done(e, i);
     forgive(e);
     for (hd_work *w = e->running.first; w && !rc; w = w->next)
         if (w->beams && !w->under_way) hd_beams_step(e, w);

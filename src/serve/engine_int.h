@@ -53,6 +53,7 @@ typedef struct hd_seq {
     int32_t *draft_table;     /* [capacity / draft block] */
     int64_t n_draft_table, draft_computed;
     int64_t row;              /* beams: its row of logits in this step; -1: none */
+    bool ahead; int32_t token; /* the next token has been drawn already, and is this */
 } hd_seq;
 
 /* A finished beam. */
@@ -106,7 +107,7 @@ struct hd_work {
 
 typedef struct hd_work_list { hd_work *first, *last; int64_t count; } hd_work_list;
 
-typedef struct hd_part { hd_seq *seq; int64_t row, rows; bool draws; } hd_part;
+typedef struct hd_part { hd_seq *seq; /* NULL: nothing is to be done with it any more */ int64_t row, rows; bool draws; } hd_part;
 
 /* What is computed together. */
 typedef struct hd_engine_batch {
@@ -200,6 +201,7 @@ void hd_draft_drop(hd_engine *e, hd_seq *s);
 void hd_draft_keep(hd_seq *s, int64_t tokens); /* only the first `tokens` were right */
 
 /* draw.c */
+void hd_draw_ahead(hd_engine *e);             /* draws on all threads what the parts done next would on one, where that is sure */
 void hd_part_done(hd_engine *e, int64_t part);
 void hd_seq_end(hd_engine *e, hd_seq *s, hd_finish why, const char *error); /* releases its blocks; events follow by hd_seq_send */
 void hd_seq_send(hd_engine *e, hd_seq *s);

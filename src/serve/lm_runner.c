@@ -416,6 +416,8 @@ static const float *logits_row(hd_runner *base, int64_t row) { return ((lm_runne
 
 static const float *hidden_row(hd_runner *base, int64_t row) { return ((lm_runner *)base)->hidden + row * base->width; }
 
+static void each_thread(hd_runner *base, void (*fn)(void *arg, int tid), void *arg) { hd_team_run(((lm_runner *)base)->rank[0].team, fn, arg); }
+
 /* ---- blocks ---- */
 
 /* Behind the steps that are under way. */
@@ -491,7 +493,7 @@ static int open_all(lm_runner *r, hd_error *err)
     if (!rc) rc = agree_on_blocks(r, err);
     r->base = (hd_runner){.vocab = r->files.config.vocab, .width = r->files.config.width, .max_tokens = r->o.max_tokens, .max_parts = r->o.max_parts,
                           .max_rows = r->o.max_rows, .max_context = r->o.context, .block = r->o.block, .blocks = r->base.blocks, .block_bytes = r->base.block_bytes,
-                          .depth = r->n_stages, .begin = begin, .finish = finish, .logits = logits_row, .hidden = hidden_row, .copy_block = copy_block,
+                          .depth = r->n_stages, .threads = 1, .begin = begin, .finish = finish, .logits = logits_row, .hidden = hidden_row, .copy_block = copy_block,
                           .save_block = save_block, .restore_block = restore_block, .close = close_runner};
     if (!rc) rc = lower(r, err);
     if (!rc) rc = hd_model_check_memory(bytes_here(r), advice, err);
@@ -514,6 +516,7 @@ int hd_lm_runner_open_files(hd_runner **out, hd_model_files *files, const hd_lm_
         close_runner(&r->base);
         return rc;
     }
+    if (r->ranks.n == 1) r->base.threads = r->ranks.threads, r->base.each = each_thread;
     if (info) describe(r, info);
     *out = &r->base;
     return 0;

@@ -38,6 +38,9 @@ struct hd_runner {
     int (*finish)(hd_runner *r, hd_error *err);
     const float *(*logits)(hd_runner *r, int64_t row); /* [vocab] of the step finished last, until the next is */
     const float *(*hidden)(hd_runner *r, int64_t row); /* [width]: the final norm's result, likewise */
+    /* fn(arg, tid) on each of the model's threads, 0 .. threads - 1, while no step is under way. threads is 1 and each NULL: only the caller's will do. */
+    int threads;
+    void (*each)(hd_runner *r, void (*fn)(void *arg, int tid), void *arg);
     /* Blocks: after the steps begun so far. */
     void (*copy_block)(hd_runner *r, int32_t from, int32_t to);
     void (*save_block)(hd_runner *r, int32_t block, void *out);          /* block_bytes */

@@ -170,7 +170,7 @@ static bool is_computed_in(const hd_engine *e, const hd_engine_batch *b, const h
     int64_t end = (s->known + 1) * e->r->block;
     for (int64_t i = 0; i < b->n_parts; i++) {
         const hd_seq *o = b->what[i].seq;
-        if (o->w->r.salt != s->w->r.salt || o->w->ended || o->w->useless) continue;
+        if (!o || o->w->r.salt != s->w->r.salt || o->w->ended || o->w->useless) continue;
         if (o->known > s->known || b->parts[i].position + b->parts[i].n - o->proposed < end) continue;
         if (!memcmp(o->tokens, s->tokens, (size_t)end * sizeof *s->tokens)) return true;
     }
