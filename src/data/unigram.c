@@ -12,7 +12,9 @@ typedef struct piece { const char *text; uint32_t size; int32_t id; double score
 struct hd_unigram {
     piece *pieces; /* [count] sorted by text, so that those with one beginning stand together */
     size_t count;
+    const double *scores; /* [id_count] */
     double unknown; /* score of an unknown character */
+    bool look_up;   /* what is unknown may be a token by its text */
 };
 
 /* ---- reading ---- */
@@ -52,25 +54,34 @@ static int read_unknown(hd_tokenizer *t, const json_t *model, const char *where,
     return 0;
 }
 
-int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err) {
-    const json_t *list = json_object_get(model, "vocab"), *item;
-    size_t i, n = json_array_size(list);
+int hd_unigram_build(hd_tokenizer *t, const double *scores, double least, bool look_up, hd_error *err) {
+    size_t n = (size_t)t->id_count;
     hd_unigram *u = hd_arena_alloc(&t->arena, sizeof *u);
     piece *pieces = u ? hd_arena_alloc(&t->arena, (n + 1) * sizeof *pieces) : NULL;
     if (!pieces) return hd_fail_memory(err, n * sizeof *pieces, "vocabulary of a tokenizer");
-    double least = 0;
-    json_array_foreach(list, i, item) {
-        double score = json_number_value(json_array_get(item, 1));
+    for (size_t i = 0; i < n; i++) {
         const hd_token *k = &t->tokens[i];
-        if (!i || score < least) least = score;
-        if (!k->text || !k->text_size || k->added) continue;
-        pieces[u->count++] = (piece){k->text, k->text_size, (int32_t)i, score};
+        if (k->text && k->text_size && !k->added) pieces[u->count++] = (piece){k->text, k->text_size, (int32_t)i, scores[i]};
     }
     if (u->count) qsort(pieces, u->count, sizeof *pieces, compare_pieces);
-    u->pieces = pieces;
-    u->unknown = least - UNKNOWN_PENALTY;
+    *u = (hd_unigram){.pieces = pieces, .count = u->count, .scores = scores, .unknown = least - UNKNOWN_PENALTY, .look_up = look_up};
     t->unigram = u;
-    return read_unknown(t, model, where, err);
+    return 0;
+}
+
+const double *hd_unigram_scores(const hd_tokenizer *t) { return t->unigram->scores; }
+
+int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err) {
+    const json_t *list = json_object_get(model, "vocab"), *item;
+    double *scores = hd_arena_alloc(&t->arena, ((size_t)t->id_count + 1) * sizeof *scores), least = 0;
+    size_t i;
+    if (!scores) return hd_fail_memory(err, (size_t)t->id_count * sizeof *scores, "vocabulary of a tokenizer");
+    json_array_foreach(list, i, item) {
+        scores[i] = json_number_value(json_array_get(item, 1));
+        if (!i || scores[i] < least) least = scores[i];
+    }
+    int rc = hd_unigram_build(t, scores, least, true, err);
+    return rc ? rc : read_unknown(t, model, where, err);
 }
 
 /* ---- a word ---- */
@@ -109,7 +120,7 @@ static void step(const hd_tokenizer *t, hd_path_node *path, const unsigned char 
 
 /* Bytes word[from..to) that no piece covers. */
 static int add_unknown(const hd_tokenizer *t, const unsigned char *word, size_t from, size_t to, hd_ids *out, hd_error *err) {
-    int32_t whole = hd_string_table_get(&t->by_text, (const char *)word + from, to - from);
+    int32_t whole = t->unigram->look_up ? hd_string_table_get(&t->by_text, (const char *)word + from, to - from) : -1;
     bool bytes = t->byte_pieces;
     for (size_t i = from; i < to && bytes; i++) bytes = t->byte_id[word[i]] >= 0;
     if (whole >= 0 && !t->tokens[whole].added) return hd_ids_append(out, whole, err);
