@@ -18,10 +18,11 @@ struct hd_precompiled {
 
 /* ---- reading ---- */
 
+static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 static int base64_value(char c) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *at = c ? strchr(digits, c) : NULL;
-    return at ? (int)(at - digits) : -1;
+    const char *at = c ? strchr(base64_digits, c) : NULL;
+    return at ? (int)(at - base64_digits) : -1;
 }
 
 /* Decodes into out, which has room for 3/4 of n. Returns the bytes, or -1. */
@@ -40,6 +41,13 @@ static int64_t base64(const char *text, size_t n, unsigned char *out) {
         out[len++] = (unsigned char)(bits >> held);
     }
     return len;
+}
+
+static void put_base64(const unsigned char *p, size_t n, hd_str *out) {
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t bits = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+        for (int k = 0; k < 4; k++) hd_str_putc(out, i + (size_t)k > n ? '=' : base64_digits[bits >> (18 - 6 * k) & 63]);
+    }
 }
 
 int hd_precompiled_parse(hd_tokenizer *t, const unsigned char *bytes, size_t n, bool longest, const hd_precompiled **out, const char *where, hd_error *err) {
@@ -68,6 +76,12 @@ int hd_precompiled_read(hd_tokenizer *t, const char *text, size_t n, const hd_pr
 const void *hd_precompiled_bytes(const hd_precompiled *p, size_t *n) {
     *n = 4 + p->unit_count * 4 + p->text_size;
     return (const unsigned char *)p->units - 4;
+}
+
+void hd_precompiled_text(const hd_precompiled *p, hd_str *out) {
+    size_t n;
+    const void *bytes = hd_precompiled_bytes(p, &n);
+    put_base64(bytes, n, out);
 }
 
 /* ---- applying ---- */

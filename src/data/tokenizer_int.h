@@ -254,6 +254,8 @@ hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err);
 int hd_spm_normalizers(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err);
 /* Its pieces and scores. */
 int hd_spm_unigram(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err);
+/* The sections of a tokenizer.json for t, of a GGUF file; NULL and err where it has no such. */
+json_t *hd_unigram_sections(const hd_tokenizer *t, hd_error *err);
 /* Whether a GGUF file can say what t, unigram and of a tokenizer.json, does with a text. */
 bool hd_unigram_writable(const hd_tokenizer *t);
 /* Declares its scores, padded, and the rest but for the tokens; types [vocab] get those of the unknown piece and of bytes. */
@@ -269,8 +271,9 @@ size_t hd_spm_start(const hd_tokenizer *t, const unsigned char *word, size_t n, 
 int hd_precompiled_read(hd_tokenizer *t, const char *text, size_t n, const hd_precompiled **out, const char *where, hd_error *err);
 /* From the table's own bytes, which are in t's arena at a multiple of 4. longest: applied as SentencePiece does. */
 int hd_precompiled_parse(hd_tokenizer *t, const unsigned char *bytes, size_t n, bool longest, const hd_precompiled **out, const char *where, hd_error *err);
-/* The table's bytes, *n of them. */
+/* The table's bytes, *n of them; and as base64. */
 const void *hd_precompiled_bytes(const hd_precompiled *p, size_t *n);
+void hd_precompiled_text(const hd_precompiled *p, hd_str *out);
 /* Appends the normalized form of s[0..n), valid UTF-8. */
 void hd_precompiled_apply(const hd_precompiled *p, const unsigned char *s, size_t n, hd_str *out);
 
@@ -283,8 +286,8 @@ int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_
 /* Makes t->unigram of scores [t->id_count], in t's arena, over all tokens that aren't added ones; least: the lowest that counts; look_up: what is unknown may
  * be a token by its text, as in `tokenizers`. */
 int hd_unigram_build(hd_tokenizer *t, const double *scores, double least, bool look_up, hd_error *err);
-/* [id_count] */
-const double *hd_unigram_scores(const hd_tokenizer *t);
+/* [id_count]; *listed (may be NULL): ids from it on are of added tokens that the model itself doesn't have. */
+const double *hd_unigram_scores(const hd_tokenizer *t, int32_t *listed);
 /* Appends the ids of one word. */
 int hd_unigram_word(hd_encoder *e, const unsigned char *word, size_t n, hd_ids *out, hd_error *err);
 

@@ -1,5 +1,5 @@
 /* unigram_gguf.c: unigram models in GGUF files ("t5"): pieces and scores as in sentencepiece.c, SentencePiece's table of normalizations, and what becomes of
- * spaces. Both ways; what is written comes from a tokenizer.json. */
+ * spaces. Both ways; what is written comes from a tokenizer.json. And the sections of a tokenizer.json for a file. */
 #include <string.h>
 #include "data/tokenizer_int.h"
 
@@ -92,7 +92,7 @@ int hd_unigram_put(const hd_tokenizer *t, int64_t vocab, int32_t *types, hd_gguf
     shape s;
     float *scores = hd_malloc((size_t)vocab * sizeof *scores);
     if (!scores) return hd_fail_memory(err, (size_t)vocab * sizeof *scores, "scores of a GGUF file");
-    for (int64_t i = 0; i < vocab; i++) scores[i] = types[i] == HD_TOKEN_UNUSED ? PAD_SCORE : i < t->id_count ? (float)hd_unigram_scores(t)[i] : 0;
+    for (int64_t i = 0; i < vocab; i++) scores[i] = types[i] == HD_TOKEN_UNUSED ? PAD_SCORE : i < t->id_count ? (float)hd_unigram_scores(t, NULL)[i] : 0;
     hd_gguf_put_numbers(w, "tokenizer.ggml.scores", HD_GGUF_F32, scores, (size_t)vocab);
     hd_free(scores);
     for (int i = 0; t->byte_pieces && i < 256; i++)
@@ -108,4 +108,68 @@ int hd_unigram_put(const hd_tokenizer *t, int64_t vocab, int32_t *types, hd_gguf
     const hd_gguf_value v = {.key = "tokenizer.ggml.precompiled_charsmap", .kind = HD_GGUF_ARRAY, .element = HD_GGUF_U8, .count = n, .data = bytes};
     hd_gguf_put_value(w, &v);
     return 0;
+}
+
+/* ---- the sections of a tokenizer.json ---- */
+
+static json_t *replace(const char *kind, const char *from, const char *to) {
+    return json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", kind, from, "content", to);
+}
+
+static json_t *normalizer(const hd_tokenizer *t, const hd_normalizer *meta) {
+    json_t *list = json_array();
+    if (meta != t->normalizers) {
+        hd_str text;
+        hd_str_init(&text);
+        hd_precompiled_text(t->normalizers->map, &text);
+        json_array_append_new(list, text.failed ? NULL : json_pack("{s:s, s:s}", "type", "Precompiled", "precompiled_charsmap", text.data));
+        hd_str_free(&text);
+    }
+    if (meta->merge) json_array_append_new(list, json_pack("{s:s, s:b, s:b}", "type", "Strip", "strip_left", 0, "strip_right", 1));
+    else if (meta->prefix) json_array_append_new(list, json_pack("{s:s, s:s}", "type", "Prepend", "prepend", SPACE));
+    json_array_append_new(list, meta->merge ? replace("Regex", " {2,}", SPACE) : replace("String", " ", SPACE));
+    return json_pack("{s:s, s:o}", "type", "Sequence", "normalizers", list);
+}
+
+static json_t *metaspace(bool prefix) {
+    return json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE, "prepend_scheme", prefix ? "always" : "never", "split", 1);
+}
+
+static json_t *decoder(const hd_tokenizer *t, bool prefix) {
+    bool bytes = false;
+    for (int i = 0; i < 256; i++) bytes |= t->byte_id[i] >= 0;
+    if (!bytes) return metaspace(prefix);
+    json_t *list = json_pack("[o, {s:s}, {s:s}]", replace("String", SPACE, " "), "type", "ByteFallback", "type", "Fuse");
+    if (prefix) json_array_append_new(list, json_pack("{s:s, s:s, s:i, s:i}", "type", "Strip", "content", " ", "start", 1, "stop", 0));
+    return json_pack("{s:s, s:o}", "type", "Sequence", "decoders", list);
+}
+
+static void put_around(const hd_tokenizer *t, const int32_t *ids, size_t n, json_t *single, json_t *specials) {
+    for (size_t i = 0; i < n; i++) {
+        const char *text = t->tokens[ids[i]].text;
+        json_array_append_new(single, json_pack("{s:{s:s, s:i}}", "SpecialToken", "id", text, "type_id", 0));
+        json_object_set_new(specials, text, json_pack("{s:s, s:[i], s:[s]}", "id", text, "ids", (int)ids[i], "tokens", text));
+    }
+}
+
+static json_t *post_processor(const hd_tokenizer *t) {
+    if (!t->before_count && !t->after_count) return json_null();
+    json_t *single = json_array(), *specials = json_object();
+    put_around(t, t->before, t->before_count, single, specials);
+    json_array_append_new(single, json_pack("{s:{s:s, s:i}}", "Sequence", "id", "A", "type_id", 0));
+    put_around(t, t->after, t->after_count, single, specials);
+    return json_pack("{s:s, s:o, s:[], s:o}", "type", "TemplateProcessing", "single", single, "pair", "special_tokens", specials);
+}
+
+json_t *hd_unigram_sections(const hd_tokenizer *t, hd_error *err) {
+    const hd_normalizer *meta = &t->normalizers[t->normalizer_count - 1];
+    if (meta->merge && !meta->prefix) {
+        hd_fail(err, HD_EUNSUPPORTED, "a unigram tokenizer that removes spaces and puts none in front cannot be written as a tokenizer.json");
+        return NULL;
+    }
+    json_t *pre = meta->merge ? metaspace(true) : json_null();
+    json_t *j = json_pack("{s:o, s:o, s:o, s:o}", "normalizer", normalizer(t, meta), "pre_tokenizer", pre, "post_processor", post_processor(t), "decoder",
+                          decoder(t, meta->prefix));
+    if (!j) hd_fail_memory(err, 0, "a tokenizer.json");
+    return j;
 }
