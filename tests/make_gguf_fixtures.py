@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/data/gguf, and tests/data/models/logits/gemma3 and qwen3: what llama.cpp computes from GGUF files.
+"""Writes tests/data/gguf, and tests/data/models/logits/gemma3, qwen3 and phi3-partial: what llama.cpp computes from GGUF files.
 
     python3 -m venv venv
     venv/bin/pip install gguf==0.19.0 safetensors sentencepiece==0.2.3
@@ -13,7 +13,7 @@ gguf/pieces.json               the same tokenizer as a tokenizer.json, as conver
 gguf/reference.safetensors     tokens i32, logits f32 [tokens, vocabulary]: llama.cpp's, from the same numbers in F32; strings u8 and lengths i32: texts
                                one behind the other; prefix.ids, plain.ids i32 and prefix.counts, plain.counts i32 [texts]: their ids, with bos, with and
                                without a space put before a text
-models/logits/gemma3, qwen3    as those of make_model_fixtures.py, in f16; the logits are llama.cpp's
+models/logits/gemma3, qwen3, phi3-partial   as those of make_model_fixtures.py, in f16; the logits are llama.cpp's
 """
 import argparse
 import json
@@ -180,18 +180,23 @@ def make_gguf(reference, folder):
     save_file({k: np.ascontiguousarray(v) for k, v in out.items()}, OUT / "reference.safetensors")
 
 
-# ---- Gemma 3 and Qwen 3 ----
+# ---- Gemma 3, Qwen 3, and Phi-3 with a partial rotary embedding ----
 
 def make_model(name, config, offset, rng, reference, heddle, folder):
-    c = dict(hidden_size=32, intermediate_size=44, num_attention_heads=2, num_key_value_heads=1, head_dim=20, vocab_size=67, max_position_embeddings=64,
-             rms_norm_eps=1e-6, torch_dtype="float16", **config)
+    c = {**dict(hidden_size=32, intermediate_size=44, num_attention_heads=2, num_key_value_heads=1, head_dim=20, vocab_size=67, max_position_embeddings=64,
+                rms_norm_eps=1e-6, torch_dtype="float16"), **config}
     d, f, v, e, q, k = (c["hidden_size"], c["intermediate_size"], c["vocab_size"], c["head_dim"], c["num_attention_heads"] * c["head_dim"],
                         c["num_key_value_heads"] * c["head_dim"])
     matrices = {"self_attn.q_proj": (q, d), "self_attn.k_proj": (k, d), "self_attn.v_proj": (k, d), "self_attn.o_proj": (d, q), "mlp.gate_proj": (f, d),
                 "mlp.up_proj": (f, d), "mlp.down_proj": (d, f)}
+    if c["model_type"] == "phi3":
+        matrices = {"self_attn.qkv_proj": (q + 2 * k, d), "self_attn.o_proj": (d, q), "mlp.gate_up_proj": (2 * f, d),
+                    "mlp.down_proj": (d, f)}
     norms = {"self_attn.q_norm": e, "self_attn.k_norm": e, "input_layernorm": d, "post_attention_layernorm": d}
     if offset == 0:
         norms.update({"pre_feedforward_layernorm": d, "post_feedforward_layernorm": d})
+    if c["model_type"] == "phi3":
+        norms = {"input_layernorm": d, "post_attention_layernorm": d}
     w = {"model.embed_tokens.weight": rng.normal(0, 1, (v, d)), "model.norm.weight": rng.normal(offset, 0.2, d)}
     if not c["tie_word_embeddings"]:
         w["lm_head.weight"] = rng.normal(0, d ** -0.5, (v, d))
@@ -212,6 +217,15 @@ def make_model(name, config, offset, rng, reference, heddle, folder):
     save_file({"lengths": np.array(lengths, np.int32), "tokens": np.concatenate(tokens), "logits": np.concatenate(rows)}, out / "reference.safetensors")
 
 
+def make_phi(reference, heddle, folder):
+    """As Phi-4-mini's: three quarters of a head are rotated, by longrope's factors; the reference's context is beyond the border, the lengths too."""
+    scaling = dict(type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3, 1.6, 2.0], long_factor=[1.0, 1.3, 2.2, 3.4, 4.5, 6.0])
+    make_model("phi3-partial", dict(architectures=["Phi3ForCausalLM"], model_type="phi3", num_hidden_layers=2, head_dim=16, partial_rotary_factor=0.75,
+                                    hidden_act="silu", original_max_position_embeddings=12, rope_theta=1000.0, tie_word_embeddings=True,
+                                    sliding_window=None, rope_scaling=scaling),
+               1, np.random.default_rng(11), reference, heddle, folder)
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--reference", required=True)
@@ -226,6 +240,7 @@ def main():
                                   tie_word_embeddings=True, rope_scaling={"rope_type": "linear", "factor": 4.0}), 0, rng, a.reference, a.heddle, folder)
         make_model("qwen3", dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", num_hidden_layers=2, rope_theta=1e6, hidden_act="silu",
                                  tie_word_embeddings=False), 1, rng, a.reference, a.heddle, folder)
+        make_phi(a.reference, a.heddle, folder)
 
 
 main()

@@ -119,8 +119,23 @@ def make_families():
                                                         max_window_layers=28, tie_word_embeddings=False)), dtype=torch.bfloat16)
 
 
+def make_long():
+    """Phi-3's long models: up to the length trained on, and beyond; and in Llama's form, which 4.46 takes to be beyond."""
+    small = dict(vocab_size=67, hidden_size=32, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 max_position_embeddings=64, attn_implementation="eager")
+    scaling = dict(short_factor=[1.0, 1.15, 1.35, 1.7], long_factor=[1.05, 2.3, 4.1, 7.9])
+    for name, lengths in (("phi3-short", (16, 11)), ("phi3-long", (17, 29))):
+        torch.manual_seed(22)
+        make_logits(name, Phi3ForCausalLM(Phi3Config(**small, original_max_position_embeddings=16, rope_scaling=dict(type="longrope", **scaling),
+                                                     pad_token_id=0, eos_token_id=3)), lengths, dtype=torch.bfloat16)
+    torch.manual_seed(23)
+    make_logits("llama-long", LlamaForCausalLM(LlamaConfig(**small, original_max_position_embeddings=16,
+                                                           rope_scaling=dict(rope_type="longrope", **scaling))), (17, 29), dtype=torch.bfloat16)
+
+
 def main():
     make_families()
+    make_long()
     torch.manual_seed(20)
     torch.set_num_threads(1)
     plain = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)

@@ -22,7 +22,8 @@
 
 static const char *const fixtures[] = { "gpt2",         "gpt2-untied", "llama-grouped",  "llama3",
                                         "llama-linear", "llama-yarn",  "mistral-window", "qwen2", "qwen3", "gemma3",
-                                        "gemma2",       "gemma2-head", "phi3", "phi3-full",      "mistral", "smollm", "qwen2.5" };
+                                        "gemma2",       "gemma2-head", "phi3", "phi3-full",      "mistral", "smollm", "qwen2.5",
+                                        "phi3-short",   "phi3-long",   "phi3-partial", "llama-long" };
 enum { FIXTURES = sizeof fixtures / sizeof *fixtures };
 
 static const char *fixture_path(const char *name)
@@ -90,6 +91,11 @@ static void test_config_fields(void **state)
     assert_true(c.window == 7 && hd_lm_config_window(&c, 0) == 7 && !c.tie_embeddings && c.norm_eps == 1e-5 && c.n_eos == 1);
     c = load_config("phi3-full");
     assert_true(c.window == 0 && c.tie_embeddings);
+    c = load_config("phi3-long");
+    assert_true(c.rope.kind == HD_ROPE_LONG && c.rope.original_positions == 16 && c.rope.factor == 4 && c.rope.attention_factor == 0);
+    assert_true(c.rope.pair_factor[3] == 1.7f && c.rope.long_factor[3] == 7.9f && hd_lm_rotary_dim(&c) == 8);
+    c = load_config("phi3-partial");
+    assert_true(hd_lm_rotary_dim(&c) == 12 && c.head_dim == 16);
     c = load_config("mistral");
     assert_true(c.window == 0 && c.head_dim == 12);
     c = load_config("smollm");
@@ -150,6 +156,17 @@ static void test_config_variants(void **state)
     assert_true(c.attn_softcap == 0 && c.final_softcap == 30 && c.window == 4096);
     c = parse_edited("phi3", "{\"sliding_window\": \"DELETE\", \"resid_pdrop\": 0.25}");
     assert_true(c.window == 0 && c.resid_dropout == 0.25);
+    c = parse_edited("phi3-long", "{\"original_max_position_embeddings\": \"DELETE\", \"max_position_embeddings\": 8192, \"rope_scaling\": {\"type\": \"su\","
+                                  " \"short_factor\": [1, 1, 1, 2], \"long_factor\": [1, 1, 1, 3]}}"); /* Phi-3's default */
+    assert_true(c.rope.kind == HD_ROPE_LONG && c.rope.original_positions == 4096 && c.rope.factor == 2);
+    c = parse_edited("phi3-long", "{\"rope_scaling\": {\"type\": \"yarn\", \"short_factor\": [1, 1, 1, 2], \"long_factor\": [1, 1, 1, 3]}}");
+    assert_true(c.rope.kind == HD_ROPE_LONG && c.rope.factor == 4);
+    c = parse_edited("llama-long", "{\"original_max_position_embeddings\": \"DELETE\", \"rope_scaling\": {\"rope_type\": \"longrope\", \"factor\": 3.5,"
+                                   " \"attention_factor\": 1.25, \"short_factor\": [1, 1, 1, 2], \"long_factor\": [1, 1, 1, 3]}}");
+    assert_true(c.rope.original_positions == 0 && c.rope.factor == 3.5 && c.rope.attention_factor == 1.25);
+    c = parse_edited("llama3", "{\"rope_scaling\": \"DELETE\", \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 9.5,"
+                               " \"partial_rotary_factor\": 0.4}}");
+    assert_true(c.rope.kind == HD_ROPE_PLAIN && c.rope.theta == 9.5 && c.rotary_dim == 4);
     c = parse_edited("mistral-window", "{\"sliding_window\": null}");
     assert_int_equal(c.window, 0);
     c = parse_edited("mistral-window", "{\"sliding_window\": \"DELETE\"}");
@@ -202,7 +219,9 @@ static void test_config_bad(void **state)
                     " \"original_max_position_embeddings\": 16}}", "low_freq_factor must be below" },
         { "llama3", "{\"rope_scaling\": 7}", "\"rope_scaling\" must be an object" },
         { "llama3", "{\"rope_theta\": 0}", "\"rope_theta\" must be a number" },
-        { "llama3", "{\"partial_rotary_factor\": 0.5}", "partial_rotary_factor" },
+        { "llama3", "{\"partial_rotary_factor\": 0.5}", "\"partial_rotary_factor\" makes 5 of 10 features" },
+        { "llama3", "{\"partial_rotary_factor\": 0.1}", "makes 1 of 10 features" },
+        { "llama3", "{\"partial_rotary_factor\": 2}", "\"partial_rotary_factor\" must be a number" },
         { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4, \"layer_types\": [\"full_attention\"]}",
           "\"layer_types\" must list 3 layers" },
         { "qwen2", "{\"use_sliding_window\": true, \"sliding_window\": 4,"
@@ -210,8 +229,14 @@ static void test_config_bad(void **state)
           "full attention behind layers with a sliding window" },
         { "gemma2", "{\"attn_logit_softcapping\": -1}", "\"attn_logit_softcapping\" must be" },
         { "gemma2", "{\"attn_logit_softcapping\": \"much\"}", "\"attn_logit_softcapping\" must be" },
-        { "phi3", "{\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": [2]}}", "type \"longrope\" is not supported" },
-        { "phi3", "{\"partial_rotary_factor\": 0.75}", "partial_rotary_factor" },
+        { "phi3", "{\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": [2]}}", "\"short_factor\" must be a list of 4 numbers" },
+        { "phi3", "{\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1]}}", "\"long_factor\" is missing" },
+        { "phi3", "{\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 0, 1]}}", "\"long_factor\"[2] is no" },
+        { "phi3", "{\"original_max_position_embeddings\": 1,"
+                  " \"rope_scaling\": {\"type\": \"su\", \"short_factor\": [1, 1, 1, 1], \"long_factor\": [1, 1, 1, 1]}}",
+          "\"original_max_position_embeddings\" must be" },
+        { "llama-long", "{\"original_max_position_embeddings\": null}", "neither \"factor\" nor \"original_max_position_embeddings\"" },
+        { "phi3", "{\"partial_rotary_factor\": 0.4}", "makes 3 of 8 features" },
         { "smollm", "{\"rope_interleaved\": true}", "\"rope_interleaved\" is not supported" },
         { "mistral-window", "{\"sliding_window\": -3}", "\"sliding_window\" must be" },
     };
@@ -248,6 +273,9 @@ static void test_config_save(void **state)
         assert_true(c.qkv_bias == again.qkv_bias && c.o_bias == again.o_bias && c.mlp_bias == again.mlp_bias);
         assert_true(c.rope.kind == again.rope.kind && c.rope.theta == again.rope.theta && c.rope.factor == again.rope.factor);
         assert_true(c.rope.low_freq == again.rope.low_freq && c.rope.beta_slow == again.rope.beta_slow);
+        assert_true(c.rope.attention_factor == again.rope.attention_factor && hd_lm_rotary_dim(&c) == hd_lm_rotary_dim(&again));
+        assert_memory_equal(c.rope.pair_factor, again.rope.pair_factor, sizeof c.rope.pair_factor);
+        assert_memory_equal(c.rope.long_factor, again.rope.long_factor, sizeof c.rope.long_factor);
         assert_true(c.window_period == again.window_period && c.query_scalar == again.query_scalar && c.local_theta == again.local_theta);
         assert_true(c.attn_softcap == again.attn_softcap && c.final_softcap == again.final_softcap);
         assert_true(c.window == again.window && c.window_from == again.window_from && c.dtype == again.dtype && c.bos == again.bos);
@@ -264,20 +292,50 @@ static void test_rope_frequencies(void **state)
     hd_lm_config c;
     hd_lm_config_preset(&c, HD_ARCH_LLAMA);
     c.head_dim = 8;
-    assert_true(hd_lm_rope_frequencies(&c, f) == 1);
+    assert_true(hd_lm_rope_frequencies(&c, 1, f) == 1);
     assert_true(f[0] == 1 && fabsf(f[1] - 0.1f) < 1e-7f && fabsf(f[3] - 0.001f) < 1e-9f);
     c.rope.kind = HD_ROPE_LINEAR;
     c.rope.factor = 4;
-    hd_lm_rope_frequencies(&c, f);
+    hd_lm_rope_frequencies(&c, 1, f);
     assert_true(f[0] == 0.25f);
     c.rope.kind = HD_ROPE_LLAMA3; /* 2048 positions: pair 0 turns 326 times, pair 2 3.26 times, pair 3 0.33 times */
     c.rope.low_freq = 1, c.rope.high_freq = 4;
-    hd_lm_rope_frequencies(&c, f);
+    hd_lm_rope_frequencies(&c, 1, f);
     assert_true(f[0] == 1 && f[2] < 0.01f && f[2] > 0.0025f && fabsf(f[3] - 0.00025f) < 1e-9f);
     c.rope.kind = HD_ROPE_YARN;
     c.rope.beta_fast = 32, c.rope.beta_slow = 1;
-    assert_true(fabs(hd_lm_rope_frequencies(&c, f) - (0.1 * log(4) + 1)) < 1e-12);
+    assert_true(fabs(hd_lm_rope_frequencies(&c, 1, f) - (0.1 * log(4) + 1)) < 1e-12);
     assert_true(f[0] == 1 && fabsf(f[3] - 0.00025f) < 1e-9f);
+    c = load_config("phi3-long"); /* trained on 16 positions */
+    for (int length = 16; length <= 17; length++) {
+        assert_true(fabs(hd_lm_rope_frequencies(&c, length, f) - sqrt(1.5)) < 1e-12); /* ln 4 / ln 16 */
+        assert_true(fabsf(f[3] - 0.001f / (length > 16 ? 7.9f : 1.7f)) < 1e-9f);
+    }
+    c = load_config("phi3-partial");
+    hd_lm_rope_frequencies(&c, 12, f);
+    assert_true(fabs(f[5] - pow(1000, -10.0 / 12) / 2) < 1e-8);
+}
+
+/* The graph takes its frequencies by the longest sequence that it is made for. */
+static void test_rope_by_length(void **state)
+{
+    (void)state;
+    hd_lm_config c = load_config("phi3-long");
+    static const struct { hd_lm_mode mode; int64_t tokens, sequence, context; float divisor; } cases[] = {
+        { HD_LM_TRAIN, 48, 16, 0, 1.7f }, { HD_LM_TRAIN, 48, 24, 0, 7.9f }, { HD_LM_EVAL, 16, 0, 0, 1.7f }, { HD_LM_EVAL, 17, 0, 0, 7.9f },
+        { HD_LM_SERVE, 48, 0, 16, 1.7f }, { HD_LM_SERVE, 8, 0, 17, 7.9f } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        hd_error e = { 0 };
+        hd_lm_options o = { .mode = cases[i].mode, .compute = HD_F32, .param = HD_F32, .tokens = cases[i].tokens, .sequence = cases[i].sequence,
+                            .context = cases[i].context, .kv = HD_F32, .block = 8, .blocks = 10, .sequences = 2 };
+        hd_graph *g = hd_lm_graph(&c, &o, &e);
+        if (!g) fail_msg("%s", e.message);
+        const float *f = NULL;
+        for (size_t v = 0; v < g->n_values && !f; v++)
+            if (g->values[v].kind == HD_CONST && !strcmp(g->values[v].path, "rope.inv_freq")) f = g->values[v].data;
+        assert_true(f && fabsf(f[3] - 0.001f / cases[i].divisor) < 1e-9f);
+        hd_graph_free(g);
+    }
 }
 
 /* ---- graphs ---- */
@@ -616,6 +674,7 @@ int main(void)
         cmocka_unit_test(test_config_bad),
         cmocka_unit_test_setup_teardown(test_config_save, make_dir, remove_dir),
         cmocka_unit_test(test_rope_frequencies),
+        cmocka_unit_test(test_rope_by_length),
         cmocka_unit_test(test_every_graph),
         cmocka_unit_test(test_graph_types),
         cmocka_unit_test(test_graph_dropout),

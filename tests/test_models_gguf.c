@@ -144,9 +144,12 @@ static void there_and_back(const char *name, const char *type, double tolerance)
     for (int64_t i = 0; i < c.layers; i++) assert_true(hd_lm_config_window(&c, i) == hd_lm_config_window(&d, i));
     if (c.family != HD_FAMILY_GPT2) {
         float f[2048], g[2048];
-        assert_true(fabs(hd_lm_rope_frequencies(&c, f) - hd_lm_rope_frequencies(&d, g)) < 1e-6 && c.local_theta == d.local_theta);
-        assert_true(c.attn_softcap == d.attn_softcap && c.final_softcap == d.final_softcap);
-        for (int64_t i = 0; i < c.head_dim / 2; i++) assert_true(fabsf(f[i] - g[i]) <= 2e-7f * f[i]);
+        assert_true(c.attn_softcap == d.attn_softcap && c.final_softcap == d.final_softcap && c.local_theta == d.local_theta);
+        assert_true(hd_lm_rotary_dim(&c) == hd_lm_rotary_dim(&d));
+        for (int64_t length = 1; length < 1 << 20; length += (1 << 20) - 2) {
+            assert_true(fabs(hd_lm_rope_frequencies(&c, length, f) - hd_lm_rope_frequencies(&d, length, g)) < 1e-6);
+            for (int64_t i = 0; i < hd_lm_rotary_dim(&c) / 2; i++) assert_true(fabsf(f[i] - g[i]) <= 2e-7f * f[i]);
+        }
     }
     open_run(&b, &d, 8, path);
     expect_same(a.store, b.store, tolerance);
@@ -156,9 +159,11 @@ static void there_and_back(const char *name, const char *type, double tolerance)
 
 static void test_there_and_back(void **state)
 {
-    static const char *const models[] = {"gpt2", "llama-grouped", "llama3", "llama-linear", "llama-yarn", "qwen2", "qwen3", "phi3", "phi3-full", "smollm", "gemma2", "gemma2-head", "gemma3"};
+    static const char *const models[] = {"gpt2",      "llama-grouped", "llama3", "llama-linear", "llama-yarn",  "qwen2",  "qwen3",
+                                         "phi3",      "phi3-full",     "smollm", "gemma2",       "gemma2-head", "gemma3",
+                                         "phi3-short", "phi3-long", "phi3-partial", "llama-long"};
     (void)state;
-    for (int i = 0; i < 13; i++) there_and_back(models[i], "F32", strncmp(models[i], "gemma", 5) ? 0 : 2e-7); /* norms: one more, one less */
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) there_and_back(models[i], "F32", strncmp(models[i], "gemma", 5) ? 0 : 2e-7); /* norms: one more, one less */
     there_and_back("llama-yarn", "F16", 1e-3);
     there_and_back("llama-yarn", "BF16", 4e-3);
     there_and_back("llama-yarn", "Q8_0", 1.0 / 200);
@@ -252,10 +257,12 @@ static void test_no_model(void **state)
         {.change = "llama.block_count", .value = 0, .message = "\"llama.block_count\" is 0"},
         {.change = "llama.block_count", .value = 100000, .message = "\"llama.block_count\" is 100000"},
         {.change = "llama.block_count", .value = 2, .message = "there is no tensor blk.1.attn_norm.weight"},
-        {.change = "llama.embedding_length", .value = 8, .message = "\"llama.rope.dimension_count\" is 2"},
+        {.change = "llama.embedding_length", .value = 8, .message = "token_embd.weight\": has shape [7, 4]"},
         {.change = "llama.attention.head_count", .value = 3, .message = "3 heads do not divide"},
         {.change = "llama.attention.head_count", .value = 4, .message = "\"head_dim\" is 1"},
         {.change = "llama.rope.dimension_count", .value = 1, .message = "rope.dimension_count"},
+        {.change = "llama.rope.dimension_count", .value = 4, .message = "4 features of a head's 2 cannot be rotated"},
+        {.change = "llama.rope.dimension_count", .value = 3, .message = "heads of 3 features"},
         {.change = "llama.expert_count", .value = 8, .message = "\"llama.expert_count\" is not supported"},
         {.change = "split.count", .value = 3, .message = "one of 3 files"},
         {.change = "llama.feed_forward_length", .value = 5, .message = "blk.0.ffn_gate.weight\": has shape [6, 4]"},
@@ -263,6 +270,8 @@ static void test_no_model(void **state)
         {.rename = "output_norm.weight", .to = "norm.weight", .message = "there is no tensor output_norm.weight"},
         {.rename = "blk.0.ffn_norm.weight", .to = "blk.0.attn_q.bias", .message = "there is no tensor blk.0.attn_k.bias"},
         {.rename = "blk.0.attn_norm.weight", .to = "rope_freqs.weight", .message = "rope_freqs.weight must be 1 numbers"},
+        {.rename = "blk.0.attn_norm.weight", .to = "rope_factors_long.weight", .message = "there is no tensor rope_factors_short.weight, which longrope"},
+        {.rename = "blk.0.attn_norm.weight", .to = "rope_factors_short.weight", .message = "rope_factors_short.weight must be 1 numbers"},
     };
     (void)state;
     write_broken(&(broken){0});

@@ -140,6 +140,8 @@ static void test_cache(void **state)
     expect_cached_equals_full("logits/gemma3");
     expect_cached_equals_full("logits/gemma2");
     expect_cached_equals_full("logits/phi3");
+    expect_cached_equals_full("logits/phi3-long");
+    expect_cached_equals_full("logits/phi3-partial");
 }
 
 /* ---- training ---- */

@@ -12,7 +12,7 @@
 #define BF16_GAP 0.02
 
 typedef struct reference {
-    int64_t rows, vocab;
+    int64_t rows, vocab, longest;
     double *tokens, *positions, *segments, *logits; /* [rows], [rows, vocab] */
 } reference;
 
@@ -39,8 +39,10 @@ static int reference_open(reference *r, const char *dir, int64_t vocab, hd_error
     r->positions = malloc((size_t)r->rows * sizeof(double) + 1);
     r->segments = malloc((size_t)r->rows * sizeof(double) + 1);
     if (r->logits && n != r->rows * vocab) hd_fail(err, HD_EFORMAT, "%s: logits are not of every token", path);
-    for (int64_t i = 0; lengths && i < sequences; i++)
+    for (int64_t i = 0; lengths && i < sequences; i++) {
+        r->longest = (int64_t)fmax((double)r->longest, lengths[i]);
         for (int64_t k = 0; k < (int64_t)lengths[i] && at < r->rows; k++, at++) r->positions[at] = (double)k, r->segments[at] = (double)i;
+    }
     if (at != r->rows) hd_fail(err, HD_EFORMAT, "%s: lengths do not add up", path);
     free(lengths);
     hd_safetensors_close(&s);
@@ -102,7 +104,8 @@ static int64_t wrong_tokens(const reference *r, const hd_tensor *got, int64_t *c
 
 static int run(model_run *m, const hd_lm_config *c, const char *model, const reference *r, const char *backend, hd_dtype dtype, hd_error *err)
 {
-    hd_lm_options o = { .mode = HD_LM_EVAL, .compute = dtype, .param = dtype, .tokens = r->rows, .logits = true };
+    int64_t longest = r->rows % r->longest ? r->longest : 0; /* a divisor would say that all have that length */
+    hd_lm_options o = { .mode = HD_LM_EVAL, .compute = dtype, .param = dtype, .tokens = r->rows, .sequence = longest, .logits = true };
     int rc = model_run_open(m, hd_lm_graph(c, &o, err), backend, 2, 1, err);
     if (!rc) rc = hd_lm_weights_load(m->store, c, model, err);
     if (!rc) rc = model_run_set(m, "tokens", r->tokens, r->rows, err);

@@ -75,7 +75,22 @@ static void strip(hd_str *out, const hd_tokenizer *t, const unsigned char *text,
     hd_str_add(out, text + begin, n - begin);
 }
 
-int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err) {
+/* SentencePiece's spaces (normalizer.cc). With merge a word gets one for those before it, with prefix one in any case; without, each is one, and prefix
+ * puts one more in front. What follows an added token may begin with a space of its own. */
+static void put_meta(hd_str *out, const unsigned char *text, size_t n, const hd_normalizer *z, bool first) {
+    static const char meta[] = "\xe2\x96\x81";
+    bool inside = false, words = false;
+    if (z->prefix && !z->merge) hd_str_add(out, meta, 3); /* of what is normalized to nothing, too */
+    for (size_t i = 0; i < n; i++) {
+        bool space = text[i] == ' ', begins = !space && !inside;
+        if (z->merge ? begins && (z->prefix || (i && (words || !first))) : space) hd_str_add(out, meta, 3);
+        if (!space) hd_str_putc(out, (char)text[i]);
+        words |= begins;
+        inside = !space;
+    }
+}
+
+int hd_tokenizer_normalize(const hd_tokenizer *t, bool first, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err) {
     for (size_t i = 0; i < t->normalizer_count; i++) {
         const hd_normalizer *z = &t->normalizers[i];
         if (z->kind == HD_NORM_NFC && hd_nfc_quick(*text, *n)) continue;
@@ -86,6 +101,7 @@ int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsign
         if (z->kind == HD_NORM_SPACES) replace_spaces(out, *text, *n, z);
         if (z->kind == HD_NORM_STRIP) strip(out, t, *text, *n, z);
         if (z->kind == HD_NORM_PRECOMPILED) hd_precompiled_apply(z->map, *text, *n, out);
+        if (z->kind == HD_NORM_META) put_meta(out, *text, *n, z, first);
         if (z->kind == HD_NORM_REPLACE) replace_all(out, *text, *n, z);
         if (z->kind == HD_NORM_PREPEND) {
             hd_str_add(out, z->to, *n ? z->to_size : 0);
@@ -252,7 +268,7 @@ static int split_added(hd_encoder *e, const hd_added_set *set, const unsigned ch
 }
 
 static int encode_raw_gap(hd_encoder *e, const unsigned char *text, size_t n, hd_ids *out, hd_error *err) {
-    int rc = hd_tokenizer_normalize(e->t, e->normal, &text, &n, err);
+    int rc = hd_tokenizer_normalize(e->t, e->first, e->normal, &text, &n, err);
     return rc ? rc : split_added(e, &e->t->normalized, text, n, encode_words, out, err);
 }
 

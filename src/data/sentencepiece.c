@@ -172,8 +172,8 @@ hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err) {
     t->by_char = t->byte_pieces = t->fuse_unk = true;
     t->unk_id = (int32_t)s->unk;
     int rc = read_tokens(t, s, err);
-    if (!rc) rc = make_pairs(t, s, err);
-    if (!rc) rc = add_normalizers(t, s, err);
+    if (!rc) rc = s->unigram ? hd_spm_unigram(t, s, err) : make_pairs(t, s, err);
+    if (!rc) rc = s->unigram ? hd_spm_normalizers(t, s, err) : add_normalizers(t, s, err);
     if (!rc) rc = mark_added(t, s, err);
     if (!rc) rc = add_around(t, s, err);
     if (!rc) return t;

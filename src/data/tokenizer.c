@@ -131,7 +131,7 @@ static int normalize_pattern(hd_tokenizer *t, hd_added_token *a, hd_error *err) 
     hd_str_init(&buffers[1]);
     const unsigned char *text = (const unsigned char *)a->content;
     size_t n = a->content_size;
-    int rc = hd_tokenizer_normalize(t, buffers, &text, &n, err);
+    int rc = hd_tokenizer_normalize(t, true, buffers, &text, &n, err);
     a->pattern = rc ? NULL : hd_arena_copy(&t->arena, text, n);
     a->pattern_size = n;
     hd_str_free(&buffers[0]);

@@ -1,5 +1,5 @@
 /* tokenizer_gguf.c: tokenizers of GGUF files. "gpt2" becomes the tokenizer.json that it came from, as far as llama.cpp's names of pre-tokenizers tell;
- * "llama" (sentencepiece.c) has no such file. Both ways. */
+ * "llama" (sentencepiece.c) and "t5" (unigram_gguf.c) have no such file. Writing: byte-level BPE, and unigram models of a tokenizer.json. */
 #include "data/tokenizer_gguf.h"
 
 #include <stdio.h>
@@ -86,14 +86,14 @@ static json_t *pre_tokenizer(const hd_pre *pre) {
     return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", list);
 }
 
-/* The ids that go around a text, -1 where none does. */
-static int read_around(const hd_gguf *g, bool bos_wanted, int64_t count, int64_t *bos, int64_t *eos, hd_error *err) {
-    bool eos_wanted = false;
-    *bos = *eos = -1;
+/* The ids that go around a text, -1 where none does; *eos: the file's eos where it doesn't say. */
+static int read_around(const hd_gguf *g, bool bos_wanted, bool eos_wanted, int64_t count, int64_t *bos, int64_t *eos, hd_error *err) {
+    *bos = -1;
     int rc = hd_gguf_bool(g, "tokenizer.ggml.add_bos_token", &bos_wanted, err);
     if (!rc) rc = hd_gguf_bool(g, "tokenizer.ggml.add_eos_token", &eos_wanted, err);
     if (!rc && bos_wanted) rc = hd_gguf_int(g, "tokenizer.ggml.bos_token_id", 0, count - 1, bos, err);
-    if (!rc && eos_wanted) rc = hd_gguf_int(g, "tokenizer.ggml.eos_token_id", 0, count - 1, eos, err);
+    if (!rc && eos_wanted) return hd_gguf_int(g, "tokenizer.ggml.eos_token_id", 0, count - 1, eos, err);
+    *eos = -1;
     return rc;
 }
 
@@ -107,8 +107,8 @@ static json_t *around(reader *r, int64_t id, json_t *specials) {
 }
 
 static int read_post_processor(reader *r) {
-    int64_t bos, eos;
-    int rc = read_around(r->g, r->pre->bos, (int64_t)r->tokens->count, &bos, &eos, r->err);
+    int64_t bos, eos = -1;
+    int rc = read_around(r->g, r->pre->bos, false, (int64_t)r->tokens->count, &bos, &eos, r->err);
     if (rc || (bos < 0 && eos < 0)) return rc;
     json_t *single = json_array(), *specials = json_object();
     if (bos >= 0) json_array_append_new(single, around(r, bos, specials));
@@ -163,14 +163,27 @@ static hd_tokenizer *open_byte_level(reader *r) {
     return NULL;
 }
 
-static hd_tokenizer *open_sentencepiece(reader *r) {
-    hd_spm_spec s = {.path = r->g->path, .tokens = r->tokens, .types = r->types, .unk = -1, .space_prefix = true};
+/* The last token of this type, or else `otherwise`, where there is such an id. */
+static int64_t find_type(const reader *r, int type, int64_t otherwise) {
     int64_t count = (int64_t)r->tokens->count;
+    for (int64_t i = count - 1; i >= 0; i--)
+        if (type_at(r, (uint64_t)i) == type) return i;
+    return otherwise < count ? otherwise : -1;
+}
+
+/* "llama" or, unigram, "t5", with llama.cpp's defaults for either. */
+static hd_tokenizer *open_sentencepiece(reader *r, bool unigram) {
+    hd_spm_spec s = {.path = r->g->path, .tokens = r->tokens, .types = r->types, .unk = -1, .eos = -1, .space_prefix = !unigram, .unigram = unigram};
+    int64_t count = (int64_t)r->tokens->count;
+    if (unigram) s.unk = find_type(r, HD_TOKEN_UNKNOWN, 2);
+    if (unigram && count > 1) s.eos = 1;
     int rc = hd_gguf_need(r->g, "tokenizer.ggml.scores", r->err);
     if (!rc) rc = need_list(r->g, "tokenizer.ggml.scores", false, r->tokens->count, &s.scores, r->err);
     if (!rc) rc = hd_gguf_bool(r->g, "tokenizer.ggml.add_space_prefix", &s.space_prefix, r->err);
     if (!rc) rc = hd_gguf_int(r->g, "tokenizer.ggml.unknown_token_id", 0, count - 1, &s.unk, r->err);
-    if (!rc) rc = read_around(r->g, true, count, &s.bos, &s.eos, r->err);
+    if (!rc && unigram) rc = hd_gguf_bool(r->g, "tokenizer.ggml.remove_extra_whitespaces", &s.merge_spaces, r->err);
+    if (!rc && unigram) rc = hd_gguf_array(r->g, "tokenizer.ggml.precompiled_charsmap", false, &s.charsmap, r->err);
+    if (!rc) rc = read_around(r->g, !unigram, unigram, count, &s.bos, &s.eos, r->err);
     return rc ? NULL : hd_spm_new(&s, r->err);
 }
 
@@ -188,8 +201,8 @@ hd_tokenizer *hd_tokenizer_from_gguf(const hd_gguf *g, hd_error *err) {
         rc = hd_fail(r.err, HD_EFORMAT, "%s: metadata \"tokenizer.ggml.token_type\" must be integers", g->path);
     if (rc) return NULL;
     if (!strcmp(model, "gpt2")) return open_byte_level(&r);
-    if (!strcmp(model, "llama")) return open_sentencepiece(&r);
-    hd_fail(r.err, HD_EUNSUPPORTED, "%s: tokenizer model \"%.60s\" isn't supported (gpt2 and llama are)", g->path, model);
+    if (!strcmp(model, "llama") || !strcmp(model, "t5")) return open_sentencepiece(&r, *model == 't');
+    hd_fail(r.err, HD_EUNSUPPORTED, "%s: tokenizer model \"%.60s\" isn't supported (gpt2, llama and t5 are)", g->path, model);
     return NULL;
 }
 
@@ -225,10 +238,11 @@ static const hd_pre *find_pre(const hd_tokenizer *t) {
 static int check_writable(const hd_tokenizer *t, int64_t vocab, hd_error *err) {
     const char *what = NULL;
     bool nfc = t->normalizer_count == 1 && t->normalizers[0].kind == HD_NORM_NFC;
-    if (t->by_char) what = "SentencePiece";
+    if (t->unigram) what = hd_unigram_writable(t) ? NULL : "these normalizers and pre-tokenizers beside a unigram model";
+    else if (t->by_char) what = "SentencePiece's BPE";
     else if (!find_pre(t)) what = "this pre-tokenizer";
     else if (t->normalizer_count && !nfc) what = "this normalizer";
-    else if (t->before_count > 1 || t->after_count > 1) what = "several tokens around a text";
+    if (!what && (t->before_count > 1 || t->after_count > 1)) what = "several tokens around a text";
     for (size_t i = 0; i < t->added_count && !what; i++)
         if (t->added[i].lstrip || t->added[i].rstrip || t->added[i].single_word) what = "added tokens that take in what is beside them";
     if (what) return hd_fail(err, HD_EUNSUPPORTED, "a tokenizer with %s cannot be written to a GGUF file", what);
@@ -259,8 +273,9 @@ static int put_tokens(const hd_tokenizer *t, int64_t vocab, hd_arena *a, hd_gguf
     }
     for (size_t i = 0; i < t->added_count; i++) types[t->added[i].id] = t->added[i].special ? HD_TOKEN_CONTROL : HD_TOKEN_USER;
     hd_gguf_put_texts(w, "tokenizer.ggml.tokens", texts, (size_t)vocab);
+    int rc = t->unigram ? hd_unigram_put(t, vocab, types, w, err) : 0;
     hd_gguf_put_numbers(w, "tokenizer.ggml.token_type", HD_GGUF_I32, types, (size_t)vocab);
-    return 0;
+    return rc;
 }
 
 static int put_merges(const hd_tokenizer *t, hd_arena *a, hd_gguf_writer *w, hd_error *err) {
@@ -280,14 +295,15 @@ int hd_tokenizer_to_gguf(const hd_tokenizer *t, int64_t vocab, int64_t bos, int6
     hd_arena a = {0};
     int rc = check_writable(t, vocab, err);
     if (rc) return rc;
-    const hd_pre *pre = find_pre(t);
-    hd_gguf_put_string(w, "tokenizer.ggml.model", "gpt2", 4);
-    hd_gguf_put_string(w, "tokenizer.ggml.pre", pre->name, strlen(pre->name));
+    const hd_pre *pre = t->unigram ? NULL : find_pre(t);
+    const char *name = pre ? pre->name : "default";
+    hd_gguf_put_string(w, "tokenizer.ggml.model", pre ? "gpt2" : "t5", pre ? 4 : 2);
+    hd_gguf_put_string(w, "tokenizer.ggml.pre", name, strlen(name));
     rc = put_tokens(t, vocab, &a, w, err);
-    if (!rc) rc = put_merges(t, &a, w, err);
+    if (!rc && pre) rc = put_merges(t, &a, w, err);
     if (!rc) put_around(t, bos, eos, w);
-    if (t->ignore_merges != pre->ignore_merges) hd_gguf_put_bool(w, "heddle.tokenizer.ignore_merges", t->ignore_merges);
-    if ((t->normalizer_count > 0) != pre->nfc) hd_gguf_put_bool(w, "heddle.tokenizer.nfc", t->normalizer_count > 0);
+    if (pre && t->ignore_merges != pre->ignore_merges) hd_gguf_put_bool(w, "heddle.tokenizer.ignore_merges", t->ignore_merges);
+    if (pre && (t->normalizer_count > 0) != pre->nfc) hd_gguf_put_bool(w, "heddle.tokenizer.nfc", t->normalizer_count > 0);
     hd_arena_free(&a);
     return rc;
 }

@@ -138,12 +138,15 @@ typedef struct hd_added_set {
 } hd_added_set;
 
 typedef struct hd_precompiled hd_precompiled;
-typedef enum hd_normalizer_kind { HD_NORM_NFC, HD_NORM_PREPEND, HD_NORM_REPLACE, HD_NORM_SPACES, HD_NORM_STRIP, HD_NORM_PRECOMPILED } hd_normalizer_kind;
+typedef enum hd_normalizer_kind {
+    HD_NORM_NFC, HD_NORM_PREPEND, HD_NORM_REPLACE, HD_NORM_SPACES, HD_NORM_STRIP, HD_NORM_PRECOMPILED, HD_NORM_META
+} hd_normalizer_kind;
 typedef struct hd_normalizer {
     hd_normalizer_kind kind;
     const char *from, *to; /* Replace: literal from -> to; Spaces: two spaces and more -> to; Prepend: to */
     size_t from_size, to_size;
     bool left, right;      /* Strip: white space at which ends */
+    bool prefix, merge;    /* Meta: spaces to U+2581; one in front; runs as one, and none at the end */
     const hd_precompiled *map;
 } hd_normalizer;
 
@@ -226,8 +229,8 @@ int hd_tokenizer_index(hd_tokenizer *t, hd_error *err);
 int hd_tokenizer_index_added(hd_tokenizer *t, hd_error *err);
 /* Fills t->merges from t->merge_order (pairs whose concatenation must be a token). */
 int hd_tokenizer_index_merges(hd_tokenizer *t, hd_error *err);
-/* Applies the normalizers; result points at text or into one of the two buffers. */
-int hd_tokenizer_normalize(const hd_tokenizer *t, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err);
+/* Applies the normalizers; result points at text or into one of the two buffers. first: text begins where the whole text does. */
+int hd_tokenizer_normalize(const hd_tokenizer *t, bool first, hd_str normal[2], const unsigned char **text, size_t *n, hd_error *err);
 
 /* A tokenizer of a tokenizer.json's root, which is used up. NULL and err on failure. */
 hd_tokenizer *hd_tokenizer_from_root(json_t *root, const char *name, hd_error *err);
@@ -240,11 +243,23 @@ enum { HD_TOKEN_NORMAL = 1, HD_TOKEN_UNKNOWN, HD_TOKEN_CONTROL, HD_TOKEN_USER, H
 typedef struct hd_spm_spec {
     const char *path; /* for messages */
     const hd_gguf_value *tokens, *scores, *types; /* of one length; types may be NULL */
+    const hd_gguf_value *charsmap; /* bytes; NULL: none. This, and merge_spaces, of unigram models */
     int64_t unk, bos, eos; /* -1: none; bos and eos go around a text */
-    bool space_prefix;
+    bool space_prefix, merge_spaces;
+    bool unigram; /* else BPE by scores */
 } hd_spm_spec;
 
 hd_tokenizer *hd_spm_new(const hd_spm_spec *s, hd_error *err);
+/* The normalizers of a unigram model (unigram_gguf.c). */
+int hd_spm_normalizers(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err);
+/* Its pieces and scores. */
+int hd_spm_unigram(hd_tokenizer *t, const hd_spm_spec *s, hd_error *err);
+/* The sections of a tokenizer.json for t, of a GGUF file; NULL and err where it has no such. */
+json_t *hd_unigram_sections(const hd_tokenizer *t, hd_error *err);
+/* Whether a GGUF file can say what t, unigram and of a tokenizer.json, does with a text. */
+bool hd_unigram_writable(const hd_tokenizer *t);
+/* Declares its scores, padded, and the rest but for the tokens; types [vocab] get those of the unknown piece and of bytes. */
+int hd_unigram_put(const hd_tokenizer *t, int64_t vocab, int32_t *types, hd_gguf_writer *w, hd_error *err);
 /* The bytes that a piece stands for, into out, which has room for its text; that of a byte's piece ("<0xE2>") also goes to t->byte_id. */
 size_t hd_spm_bytes(hd_tokenizer *t, int32_t id, bool may_be_byte, char *out);
 /* A word's characters as ids (stride in bytes between them), at most n of them. Returns how many. */
@@ -252,8 +267,13 @@ size_t hd_spm_start(const hd_tokenizer *t, const unsigned char *word, size_t n, 
 
 /* ---- SentencePiece's table of normalizations (precompiled.c) ---- */
 
-/* From n characters of base64, into t's arena. */
+/* From n characters of base64, into t's arena: applied as `tokenizers` does. */
 int hd_precompiled_read(hd_tokenizer *t, const char *text, size_t n, const hd_precompiled **out, const char *where, hd_error *err);
+/* From the table's own bytes, which are in t's arena at a multiple of 4. longest: applied as SentencePiece does. */
+int hd_precompiled_parse(hd_tokenizer *t, const unsigned char *bytes, size_t n, bool longest, const hd_precompiled **out, const char *where, hd_error *err);
+/* The table's bytes, *n of them; and as base64. */
+const void *hd_precompiled_bytes(const hd_precompiled *p, size_t *n);
+void hd_precompiled_text(const hd_precompiled *p, hd_str *out);
 /* Appends the normalized form of s[0..n), valid UTF-8. */
 void hd_precompiled_apply(const hd_precompiled *p, const unsigned char *s, size_t n, hd_str *out);
 
@@ -263,6 +283,11 @@ void hd_precompiled_apply(const hd_precompiled *p, const unsigned char *s, size_
 json_t *hd_unigram_vocab(const json_t *list, const char *where, hd_error *err);
 /* Reads scores and the unknown piece; t->tokens are there. */
 int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err);
+/* Makes t->unigram of scores [t->id_count], in t's arena, over all tokens that aren't added ones; least: the lowest that counts; look_up: what is unknown may
+ * be a token by its text, as in `tokenizers`. */
+int hd_unigram_build(hd_tokenizer *t, const double *scores, double least, bool look_up, hd_error *err);
+/* [id_count]; *listed (may be NULL): ids from it on are of added tokens that the model itself doesn't have. */
+const double *hd_unigram_scores(const hd_tokenizer *t, int32_t *listed);
 /* Appends the ids of one word. */
 int hd_unigram_word(hd_encoder *e, const unsigned char *word, size_t n, hd_ids *out, hd_error *err);
 

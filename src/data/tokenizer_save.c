@@ -37,8 +37,8 @@ static int append(const char *bytes, size_t n, void *s) {
     return ((hd_str *)s)->failed ? -1 : 0;
 }
 
-static void put_section(hd_str *s, const hd_tokenizer *t, const char *key) {
-    const json_t *v = json_object_get(t->sections, key);
+static void put_section(hd_str *s, const json_t *sections, const char *key) {
+    const json_t *v = json_object_get(sections, key);
     hd_str_printf(s, "  \"%s\": ", key);
     if (v) json_dump_callback(v, append, s, JSON_ENCODE_ANY);
     else hd_str_puts(s, "null");
@@ -101,18 +101,64 @@ static void put_model(hd_str *s, const hd_tokenizer *t) {
     hd_str_puts(s, "  }\n");
 }
 
+/* All digits: sums that are equal must stay so. */
+static void put_score(hd_str *s, double score) {
+    size_t at = s->len;
+    hd_str_printf(s, "%.17g", score);
+    if (!s->failed && !strpbrk(s->data + at, ".e")) hd_str_puts(s, ".0");
+}
+
+static void put_unigram(hd_str *s, const hd_tokenizer *t) {
+    int32_t n;
+    const double *scores = hd_unigram_scores(t, &n);
+    bool bytes = false;
+    for (int i = 0; i < 256; i++) bytes |= t->byte_pieces && t->byte_id[i] >= 0;
+    hd_str_puts(s, "  \"model\": {\n    \"type\": \"Unigram\",\n    \"unk_id\": ");
+    if (t->unk_id >= 0) hd_str_printf(s, "%d", t->unk_id);
+    else hd_str_puts(s, "null");
+    hd_str_printf(s, ",\n    \"byte_fallback\": %s,\n    \"vocab\": [", truth(bytes || (t->byte_pieces && t->sections)));
+    for (int32_t i = 0; i < n; i++) {
+        hd_str_puts(s, i ? ",\n      [" : "\n      [");
+        put_string(s, t->tokens[i].text, t->tokens[i].text_size);
+        hd_str_puts(s, ", ");
+        put_score(s, scores[i]);
+        hd_str_putc(s, ']');
+    }
+    hd_str_puts(s, "\n    ]\n  }\n");
+}
+
+/* The sections to write, a new reference. */
+static json_t *find_sections(const hd_tokenizer *t, const char *path, hd_error *err) {
+    int32_t n = 0;
+    if (t->unigram) hd_unigram_scores(t, &n);
+    for (int32_t i = 0; i < n; i++) {
+        const hd_token *k = &t->tokens[i];
+        if (k->text && k->text_size && hd_string_table_get(&t->by_text, k->text, k->text_size) == i) continue;
+        hd_fail(err, HD_EUNSUPPORTED, "%s: a unigram tokenizer with two pieces of one text, or an empty one, cannot be written", path);
+        return NULL;
+    }
+    if (t->sections) return json_incref(t->sections);
+    if (t->unigram) return hd_unigram_sections(t, err);
+    if (!t->by_char) return json_object();
+    hd_fail(err, HD_EUNSUPPORTED, "%s: a SentencePiece tokenizer cannot be written as a tokenizer.json", path);
+    return NULL;
+}
+
 int hd_tokenizer_save(const hd_tokenizer *t, const char *path, hd_error *err) {
-    static const char *const sections[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder"};
-    if (t->unigram) return hd_fail(err, HD_EUNSUPPORTED, "%s: a unigram tokenizer cannot be written", path);
-    if (t->by_char && !t->sections) return hd_fail(err, HD_EUNSUPPORTED, "%s: a SentencePiece tokenizer cannot be written as a tokenizer.json", path);
+    static const char *const keys[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder"};
+    hd_error local = {0};
+    json_t *sections = find_sections(t, path, err ? err : &local);
+    if (!sections) return err ? err->code : local.code;
     hd_str s;
     hd_str_init(&s);
     hd_str_puts(&s, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
     put_added(&s, t);
-    for (size_t i = 0; i < sizeof sections / sizeof *sections; i++) put_section(&s, t, sections[i]);
-    put_model(&s, t);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) put_section(&s, sections, keys[i]);
+    if (t->unigram) put_unigram(&s, t);
+    else put_model(&s, t);
     hd_str_puts(&s, "}\n");
     int rc = s.failed ? hd_fail_memory(err, s.len, "a tokenizer.json") : hd_file_write_atomic(path, s.data, s.len, err);
     hd_str_free(&s);
+    json_decref(sections);
     return rc;
 }

@@ -12,7 +12,11 @@ typedef struct piece { const char *text; uint32_t size; int32_t id; double score
 struct hd_unigram {
     piece *pieces; /* [count] sorted by text, so that those with one beginning stand together */
     size_t count;
+    size_t first[257]; /* where those that begin with a byte do */
+    const double *scores; /* [id_count] */
     double unknown; /* score of an unknown character */
+    bool look_up;   /* what is unknown may be a token by its text */
+    int32_t listed; /* ids that the model has */
 };
 
 /* ---- reading ---- */
@@ -52,29 +56,6 @@ static int read_unknown(hd_tokenizer *t, const json_t *model, const char *where,
     return 0;
 }
 
-int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err) {
-    const json_t *list = json_object_get(model, "vocab"), *item;
-    size_t i, n = json_array_size(list);
-    hd_unigram *u = hd_arena_alloc(&t->arena, sizeof *u);
-    piece *pieces = u ? hd_arena_alloc(&t->arena, (n + 1) * sizeof *pieces) : NULL;
-    if (!pieces) return hd_fail_memory(err, n * sizeof *pieces, "vocabulary of a tokenizer");
-    double least = 0;
-    json_array_foreach(list, i, item) {
-        double score = json_number_value(json_array_get(item, 1));
-        const hd_token *k = &t->tokens[i];
-        if (!i || score < least) least = score;
-        if (!k->text || !k->text_size || k->added) continue;
-        pieces[u->count++] = (piece){k->text, k->text_size, (int32_t)i, score};
-    }
-    if (u->count) qsort(pieces, u->count, sizeof *pieces, compare_pieces);
-    u->pieces = pieces;
-    u->unknown = least - UNKNOWN_PENALTY;
-    t->unigram = u;
-    return read_unknown(t, model, where, err);
-}
-
-/* ---- a word ---- */
-
 /* First of pieces[lo..hi), which agree on their first `depth` bytes, whose byte at depth is >= byte. */
 static size_t narrow(const piece *pieces, size_t lo, size_t hi, size_t depth, int byte) {
     while (lo < hi) {
@@ -86,6 +67,44 @@ static size_t narrow(const piece *pieces, size_t lo, size_t hi, size_t depth, in
     return lo;
 }
 
+int hd_unigram_build(hd_tokenizer *t, const double *scores, double least, bool look_up, hd_error *err) {
+    size_t n = (size_t)t->id_count;
+    hd_unigram *u = hd_arena_alloc(&t->arena, sizeof *u);
+    piece *pieces = u ? hd_arena_alloc(&t->arena, (n + 1) * sizeof *pieces) : NULL;
+    if (!pieces) return hd_fail_memory(err, n * sizeof *pieces, "vocabulary of a tokenizer");
+    for (size_t i = 0; i < n; i++) {
+        const hd_token *k = &t->tokens[i];
+        if (k->text && k->text_size && !k->added) pieces[u->count++] = (piece){k->text, k->text_size, (int32_t)i, scores[i]};
+    }
+    if (u->count) qsort(pieces, u->count, sizeof *pieces, compare_pieces);
+    *u = (hd_unigram){.pieces = pieces, .count = u->count, .scores = scores, .unknown = least - UNKNOWN_PENALTY, .look_up = look_up, .listed = t->id_count};
+    for (int byte = 0; byte <= 256; byte++) u->first[byte] = narrow(pieces, 0, u->count, 0, byte);
+    t->unigram = u;
+    return 0;
+}
+
+const double *hd_unigram_scores(const hd_tokenizer *t, int32_t *listed) {
+    if (listed) *listed = t->unigram->listed;
+    return t->unigram->scores;
+}
+
+int hd_unigram_read(hd_tokenizer *t, const json_t *model, const char *where, hd_error *err) {
+    const json_t *list = json_object_get(model, "vocab"), *item;
+    double *scores = hd_arena_alloc(&t->arena, ((size_t)t->id_count + 1) * sizeof *scores), least = 0;
+    size_t i;
+    if (!scores) return hd_fail_memory(err, (size_t)t->id_count * sizeof *scores, "vocabulary of a tokenizer");
+    json_array_foreach(list, i, item) {
+        scores[i] = json_number_value(json_array_get(item, 1));
+        if (!i || scores[i] < least) least = scores[i];
+    }
+    int rc = hd_unigram_build(t, scores, least, true, err);
+    if (rc) return rc;
+    t->unigram->listed = (int32_t)json_array_size(list);
+    return read_unknown(t, model, where, err);
+}
+
+/* ---- a word ---- */
+
 static void reach(hd_path_node *node, double score, size_t from, int32_t id) {
     if (node->from >= 0 && score <= node->score) return;
     *node = (hd_path_node){.score = score, .from = (int32_t)from, .id = id};
@@ -95,10 +114,10 @@ static void reach(hd_path_node *node, double score, size_t from, int32_t id) {
 static void step(const hd_tokenizer *t, hd_path_node *path, const unsigned char *word, size_t n, size_t at, size_t length) {
     const hd_unigram *u = t->unigram;
     bool single = false;
-    size_t lo = 0, hi = u->count;
+    size_t lo = u->first[word[at]], hi = u->first[word[at] + 1];
     for (size_t depth = 0; at + depth < n; depth++) {
-        lo = narrow(u->pieces, lo, hi, depth, word[at + depth]);
-        hi = narrow(u->pieces, lo, hi, depth, word[at + depth] + 1);
+        if (depth) lo = narrow(u->pieces, lo, hi, depth, word[at + depth]);
+        if (depth) hi = narrow(u->pieces, lo, hi, depth, word[at + depth] + 1);
         if (lo >= hi) break;
         if (u->pieces[lo].size != depth + 1) continue;
         reach(&path[at + depth + 1], path[at].score + u->pieces[lo].score, at, u->pieces[lo].id);
@@ -109,7 +128,7 @@ static void step(const hd_tokenizer *t, hd_path_node *path, const unsigned char 
 
 /* Bytes word[from..to) that no piece covers. */
 static int add_unknown(const hd_tokenizer *t, const unsigned char *word, size_t from, size_t to, hd_ids *out, hd_error *err) {
-    int32_t whole = hd_string_table_get(&t->by_text, (const char *)word + from, to - from);
+    int32_t whole = t->unigram->look_up ? hd_string_table_get(&t->by_text, (const char *)word + from, to - from) : -1;
     bool bytes = t->byte_pieces;
     for (size_t i = from; i < to && bytes; i++) bytes = t->byte_id[word[i]] >= 0;
     if (whole >= 0 && !t->tokens[whole].added) return hd_ids_append(out, whole, err);

@@ -1,12 +1,12 @@
 #include "models/config.h"
 
-#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/file.h"
 #include "base/json.h"
+#include "models/rope.h"
 #include "tensor/dtype.h"
 
 /* ---- architectures ---- */
@@ -47,8 +47,6 @@ static const struct {
     { "silu", HD_EW_SILU },          { "swish", HD_EW_SILU },                  { "relu", HD_EW_RELU },           { "tanh", HD_EW_TANH },
     { "sigmoid", HD_EW_SIGMOID },
 };
-
-static const char *const rope_names[HD_ROPE_COUNT] = { "default", "linear", "llama3", "yarn", "factors" };
 
 /* ---- fields that are read, checked and written alike ---- */
 
@@ -268,68 +266,6 @@ static int read_special_ids(const json_t *j, hd_lm_config *c, const char *name, 
     return read_ids(j, "eos_token_id", c->vocab, c->eos, HD_MAX_EOS, &c->n_eos, name, err);
 }
 
-/* ---- rotary embedding ---- */
-
-static int read_rope_kind(const json_t *r, hd_rope_kind *kind, const char *name, hd_error *err)
-{
-    const char *text = NULL;
-    int rc = hd_json_string(r, "rope_type", &text, name, err);
-    if (!rc && !text) rc = hd_json_string(r, "type", &text, name, err);
-    if (rc) return rc;
-    if (!text) return hd_fail(err, HD_EFORMAT, "%s: rope_scaling has no \"rope_type\"", name);
-    for (int i = 0; i < HD_ROPE_FACTORS; i++) /* factors have no such name */
-        if (!strcmp(text, rope_names[i])) {
-            *kind = (hd_rope_kind)i;
-            return HD_OK;
-        }
-    return hd_fail(err, HD_EUNSUPPORTED, "%s: rope_scaling of type \"%.80s\" is not supported (default, linear, llama3, yarn)", name, text);
-}
-
-/* Numbers that each kind must have. */
-static int need_rope(const json_t *r, hd_rope_kind kind, const char *where, hd_error *err)
-{
-    static const char *const needed[HD_ROPE_COUNT][5] = {
-        [HD_ROPE_LINEAR] = { "factor" },
-        [HD_ROPE_LLAMA3] = { "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings" },
-        [HD_ROPE_YARN] = { "factor" },
-    };
-    int rc = HD_OK;
-    for (int i = 0; !rc && needed[kind][i]; i++) rc = hd_json_need(r, needed[kind][i], where, err);
-    static const char *const unknown[] = { "mscale", "mscale_all_dim", "partial_rotary_factor" };
-    for (size_t i = 0; !rc && i < sizeof unknown / sizeof *unknown; i++) {
-        const json_t *v = json_object_get(r, unknown[i]);
-        if (v && !json_is_null(v) && json_number_value(v) != 1.0) /* 1 changes nothing */
-            rc = hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", where, unknown[i]);
-    }
-    return rc;
-}
-
-/* rope_scaling, or rope_parameters (its name from transformers 5 on, which holds rope_theta too). */
-static int read_rope(const json_t *j, hd_lm_config *c, const char *name, hd_error *err)
-{
-    const char *key = "rope_scaling";
-    const json_t *r = json_object_get(j, key);
-    if (!r || json_is_null(r)) r = json_object_get(j, key = "rope_parameters");
-    if (!r || json_is_null(r)) return HD_OK;
-    if (!json_is_object(r)) return hd_fail(err, HD_EFORMAT, "%s: \"%s\" must be an object", name, key);
-    char where[512];
-    snprintf(where, sizeof where, "%s: %s", name, key);
-    hd_rope_config *o = &c->rope;
-    int rc = read_rope_kind(r, &o->kind, name, err);
-    if (!rc) rc = hd_json_number(r, "rope_theta", 1.0001, 1e12, &o->theta, where, err);
-    if (rc || o->kind == HD_ROPE_PLAIN) return rc;
-    if (o->kind == HD_ROPE_YARN) o->beta_fast = 32, o->beta_slow = 1;
-    rc = need_rope(r, o->kind, where, err);
-    if (!rc) rc = hd_json_number(r, "factor", 1, 1e6, &o->factor, where, err);
-    if (!rc) rc = hd_json_number(r, "low_freq_factor", 1e-3, 1e6, &o->low_freq, where, err);
-    if (!rc) rc = hd_json_number(r, "high_freq_factor", 1e-3, 1e6, &o->high_freq, where, err);
-    if (!rc) rc = hd_json_number(r, "beta_fast", 1e-3, 1e6, &o->beta_fast, where, err);
-    if (!rc) rc = hd_json_number(r, "beta_slow", 1e-3, 1e6, &o->beta_slow, where, err);
-    if (!rc) rc = hd_json_number(r, "attention_factor", 1e-3, 1e3, &o->attention_factor, where, err);
-    if (!rc) rc = hd_json_int(r, "original_max_position_embeddings", 1, (int64_t)MAX_POSITIONS, &o->original_positions, where, err);
-    return rc;
-}
-
 /* ---- sliding windows and what the Llama line differs in ---- */
 
 /* layer_types (newer files) must say the same as max_window_layers, or say it in its place. */
@@ -411,13 +347,22 @@ static int refuse_unknown(const json_t *j, const hd_lm_config *c, const char *na
         if (v && !known && !json_is_null(v) && !json_is_false(v))
             return hd_fail(err, HD_EUNSUPPORTED, "%s: \"%s\" is not supported", name, refused[i]);
     }
-    double rotary = 1;
-    int rc = hd_json_number(j, "partial_rotary_factor", 0, 1, &rotary, name, err);
-    if (!rc && rotary != 1) rc = hd_fail(err, HD_EUNSUPPORTED, "%s: partial_rotary_factor other than 1 is not supported", name);
-    return rc;
+    return HD_OK;
 }
 
 /* ---- reading ---- */
+
+/* What transformers derives when config.json leaves it out. */
+static int complete(hd_lm_config *c, const char *name, hd_error *err)
+{
+    if (!c->mlp_width && c->family == HD_FAMILY_GPT2) c->mlp_width = 4 * c->width;
+    if (!c->kv_heads) c->kv_heads = c->heads;
+    if (c->head_dim) return HD_OK;
+    if (c->heads < 1 || c->width % c->heads)
+        return hd_fail(err, HD_EFORMAT, "%s: %lld heads do not divide a width of %lld", name, (long long)c->heads, (long long)c->width);
+    c->head_dim = c->width / c->heads;
+    return HD_OK;
+}
 
 static int read_object(const json_t *j, hd_lm_config *out, const char *name, hd_error *err)
 {
@@ -433,7 +378,8 @@ static int read_object(const json_t *j, hd_lm_config *out, const char *name, hd_
     if (!rc) rc = read_activation(j, &c, name, err);
     if (!rc) rc = read_dtype(j, &c, name, err);
     if (!rc && c.family != HD_FAMILY_GPT2) {
-        rc = read_rope(j, &c, name, err);
+        rc = complete(&c, name, err);
+        if (!rc) rc = hd_rope_read(j, &c, name, err);
         if (!rc) rc = read_window(j, &c, name, err);
         if (!rc) rc = read_biases(j, &c, name, err);
     }
@@ -490,32 +436,6 @@ static int check_field(const hd_lm_config *c, const field *f, const char *name, 
     return hd_fail(err, HD_EINVAL, "%s: \"%s\" is %.10g, must be from %.10g to %.10g", name, f->key, v, f->lo, f->hi);
 }
 
-static int check_rope(const hd_lm_config *c, const char *name, hd_error *err)
-{
-    const hd_rope_config *r = &c->rope;
-    if (c->head_dim % 2)
-        return hd_fail(err, HD_EFORMAT, "%s: heads of %lld features cannot be rotated in pairs", name, (long long)c->head_dim);
-    if (r->kind == HD_ROPE_LLAMA3 && !(r->low_freq < r->high_freq))
-        return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: low_freq_factor must be below high_freq_factor", name);
-    if (r->kind == HD_ROPE_FACTORS && c->head_dim > 2 * HD_MAX_ROPE_FACTORS)
-        return hd_fail(err, HD_EUNSUPPORTED, "%s: rotary factors for heads of %lld features are not supported", name, (long long)c->head_dim);
-    if (r->kind == HD_ROPE_YARN && !(r->beta_slow < r->beta_fast))
-        return hd_fail(err, HD_EFORMAT, "%s: rope_scaling: beta_slow must be below beta_fast", name);
-    return HD_OK;
-}
-
-/* What transformers derives when config.json leaves it out. */
-static int complete(hd_lm_config *c, const char *name, hd_error *err)
-{
-    if (!c->mlp_width && c->family == HD_FAMILY_GPT2) c->mlp_width = 4 * c->width;
-    if (!c->kv_heads) c->kv_heads = c->heads;
-    if (c->head_dim) return HD_OK;
-    if (c->heads < 1 || c->width % c->heads)
-        return hd_fail(err, HD_EFORMAT, "%s: %lld heads do not divide a width of %lld", name, (long long)c->heads, (long long)c->width);
-    c->head_dim = c->width / c->heads;
-    return HD_OK;
-}
-
 int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
 {
     int rc = complete(c, name, err);
@@ -534,7 +454,7 @@ int hd_lm_config_check(hd_lm_config *c, const char *name, hd_error *err)
     for (int i = 0; i < c->n_eos; i++)
         if (c->eos[i] >= 0 && c->eos[i] < c->vocab) c->eos[n++] = c->eos[i];
     c->n_eos = n;
-    return c->family != HD_FAMILY_GPT2 ? check_rope(c, name, err) : HD_OK;
+    return c->family != HD_FAMILY_GPT2 ? hd_rope_check(c, name, err) : HD_OK;
 }
 
 /* ---- writing ---- */
@@ -566,25 +486,6 @@ static void put_special_ids(json_t *j, const hd_lm_config *c, bool *failed)
     else put(j, "eos_token_id", json_null(), failed);
 }
 
-static json_t *rope_object(const hd_rope_config *r, bool *failed)
-{
-    if (r->kind == HD_ROPE_PLAIN) return json_null();
-    json_t *o = json_object();
-    put(o, "rope_type", json_string(rope_names[r->kind]), failed);
-    put(o, "factor", json_real(r->factor), failed);
-    if (r->kind == HD_ROPE_LLAMA3) {
-        put(o, "low_freq_factor", json_real(r->low_freq), failed);
-        put(o, "high_freq_factor", json_real(r->high_freq), failed);
-    }
-    if (r->kind == HD_ROPE_YARN) {
-        put(o, "beta_fast", json_real(r->beta_fast), failed);
-        put(o, "beta_slow", json_real(r->beta_slow), failed);
-        if (r->attention_factor > 0) put(o, "attention_factor", json_real(r->attention_factor), failed);
-    }
-    if (r->original_positions) put(o, "original_max_position_embeddings", json_integer(r->original_positions), failed);
-    return o;
-}
-
 static void put_layer_types(json_t *j, const hd_lm_config *c, bool *failed)
 {
     json_t *list = json_array();
@@ -596,7 +497,7 @@ static void put_layer_types(json_t *j, const hd_lm_config *c, bool *failed)
 static void put_llama(json_t *j, const hd_lm_config *c, bool *failed)
 {
     put(j, activation_keys[c->family], json_string(c->activation), failed);
-    put(j, "rope_scaling", rope_object(&c->rope, failed), failed);
+    hd_rope_write(j, c, failed);
     if (c->family == HD_FAMILY_GEMMA) {
         put(j, "attention_bias", json_false(), failed);
         put_layer_types(j, c, failed);

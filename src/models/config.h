@@ -1,7 +1,7 @@
 /* config.h: what a Hugging Face config.json says about a decoder-only language model, as one struct for every family.
  *
  * Invariants of a struct that hd_lm_config_parse, _load or _check accepted: every extent is at least 1 and small enough that no product
- * of them overflows 64 bits; kv_heads divides heads; head_dim is even where positions are rotary; token ids are below vocab or -1. */
+ * of them overflows 64 bits; kv_heads divides heads; what is rotated of a head is even, and no more than it has; token ids are below vocab or -1. */
 #ifndef HD_MODELS_CONFIG_H
 #define HD_MODELS_CONFIG_H
 
@@ -17,7 +17,7 @@ typedef enum hd_architecture {
 } hd_architecture;
 
 /* How rotary frequencies are stretched beyond the length a model was trained on. */
-typedef enum hd_rope_kind { HD_ROPE_PLAIN, HD_ROPE_LINEAR, HD_ROPE_LLAMA3, HD_ROPE_YARN, HD_ROPE_FACTORS, HD_ROPE_COUNT } hd_rope_kind;
+typedef enum hd_rope_kind { HD_ROPE_PLAIN, HD_ROPE_LINEAR, HD_ROPE_LLAMA3, HD_ROPE_YARN, HD_ROPE_LONG, HD_ROPE_FACTORS, HD_ROPE_COUNT } hd_rope_kind;
 #define HD_MAX_ROPE_FACTORS 256
 
 typedef struct hd_rope_config {
@@ -26,9 +26,10 @@ typedef struct hd_rope_config {
     double factor;                /* all kinds but plain: at least 1 */
     double low_freq, high_freq;   /* llama3: low_freq_factor, high_freq_factor */
     double beta_fast, beta_slow;  /* yarn */
-    double attention_factor;      /* yarn; 0: 0.1 ln(factor) + 1 */
-    int64_t original_positions;   /* llama3, yarn: length that the model was trained on; 0: max_positions */
-    float pair_factor[HD_MAX_ROPE_FACTORS]; /* factors (GGUF files only): what each pair's frequency is divided by, [head_dim / 2] */
+    double attention_factor;      /* yarn, long; 0: 0.1 ln(factor) + 1, sqrt(1 + ln(factor) / ln(original_positions)) */
+    int64_t original_positions;   /* llama3, yarn, long: length that the model was trained on; 0: max_positions */
+    float pair_factor[HD_MAX_ROPE_FACTORS]; /* factors (GGUF files only), long: what each pair's frequency is divided by, [rotary_dim / 2]; */
+    float long_factor[HD_MAX_ROPE_FACTORS]; /* long: the same where sequences may be longer than original_positions */
 } hd_rope_config;
 
 #define HD_MAX_EOS 8
@@ -37,6 +38,7 @@ typedef struct hd_lm_config {
     hd_family family;
     int64_t vocab, width, layers, heads, kv_heads, head_dim, mlp_width, max_positions;
     double norm_eps, init_std;
+    int64_t rotary_dim;           /* the first features of a head, which are rotated; 0: all. hd_lm_rotary_dim */
     char activation[32];          /* by its Hugging Face name: "gelu_new" */
     hd_ew activation_op;          /* what it computes */
     bool tie_embeddings;          /* the head is the token embedding */
@@ -84,6 +86,8 @@ const char *hd_architecture_name(hd_architecture a);
 const char *hd_architecture_type(hd_architecture a);
 /* By either name; 0 or HD_EINVAL. */
 int hd_architecture_parse(const char *name, hd_architecture *out);
+
+static inline int64_t hd_lm_rotary_dim(const hd_lm_config *c) { return c->rotary_dim ? c->rotary_dim : c->head_dim; }
 
 /* The window of one layer, 0 for none. */
 int64_t hd_lm_config_window(const hd_lm_config *c, int64_t layer);

@@ -46,6 +46,7 @@ static const key keys[] = {
     {"attention.head_count", AT(heads), false, true, ANY, 1, 4096},
     {"attention.head_count_kv", AT(kv_heads), false, false, ROTARY, 1, 4096},
     {"attention.key_length", AT(head_dim), false, false, ROTARY, 2, 4096},
+    {"rope.dimension_count", AT(rotary_dim), false, false, ROTARY, 2, 4096},
     {"attention.layer_norm_epsilon", AT(norm_eps), true, true, GPT2, 1e-20, 1},
     {"attention.layer_norm_rms_epsilon", AT(norm_eps), true, true, ROTARY, 1e-20, 1},
     {"rope.freq_base", AT(rope.theta), true, false, ROTARY, 1.0001, 1e12},
@@ -117,34 +118,67 @@ static int read_tensors(hd_lm_config *c, const hd_gguf *g, hd_error *err)
     return 0;
 }
 
-static int read_factors(hd_lm_config *c, const hd_gguf *g, hd_error *err)
+/* Divisors of frequencies. They are no weights: the config has them. */
+static const char *const factor_tensors[] = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"};
+
+static bool is_factors(const char *name)
 {
-    const hd_weight *w = hd_gguf_find(g, "rope_freqs.weight");
-    if (has_tensor(g, "rope_factors_long.weight"))
-        return hd_fail(err, HD_EUNSUPPORTED, "%s: rotary factors for short and long texts (rope_factors_long.weight) are not supported", g->path);
-    if (!w) return 0;
-    int64_t n = c->head_dim ? c->head_dim / 2 : c->heads ? c->width / c->heads / 2 : 0;
+    return !strcmp(name, factor_tensors[0]) || !strcmp(name, factor_tensors[1]) || !strcmp(name, factor_tensors[2]);
+}
+
+static int load_factors(const hd_lm_config *c, const hd_gguf *g, const char *name, float *out, hd_error *err)
+{
+    const hd_weight *w = hd_gguf_find(g, name);
+    int64_t n = c->rotary_dim ? c->rotary_dim / 2 : c->head_dim ? c->head_dim / 2 : c->heads ? c->width / c->heads / 2 : 0;
+    if (!w) return hd_fail(err, HD_EFORMAT, "%s: there is no tensor %s, which longrope scaling calls for", g->path, name);
     if (w->quant || w->dtype != HD_F32 || w->rank != 1 || w->dim[0] != n || n > HD_MAX_ROPE_FACTORS)
-        return hd_fail(err, HD_EFORMAT, "%s: tensor rope_freqs.weight must be %lld numbers in F32", g->path, (long long)n);
-    if (c->rope.kind != HD_ROPE_PLAIN) return hd_fail(err, HD_EUNSUPPORTED, "%s: rope_freqs.weight beside another scaling is not supported", g->path);
-    c->rope.kind = HD_ROPE_FACTORS;
-    hd_weight_load(w, 0, n, c->rope.pair_factor, HD_F32);
+        return hd_fail(err, HD_EFORMAT, "%s: tensor %s must be %lld numbers in F32", g->path, name, (long long)n);
+    hd_weight_load(w, 0, n, out, HD_F32);
     for (int64_t i = 0; i < n; i++)
-        if (!(c->rope.pair_factor[i] > 1e-6f && c->rope.pair_factor[i] < 1e6f))
-            return hd_fail(err, HD_EFORMAT, "%s: tensor rope_freqs.weight: %g is no sensible factor", g->path, c->rope.pair_factor[i]);
+        if (!(out[i] > 1e-6f && out[i] < 1e6f)) return hd_fail(err, HD_EFORMAT, "%s: tensor %s: %g is no sensible factor", g->path, name, out[i]);
     return 0;
+}
+
+/* longrope's, which files need not name: the length trained on, and a factor on what is rotated, 1 where it is missing. */
+static int read_long(hd_lm_config *c, const hd_gguf *g, double attention, hd_error *err)
+{
+    hd_rope_config *r = &c->rope;
+    double original = (double)(r->original_positions ? r->original_positions : c->max_positions);
+    if (r->factor != 1) return hd_fail(err, HD_EUNSUPPORTED, "%s: rope_factors_long.weight beside another scaling is not supported", g->path);
+    r->kind = HD_ROPE_LONG;
+    r->factor = fmax(1, (double)c->max_positions / original);
+    bool follows = original > 1 && fabs(sqrt(1 + log(r->factor) / log(original)) - attention) < 1e-6 * attention;
+    r->attention_factor = follows ? 0 : attention;
+    int rc = load_factors(c, g, "rope_factors_short.weight", r->pair_factor, err);
+    return rc ? rc : load_factors(c, g, "rope_factors_long.weight", r->long_factor, err);
+}
+
+static int read_factors(hd_lm_config *c, const hd_gguf *g, double attention, hd_error *err)
+{
+    bool shared = has_tensor(g, "rope_freqs.weight"), two = has_tensor(g, "rope_factors_short.weight") || has_tensor(g, "rope_factors_long.weight");
+    hd_rope_kind kind = c->rope.kind;
+    if ((shared || two) && kind != HD_ROPE_PLAIN && !(two && kind == HD_ROPE_LONG))
+        return hd_fail(err, HD_EUNSUPPORTED, "%s: %s beside another scaling is not supported", g->path, factor_tensors[shared ? 0 : 2]);
+    if (shared && two) return hd_fail(err, HD_EUNSUPPORTED, "%s: rope_freqs.weight beside rope_factors_long.weight is not supported", g->path);
+    if (two || kind == HD_ROPE_LONG) return read_long(c, g, attention, err);
+    if (attention != 1) return hd_fail(err, HD_EUNSUPPORTED, "%s: rope.scaling.attn_factor is not supported without rope_factors_long.weight", g->path);
+    if (!shared) return 0;
+    c->rope.kind = HD_ROPE_FACTORS;
+    return load_factors(c, g, "rope_freqs.weight", c->rope.pair_factor, err);
 }
 
 static int read_rope(hd_lm_config *c, const hd_gguf *g, const char *arch, hd_error *err)
 {
     char name[128];
     const char *type = NULL;
+    double attention = 1;
     hd_rope_config *r = &c->rope;
     full_key(name, sizeof name, arch, "rope.scaling.type");
     int rc = hd_gguf_string(g, name, &type, err);
     if (rc) return rc;
     if (type && !strcmp(type, "linear")) r->kind = HD_ROPE_LINEAR;
     else if (type && !strcmp(type, "yarn")) *r = (hd_rope_config){.kind = HD_ROPE_YARN, .theta = r->theta, .factor = 1, .beta_fast = 32, .beta_slow = 1};
+    else if (type && !strcmp(type, "longrope")) r->kind = HD_ROPE_LONG;
     else if (type && strcmp(type, "none")) return hd_fail(err, HD_EUNSUPPORTED, "%s: metadata \"%s\": \"%.40s\" is not supported", g->path, name, type);
     full_key(name, sizeof name, arch, "rope.scaling.factor");
     rc = read_real(g, name, 1, 1e6, &r->factor, err);
@@ -155,7 +189,9 @@ static int read_rope(hd_lm_config *c, const hd_gguf *g, const char *arch, hd_err
     if (!rc) rc = read_real(g, name, 1e-3, 1e6, &r->beta_fast, err);
     full_key(name, sizeof name, arch, "rope.scaling.yarn_beta_slow");
     if (!rc) rc = read_real(g, name, 1e-3, 1e6, &r->beta_slow, err);
-    return rc ? rc : read_factors(c, g, err);
+    full_key(name, sizeof name, arch, "rope.scaling.attn_factor");
+    if (!rc) rc = read_real(g, name, 1e-3, 1e3, &attention, err);
+    return rc ? rc : read_factors(c, g, attention, err);
 }
 
 /* Keys that change what a model computes in ways that nothing here does. */
@@ -173,16 +209,13 @@ static int refuse_unknown(const hd_lm_config *c, const hd_gguf *g, const char *a
         rc = hd_gguf_real(g, name, -1e30, 1e30, &v, err);
         if (!rc && v != 0) rc = hd_fail(err, HD_EUNSUPPORTED, "%s: metadata \"%s\" is not supported", g->path, name);
     }
-    static const char *const lengths[] = {"rope.dimension_count", "attention.value_length"};
-    for (size_t i = 0; i < 2 && !rc && c->family != HD_FAMILY_GPT2; i++) {
-        full_key(name, sizeof name, arch, lengths[i]);
-        v = (double)c->head_dim;
-        rc = hd_gguf_real(g, name, 0, 1e9, &v, err);
-        if (!rc && v != (double)c->head_dim)
-            rc = hd_fail(err, HD_EUNSUPPORTED, "%s: metadata \"%s\" is %g; other than a head's %lld features is not supported", g->path, name, v,
-                         (long long)c->head_dim);
-    }
-    return rc;
+    if (rc || c->family == HD_FAMILY_GPT2) return rc;
+    full_key(name, sizeof name, arch, "attention.value_length");
+    v = (double)c->head_dim;
+    rc = hd_gguf_real(g, name, 0, 1e9, &v, err);
+    if (rc || v == (double)c->head_dim) return rc;
+    return hd_fail(err, HD_EUNSUPPORTED, "%s: metadata \"%s\" is %g; other than a head's %lld features is not supported", g->path, name, v,
+                   (long long)c->head_dim);
 }
 
 static void add_eos(hd_lm_config *c, int64_t id)
@@ -268,35 +301,35 @@ int hd_lm_config_open(hd_lm_config *c, const char *path, hd_error *err)
 
 /* ---- what lies otherwise ---- */
 
-typedef void change_fn(const hd_lm_tensor *t, int64_t head_dim, bool reading, const float *x, float *y);
+typedef void change_fn(const hd_lm_tensor *t, const hd_lm_config *c, bool reading, const float *x, float *y);
 
-static void keep(const hd_lm_tensor *t, int64_t head_dim, bool reading, const float *x, float *y)
+static void keep(const hd_lm_tensor *t, const hd_lm_config *c, bool reading, const float *x, float *y)
 {
-    (void)head_dim, (void)reading;
+    (void)c, (void)reading;
     memcpy(y, x, (size_t)(t->dim[0] * (t->rank == 2 ? t->dim[1] : 1)) * sizeof *x);
 }
 
-static void turn(const hd_lm_tensor *t, int64_t head_dim, bool reading, const float *x, float *y)
+static void turn(const hd_lm_tensor *t, const hd_lm_config *c, bool reading, const float *x, float *y)
 {
-    (void)head_dim;
+    (void)c;
     int64_t rows = reading ? t->dim[1] : t->dim[0], columns = reading ? t->dim[0] : t->dim[1]; /* of x */
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) y[j * rows + i] = x[i * columns + j];
 }
 
-/* Row 2i + h of a head there is row h E/2 + i here. */
-static void pair(const hd_lm_tensor *t, int64_t head_dim, bool reading, const float *x, float *y)
+/* Row 2i + h of a head's R rotated ones there is row h R/2 + i here. */
+static void pair(const hd_lm_tensor *t, const hd_lm_config *c, bool reading, const float *x, float *y)
 {
-    int64_t length = t->rank == 2 ? t->dim[1] : 1, half = head_dim / 2;
+    int64_t length = t->rank == 2 ? t->dim[1] : 1, rotary = hd_lm_rotary_dim(c), half = rotary / 2;
     for (int64_t r = 0; r < t->dim[0]; r++) {
-        int64_t head = r / head_dim * head_dim, in = r % head_dim, there = head + in % half * 2 + in / half;
+        int64_t in = r % c->head_dim, there = r - in + (in < rotary ? in % half * 2 + in / half : in);
         memcpy(y + (reading ? r : there) * length, x + (reading ? there : r) * length, (size_t)length * sizeof *x);
     }
 }
 
-static void shift(const hd_lm_tensor *t, int64_t head_dim, bool reading, const float *x, float *y)
+static void shift(const hd_lm_tensor *t, const hd_lm_config *c, bool reading, const float *x, float *y)
 {
-    (void)head_dim;
+    (void)c;
     for (int64_t i = 0; i < t->dim[0]; i++) y[i] = x[i] + (reading ? -1 : 1);
 }
 
@@ -323,14 +356,14 @@ static int check(const hd_gguf *g, const hd_weight *w, const hd_lm_tensor *t, hd
     return hd_weight_need_shape(w, t->rank, t->rank == 1 ? t->dim : dim, err);
 }
 
-static int load_changed(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, int64_t head_dim, hd_error *err)
+static int load_changed(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, const hd_lm_config *c, hd_error *err)
 {
     int64_t n = count_of(t);
     float *x = hd_realloc_array(NULL, (size_t)n, sizeof *x), *y = hd_realloc_array(NULL, (size_t)n, sizeof *y);
     int rc = x && y ? 0 : hd_fail_memory(err, (size_t)n * 8, w->name);
     if (!rc) {
         hd_weight_load(w, 0, n, x, HD_F32);
-        changes[t->change](t, head_dim, true, x, y);
+        changes[t->change](t, c, true, x, y);
         hd_weight plain = {.name = w->name, .file = w->file, .dtype = HD_F32, .rank = t->rank, .dim = {t->dim[0], t->dim[1]},
                            .data = (const unsigned char *)y, .bytes = (size_t)n * sizeof *y};
         rc = hd_lm_tensor_load(s, t, &plain, err);
@@ -349,11 +382,11 @@ static int load_all(hd_store *s, const hd_lm_config *c, const hd_gguf *g, const 
         const hd_store_tensor *there = hd_store_find(s, list[i].path[0]);
         if (there && there->type.blocks) continue; /* in the file's own blocks already */
         int rc = check(g, w, &list[i], err);
-        if (!rc) rc = list[i].change ? load_changed(s, &list[i], w, c->head_dim, err) : hd_lm_tensor_load(s, &list[i], w, err);
+        if (!rc) rc = list[i].change ? load_changed(s, &list[i], w, c, err) : hd_lm_tensor_load(s, &list[i], w, err);
         if (rc) return rc;
     }
-    for (size_t i = 0; i < g->count; i++) /* rope_freqs is in the config already */
-        if (!used[i] && strcmp(g->tensors[i].name, "rope_freqs.weight"))
+    for (size_t i = 0; i < g->count; i++)
+        if (!used[i] && !is_factors(g->tensors[i].name))
             return hd_fail(err, HD_EFORMAT, "%s: tensor %s has no place in the model that the metadata describe", g->path, g->tensors[i].name);
     return 0;
 }
@@ -393,17 +426,18 @@ static void put_rope(hd_gguf_writer *w, const hd_lm_config *c, const char *arch)
 {
     char key[128];
     const hd_rope_config *r = &c->rope;
-    const char *type = r->kind == HD_ROPE_LINEAR ? "linear" : r->kind == HD_ROPE_YARN ? "yarn" : NULL;
-    full_key(key, sizeof key, arch, "rope.dimension_count");
-    hd_gguf_put_int(w, key, HD_GGUF_U32, c->head_dim);
+    static const char *const types[HD_ROPE_COUNT] = {[HD_ROPE_LINEAR] = "linear", [HD_ROPE_YARN] = "yarn", [HD_ROPE_LONG] = "longrope"};
+    const char *type = types[r->kind];
+    float unused[2048];
     if (!type) return;
     full_key(key, sizeof key, arch, "rope.scaling.type");
     hd_gguf_put_string(w, key, type, strlen(type));
-    full_key(key, sizeof key, arch, "rope.scaling.factor");
-    hd_gguf_put_real(w, key, HD_GGUF_F32, r->factor);
-    if (r->kind != HD_ROPE_YARN) return;
+    full_key(key, sizeof key, arch, r->kind == HD_ROPE_LONG ? "rope.scaling.attn_factor" : "rope.scaling.factor");
+    hd_gguf_put_real(w, key, HD_GGUF_F32, r->kind == HD_ROPE_LONG ? hd_lm_rope_frequencies(c, 1, unused) : r->factor);
+    if (r->kind == HD_ROPE_LINEAR) return;
     full_key(key, sizeof key, arch, "rope.scaling.original_context_length");
     hd_gguf_put_int(w, key, HD_GGUF_U32, r->original_positions ? r->original_positions : c->max_positions);
+    if (r->kind != HD_ROPE_YARN) return;
     full_key(key, sizeof key, arch, "rope.scaling.yarn_beta_fast");
     hd_gguf_put_real(w, key, HD_GGUF_F32, r->beta_fast);
     full_key(key, sizeof key, arch, "rope.scaling.yarn_beta_slow");
@@ -431,7 +465,8 @@ static void put_metadata(hd_gguf_writer *w, const hd_lm_config *c, const hd_quan
         if (!(keys[i].archs >> c->arch & 1)) continue;
         const void *at = (const char *)c + keys[i].at;
         full_key(name, sizeof name, arch, keys[i].name);
-        if (keys[i].real) hd_gguf_put_real(w, name, HD_GGUF_F32, *(const double *)at);
+        if (keys[i].at == AT(rotary_dim)) hd_gguf_put_int(w, name, HD_GGUF_U32, hd_lm_rotary_dim(c));
+        else if (keys[i].real) hd_gguf_put_real(w, name, HD_GGUF_F32, *(const double *)at);
         else hd_gguf_put_int(w, name, HD_GGUF_U32, *(const int64_t *)at);
     }
     full_key(name, sizeof name, arch, "vocab_size");
@@ -455,6 +490,9 @@ static int check_writable(const hd_lm_config *c, hd_error *err)
     if (c->arch == HD_ARCH_GEMMA2 && !(c->attn_softcap > 0 && c->final_softcap > 0)) what = "scores or logits that are not capped";
     if (gemma && c->window && c->window_period != standard.window_period) what = "this sliding_window_pattern";
     if (c->rope.kind == HD_ROPE_YARN && c->rope.attention_factor > 0) what = "an attention_factor";
+    bool llama = !strcmp(name_of(c->arch), "llama");
+    if (c->rope.kind == HD_ROPE_LONG && !llama && c->arch != HD_ARCH_PHI3) what = "longrope scaling";
+    if (c->family != HD_FAMILY_GPT2 && hd_lm_rotary_dim(c) != c->head_dim && c->arch != HD_ARCH_PHI3) what = "a partial rotary embedding";
     if (standard.activation_op != c->activation_op) what = "this activation";
     return what ? hd_fail(err, HD_EUNSUPPORTED, "GGUF files of architecture %s cannot say %s", name_of(c->arch), what) : 0;
 }
@@ -477,9 +515,12 @@ int hd_lm_gguf_metadata(hd_gguf_writer *w, const hd_lm_config *c, const hd_quant
     return rc;
 }
 
-static bool has_factors(const hd_lm_config *c)
+/* The tensors of divisors that say how frequencies are scaled: places in factor_tensors. */
+static int factors_of(const hd_lm_config *c, int *first)
 {
-    return c->family != HD_FAMILY_GPT2 && (c->rope.kind == HD_ROPE_LLAMA3 || c->rope.kind == HD_ROPE_FACTORS);
+    bool one = c->rope.kind == HD_ROPE_LLAMA3 || c->rope.kind == HD_ROPE_FACTORS;
+    *first = !one;
+    return c->family == HD_FAMILY_GPT2 ? 0 : one ? 1 : c->rope.kind == HD_ROPE_LONG ? 2 : 0;
 }
 
 int hd_lm_gguf_declare(hd_gguf_writer *w, const hd_lm_config *c, const hd_quant *type, hd_error *err)
@@ -488,7 +529,9 @@ int hd_lm_gguf_declare(hd_gguf_writer *w, const hd_lm_config *c, const hd_quant 
     size_t n = 0;
     int rc = hd_lm_tensors(c, &list, &n, err);
     if (!rc) rc = hd_lm_gguf_metadata(w, c, type, err);
-    if (!rc && has_factors(c)) rc = hd_gguf_add(w, "rope_freqs.weight", hd_quant_of_dtype(HD_F32), 1, (int64_t[]){c->head_dim / 2}, err);
+    int first, factors = factors_of(c, &first);
+    for (int i = first; i < first + factors && !rc; i++)
+        rc = hd_gguf_add(w, factor_tensors[i], hd_quant_of_dtype(HD_F32), 1, (int64_t[]){hd_lm_rotary_dim(c) / 2}, err);
     for (size_t i = 0; i < n && !rc; i++) {
         int64_t dim[2];
         dims_of(&list[i], dim);
@@ -520,7 +563,7 @@ static int write_one(hd_gguf_writer *w, const hd_lm_config *c, const hd_lm_tenso
     float *x = hd_realloc_array(NULL, n, sizeof *x), *y = hd_realloc_array(NULL, n, sizeof *y);
     int rc = x && y ? gather(t, s, x, err) : hd_fail_memory(err, n * 8, t->gguf);
     if (!rc) {
-        changes[t->change](t, c->head_dim, false, x, y);
+        changes[t->change](t, c, false, x, y);
         rc = hd_gguf_write(w, y, (int64_t)n, err);
     }
     hd_free(x);
@@ -532,11 +575,14 @@ static int write_one(hd_gguf_writer *w, const hd_lm_config *c, const hd_lm_tenso
 static int write_factors(hd_gguf_writer *w, const hd_lm_config *c, hd_error *err)
 {
     float scaled[2048], factor[2048];
-    hd_lm_rope_frequencies(c, scaled);
-    for (int64_t i = 0; i < c->head_dim / 2; i++)
-        factor[i] = c->rope.kind == HD_ROPE_FACTORS ? c->rope.pair_factor[i]
-                                                    : (float)(pow(c->rope.theta, -2 * (double)i / (double)c->head_dim) / scaled[i]);
-    return hd_gguf_write(w, factor, c->head_dim / 2, err);
+    int64_t features = hd_lm_rotary_dim(c), n = features / 2;
+    if (c->rope.kind != HD_ROPE_LLAMA3) {
+        int rc = hd_gguf_write(w, c->rope.pair_factor, n, err);
+        return rc || c->rope.kind != HD_ROPE_LONG ? rc : hd_gguf_write(w, c->rope.long_factor, n, err);
+    }
+    hd_lm_rope_frequencies(c, 1, scaled);
+    for (int64_t i = 0; i < n; i++) factor[i] = (float)(pow(c->rope.theta, -2 * (double)i / (double)features) / scaled[i]);
+    return hd_gguf_write(w, factor, n, err);
 }
 
 int hd_lm_gguf_write(hd_gguf_writer *w, const hd_lm_config *c, const hd_store *s, hd_error *err)
@@ -544,7 +590,8 @@ int hd_lm_gguf_write(hd_gguf_writer *w, const hd_lm_config *c, const hd_store *s
     hd_lm_tensor *list = NULL;
     size_t n = 0;
     int rc = hd_lm_tensors(c, &list, &n, err);
-    if (!rc && has_factors(c)) rc = write_factors(w, c, err);
+    int first;
+    if (!rc && factors_of(c, &first)) rc = write_factors(w, c, err);
     for (size_t i = 0; i < n && !rc; i++) rc = write_one(w, c, &list[i], s, err);
     hd_free(list);
     return rc;

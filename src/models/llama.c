@@ -3,12 +3,18 @@
  * Phi-3's checkpoints keep q, k and v, and gate and up, in one tensor each. */
 #include "models/lm_int.h"
 
+/* Once for all calls: keys that are kept were turned by the same frequencies, however long the sequence was by then. */
+static int64_t longest_sequence(const hd_lm_options *o)
+{
+    return o->mode == HD_LM_SERVE ? o->context : o->sequence ? o->sequence : o->tokens;
+}
+
 hd_lm_rotary hd_lm_declare_rotary(hd_lm *m, const char *scope, const hd_lm_config *c)
 {
     float f[2048]; /* config.c: head_dim is at most 4096 */
-    hd_lm_rotary r = { .scale = hd_lm_rope_frequencies(c, f) };
+    hd_lm_rotary r = { .scale = hd_lm_rope_frequencies(c, longest_sequence(m->o), f) };
     hd_graph_push(m->g, "%s", scope);
-    r.inv_freq = hd_graph_const(m->g, "inv_freq", hd_type_of(HD_F32, 1, (int64_t[]){ c->head_dim / 2 }), f);
+    r.inv_freq = hd_graph_const(m->g, "inv_freq", hd_type_of(HD_F32, 1, (int64_t[]){ hd_lm_rotary_dim(c) / 2 }), f);
     hd_graph_pop(m->g);
     return r;
 }

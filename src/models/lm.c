@@ -1,6 +1,5 @@
 #include "models/lm.h"
 
-#include <math.h>
 #include <stdio.h>
 
 #include "base/rng.h"
@@ -161,51 +160,6 @@ hd_value hd_lm_dropout(hd_lm *m, const char *name, hd_value x, double p)
     snprintf(path, sizeof path, "%s%s%s", g->scope, *g->scope ? "." : "", name);
     hd_dropout_attrs at = { .p = p, .site = (int64_t)hd_hash_string(path), .dtype = hd_type_in(g, x)->dtype };
     return hd_graph_node(g, "dropout", name, &at, (hd_value[]){ x, m->key, m->samples, m->positions }, 4);
-}
-
-/* ---- rotary frequencies ---- */
-
-/* Llama 3.1: frequencies slower than the training length / low_freq_factor are divided by factor, those faster than
- * length / high_freq_factor are kept, and between the two a line is drawn (transformers, modeling_rope_utils.py). */
-static double scale_llama3(const hd_rope_config *r, double length, double f)
-{
-    double turns = length * f / (2 * M_PI); /* over the training length */
-    if (turns < r->low_freq) return f / r->factor;
-    if (turns > r->high_freq) return f;
-    double smooth = (turns - r->low_freq) / (r->high_freq - r->low_freq);
-    return (1 - smooth) * f / r->factor + smooth * f;
-}
-
-/* YaRN (Peng et al. 2023, section 3.2): pair i is interpolated, kept, or between, as it turns less than beta_slow times over the
- * training length, more than beta_fast times, or between. */
-static double yarn_pair(const hd_rope_config *r, double length, double features, double turns)
-{
-    return features * log(length / (turns * 2 * M_PI)) / (2 * log(r->theta));
-}
-
-static double scale_yarn(const hd_rope_config *r, double length, int64_t features, int64_t i, double f)
-{
-    double low = fmax(floor(yarn_pair(r, length, (double)features, r->beta_fast)), 0);
-    double high = fmin(ceil(yarn_pair(r, length, (double)features, r->beta_slow)), (double)features - 1);
-    if (low == high) high += 0.001;
-    double ramp = fmin(fmax(((double)i - low) / (high - low), 0), 1);
-    return f / r->factor * ramp + f * (1 - ramp);
-}
-
-double hd_lm_rope_frequencies(const hd_lm_config *c, float *out)
-{
-    const hd_rope_config *r = &c->rope;
-    double length = (double)(r->original_positions ? r->original_positions : c->max_positions);
-    for (int64_t i = 0; i < c->head_dim / 2; i++) {
-        double f = pow(r->theta, -2 * (double)i / (double)c->head_dim);
-        if (r->kind == HD_ROPE_LINEAR) f /= r->factor;
-        if (r->kind == HD_ROPE_LLAMA3) f = scale_llama3(r, length, f);
-        if (r->kind == HD_ROPE_YARN) f = scale_yarn(r, length, c->head_dim, i, f);
-        if (r->kind == HD_ROPE_FACTORS) f /= r->pair_factor[i];
-        out[i] = (float)f;
-    }
-    if (r->kind != HD_ROPE_YARN) return 1;
-    return r->attention_factor > 0 ? r->attention_factor : 0.1 * log(r->factor) + 1;
 }
 
 /* ---- head and loss ---- */

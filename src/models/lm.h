@@ -59,7 +59,8 @@ hd_graph *hd_lm_graph(const hd_lm_config *c, const hd_lm_options *o, hd_error *e
 double hd_lm_forward_flops(const hd_lm_config *c, int64_t tokens, int64_t sequence, hd_attention_form form, double *layers);
 double hd_lm_train_flops(const hd_lm_config *c, int64_t tokens, int64_t sequence, hd_attention_form form, bool recompute);
 
-/* Writes the head_dim/2 rotary frequencies (radians per position) after scaling to out. Returns the factor on the rotated features. */
-double hd_lm_rope_frequencies(const hd_lm_config *c, float *out);
+/* Writes the rotary frequencies (radians per position), one for each pair of hd_lm_rotary_dim, after scaling to out; length: of the longest sequence, by which
+ * longrope's short or long factors are taken. Returns the factor on the rotated features. */
+double hd_lm_rope_frequencies(const hd_lm_config *c, int64_t length, float *out);
 
 #endif

@@ -35,9 +35,9 @@ hd_value hd_lm_cap(hd_lm *m, const char *name, hd_value x, double scale, double 
 hd_value hd_lm_rms(hd_lm *m, const char *name, const char *result, hd_value x, int64_t width);
 /* The stream after a sublayer that gives y: `name` is that of the sum, where there is a node for it. */
 void hd_lm_residual(hd_lm *m, const char *name, hd_value y);
-/* Rotary embedding: frequencies as a constant "<scope>.inv_freq" [head_dim / 2], and x [T, heads, head_dim] turned by them. */
+/* Rotary embedding: frequencies as a constant "<scope>.inv_freq" [rotary_dim / 2], and x [T, heads, head_dim] turned by them. */
 typedef struct hd_lm_rotary {
-    hd_value inv_freq; /* f32 [head_dim / 2] */
+    hd_value inv_freq; /* f32 [rotary_dim / 2] */
     double scale;
 } hd_lm_rotary;
 hd_lm_rotary hd_lm_declare_rotary(hd_lm *m, const char *scope, const hd_lm_config *c);
