@@ -97,6 +97,7 @@ hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_typ
 {
     hd_store_tensor *t = hd_store_find(s, path);
     if (!t) hd_fail(err, HD_EINVAL, "the model's state has no %s", path);
+    else if (t->hollow) hd_fail(err, HD_EINVAL, "the model's state has no values of %s", path);
     else if (t->format != format) hd_fail(err, HD_EINVAL, "%s is not held in the format that the program wants", path);
     else if (!type_differs(t, type, err)) return t;
     return NULL;
@@ -160,6 +161,11 @@ int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format f
 int hd_store_lend(hd_store *s, const char *path, const hd_type *type, const void *data, hd_error *err)
 {
     return add_tensor(s, path, type, HD_PLAIN, HD_PARAM, hd_type_bytes(type), (void *)data, NULL, err);
+}
+
+int hd_store_lend_packed(hd_store *s, const char *path, const hd_type *type, int64_t bytes, const void *data, hd_error *err)
+{
+    return add_tensor(s, path, type, HD_PACKED, HD_PARAM, bytes, (void *)data, NULL, err);
 }
 
 void hd_store_drop(hd_store *s, const char *path)
@@ -309,6 +315,17 @@ static int keep_layout(hd_store *s, hd_store_tensor *t, const hd_value_info *v, 
     t->whole = v->whole;
     t->layout = hd_arena_copy(&s->memory, v->layout, sizeof *v->layout);
     return t->layout ? 0 : hd_fail_memory(err, sizeof *v->layout, v->path);
+}
+
+int hd_store_add_hollow(hd_store *s, const hd_graph *g, const hd_value_info *v, hd_error *err)
+{
+    static const char nothing;
+    hd_store_tensor *t;
+    if (!s->mesh.n) s->mesh = g->mesh;
+    hd_type type = piece_type(s, v);
+    int rc = add_tensor(s, v->path, &type, HD_PLAIN, v->kind, 0, (void *)&nothing, &t, err);
+    if (!rc) t->data = NULL, t->hollow = true;
+    return rc ? rc : keep_layout(s, t, v, err);
 }
 
 static int add_value(hd_store *s, const hd_value_info *v, uint64_t seed, filling *out, hd_error *err)

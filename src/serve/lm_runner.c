@@ -4,6 +4,7 @@
 #include "base/term.h"
 #include "serve/lm_orders.h"
 #include "serve/lm_ranks.h"
+#include "serve/weight_cache.h"
 #include "train/ranks.h"
 
 /* One state of one rank that holds keys, values or their scales: [blocks * block, ...]. */
@@ -12,6 +13,7 @@ typedef struct block_state { char *data; int64_t bytes; /* of a block */ } block
 /* What each rank has of its own; of one rank, all there is. */
 typedef struct lm_rank {
     hd_store *store;
+    hd_weight_cache cache;  /* what the store borrows of it */
     hd_team *team;
     hd_exec *exec;
     hd_rank rank;
@@ -172,8 +174,11 @@ static int open_rank(void *arg, int i, hd_error *err)
 {
     lm_runner *r = arg;
     lm_rank *own = &r->rank[i];
-    int rc = (own->team = hd_team_new(r->ranks.threads, true, err)) ? 0 : err->code;
-    if (!rc && !(own->store = hd_model_store(&r->files, r->graph, r->ranks.first + i, err))) rc = err->code;
+    int rank = r->ranks.first + i, rc = (own->team = hd_team_new(r->ranks.threads, true, err)) ? 0 : err->code;
+    hd_packer packer = {r->program, &r->backend, own->team, hd_program_place(r->program, rank)};
+    if (!rc) rc = hd_weight_cache_open(&own->cache, r->o.weight_cache, &r->files, &packer, err);
+    if (!rc && !(own->store = hd_model_store(&r->files, r->graph, rank, &own->cache.file, err))) rc = err->code;
+    if (!rc) rc = hd_weight_cache_fill(&own->cache, own->store, err);
     const hd_rank *where = hd_lm_ranks_rank(&r->ranks, i, &own->rank);
     if (!rc && !(own->exec = hd_exec_new_rank(r->program, own->store, &r->backend, own->team, NULL, where, err))) rc = err->code;
     if (!rc) hd_model_drop_plain(own->store, r->program);
@@ -206,6 +211,7 @@ static void close_runner(hd_runner *base)
     for (int k = 0; k < r->ranks.here && r->rank; k++) {
         hd_team_free(r->rank[k].team);
         hd_store_free(r->rank[k].store);
+        hd_weight_cache_close(&r->rank[k].cache);
     }
     hd_lm_ranks_end(&r->ranks);
     hd_program_free(r->program);
@@ -394,6 +400,16 @@ int hd_lm_runner_follow(hd_runner *base, hd_error *err)
 
 /* ---- opening ---- */
 
+static void count_packed(const lm_runner *r, hd_lm_runner_info *info)
+{
+    for (int b = 0; b < r->program->n_buffers; b++) info->packed += hd_buffer_is_packed(r->program, b) ? r->ranks.here : 0;
+    for (int k = 0; k < r->ranks.here; k++) {
+        const hd_weight_cache *c = &r->rank[k].cache;
+        info->mapped_bytes += (int64_t)c->file.size;
+        if (c->file.data && !c->made) info->mapped += (int)c->list.n, info->packed -= (int)c->list.n;
+    }
+}
+
 static void describe(lm_runner *r, hd_lm_runner_info *info)
 {
     hd_memory m = {0};
@@ -404,6 +420,7 @@ static void describe(lm_runner *r, hd_lm_runner_info *info)
                                 .precision = r->o.precision, .kv = r->o.kv, .threads = r->ranks.threads, .ranks = r->ranks.n, .program = r->program};
     info->weight_bytes = m.role[HD_ROLE_PARAMETER] * r->ranks.n;
     info->kv_rank_bytes = m.role[HD_ROLE_STATE];
+    count_packed(r, info);
 }
 
 int hd_lm_runner_open_files(hd_runner **out, hd_model_files *files, const hd_lm_runner_options *o, hd_lm_runner_info *info, hd_error *err)
