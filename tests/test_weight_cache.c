@@ -1,5 +1,5 @@
-/* A folder of packed weights: the same logits to the bit with it and without, over one rank and two; a second start packs nothing; files that are damaged, cut short,
- * of another model, or can't be written; several processes at once, and one that is killed. */
+/* A folder of packed weights: the same logits to the bit with it and without, over one rank and several; a second start packs nothing; files that are damaged,
+ * cut short, of another model, or can't be written; several processes at once, and one that is killed. */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -382,6 +383,36 @@ static void test_processes_at_once(void **state)
     }
 }
 
+/* One that waited until another had renamed its file, which then doesn't fit, makes its own: that one is mapped elsewhere. */
+static void test_renamed_by_another(void **state)
+{
+    (void)state;
+    char path[1024], temporary[1100], junk[5000] = "junk", after[sizeof junk];
+    int status;
+    empty_folder();
+    write_gguf(model, "Q8_0", 1);
+    how h = {.path = model, .cache = folder};
+    run(h);
+    memcpy(want, got, sizeof want);
+    assert_int_equal(files(".packed", path), 1);
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    assert_int_equal(unlink(path), 0);
+    int fd = open(temporary, O_RDWR | O_CREAT | O_EXCL, 0666);
+    assert_true(fd >= 0 && !flock(fd, LOCK_EX));
+    pid_t pid = start(h);
+    usleep(100 * 1000);
+    assert_int_equal(waitpid(pid, &status, WNOHANG), 0); /* it waits */
+    assert_int_equal(pwrite(fd, junk, sizeof junk, 0), sizeof junk);
+    assert_int_equal(rename(temporary, path), 0);
+    assert_int_equal(flock(fd, LOCK_UN), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 15);
+    assert_int_equal(pread(fd, after, sizeof after, 0), sizeof after);
+    assert_memory_equal(after, junk, sizeof junk);
+    close(fd);
+    assert_int_equal(run(h).packed, 0);
+}
+
 static void test_killed(void **state)
 {
     (void)state;
@@ -456,6 +487,38 @@ static void test_unwritable(void **state)
     assert_memory_equal(want, got, sizeof want);
 }
 
+/* Wherever memory runs out, opening fails with that or works, and the folder holds a good file or none. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    hd_lm_runner_options o = hd_lm_runner_options_default();
+    write_gguf(model, "Q8_0", 1);
+    run((how){.path = model});
+    memcpy(want, got, sizeof want);
+    o.threads = 1, o.context = LENGTH, o.block = BLOCK, o.max_tokens = 40, o.max_parts = SEQUENCES, o.max_rows = 40, o.weight_cache = folder;
+    for (int warm = 0; warm < 2; warm++) {
+        uint64_t step = warm ? 1 : 3, done = 0;
+        bool over = false;
+        for (uint64_t n = 1; !over; n += 1 + n / 40 * step) {
+            hd_runner *r = NULL;
+            hd_error e = {0};
+            if (!warm) empty_folder();
+            uint64_t failed = hd_mem_failed();
+            hd_mem_fail_at(n);
+            int rc = hd_lm_runner_open(&r, model, &o, NULL, &e);
+            over = hd_mem_failed() == failed;
+            hd_mem_fail_at(0);
+            if (rc && rc != HD_ENOMEM) fail_msg("allocation %llu: %s", (unsigned long long)n, e.message);
+            if (!rc) r->close(r);
+            assert_int_equal(files(".tmp", NULL), 0);
+            done++;
+        }
+        assert_true(done > 40);
+        run((how){.path = model, .cache = folder});
+        assert_memory_equal(want, got, sizeof want);
+    }
+}
+
 /* Weights of random numbers have no file. */
 static void test_no_files(void **state)
 {
@@ -498,8 +561,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits), cmocka_unit_test(test_shared_by_all), cmocka_unit_test(test_cut_short), cmocka_unit_test(test_flipped_bits),
-        cmocka_unit_test(test_changed_model), cmocka_unit_test(test_changed_shard), cmocka_unit_test(test_processes_at_once), cmocka_unit_test(test_killed),
-        cmocka_unit_test(test_unwritable), cmocka_unit_test(test_no_files),
+        cmocka_unit_test(test_changed_model), cmocka_unit_test(test_changed_shard), cmocka_unit_test(test_processes_at_once),
+        cmocka_unit_test(test_renamed_by_another), cmocka_unit_test(test_killed), cmocka_unit_test(test_unwritable), cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_no_files),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

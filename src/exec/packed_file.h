@@ -5,8 +5,8 @@
  *     checksums   64 bits of each tensor
  *     tensors     each from the next page on
  *
- * All but the checksums follows from the Program, the rank, the back end and what the weights were read from: a file fits if its text is, byte for byte, the one
- * that would be written now. Little endian. */
+ * All but the checksums follows from the Program, the rank, the back end and what the weights were read from: a file fits if its text is, byte for byte, the
+ * one that would be written now. Little endian. */
 #ifndef HD_EXEC_PACKED_FILE_H
 #define HD_EXEC_PACKED_FILE_H
 

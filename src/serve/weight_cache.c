@@ -23,8 +23,8 @@ static int add_file(hd_str *out, const char *path, const hd_map *m, size_t head,
     struct stat st;
     const char *name = strrchr(path, '/');
     if (stat(path, &st)) return hd_fail_errno(err, "%s", path);
-    hd_str_printf(out, "source %s %lld bytes of %lld.%09ld %016llx\n", name ? name + 1 : path, (long long)st.st_size, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
-                  (unsigned long long)hd_checksum_samples(m, head));
+    hd_str_printf(out, "source %s %lld bytes of %lld.%09ld %016llx\n", name ? name + 1 : path, (long long)st.st_size, (long long)st.st_mtim.tv_sec,
+                  st.st_mtim.tv_nsec, (unsigned long long)hd_checksum_samples(m, head));
     return 0;
 }
 
