@@ -93,7 +93,7 @@ static int fill_context(bench *b, hd_error *err)
     for (int64_t i = 0; i < b->rows && !rc; i++)
         for (int64_t at = 0; at < b->context && !rc; at += b->r->max_tokens) {
             int64_t n = b->context - at < b->r->max_tokens ? b->context - at : b->r->max_tokens;
-            rc = b->r->step(b->r, &(hd_batch){&(hd_batch_part){b->tokens + at, n, at, b->parts[i].blocks, 0}, 1}, err);
+            rc = hd_runner_step(b->r, &(hd_batch){&(hd_batch_part){b->tokens + at, n, at, b->parts[i].blocks, 0}, 1}, err);
         }
     return rc;
 }
@@ -117,7 +117,7 @@ static int decode(bench *b, double *seconds, hd_error *err)
     double begin = hd_time();
     for (int i = 0; i < STEPS && !rc; i++) {
         for (int64_t k = 0; k < b->rows; k++) b->parts[k].position = b->context + i;
-        rc = b->r->step(b->r, &(hd_batch){b->parts, b->rows}, err);
+        rc = hd_runner_step(b->r, &(hd_batch){b->parts, b->rows}, err);
     }
     *seconds = (hd_time() - begin) / STEPS;
     return rc;
@@ -126,7 +126,7 @@ static int decode(bench *b, double *seconds, hd_error *err)
 static int prompt(bench *b, double *seconds, hd_error *err)
 {
     double begin = hd_time();
-    int rc = b->r->step(b->r, &(hd_batch){&(hd_batch_part){b->tokens, b->prompt, 0, b->tables, 1}, 1}, err);
+    int rc = hd_runner_step(b->r, &(hd_batch){&(hd_batch_part){b->tokens, b->prompt, 0, b->tables, 1}, 1}, err);
     *seconds = hd_time() - begin;
     return rc;
 }

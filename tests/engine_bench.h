@@ -85,9 +85,12 @@ typedef struct bench {
     const hd_tokenizer *t;
 } bench;
 
+static int64_t bench_depth = 1; /* steps that the model may have under way */
+
 static inline bench bench_default(void)
 {
     bench b = {.f = fake_options_default(), .o = hd_engine_options_default()};
+    b.f.depth = bench_depth;
     b.o.prompt_slowdown = 0; /* steps are the same on any machine */
     return b;
 }

@@ -14,16 +14,17 @@ typedef struct fake_runner {
     hd_runner r;
     fake_options o;
     fake_row *rows;    /* [blocks][block] */
-    float *logits;     /* [max_rows][vocab] */
-    float *hidden;     /* [max_rows][WIDTH] */
+    float *logits;     /* [depth][max_rows][vocab] */
+    float *hidden;     /* [depth][max_rows][WIDTH] */
     int32_t *prefix;   /* [max_context] */
     int64_t *writer;   /* [blocks]: the last step that wrote to it */
+    int64_t begun, finished; /* steps */
     fake_counts counts;
 } fake_runner;
 
 fake_options fake_options_default(void)
 {
-    return (fake_options){.vocab = 97, .max_tokens = 64, .max_parts = 40, .max_rows = 72, .max_context = 160, .block = 4, .blocks = 2000, .seed = 7};
+    return (fake_options){.vocab = 97, .max_tokens = 64, .max_parts = 40, .max_rows = 72, .max_context = 160, .block = 4, .blocks = 2000, .seed = 7, .depth = 1};
 }
 
 static uint64_t start(const fake_options *o) { return hd_hash_mix(o->seed, 0x51ed); }
@@ -147,22 +148,43 @@ static void take_time(const fake_runner *f, const hd_batch *b)
     if (us) nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000}, NULL);
 }
 
-static int step(hd_runner *r, const hd_batch *b, hd_error *err)
+/* The slot of a step's results. */
+static int64_t slot_of(const fake_runner *f, int64_t step) { return step % f->r.depth * f->o.max_rows; }
+
+static int begin(hd_runner *r, const hd_batch *b, hd_error *err)
 {
     fake_runner *f = (fake_runner *)r;
     f->counts.steps++;
     if (check_batch(f, b, err)) return HD_EINVAL;
+    if (f->begun - f->finished >= r->depth) f->counts.broken++;
+    f->begun++;
+    if (f->begun - f->finished > f->counts.most_steps) f->counts.most_steps = f->begun - f->finished;
     if (b->n_parts > f->counts.most_parts) f->counts.most_parts = b->n_parts;
-    if (f->o.fail_at == f->counts.steps) return hd_fail(err, HD_ENUMERIC, "the fake model fails, as asked for");
     take_time(f, b);
     check_writers(f, b);
-    int64_t row = 0;
+    int64_t row = slot_of(f, f->begun);
     for (int64_t i = 0; i < b->n_parts; i++) row = run_part(f, &b->parts[i], row);
     return 0;
 }
 
-static const float *logits(hd_runner *r, int64_t row) { return ((fake_runner *)r)->logits + row * r->vocab; }
-static const float *hidden(hd_runner *r, int64_t row) { return ((fake_runner *)r)->hidden + row * WIDTH; }
+static int finish(hd_runner *r, hd_error *err)
+{
+    fake_runner *f = (fake_runner *)r;
+    f->finished++;
+    return f->o.fail_at == f->finished ? hd_fail(err, HD_ENUMERIC, "the fake model fails, as asked for") : 0;
+}
+
+static const float *logits(hd_runner *r, int64_t row)
+{
+    const fake_runner *f = (fake_runner *)r;
+    return f->logits + (slot_of(f, f->finished) + row) * r->vocab;
+}
+
+static const float *hidden(hd_runner *r, int64_t row)
+{
+    const fake_runner *f = (fake_runner *)r;
+    return f->hidden + (slot_of(f, f->finished) + row) * WIDTH;
+}
 
 static void copy_block(hd_runner *r, int32_t from, int32_t to)
 {
@@ -202,12 +224,12 @@ hd_runner *fake_runner_new(const fake_options *o)
     if (!f) return NULL;
     f->o = *o;
     f->r = (hd_runner){.vocab = o->vocab, .width = WIDTH, .max_tokens = o->max_tokens, .max_parts = o->max_parts, .max_rows = o->max_rows,
-                       .max_context = o->max_context, .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows, .step = step,
-                       .logits = logits, .hidden = hidden, .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block,
+                       .max_context = o->max_context, .block = o->block, .blocks = o->blocks, .block_bytes = o->block * (int64_t)sizeof *f->rows,
+                       .depth = o->depth ? o->depth : 1, .begin = begin, .finish = finish, .logits = logits, .hidden = hidden, .copy_block = copy_block, .save_block = save_block, .restore_block = restore_block,
                        .close = close_runner};
     f->rows = hd_calloc((size_t)(o->blocks * o->block), sizeof *f->rows);
-    f->logits = hd_calloc((size_t)(o->max_rows * o->vocab), sizeof *f->logits);
-    f->hidden = hd_calloc((size_t)(o->max_rows * WIDTH), sizeof *f->hidden);
+    f->logits = hd_calloc((size_t)(f->r.depth * o->max_rows * o->vocab), sizeof *f->logits);
+    f->hidden = hd_calloc((size_t)(f->r.depth * o->max_rows * WIDTH), sizeof *f->hidden);
     f->prefix = hd_calloc((size_t)o->max_context, sizeof *f->prefix);
     f->writer = hd_calloc((size_t)o->blocks, sizeof *f->writer);
     if (f->rows && f->logits && f->hidden && f->prefix && f->writer) return &f->r;

@@ -13,10 +13,11 @@ typedef struct fake_options {
     const int32_t *script; /* [n_script] (optional) the likeliest token at a position */
     int64_t n_script;
     int64_t fail_at;       /* the step that fails, from 1; 0: none */
+    int64_t depth;         /* steps under way at a time; 0: 1 */
     int64_t slow_us, token_us; /* a step takes so long at least, and for each token */
 } fake_options;
 
-typedef struct fake_counts { int64_t steps, tokens, rows, broken, copies, saves, restores, most_parts; } fake_counts;
+typedef struct fake_counts { int64_t steps, tokens, rows, broken, copies, saves, restores, most_parts, most_steps; } fake_counts;
 
 fake_options fake_options_default(void);
 hd_runner *fake_runner_new(const fake_options *o); /* NULL: out of memory */

@@ -46,7 +46,7 @@ static void run_all(hd_runner *r, uint64_t seed)
             parts[b.n_parts] = (hd_batch_part){&text[s][done[s]], n, done[s], order + s * BLOCKS_EACH, n};
             who[b.n_parts++] = s;
         }
-        need(r->step(r, &b, &e), &e);
+        need(hd_runner_step(r, &b, &e), &e);
         int64_t row = 0;
         for (int p = 0; p < b.n_parts; p++)
             for (int i = 0; i < parts[p].n; i++, row++, left--) memcpy(got[who[p]][done[who[p]]++], r->logits(r, row), (size_t)r->vocab * sizeof(float));

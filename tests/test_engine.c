@@ -270,5 +270,7 @@ int main(void)
         cmocka_unit_test(test_priorities), cmocka_unit_test(test_reserve), cmocka_unit_test(test_few_blocks),
         cmocka_unit_test(test_storms),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = 0;
+    for (; bench_depth <= 3; bench_depth++) failed += cmocka_run_group_tests(tests, NULL, NULL);
+    return failed;
 }

@@ -480,10 +480,10 @@ static void test_prefix_and_salt(void **state)
 }
 
 /* Two requests at once with one prompt: what the first has computed, the second need not. */
-static void test_prefix_at_once(void **state)
+static void prefix_at_once(int64_t depth)
 {
-    (void)state;
     bench b = bench_default();
+    b.f.depth = depth;
     int32_t prompt[100];
     fill_prompt(prompt, 100, 4);
     answer *a = hd_calloc(3, sizeof *a);
@@ -495,6 +495,73 @@ static void test_prefix_at_once(void **state)
     assert_int_equal(fake_runner_counts(b.r).tokens, 100 + 2 * 4 + 3 * 4);
     bench_close(&b);
     hd_free(a);
+}
+
+static void test_prefix_at_once(void **state)
+{
+    (void)state;
+    for (int64_t depth = 1; depth <= 3; depth++) prefix_at_once(depth);
+}
+
+/* ---- several steps under way ---- */
+
+/* As many batches as there may be, of as many sequences each. */
+static void test_steps_under_way(void **state)
+{
+    (void)state;
+    for (int64_t depth = 1; depth <= 4; depth++) {
+        bench b = bench_default();
+        int32_t prompt[LENGTH];
+        fill_prompt(prompt, LENGTH, 4);
+        b.f.depth = depth;
+        answer *a = hd_calloc(7, sizeof *a);
+        bench_open(&b);
+        for (int i = 0; i < 7; i++) submit(&b, plain(prompt, LENGTH, 40), &a[i]);
+        for (int i = 0; i < 60 && b.e->running.count < 7; i++) one_step(&b);
+        for (int i = 0; i < 20; i++) one_step(&b);
+        for (int i = 0; i < depth; i++, one_step(&b)) {
+            const hd_engine_batch *last = &b.e->batches[(b.e->begun - 1) % (uint64_t)depth];
+            assert_true(last->n_parts >= 7 / depth && last->n_parts <= (7 + depth - 1) / depth);
+        }
+        assert_int_equal(fake_runner_counts(b.r).most_steps, depth);
+        run_all(&b);
+        for (int i = 1; i < 7; i++) check_same(&a[0], 0, &a[i], 0);
+        assert_int_equal(a[6].cached, LENGTH / 4 * 4);
+        bench_close(&b);
+        hd_free(a);
+    }
+}
+
+/* What is under way when its request is cut off, or gives way and comes back, does no harm; its blocks are free at once. */
+static void test_useless_steps(void **state)
+{
+    (void)state;
+    for (int swap = 0; swap < 2; swap++) {
+        bench b = bench_default();
+        int32_t prompt[LENGTH];
+        fill_prompt(prompt, LENGTH, 4);
+        b.f.depth = 2;
+        b.o.by_priority = true;
+        b.o.max_sequences = 2;
+        if (swap) b.o.preemption = HD_PREEMPT_SWAP, b.o.swap_bytes = 1 << 20;
+        answer *a = hd_calloc(4, sizeof *a);
+        bench_open(&b);
+        hd_request r = plain(prompt, LENGTH, 30);
+        for (int i = 0; i < 4; i++) {
+            r.priority = i < 2;
+            uint64_t id = submit(&b, r, &a[i]);
+            for (int k = 0; k < 9 && i; k++) one_step(&b);
+            if (i != 3) continue;
+            hd_engine_cancel(b.e, id);
+            one_step(&b);
+            assert_int_equal(a[3].finish[0], HD_FINISH_CANCELLED);
+        }
+        run_all(&b);
+        hd_engine_stats s = bench_close(&b);
+        assert_true(s.preemptions > 0);
+        for (int i = 1; i < 3; i++) check_same(&a[0], 0, &a[i], 0);
+        hd_free(a);
+    }
 }
 
 /* ---- being cut off ---- */
@@ -628,26 +695,36 @@ static void test_freed_while_busy(void **state)
     hd_free(a);
 }
 
-static void test_failing_model(void **state)
+static void fail_model(int64_t depth)
 {
-    (void)state;
     bench b = bench_default();
     int32_t prompt[LENGTH];
     fill_prompt(prompt, LENGTH, 4);
+    b.f.depth = depth;
     b.f.fail_at = 4;
     answer *a = hd_calloc(3, sizeof *a);
     bench_open(&b);
     for (int i = 0; i < 2; i++) submit(&b, plain(prompt, LENGTH, 10), &a[i]);
     hd_error err = {0};
-    for (int i = 0; i < 3; i++) one_step(&b);
-    assert_int_equal(hd_engine_step(b.e, NULL, &err), HD_ENUMERIC);
-    check(&b);
-    for (int i = 0; i < 2; i++) assert_true(a[i].finish[0] == HD_FINISH_ERROR && strstr(a[i].error, "as asked for"));
+    int rc = 0, steps = 0;
+    for (; !rc; steps++, check(&b)) rc = hd_engine_step(b.e, NULL, &err);
+    assert_int_equal(rc, HD_ENUMERIC);
+    if (depth == 1) assert_int_equal(steps, 4);
+    int failed = 0;
+    for (int i = 0; i < 2; i++) failed += a[i].finish[0] == HD_FINISH_ERROR && strstr(a[i].error, "as asked for");
+    assert_int_equal(failed, depth == 1 ? 2 : 1); /* of two batches, the one */
     submit(&b, plain(prompt, LENGTH, 10), &a[2]); /* what comes later is served */
     run_all(&b);
     assert_int_equal(a[2].finish[0], HD_FINISH_LENGTH);
     bench_close(&b);
     hd_free(a);
+}
+
+static void test_failing_model(void **state)
+{
+    (void)state;
+    fail_model(1);
+    fail_model(2);
 }
 
 /* ---- priorities ---- */
@@ -886,7 +963,7 @@ int main(void)
         cmocka_unit_test(test_n), cmocka_unit_test(test_best_of), cmocka_unit_test(test_sharing), cmocka_unit_test(test_beams),
         cmocka_unit_test(test_endings), cmocka_unit_test(test_stop_tokens), cmocka_unit_test(test_constraints),
         cmocka_unit_test(test_prompt_logprobs), cmocka_unit_test(test_embedding), cmocka_unit_test(test_prefix_and_salt),
-        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback),
+        cmocka_unit_test(test_prefix_at_once), cmocka_unit_test(test_steps_under_way), cmocka_unit_test(test_useless_steps), cmocka_unit_test(test_cancel), cmocka_unit_test(test_cancel_in_callback),
         cmocka_unit_test(test_deadline), cmocka_unit_test(test_drain), cmocka_unit_test(test_freed_while_busy), cmocka_unit_test(test_failing_model),
         cmocka_unit_test(test_priority_order), cmocka_unit_test(test_slowdown), cmocka_unit_test(test_refusals), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_memory),

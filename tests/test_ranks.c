@@ -433,7 +433,7 @@ static void compare_model(hd_schedule_kind schedule, int chunks)
     hd_plan plan = hd_plan_default();
     g->mesh = plan.mesh = (hd_mesh){.n = 1, .axis = {{"pp", 2, HD_AXIS_PIPELINE}}};
     assert_int_equal(hd_pass_chunks(g, cuts, 2 * chunks - 1), 0);
-    for (int s = 0; s < 2; s++) parts[s] = hd_graph_stage(g, s, 2, &err);
+    for (int s = 0; s < 2; s++) parts[s] = hd_graph_stage(g, s, 2, false, &err);
     assert_string_equal(err.message, "");
     plan.schedule = schedule;
     plan.chunks = chunks;

@@ -113,17 +113,17 @@ static void test_blocks_move(void **state)
     hd_error e = {0};
     int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
     hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
-    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
-    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
     memcpy(got[0][0], r->logits(r, 0), (size_t)vocab * sizeof(float));
     void *saved = hd_malloc((size_t)r->block_bytes);
     r->copy_block(r, 5, 1);
     r->save_block(r, 2, saved);
     r->restore_block(r, 3, saved);
     first = (hd_batch_part){text[1], 2 * BLOCK, 0, table, 0}; /* over the old ones */
-    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
     rest.blocks = moved;
-    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
     assert_memory_equal(got[0][0], r->logits(r, 0), (size_t)vocab * sizeof(float));
     hd_free(saved);
     r->close(r);
@@ -170,7 +170,7 @@ static void test_refusals(void **state)
     const hd_batch_part bad[] = {{tokens, LENGTH + 1, 0, table, 0}, {tokens, 1, LENGTH, table, 0}, {tokens, 0, 0, table, 0}, {tokens, 1, 0, table, 2}, {tokens, 1, -1, table, 0}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         hd_error e = {0};
-        assert_int_equal(r->step(r, &(hd_batch){&bad[i], 1}, &e), HD_EINVAL);
+        assert_int_equal(hd_runner_step(r, &(hd_batch){&bad[i], 1}, &e), HD_EINVAL);
     }
     r->close(r);
     hd_lm_runner_options o = hd_lm_runner_options_default();

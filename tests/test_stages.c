@@ -362,7 +362,7 @@ static void check_stages(const model *m, int stages, int chunks, int seed, doubl
     assert_int_equal(hd_pass_chunks(g, cuts, pick_cuts(g, stages * chunks - 1, seed, cuts)), 0);
     hd_graph_verify(g, &err);
     for (int s = 0; s < stages; s++) {
-        parts.g[s] = hd_graph_stage(g, s, stages, &err);
+        parts.g[s] = hd_graph_stage(g, s, stages, false, &err);
         assert_string_equal(err.message, "");
         if (m->fused) assert_int_equal(hd_pass_recompute_elementwise(parts.g[s]), 0);
         if (m->fused) assert_int_equal(hd_pass_fuse_elementwise(parts.g[s]), 0);
@@ -427,7 +427,7 @@ static void test_one_stage(void **state)
         hd_error err = {0};
         hd_graph *g = build(&models[i]);
         assert_int_equal(hd_pass_chunks(g, NULL, 0), 0);
-        hd_graph *one = hd_graph_stage(g, 0, 1, &err);
+        hd_graph *one = hd_graph_stage(g, 0, 1, false, &err);
         assert_non_null(one);
         assert_true(hd_graph_fingerprint(one) == hd_graph_fingerprint(g));
         hd_graph_free(one);
@@ -457,7 +457,7 @@ static void test_messages(void **state)
         hd_error err = {0};
         hd_graph *g = build(&models[which * 2]), *part[3];
         assert_int_equal(hd_pass_chunks(g, cuts, 2), 0);
-        for (int s = 0; s < 3; s++) assert_non_null(part[s] = hd_graph_stage(g, s, 3, &err));
+        for (int s = 0; s < 3; s++) assert_non_null(part[s] = hd_graph_stage(g, s, 3, false, &err));
         for (int s = 0; s < 3; s++)
             for (int to = 0; to < 3; to++) {
                 assert_int_equal(count_messages(part[s], "send", s, to, HD_FORWARD, HD_TIME_SPLIT), to == s + 1);
@@ -484,7 +484,7 @@ static void test_refusals(void **state)
     }
     hd_error err = {0};
     hd_graph *g = build(&models[0]);
-    assert_null(hd_graph_stage(g, 2, 2, &err));
+    assert_null(hd_graph_stage(g, 2, 2, false, &err));
     assert_int_equal(err.code, HD_EINVAL);
     hd_graph_free(g);
 }
@@ -501,7 +501,7 @@ static void test_memory(void **state)
         hd_mem_fail_at(nth);
         uint64_t before = hd_mem_failed();
         hd_pass_chunks(g, cuts, 2);
-        hd_graph *part = hd_graph_stage(g, 2, 3, &err);
+        hd_graph *part = hd_graph_stage(g, 2, 3, false, &err);
         bool hit = hd_mem_failed() > before;
         hd_mem_fail_at(0);
         if (hit) assert_true(!part && (err.code == HD_ENOMEM || g->err.code == HD_ENOMEM));

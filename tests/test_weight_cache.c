@@ -160,7 +160,8 @@ static void test_same_bits(void **state)
         {.type = "F16", .precision = HD_BF16}, {.path = "gguf/llama-mixed.gguf"}, {.path = "gguf/llama-mixed.gguf", .parallel = "tp=2"},
         {.path = "models/logits/llama3", .precision = HD_F32}, {.path = "models/logits/mistral-window", .precision = HD_BF16},
         {.path = "models/logits/gpt2", .precision = HD_F32, .parallel = "tp=2"}, {.path = "models/logits/phi3", .precision = HD_BF16, .parallel = "tp=2"},
-        {.path = "models/logits/gemma3", .precision = HD_F32},
+        {.path = "models/logits/gemma3", .precision = HD_F32}, {.type = "Q8_0", .parallel = "pp=2"}, {.type = "Q4_K", .parallel = "tp=2,pp=2"},
+        {.path = "models/logits/gemma3", .precision = HD_BF16, .parallel = "pp=2"}, {.path = "models/logits/gpt2", .precision = HD_F32, .parallel = "pp=2"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char path[1024];
@@ -168,7 +169,8 @@ static void test_same_bits(void **state)
         if (cases[i].type) write_gguf(path, cases[i].type, i);
         else snprintf(path, sizeof path, DATA "%s", cases[i].path);
         how h = {path, folder, cases[i].parallel, cases[i].precision, 3};
-        int ranks = cases[i].parallel ? cases[i].parallel[3] - '0' : 1;
+        int ranks = 1;
+        for (const char *p = cases[i].parallel; p && (p = strchr(p, '=')); p++) ranks *= p[1] - '0';
         empty_folder();
         hd_lm_runner_info first = run_noting(h);
         noted(NULL);

@@ -54,7 +54,7 @@ static int run(const char *model, FILE *reference, hd_error *err)
     static text t;
     while (!rc && read_text(reference, &t)) {
         int64_t rows = t.n - t.prompt;
-        rc = r->step(r, &(hd_batch){&(hd_batch_part){t.tokens, t.n - 1, 0, blocks, rows}, 1}, err);
+        rc = hd_runner_step(r, &(hd_batch){&(hd_batch_part){t.tokens, t.n - 1, 0, blocks, rows}, 1}, err);
         for (int64_t i = 0; i < rows && !rc; i++) {
             bool equal = likeliest(r->logits(r, i), r->vocab) == t.tokens[t.prompt + i], clear = t.gap[t.prompt + i] >= 0.2f;
             all++, same += equal, sure += clear, sure_same += clear && equal;

@@ -52,7 +52,8 @@ static const hd_setting settings[] = {
      "keep weights there as this machine's kernels take them: later starts map them, and processes share them"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core; those of all ranks together"},
     {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM",
-     "tp=N: heads, hidden features and vocabulary in pieces over N ranks: threads of this process, or the processes that mpirun starts"},
+     "tp=N: heads, hidden features and vocabulary in pieces over N ranks; pp=N: layers in N stages, with as many batches under way; tp=N,pp=N. Ranks are "
+     "threads of this process, or the processes that mpirun starts"},
     {"max_sequences", HD_SET_INT, AT(max_sequences), "64", 1, 4096, "N", "sequences that run at once"},
     {"token_budget", HD_SET_INT, AT(token_budget), "512", 1, 65536, "N", "tokens of one step: more make prompts faster and answers beside them less even"},
     {"prefix_cache", HD_SET_BOOL, AT(prefix_cache), "true", 0, 0, NULL, "share the blocks of equal beginnings, within one API key"},
@@ -253,8 +254,8 @@ static int read_parallel(job *j, hd_error *err)
     int size = 1, rc = hd_lm_parallel_parse(j->c->parallel, &p, err);
     if (rc || !hd_comm_mpi_launched(&j->process, &size) || size == 1) return rc;
     j->mpi = true;
-    if (p.tp == size) return 0;
-    return hd_fail(err, HD_EINVAL, "mpirun started %d processes: give --parallel tp=%d for one model over all of them", size, size);
+    if (p.tp * p.pp == size) return 0;
+    return hd_fail(err, HD_EINVAL, "mpirun started %d processes: give --parallel tp=%d, or tp=N,pp=N with as many ranks, for one model over all of them", size, size);
 }
 
 /* ---- loading ---- */

@@ -288,7 +288,11 @@ void hd_exec_rebind_transfer(hd_step *s)
     const hd_comm_attrs *a = s->instr->attrs;
     const hd_tensor *in = &s->args.in[0];
     hd_transfer *t = &s->transfer;
-    if (s->n_messages || t->n_parts) return; /* of training, whose tokens are no symbol */
+    if (t->n_parts) return; /* of training, whose tokens are no symbol */
+    if (s->n_messages) {    /* stages of one mesh: the other end has the same binding */
+        s->messages->transfer.count = hd_tensor_count(t->kind == HD_SEND ? in : &s->args.out[0]);
+        return;
+    }
     t->count = hd_tensor_count(in);
     if (t->offset) t->outer = product(in, 0, t->to_offset && a->to < a->dim ? a->to : a->dim);
 }

@@ -236,6 +236,7 @@ typedef struct hd_pipe_attrs {
     int32_t number;    /* tells apart what one chunk sends to another in one call, in order */
     hd_dtype dtype;    /* recv: of the result */
     hd_dims_attrs shape; /* recv: of the result at coordinate 0 */
+    int32_t symbol;      /* recv: bounds the result's rows, counted from 1; 0: their number is fixed */
     char there[64];      /* different meshes: how the value lies at the other end, as text over the other stage's mesh */
 } hd_pipe_attrs;
 

@@ -22,6 +22,7 @@ static const hd_attr pipe_attrs[] = {
     {"number", HD_ATTR_INT32, offsetof(hd_pipe_attrs, number), 0},
     {"dtype", HD_ATTR_DTYPE, offsetof(hd_pipe_attrs, dtype), HD_F32},
     {"shape", HD_ATTR_DIMS, offsetof(hd_pipe_attrs, shape), NAN},
+    {"symbol", HD_ATTR_INT32, offsetof(hd_pipe_attrs, symbol), 0},
     {"there", HD_ATTR_STRING, offsetof(hd_pipe_attrs, there), 0},
     {0},
 };
@@ -67,7 +68,9 @@ static int recv_infer(const hd_sig *s, hd_type *out, hd_error *err)
 {
     const hd_pipe_attrs *p = s->attrs;
     if (p->shape.rank < 0 || p->shape.rank > HD_MAX_RANK) return hd_op_fail(s, err, "shape must have at most %d dimensions", HD_MAX_RANK);
+    if (p->symbol < 0 || (p->symbol && !p->shape.rank)) return hd_op_fail(s, err, "there is no such symbol");
     out[0] = hd_type_of(p->dtype, p->shape.rank, p->shape.dim);
+    out[0].shape.sym = p->symbol - 1;
     return 1;
 }
 

@@ -41,6 +41,7 @@ static void receive(hd_part *p, hd_node *n)
     hd_part_value *i = &p->value[v];
     hd_layout wanted = wanted_layout(p, v), landing = hd_crossing_landing(p->mesh, &wanted, i->whole.rank);
     hd_pipe_attrs *at = n->attrs;
+    if (at->symbol) hd_fail(&p->g->err, HD_EUNSUPPORTED, "%s has a bounded extent: it cannot go to a stage of another mesh", p->g->values[v].path);
     hd_shape piece = hd_layout_shape(p->mesh, &landing, &i->whole, 0);
     for (int d = 0; d < piece.rank; d++) at->shape.dim[d] = piece.dim[d];
     i->target = wanted;
@@ -145,7 +146,7 @@ static int lay_leaves(planner *c, hd_graph *g, int stage)
 
 static int cut_stage(planner *c, int stage)
 {
-    hd_graph *g = c->out[stage] = hd_graph_stage(c->g, stage, c->stages->n, c->err);
+    hd_graph *g = c->out[stage] = hd_graph_stage(c->g, stage, c->stages->n, false, c->err);
     if (!g) return c->err->code;
     g->stage = stage;
     return hd_stages_copy(&g->stages, c->stages, &g->arena) ? hd_fail_memory(c->err, (size_t)c->stages->n * sizeof(hd_mesh), "the meshes of a pipeline") : 0;
@@ -175,7 +176,7 @@ static bool same_mesh(const planner *c, int a, int b)
 /* This stage and all later ones on the same mesh. */
 static int partition_alike(planner *c, int stage)
 {
-    hd_graph *like = hd_graph_stage(c->g, 0, 1, c->err);
+    hd_graph *like = hd_graph_stage(c->g, 0, 1, false, c->err);
     int rc = like ? partition(c, like, stage, NULL) : c->err->code;
     for (int s = stage; s < c->stages->n && !rc; s++)
         if (!c->out[s]->mesh.n && is_near(c, s) && same_mesh(c, stage, s)) rc = partition(c, c->out[s], s, like);

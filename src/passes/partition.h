@@ -39,8 +39,9 @@ int hd_pass_narrow_sums(hd_graph *g, hd_dtype wire);
 /* The part that stage (0 .. stages-1) does: chunks stage, stage + stages, ... with send and recv where values cross chunks: activations and their
  * gradients per call; a parameter that several chunks read is sent from its home (the chunk of its first use) once per step, and its gradient comes
  * back once. Scalars of the update that are sums over chunks (loss, squares of gradients) become all_reduce over the mesh axis "pp". Values keep
- * their paths. The caller frees it. NULL and err on failure. */
-hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err);
+ * their paths. frozen: of a graph without backward and update, every stage has all parameters that it reads, and none is sent. The caller frees it. NULL and
+ * err on failure. */
+hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, bool frozen, hd_error *err);
 
 /* In place, last, on a partitioned graph or that of one stage: inputs of tokens that are cut over an axis of g->zigzag are held whole over it, and
  * each rank takes an early and a late part of every sequence (the op deal) instead of a piece in a row. */

@@ -24,6 +24,7 @@ typedef struct cutter {
     hd_graph *out;
     hd_arena scratch;
     int stage, stages, n_chunks;
+    bool frozen;           /* parameters don't change: whoever reads one has it */
     int *node_chunk;       /* [nodes] */
     int *chunk;            /* [values] where it is made or kept, EVERYWHERE or NOWHERE */
     int *reads;            /* [values] nodes that read it */
@@ -76,7 +77,7 @@ static void place_leaves(cutter *c)
         if (c->chunk[g->pairs[i].in] < 0) c->chunk[g->pairs[i].in] = c->chunk[g->pairs[i].out]; /* nobody reads it */
     for (size_t v = 0; v < g->n_values; v++) {
         hd_kind kind = g->values[v].kind;
-        if (kind == HD_INPUT || kind == HD_CONST) c->chunk[v] = EVERYWHERE;
+        if (kind == HD_INPUT || kind == HD_CONST || (kind == HD_PARAM && c->frozen)) c->chunk[v] = EVERYWHERE;
         else if (kind != HD_RESULT && c->chunk[v] < 0) c->chunk[v] = 0;
     }
 }
@@ -168,7 +169,6 @@ static int check_direction(cutter *c, hd_value v, int to)
     bool sent = from % c->stages != to % c->stages;
     hd_error *err = &c->out->err;
     if (sent && i->kind == HD_STATE) return hd_fail(err, HD_EUNSUPPORTED, "the state %s is used in chunks %d and %d of the pipeline", i->path, from, to);
-    if (sent && i->type.shape.sym >= 0) return hd_fail(err, HD_EUNSUPPORTED, "%s has a bounded extent: it cannot go from chunk to chunk", i->path);
     if (i->micro == HD_TIME_REPLICATE || (phase_of(c, v) == HD_FORWARD ? from < to : from > to)) return 0;
     return hd_fail(err, HD_EUNSUPPORTED, "%s is made in chunk %d of the pipeline, too late for chunk %d", i->path, from, to);
 }
@@ -270,7 +270,7 @@ static hd_value make_node(cutter *c, const char *op, const char *path, const voi
 static hd_pipe_attrs pipe_attrs(const cutter *c, hd_value v, const message *m)
 {
     const hd_type *t = &c->g->values[v].type;
-    hd_pipe_attrs at = {.from = c->chunk[v], .to = m->to, .number = m->number, .dtype = t->dtype, .shape.rank = t->shape.rank};
+    hd_pipe_attrs at = {.from = c->chunk[v], .to = m->to, .number = m->number, .dtype = t->dtype, .shape.rank = t->shape.rank, .symbol = t->shape.sym + 1};
     for (int d = 0; d < t->shape.rank; d++) at.shape.dim[d] = t->shape.dim[d];
     return at;
 }
@@ -490,13 +490,13 @@ static void make(cutter *c)
     c->out->chunk = c->out->slice = 0;
 }
 
-hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, hd_error *err)
+hd_graph *hd_graph_stage(const hd_graph *g, int stage, int stages, bool frozen, hd_error *err)
 {
     if (g->err.code || stages < 1 || stage < 0 || stage >= stages) {
         hd_fail(err, g->err.code ? g->err.code : HD_EINVAL, "there is no stage %d of %d%s%s", stage, stages, g->err.code ? ": " : "", g->err.message);
         return NULL;
     }
-    cutter c = {.g = g, .out = hd_graph_new(), .stage = stage, .stages = stages};
+    cutter c = {.g = g, .out = hd_graph_new(), .stage = stage, .stages = stages, .frozen = frozen};
     if (!c.out) {
         hd_fail_memory(err, sizeof *c.out, "a graph");
         return NULL;

@@ -314,11 +314,11 @@ static void count_prompt(hd_engine *e, hd_work *w)
 
 void hd_part_done(hd_engine *e, int64_t part)
 {
-    const hd_part *what = &e->what[part];
-    const hd_batch_part *p = &e->parts[part];
+    const hd_part *what = &e->at->what[part];
+    const hd_batch_part *p = &e->at->parts[part];
     hd_seq *s = what->seq;
     hd_work *w = s->w;
-    if (s->state != HD_SEQ_LIVE || w->ended) return; /* ended by what came before it in this step */
+    if (s->state != HD_SEQ_LIVE || w->ended || w->useless) return; /* ended, also by what came before it in this step, or preempted */
     if (!w->forked) w->fed += p->n;
     hd_seq_computed(e, s, p->position + p->n - s->proposed);
     if (w->r.prompt_logprobs && w->prompt_scored < w->r.n_prompt && what->rows) score_prompt(e, w, p, what->row, what->rows);

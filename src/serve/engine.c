@@ -35,8 +35,14 @@ static int set_sizes(hd_engine *e, hd_error *err)
 static int make_scratch(hd_engine *e, hd_error *err)
 {
     size_t n = (size_t)e->max_sequences, marks = (size_t)(e->slots > e->r->blocks ? e->slots : e->r->blocks);
-    e->parts = hd_calloc(n, sizeof *e->parts);
-    e->what = hd_calloc(n, sizeof *e->what);
+    e->batches = hd_calloc((size_t)e->r->depth, sizeof *e->batches);
+    bool batches = e->batches != NULL;
+    for (int64_t i = 0; i < e->r->depth && batches; i++) {
+        hd_engine_batch *b = &e->batches[i];
+        b->parts = hd_calloc(n, sizeof *b->parts);
+        b->what = hd_calloc(n, sizeof *b->what);
+        batches = b->parts && b->what;
+    }
     e->draft_parts = hd_calloc(n, sizeof *e->draft_parts);
     e->draft_seqs = hd_calloc(n, sizeof *e->draft_seqs);
     e->draft_fed = hd_calloc(n, sizeof *e->draft_fed);
@@ -46,9 +52,9 @@ static int make_scratch(hd_engine *e, hd_error *err)
     e->holds = hd_calloc((size_t)e->r->blocks, sizeof *e->holds);
     e->free_slot = hd_calloc((size_t)e->slots, sizeof *e->free_slot);
     e->swap = e->slots ? hd_map_memory((size_t)(e->slots * e->r->block_bytes)) : NULL;
-    if (!e->parts || !e->what || !e->draft_parts || !e->draft_seqs || !e->draft_fed || !e->mask || !e->top || !e->holds || !e->mark || !e->free_slot ||
+    if (!batches || !e->draft_parts || !e->draft_seqs || !e->draft_fed || !e->mask || !e->top || !e->holds || !e->mark || !e->free_slot ||
         (e->slots && !e->swap))
-        return hd_fail_memory(err, n * sizeof *e->parts + (size_t)(e->slots * e->r->block_bytes), "an engine");
+        return hd_fail_memory(err, n * sizeof *e->batches->parts + (size_t)(e->slots * e->r->block_bytes), "an engine");
     for (size_t i = 0; i < marks; i++) e->mark[i] = -1;
     for (int64_t i = 0; i < e->slots; i++) e->free_slot[e->free_slots++] = (int32_t)(e->slots - 1 - i);
     return 0;
@@ -176,7 +182,7 @@ static void reap_list(hd_engine *e, hd_work_list *l)
         next = w->next;
         if (!w->ended && atomic_load(&w->cancel)) hd_work_end(e, w, HD_FINISH_CANCELLED, NULL);
         if (!w->ended && w->r.deadline > 0 && e->now >= w->r.deadline) hd_work_end(e, w, HD_FINISH_DEADLINE, NULL);
-        if (!w->ended) continue;
+        if (!w->ended || w->under_way) continue;
         hd_work_delist(l, w);
         forget(e, w);
     }
@@ -245,7 +251,12 @@ static void count_step(hd_engine *e)
 
 static void fail_parts(hd_engine *e, const char *why)
 {
-    for (int64_t i = 0; i < e->n_parts; i++) hd_work_end(e, e->what[i].seq->w, HD_FINISH_ERROR, why);
+    for (int64_t i = 0; i < e->at->n_parts; i++) hd_work_end(e, e->at->what[i].seq->w, HD_FINISH_ERROR, why);
+}
+
+static void mark_parts(hd_engine *e, bool under_way)
+{
+    for (int64_t i = 0; i < e->at->n_parts; i++) e->at->what[i].seq->w->under_way = under_way;
 }
 
 static double blend(double mean, double x) { return mean > 0 ? mean + 0.2 * (x - mean) : x; }
@@ -261,34 +272,67 @@ static double settle(double mean, double x)
 /* What prompts cost: the time of a step above that of one that only decodes, a token. */
 static void learn_times(hd_engine *e, double seconds)
 {
-    bool decoded = e->n_tokens > e->n_prompt;
-    if (!e->n_prompt) {
+    bool decoded = e->at->n_tokens > e->at->n_prompt;
+    if (!e->at->n_prompt) {
         e->decode_seconds = settle(e->decode_seconds, seconds);
         e->beside = 0;
     } else if (!decoded || e->decode_seconds > 0) {
         e->beside += decoded;
-        double each = (seconds - (decoded ? e->decode_seconds : 0)) / (double)e->n_prompt;
+        double each = (seconds - (decoded ? e->decode_seconds : 0)) / (double)e->at->n_prompt;
         e->prompt_seconds = blend(e->prompt_seconds, each > 0 ? each : 0);
     }
 }
 
-static int run_parts(hd_engine *e, hd_error *err)
+static int begin_batch(hd_engine *e, hd_error *err)
 {
     hd_error own = {0};
-    hd_batch b = {e->parts, e->n_parts};
-    double start = hd_time();
-    int rc = e->r->step(e->r, &b, &own);
-    e->now = hd_time();
-    learn_times(e, e->now - start);
+    e->at->begun = hd_time();
+    int rc = e->r->begin(e->r, &(hd_batch){e->at->parts, e->at->n_parts}, &own);
     if (rc) {
         fail_parts(e, own.message);
         return hd_fail(err, rc, "%s", own.message);
     }
-    for (int64_t i = 0; i < e->n_parts; i++) hd_part_done(e, i);
-    for (hd_work *w = e->running.first; w; w = w->next)
-        if (w->beams) hd_beams_step(e, w);
-    count_step(e);
+    mark_parts(e, true);
+    e->begun++;
     return 0;
+}
+
+/* What a preempted request was computed for is of no use; the next time it is. */
+static void forgive(hd_engine *e)
+{
+    for (int64_t i = 0; i < e->at->n_parts; i++) e->at->what[i].seq->w->useless = false;
+}
+
+static int finish_batch(hd_engine *e, hd_error *err)
+{
+    hd_error own = {0};
+    e->at = &e->batches[e->finished++ % (uint64_t)e->r->depth];
+    int rc = e->r->finish(e->r, &own);
+    e->now = hd_time();
+    learn_times(e, e->now - (e->at->begun > e->freed ? e->at->begun : e->freed));
+    e->freed = e->now;
+    mark_parts(e, false);
+    if (rc) fail_parts(e, own.message);
+    for (int64_t i = 0; i < e->at->n_parts && !rc; i++) hd_part_done(e, i);
+    forgive(e);
+    for (hd_work *w = e->running.first; w && !rc; w = w->next)
+        if (w->beams && !w->under_way) hd_beams_step(e, w);
+    if (!rc) count_step(e);
+    return rc ? hd_fail(err, rc, "%s", own.message) : 0;
+}
+
+/* The next batch begins, if there is one. The first one under way is finished once no more may begin, or nothing else is to be done. */
+static int run_batches(hd_engine *e, hd_error *err)
+{
+    int rc = 0;
+    e->at = &e->batches[e->begun % (uint64_t)e->r->depth];
+    hd_engine_plan_step(e);
+    bool any = e->at->n_parts > 0;
+    e->planned = any;
+    if (any) rc = begin_batch(e, err);
+    uint64_t under_way = e->begun - e->finished;
+    if (!rc && under_way && (!any || under_way == (uint64_t)e->r->depth)) rc = finish_batch(e, err);
+    return rc;
 }
 
 /* A step that computes nothing is followed by one that does (a swapped request was taken in, say). Were it ever not so, nobody would wait for good. */
@@ -296,7 +340,7 @@ static void watch(hd_engine *e)
 {
     enum { PATIENCE = 8 };
     hd_work *first = e->running.first ? e->running.first : e->waiting.first;
-    e->idle_steps = e->n_parts || !first ? 0 : e->idle_steps + 1;
+    e->idle_steps = e->planned || e->begun > e->finished || !first ? 0 : e->idle_steps + 1;
     assert(e->idle_steps < PATIENCE);
     if (e->idle_steps >= PATIENCE) hd_work_end(e, first, HD_FINISH_ERROR, "the engine could not go on with this request");
 }
@@ -308,8 +352,7 @@ int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
     e->now = hd_time();
     bool any = e->waiting.first || e->running.first;
     reap(e);
-    hd_engine_plan_step(e);
-    if (e->n_parts) rc = run_parts(e, err);
+    rc = run_batches(e, err);
     watch(e);
     reap(e);
     show_stats(e);
@@ -366,11 +409,16 @@ void hd_engine_free(hd_engine *e)
         for (hd_work *w = e->running.first; w; w = w->next) atomic_store(&w->cancel, true);
         for (hd_work *w = e->waiting.first; w; w = w->next) atomic_store(&w->cancel, true);
         reap(e);
+        while (e->begun > e->finished) finish_batch(e, &(hd_error){0});
+        reap(e);
     }
     hd_kv_clear(&e->kv);
     hd_kv_clear(&e->draft_kv);
-    hd_free(e->parts);
-    hd_free(e->what);
+    for (int64_t i = 0; e->batches && i < e->r->depth; i++) {
+        hd_free(e->batches[i].parts);
+        hd_free(e->batches[i].what);
+    }
+    hd_free(e->batches);
     hd_free(e->draft_parts);
     hd_free(e->draft_seqs);
     hd_free(e->draft_fed);

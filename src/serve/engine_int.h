@@ -6,6 +6,10 @@
  * A sequence is its tokens, of which the first `computed` are in its blocks. What is drawn is appended; what isn't computed yet is fed. So a prompt, the
  * rest of a prompt, one drawn token and a preempted answer that is computed again are the same thing, of different lengths.
  *
+ * A runner of several stages is given as many batches before the first of them is finished (batches): each of other requests, so that drawing never waits for
+ * what is under way. A request that is preempted or ends meanwhile gives its blocks back at once: what is under way is computed before whatever comes to be
+ * in them; its results are dropped, and its memory stays until then.
+ *
  * Fields marked [lock] are guarded by hd_engine.lock; all others belong to the engine's thread. */
 #ifndef HD_SERVE_ENGINE_INT_H
 #define HD_SERVE_ENGINE_INT_H
@@ -86,6 +90,8 @@ struct hd_work {
     bool running, forked, swapped, ended;
     bool ranked;              /* the answers come at the end, best first */
     bool drew;                /* a token since it was admitted last */
+    bool goes;                /* in the step that is being planned, as far as it decodes */
+    bool under_way, useless;  /* it is in a step that has begun; of which it can't use anything any more */
     int64_t slots;            /* of swap memory */
     int top_n;
     int64_t prompt_scored;    /* prompt tokens whose logprob is known */
@@ -101,6 +107,14 @@ struct hd_work {
 typedef struct hd_work_list { hd_work *first, *last; int64_t count; } hd_work_list;
 
 typedef struct hd_part { hd_seq *seq; int64_t row, rows; bool draws; } hd_part;
+
+/* What is computed together. */
+typedef struct hd_engine_batch {
+    hd_batch_part *parts; hd_part *what; /* [max_sequences] */
+    int64_t n_parts, n_tokens, n_rows;
+    int64_t n_prompt;         /* tokens of prompts */
+    double begun;
+} hd_engine_batch;
 
 struct hd_engine {
     hd_runner *r;
@@ -123,10 +137,12 @@ struct hd_engine {
     hd_kv kv, draft_kv;
     int64_t reserve_blocks;   /* of a sequence under HD_KV_RESERVE, else 0 */
     int64_t max_sequences, budget;
-    hd_batch_part *parts;     /* [max_sequences] */
-    hd_part *what;            /* [max_sequences] */
-    int64_t n_parts, n_tokens, n_rows;
-    int64_t prompt_left, n_prompt; /* tokens that prompts may still take of this step; have taken */
+    hd_engine_batch *batches; /* [r->depth]: batch n is n % depth */
+    hd_engine_batch *at;      /* the one that is being planned, or that has been computed */
+    uint64_t begun, finished; /* batches */
+    double freed;             /* when the last one was finished */
+    bool planned;             /* there was something to do in the last step */
+    int64_t prompt_left;      /* tokens that prompts may still take of this step */
     double decode_seconds, prompt_seconds; /* what a step without prompts takes, and a token of a prompt more; 0: not known yet */
     int64_t beside;           /* steps with prompts beside what decodes since the last one without */
     hd_batch_part *draft_parts;  /* [max_sequences] */

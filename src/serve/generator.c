@@ -96,7 +96,7 @@ int hd_generator_feed(hd_generator *g, const int32_t *tokens, int64_t n, const f
     for (int64_t i = 0, m; i < n && !rc; i += m) {
         m = n - i < r->max_tokens ? n - i : r->max_tokens;
         hd_batch_part part = {tokens + i, m, g->length, g->table, i + m == n};
-        rc = r->step(r, &(hd_batch){&part, 1}, err);
+        rc = hd_runner_step(r, &(hd_batch){&part, 1}, err);
         if (!rc) g->length += m;
     }
     if (!rc) *logits = r->logits(r, 0);

@@ -28,7 +28,17 @@ static int32_t *put(int32_t *at, const int32_t *words, int64_t n)
     return at + n;
 }
 
-static int64_t write_batch(const hd_lm_orders *o, const hd_batch *b)
+static hd_batch read_batch(hd_lm_orders *o, int64_t n_parts)
+{
+    const int32_t *at = o->words;
+    for (int64_t i = 0; i < n_parts; i++) {
+        o->parts[i] = (hd_batch_part){.tokens = at + PART, .n = at[0], .position = at[1], .rows = at[2], .blocks = at + PART + at[0]};
+        at += PART + at[0] + at[3];
+    }
+    return (hd_batch){o->parts, n_parts};
+}
+
+hd_batch hd_lm_orders_keep(hd_lm_orders *o, const hd_batch *b)
 {
     int32_t *at = o->words;
     for (int64_t i = 0; i < b->n_parts; i++) {
@@ -38,22 +48,13 @@ static int64_t write_batch(const hd_lm_orders *o, const hd_batch *b)
         at = put(at, p->tokens, p->n);
         at = put(at, p->blocks, held);
     }
-    return at - o->words;
-}
-
-static void read_batch(hd_lm_orders *o, int64_t n_parts, hd_batch *out)
-{
-    const int32_t *at = o->words;
-    for (int64_t i = 0; i < n_parts; i++) {
-        o->parts[i] = (hd_batch_part){.tokens = at + PART, .n = at[0], .position = at[1], .rows = at[2], .blocks = at + PART + at[0]};
-        at += PART + at[0] + at[3];
-    }
-    *out = (hd_batch){o->parts, n_parts};
+    o->n_words = at - o->words;
+    return read_batch(o, b->n_parts);
 }
 
 int hd_lm_orders_tell(hd_lm_orders *o, const hd_lm_order *order, hd_error *err)
 {
-    int64_t n = order->kind == HD_LM_ORDER_STEP ? write_batch(o, &order->batch) : 0;
+    int64_t n = order->kind == HD_LM_ORDER_STEP ? o->n_words : 0;
     int32_t head[HEAD] = {(int32_t)order->kind, order->from, order->to, (int32_t)order->batch.n_parts, (int32_t)n};
     int rc = hd_ranks_tell(o->rank, 0, head, sizeof head, err);
     return rc || !n ? rc : hd_ranks_tell(o->rank, 0, o->words, n * (int64_t)sizeof *o->words, err);
@@ -67,6 +68,6 @@ int hd_lm_orders_hear(hd_lm_orders *o, hd_lm_order *order, hd_error *err)
     *order = (hd_lm_order){.kind = (hd_lm_order_kind)head[0], .from = head[1], .to = head[2]};
     if (head[3] > o->most_parts || head[4] > o->room) return hd_fail(err, HD_ECOMM, "the first process was started with other settings");
     if (head[4]) rc = hd_ranks_tell(o->rank, 0, o->words, head[4] * (int64_t)sizeof *o->words, err);
-    if (!rc) read_batch(o, head[3], &order->batch);
+    if (!rc) order->batch = read_batch(o, head[3]);
     return rc;
 }

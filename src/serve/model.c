@@ -96,44 +96,49 @@ static bool takes(void *arg, const hd_quant *type)
     return has_product(((const hd_backend *)arg)->isa, type);
 }
 
-/* Over a mesh: every node becomes what one rank does of it. */
+/* Chunks for the stages of a pipeline, then every node becomes what one rank does of it. */
 static int partition(hd_graph *g, const hd_parallel *parallel, hd_plan *plan, hd_error *err)
 {
+    const char *first[HD_MAX_CUTS];
     int rc = hd_parallel_expand(parallel, g, 0, plan, err);
     plan->fingerprint = 0; /* of the whole graph, not of a rank's */
-    if (!rc && hd_pass_partition(g, &plan->mesh, plan->pins, plan->n_pins, false)) rc = hd_fail(err, g->err.code, "%s", g->err.message);
+    for (int i = 0; i < plan->n_cuts; i++) first[i] = plan->cuts[i];
+    if (!rc && ((plan->n_cuts && hd_pass_chunks(g, first, plan->n_cuts)) || hd_pass_partition(g, &plan->mesh, plan->pins, plan->n_pins, false)))
+        rc = hd_fail(err, g->err.code, "%s", g->err.message);
     return rc;
 }
 
-int hd_model_finish_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, const hd_parallel *parallel, hd_plan *plan, hd_error *err)
+int hd_model_split_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, const hd_parallel *parallel, hd_plan *plan, hd_error *err)
 {
     int rc = m->is_gguf && m->keep_blocks && !strcmp(b->name, "cpu") ? hd_lm_gguf_keep_blocks(g, &m->config, &m->file, takes, (void *)b, err) : 0;
     if (rc) return rc;
     hd_pass_fuse_residual_norm(g);
     hd_graph_cse(g);
     hd_graph_dce(g);
-    if (parallel && (rc = partition(g, parallel, plan, err))) return rc;
-    hd_pass_fuse_elementwise(g);
-    hd_graph_sort_by_depth(g); /* for one token, what counts is how often the threads must meet */
-    return hd_graph_verify(g, err);
+    return parallel ? partition(g, parallel, plan, err) : 0;
 }
 
-int hd_model_check_memory(const hd_program *p, int ranks, const char *advice, hd_error *err)
+hd_graph *hd_model_stage(const hd_model_files *m, const hd_graph *g, int stage, int stages, hd_error *err)
 {
-    hd_memory m;
+    hd_graph *part = hd_graph_stage(g, stage, stages, true, err);
+    if (!part) return NULL;
+    part->stage = stage;
+    hd_pass_fuse_elementwise(part);
+    hd_graph_sort_by_depth(part); /* for one token, what counts is how often the threads must meet */
+    for (size_t i = 0; m->path && i < part->n_values; i++)
+        if (part->values[i].kind == HD_PARAM) part->values[i].init = NULL; /* all are read from the files: none is drawn first */
+    if (!hd_graph_verify(part, err)) return part;
+    hd_graph_free(part);
+    return NULL;
+}
+
+int hd_model_check_memory(int64_t bytes, const char *advice, hd_error *err)
+{
     char need[24], have[24];
-    if (hd_program_memory(p, &m, err)) return err->code;
     uint64_t available = hd_memory_available();
-    m.total *= ranks;
-    if ((uint64_t)m.total <= available) return 0;
-    return hd_fail(err, HD_EMEMCAP, "this model needs %lld bytes (%s) and %llu (%s) are available: try %s", (long long)m.total,
-                   hd_format_bytes(need, (double)m.total), (unsigned long long)available, hd_format_bytes(have, (double)available), advice);
-}
-
-void hd_model_leave_empty(const hd_model_files *m, hd_graph *g)
-{
-    for (size_t i = 0; m->path && i < g->n_values; i++)
-        if (g->values[i].kind == HD_PARAM) g->values[i].init = NULL;
+    if ((uint64_t)bytes <= available) return 0;
+    return hd_fail(err, HD_EMEMCAP, "this model needs %lld bytes (%s) and %llu (%s) are available: try %s", (long long)bytes,
+                   hd_format_bytes(need, (double)bytes), (unsigned long long)available, hd_format_bytes(have, (double)available), advice);
 }
 
 static int load(const hd_model_files *m, hd_store *s, hd_error *err)

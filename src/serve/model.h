@@ -31,13 +31,13 @@ const char *hd_model_files_types(const hd_model_files *m, char *out, size_t n);
 /* Bytes of the weights once they are loaded, in `precision` where they don't stay in blocks. */
 int64_t hd_model_files_bytes(const hd_model_files *m, hd_dtype precision);
 
-/* A Graph of the model on its way to running: blocks, ranks, fusion, order. g is the caller's. parallel (NULL: one rank) is written out into *plan, which may
- * then be NULL. */
-int hd_model_finish_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, const hd_parallel *parallel, hd_plan *plan, hd_error *err);
-/* HD_EMEMCAP, naming `advice`, unless the program's memory is available on each of so many ranks of this process. */
-int hd_model_check_memory(const hd_program *p, int ranks, const char *advice, hd_error *err);
-/* To be called once before hd_model_store: all parameters will be read, none is drawn first. */
-void hd_model_leave_empty(const hd_model_files *m, hd_graph *g);
+/* A Graph of the model on its way to running: blocks, fusion, what one rank does of each node. g is the caller's. parallel (NULL: one rank) is written out into
+ * *plan, which may then be NULL. */
+int hd_model_split_graph(const hd_model_files *m, hd_graph *g, const hd_backend *b, const hd_parallel *parallel, hd_plan *plan, hd_error *err);
+/* What a stage of the pipeline (0 of 1: all there is) does of such a graph, ready to be lowered; the caller's. NULL on failure. */
+hd_graph *hd_model_stage(const hd_model_files *m, const hd_graph *g, int stage, int stages, hd_error *err);
+/* HD_EMEMCAP, naming `advice`, unless so many bytes are available. */
+int hd_model_check_memory(int64_t bytes, const char *advice, hd_error *err);
 /* A Store with the weights, of one rank of a partitioned graph. Ranks may make theirs at the same time. packed (NULL or empty: none): an open file of all that
  * the rank's program has packed, to borrow that from; plain weights that it then doesn't read are left out. NULL on failure. */
 hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, const hd_packed_file *packed, hd_error *err);

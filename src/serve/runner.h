@@ -31,14 +31,25 @@ struct hd_runner {
     int64_t max_context;     /* longest sequence */
     int64_t block, blocks;   /* tokens in a block; how many blocks there are */
     int64_t block_bytes;     /* of a block's keys and values over all layers: what save and restore move */
-    /* One step. Rows of logits come in the order of the parts. */
-    int (*step)(hd_runner *r, const hd_batch *b, hd_error *err);
-    const float *(*logits)(hd_runner *r, int64_t row); /* [vocab] of the last step, until the next */
+    int64_t depth;           /* steps that may be under way at a time: the stages of a pipeline, else 1 */
+    /* Begins a step, which may read and write blocks once those begun before have. b may go when this returns. */
+    int (*begin)(hd_runner *r, const hd_batch *b, hd_error *err);
+    /* Waits for the end of the first step that has not been finished. Rows of logits come in the order of its parts. */
+    int (*finish)(hd_runner *r, hd_error *err);
+    const float *(*logits)(hd_runner *r, int64_t row); /* [vocab] of the step finished last, until the next is */
     const float *(*hidden)(hd_runner *r, int64_t row); /* [width]: the final norm's result, likewise */
+    /* Blocks: after the steps begun so far. */
     void (*copy_block)(hd_runner *r, int32_t from, int32_t to);
     void (*save_block)(hd_runner *r, int32_t block, void *out);          /* block_bytes */
     void (*restore_block)(hd_runner *r, int32_t block, const void *in);
     void (*close)(hd_runner *r); /* frees r */
 };
+
+/* A whole step, while none is under way. */
+static inline int hd_runner_step(hd_runner *r, const hd_batch *b, hd_error *err)
+{
+    int rc = r->begin(r, b, err);
+    return rc ? rc : r->finish(r, err);
+}
 
 #endif

@@ -57,6 +57,7 @@ static void preempt(hd_engine *e, hd_work *w)
     hd_work_delist(&e->running, w);
     hd_work_enlist(e, &e->waiting, w);
     w->running = w->drew = false;
+    w->useless = w->under_way;
     e->stats.preemptions++;
 }
 
@@ -76,17 +77,16 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void add_part(hd_engine *e, hd_seq *s, int64_t n, int64_t rows, bool draws)
 {
-    e->parts[e->n_parts] = (hd_batch_part){.tokens = s->tokens + s->computed, .n = n, .position = s->computed, .blocks = s->table, .rows = rows};
-    e->what[e->n_parts++] = (hd_part){.seq = s, .row = e->n_rows, .rows = rows, .draws = draws};
-    e->n_tokens += n;
-    e->n_rows += rows;
+    e->at->parts[e->at->n_parts] = (hd_batch_part){.tokens = s->tokens + s->computed, .n = n, .position = s->computed, .blocks = s->table, .rows = rows};
+    e->at->what[e->at->n_parts++] = (hd_part){.seq = s, .row = e->at->n_rows, .rows = rows, .draws = draws};
+    e->at->n_tokens += n;
+    e->at->n_rows += rows;
 }
 
-static int64_t decoding(const hd_engine *e)
+static int64_t decoding(const hd_work *w)
 {
     int64_t n = 0;
-    for (const hd_work *w = e->running.first; w; w = w->next)
-        for (int i = 0; i < w->n_seq; i++) n += hd_seq_decodes(&w->seq[i]);
+    for (int i = 0; i < w->n_seq; i++) n += hd_seq_decodes(&w->seq[i]);
     return n;
 }
 
@@ -95,7 +95,7 @@ static int64_t decoding(const hd_engine *e)
 /* How many of its proposals there is room for, leaving one token and row for each of the `after` that follow. */
 static int64_t proposals(hd_engine *e, hd_seq *s, int64_t after)
 {
-    int64_t n = least(s->proposed, least(e->budget - e->n_tokens, e->r->max_rows - e->n_rows) - 1 - after);
+    int64_t n = least(s->proposed, least(e->budget - e->at->n_tokens, e->r->max_rows - e->at->n_rows) - 1 - after);
     while (n > 0 && hd_seq_needs(e, s, s->computed + 1 + n) > hd_kv_available(&e->kv)) n--;
     return n > 0 ? n : 0;
 }
@@ -114,17 +114,36 @@ static bool decode_seq(hd_engine *e, hd_seq *s, int64_t after)
     return true;
 }
 
+/* Which requests decode in this step: an even share of those that aren't under way, so that as many batches as there may be have the same to do. Returns how
+ * many sequences that is. */
+static int64_t choose_decoding(hd_engine *e)
+{
+    int64_t all = 0, idle = 0, n = 0, batches = e->r->depth - (int64_t)(e->begun - e->finished);
+    for (const hd_work *w = e->running.first; w; w = w->next) {
+        int64_t more = decoding(w);
+        all += more;
+        if (!w->under_way) idle += more;
+    }
+    int64_t share = least((all + e->r->depth - 1) / e->r->depth, (idle + batches - 1) / batches);
+    for (hd_work *w = e->running.first; w; w = w->next) {
+        int64_t more = decoding(w);
+        w->goes = !w->under_way && (!n || n + more <= share);
+        if (w->goes) n += more;
+    }
+    return n;
+}
+
 static void decode_all(hd_engine *e)
 {
+    int64_t left = choose_decoding(e);
     hd_propose(e);
-    int64_t left = decoding(e);
     for (hd_work *w = e->running.first, *next; w; w = next) {
-        int64_t parts = e->n_parts, tokens = e->n_tokens, rows = e->n_rows;
+        int64_t parts = e->at->n_parts, tokens = e->at->n_tokens, rows = e->at->n_rows;
         bool kept = true;
-        for (int i = 0; i < w->n_seq && kept; i++)
+        for (int i = 0; i < w->n_seq && kept && w->goes; i++)
             if (hd_seq_decodes(&w->seq[i]) && (!w->beams || beams_ready(w))) kept = decode_seq(e, &w->seq[i], --left);
         next = kept ? w->next : NULL; /* it was the last that ran */
-        if (!kept) e->n_parts = parts, e->n_tokens = tokens, e->n_rows = rows;
+        if (!kept) e->at->n_parts = parts, e->at->n_tokens = tokens, e->at->n_rows = rows;
     }
 }
 
@@ -134,7 +153,7 @@ static void decode_all(hd_engine *e)
 static int64_t chunk(const hd_engine *e, const hd_seq *s, int64_t *rows, bool *draws)
 {
     const hd_work *w = s->w;
-    int64_t end = s->n_tokens, rows_left = e->r->max_rows - e->n_rows;
+    int64_t end = s->n_tokens, rows_left = e->r->max_rows - e->at->n_rows;
     bool scores = w->r.prompt_logprobs && w->prompt_scored < w->r.n_prompt;
     if (w->beams && w->forked) end--; /* the last token is decoded, with the other beams */
     int64_t n = least(end - s->computed, e->prompt_left);
@@ -145,15 +164,25 @@ static int64_t chunk(const hd_engine *e, const hd_seq *s, int64_t *rows, bool *d
     return n > 0 ? n : 0;
 }
 
-/* Whether this step computes, for another sequence, just the block that this one needs next: then it is found in the next step. */
-static bool computed_by_another(const hd_engine *e, const hd_seq *s)
+/* Whether the batch computes, for another sequence, just the block that this one needs next: then it is found once that is done. */
+static bool is_computed_in(const hd_engine *e, const hd_engine_batch *b, const hd_seq *s)
 {
     int64_t end = (s->known + 1) * e->r->block;
-    for (int64_t i = 0; i < e->n_parts && hd_seq_may_find(e, s); i++) {
-        const hd_seq *o = e->what[i].seq;
-        if (o->w->r.salt != s->w->r.salt || o->known > s->known || e->parts[i].position + e->parts[i].n - o->proposed < end) continue;
+    for (int64_t i = 0; i < b->n_parts; i++) {
+        const hd_seq *o = b->what[i].seq;
+        if (o->w->r.salt != s->w->r.salt || o->w->ended || o->w->useless) continue;
+        if (o->known > s->known || b->parts[i].position + b->parts[i].n - o->proposed < end) continue;
         if (!memcmp(o->tokens, s->tokens, (size_t)end * sizeof *s->tokens)) return true;
     }
+    return false;
+}
+
+/* In this batch, or one that is under way. */
+static bool computed_by_another(const hd_engine *e, const hd_seq *s)
+{
+    if (!hd_seq_may_find(e, s)) return false;
+    for (uint64_t k = e->finished; k <= e->begun; k++)
+        if (is_computed_in(e, &e->batches[k % (uint64_t)e->r->depth], s)) return true;
     return false;
 }
 
@@ -164,19 +193,20 @@ static void prompt_seq(hd_engine *e, hd_seq *s)
     int64_t rows;
     bool draws;
     int64_t n = chunk(e, s, &rows, &draws);
-    if (!n || e->n_parts >= e->max_sequences) return;
+    if (!n || e->at->n_parts >= e->max_sequences) return;
     while (!hd_seq_reserve(e, s, s->computed + n)) {
         hd_work *victim = e->running.last;
-        if (e->n_parts || victim == s->w) return;
+        if (e->at->n_parts || victim == s->w) return;
         preempt(e, victim);
     }
     add_part(e, s, n, rows, draws);
     e->prompt_left -= n;
-    e->n_prompt += n;
+    e->at->n_prompt += n;
 }
 
 static void prompts_of(hd_engine *e, hd_work *w)
 {
+    if (w->under_way) return;
     hd_work_catch_up(e, w);
     for (int i = 0; i < w->n_seq; i++)
         if (w->seq[i].state == HD_SEQ_LIVE && !hd_seq_decodes(&w->seq[i])) prompt_seq(e, &w->seq[i]);
@@ -301,8 +331,8 @@ static void preempt_by_force(hd_engine *e)
 static int64_t prompt_share(const hd_engine *e)
 {
     enum { FEWEST = 4, FIRST = 32, LOOK_EVERY = 32 };
-    int64_t left = e->budget - e->n_tokens;
-    if (!e->n_parts) return left;
+    int64_t left = e->budget - e->at->n_tokens;
+    if (!e->at->n_parts) return left;
     if (e->o.prompt_budget) left = least(left, e->o.prompt_budget);
     if (!(e->o.prompt_slowdown > 0)) return left;
     if (e->beside >= LOOK_EVERY) return 0;
@@ -313,12 +343,12 @@ static int64_t prompt_share(const hd_engine *e)
 
 void hd_engine_plan_step(hd_engine *e)
 {
-    e->n_parts = e->n_tokens = e->n_rows = e->n_prompt = 0;
+    e->at->n_parts = e->at->n_tokens = e->at->n_rows = e->at->n_prompt = 0;
     preempt_by_force(e);
     make_way(e);
     if (e->o.chunked_prefill) decode_all(e);
     e->prompt_left = prompt_share(e);
     prompts_all(e);
     admit_all(e);
-    if (!e->o.chunked_prefill && !e->n_parts) decode_all(e);
+    if (!e->o.chunked_prefill && !e->at->n_parts) decode_all(e);
 }

@@ -82,7 +82,7 @@ static void run_draft(hd_engine *e, int64_t n_seqs)
     for (int64_t n; (n = fill_draft(e, n_seqs));) {
         hd_batch b = {e->draft_parts, n};
         hd_error err = {0};
-        if (d->step(d, &b, &err)) { /* without proposals all goes on */
+        if (hd_runner_step(d, &b, &err)) { /* without proposals all goes on */
             for (int64_t i = 0; i < n_seqs; i++) e->draft_seqs[i]->proposed = 0, hd_draft_drop(e, e->draft_seqs[i]);
             return;
         }
@@ -101,8 +101,9 @@ void hd_propose(hd_engine *e)
     for (hd_work *w = e->running.first; w; w = w->next)
         for (int i = 0; i < w->n_seq; i++) {
             hd_seq *s = &w->seq[i];
+            if (w->under_way) continue;
             s->proposed = 0;
-            if (w->beams || !hd_seq_decodes(s)) continue;
+            if (!w->goes || w->beams || !hd_seq_decodes(s)) continue;
             int64_t most = wish(s, e->o.ngram);
             if (most) s->proposed = look_up(s, most);
             if (s->proposed || !e->o.draft || n >= e->max_sequences || !draft_tokens(e, s)) continue;

@@ -70,6 +70,19 @@ int hd_ranks_give(const hd_rank *rank, int from, int to, void *data, int64_t byt
     return with_everyone(rank, &t, err);
 }
 
+int hd_ranks_send(const hd_rank *rank, int to, int tag, const void *data, int64_t bytes, hd_ticket *sent, hd_error *err)
+{
+    hd_comm_group *all = everyone(rank, err);
+    hd_transfer t = {.kind = HD_SEND, .dtype = HD_U8, .in = data, .count = bytes, .peer = to, .tag = tag};
+    return all ? hd_comm_start(rank->comm, all, &t, sent, err) : HD_ECOMM;
+}
+
+int hd_ranks_receive(const hd_rank *rank, int from, int tag, void *data, int64_t bytes, hd_error *err)
+{
+    hd_transfer t = {.kind = HD_RECV, .dtype = HD_U8, .out = data, .count = bytes, .peer = from, .tag = tag};
+    return with_everyone(rank, &t, err);
+}
+
 /* ---- outputs ---- */
 
 /* Whether this rank's piece of buffer b counts: of equal pieces, the one at coordinate 0. */

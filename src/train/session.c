@@ -203,7 +203,7 @@ static int partition_whole(hd_session *s, hd_graph *g, const hd_plan *plan, hd_e
 /* One stage of a partitioned graph. */
 static hd_graph *take_stage(const hd_graph *g, const hd_plan *plan, int stage, hd_error *err)
 {
-    hd_graph *part = hd_graph_stage(g, stage, hd_plan_stages(plan), err);
+    hd_graph *part = hd_graph_stage(g, stage, hd_plan_stages(plan), false, err);
     if (!part) return NULL;
     part->stage = stage;
     set_token_axes(part, plan);

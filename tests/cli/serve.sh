@@ -3,7 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 
 make_corpus
-llama > model.json
+llama num_hidden_layers=2 > model.json
 ok train --out run --steps 2
 model=run/$(cd run && ls -d step-* | tail -n 1)
 
@@ -41,12 +41,13 @@ if start; then
     has '"path": "/v1/chat/completions"' log
     leave 0
 fi
-if start --parallel tp=2; then
+for form in tp=2 pp=2; do
+    start --parallel $form || continue
     has '1 threads on each of 2 ranks' log
     has '^heddle: keys and values .* on each rank' log
     ok "$heddle" bench serve --url "$url" $load --concurrency 3
     leave 0
-fi
+done
 printf '# keys\nsesame\n' > keys
 if start --api-key-file keys --speculate ngram:4 --kv-policy reserve --no-log; then
     refuses 'status 401' "$heddle" bench serve --url "$url" $load
@@ -65,13 +66,14 @@ for mpi in openmpi mpich; do
     fi
     launcher=("mpirun.$mpi" -n 2)
     [ "$mpi" = openmpi ] && launcher+=(--oversubscribe --bind-to none)
-    if start --parallel tp=2 --preemption swap --kv-bytes 10K; then
+    for form in tp=2 pp=2; do
+        start --parallel $form --preemption swap --kv-bytes 20K || continue
         ok "$heddle" bench serve --url "$url" --dataset fixed --own-tokens 6 --output-tokens 20 --requests 6 --concurrency 3
         has '^6 requests in .* 0 failed$'
         kill -USR1 "$pid"
         wait "$pid"
-        same "status of $mpi's server" "$?" 0
-    fi
+        same "status of $mpi's server, $form" "$?" 0
+    done
     "${launcher[@]}" "$heddle" serve "$model" --parallel tp=3 > out 2> err && fail "$mpi: three ranks of two processes"
     has 'mpirun started 2 processes: give --parallel tp=2' err
 done
@@ -82,7 +84,7 @@ refuses 'no such file' "$heddle" serve nowhere
 refuses 'name one model' "$heddle" serve
 refuses 'speculate must be' "$heddle" serve --speculate fast run
 refuses 'go together' "$heddle" serve --speculate draft run
-refuses 'over tp=N only, not pp' "$heddle" serve --parallel pp=2 run
+refuses 'over tp=N and pp=N only, not dp' "$heddle" serve --parallel dp=2 run
 refuses 'both a certificate' "$heddle" serve --tls-cert keys run
 refuses 'kv-bytes must be' "$heddle" serve --kv-bytes lots run
 refuses 'connection' "$heddle" bench serve --url http://127.0.0.1:1

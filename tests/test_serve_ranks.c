@@ -1,4 +1,4 @@
-/* A served model over tensor-parallel ranks: one rank's logits to the bit, whatever else is in the batch, whatever does not divide, of weights in GGUF's blocks
+/* A served model over ranks, tensor-parallel, in a pipeline and both: one rank's logits to the bit, whatever else is in the batch, whatever does not divide, of weights in GGUF's blocks
  * too; blocks of keys and values that move; an engine that finds prefixes and swaps. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +9,7 @@
 #include "base/thread.h"
 #include "serve/engine.h"
 #include "serve/lm_orders.h"
+#include "serve/lm_ranks.h"
 #include "serve/lm_runner.h"
 #include "random_steps.h"
 
@@ -21,6 +22,13 @@ static hd_lm_runner_options options(const char *parallel, hd_dtype kv, hd_dtype 
     return o;
 }
 
+static int ranks_of(const char *parallel)
+{
+    hd_parallel p;
+    assert_int_equal(hd_lm_parallel_parse(parallel, &p, NULL), 0);
+    return (int)(p.tp * p.pp);
+}
+
 /* One rank, then the ranks over other batches. */
 static void compare(const char *path, const hd_lm_config *c, const char *parallel, hd_dtype kv, hd_dtype precision)
 {
@@ -31,7 +39,7 @@ static void compare(const char *path, const hd_lm_config *c, const char *paralle
         hd_lm_runner_options o = options(round ? parallel : NULL, kv, precision);
         need(c ? hd_lm_runner_open_random(&r, c, 5, &o, &info, &e) : hd_lm_runner_open(&r, path, &o, &info, &e), &e);
         assert_int_equal(info.kv_bytes, r->blocks * r->block_bytes);
-        assert_int_equal(info.ranks, round ? parallel[3] - '0' : 1);
+        assert_int_equal(info.ranks, round ? ranks_of(parallel) : 1);
         draw_text(9, r->vocab);
         run_all(r, 7 + (uint64_t)round);
         if (round && memcmp(want, got, sizeof want)) fail_msg("%s over %s: other bits than one rank's", path ? path : "random weights", parallel);
@@ -48,6 +56,7 @@ static void test_families(void **state)
         char dir[1024];
         snprintf(dir, sizeof dir, DATA "models/logits/%s", models[i]);
         compare(dir, NULL, "tp=2", HD_F32, HD_F32);
+        compare(dir, NULL, "pp=2", HD_F32, HD_F32);
     }
 }
 
@@ -57,13 +66,15 @@ static void test_element_types(void **state)
     compare(DATA "models/logits/llama3", NULL, "tp=2", HD_I8, HD_F32);
     compare(DATA "models/logits/llama3", NULL, "tp=3", HD_F16, HD_F32);
     compare(DATA "models/logits/mistral-window", NULL, "tp=2", HD_BF16, HD_BF16);
+    compare(DATA "models/logits/qwen2", NULL, "pp=2", HD_I8, HD_BF16);
+    compare(DATA "models/logits/gemma3", NULL, "tp=2,pp=2", HD_F16, HD_F32);
 }
 
 static hd_lm_config config(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t mlp, int64_t vocab)
 {
     hd_lm_config c;
     hd_lm_config_preset(&c, HD_ARCH_QWEN3);
-    c.width = 37, c.layers = 2, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = head_dim, c.mlp_width = mlp, c.vocab = vocab, c.max_positions = 64;
+    c.width = 37, c.layers = 3, c.heads = heads, c.kv_heads = kv_heads, c.head_dim = head_dim, c.mlp_width = mlp, c.vocab = vocab, c.max_positions = 64;
     c.init_std = 0.2;
     return c;
 }
@@ -74,6 +85,7 @@ static void test_odd_sizes(void **state)
     (void)state;
     static const struct { int64_t heads, kv_heads, head_dim, mlp, vocab; const char *parallel; } cases[] = {
         {6, 3, 8, 41, 61, "tp=2"}, {5, 5, 6, 7, 13, "tp=3"}, {5, 1, 6, 11, 17, "tp=2"}, {8, 2, 4, 9, 19, "tp=4"}, {6, 2, 4, 10, 11, "tp=4"},
+        {6, 3, 8, 41, 61, "pp=3"}, {5, 5, 6, 7, 13, "pp=2,layers=1:2"}, {5, 1, 6, 11, 17, "tp=2,pp=3"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         hd_lm_config c = config(cases[i].heads, cases[i].kv_heads, cases[i].head_dim, cases[i].mlp, cases[i].vocab);
@@ -86,14 +98,16 @@ static void test_blocks_of_weights(void **state)
 {
     (void)state;
     compare(DATA "gguf/llama-mixed.gguf", NULL, "tp=2", HD_DTYPE_COUNT, HD_DTYPE_COUNT);
+    compare(DATA "gguf/llama-mixed.gguf", NULL, "pp=2", HD_DTYPE_COUNT, HD_DTYPE_COUNT);
+    compare(DATA "gguf/llama-mixed.gguf", NULL, "tp=2,pp=2", HD_DTYPE_COUNT, HD_DTYPE_COUNT);
 }
 
 static void test_memory(void **state)
 {
     (void)state;
     hd_error e = {0};
-    static const struct { int64_t heads, kv_heads; const char *parallel; int64_t most, all; } cases[] = { /* heads' keys: on the rank that has most, on all */
-        {6, 3, NULL, 3, 3}, {6, 3, "tp=2", 2, 3}, {5, 1, "tp=2", 1, 2}, {8, 2, "tp=4", 1, 4},
+    static const struct { int64_t heads, kv_heads; const char *parallel; int64_t most, all; } cases[] = { /* heads' keys in all layers: on the rank that has most, on all */
+        {6, 3, NULL, 9, 9}, {6, 3, "tp=2", 6, 9}, {5, 1, "tp=2", 3, 6}, {8, 2, "tp=4", 3, 12}, {6, 3, "pp=2,layers=2:1", 6, 9}, {6, 3, "tp=2,pp=3", 2, 9},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         hd_lm_config c = config(cases[i].heads, cases[i].kv_heads, 8, 40, 50);
@@ -101,7 +115,7 @@ static void test_memory(void **state)
         hd_lm_runner_info info;
         hd_runner *r;
         need(hd_lm_runner_open_random(&r, &c, 1, &o, &info, &e), &e);
-        int64_t head = r->blocks * BLOCK * c.layers * 2 * (8 + 4);
+        int64_t head = r->blocks * BLOCK * 2 * (8 + 4);
         assert_int_equal(info.kv_bytes, cases[i].all * head);
         assert_int_equal(info.kv_rank_bytes, cases[i].most * head);
         assert_int_equal(info.threads, i ? 1 : 2);
@@ -110,30 +124,37 @@ static void test_memory(void **state)
 }
 
 /* A block copied, or saved and restored elsewhere, serves as well: on all ranks. */
-static void test_blocks_move(void **state)
+static void move_blocks(const char *parallel)
 {
-    (void)state;
     hd_error e = {0};
     hd_runner *r;
-    hd_lm_runner_options o = options("tp=2", HD_I8, HD_F32);
+    hd_lm_runner_options o = options(parallel, HD_I8, HD_F32);
     int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
     need(hd_lm_runner_open(&r, DATA "models/logits/llama3", &o, NULL, &e), &e);
     for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = i % (int)r->vocab;
     hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
-    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
-    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
     memcpy(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
     void *saved = hd_malloc((size_t)r->block_bytes);
     r->copy_block(r, 5, 1);
     r->save_block(r, 2, saved);
     r->restore_block(r, 3, saved);
     first = (hd_batch_part){text[1], 2 * BLOCK, 0, table, 0}; /* over the old ones */
-    need(r->step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
     rest.blocks = moved;
-    need(r->step(r, &(hd_batch){&rest, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
     assert_memory_equal(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
     hd_free(saved);
     r->close(r);
+}
+
+static void test_blocks_move(void **state)
+{
+    (void)state;
+    move_blocks("tp=2");
+    move_blocks("pp=2");
+    move_blocks("tp=2,pp=2");
 }
 
 /* ---- an engine over ranks ---- */
@@ -169,14 +190,13 @@ static hd_engine_stats answer_all(hd_runner *r, const hd_engine_options *o, bool
     return stats;
 }
 
-static void test_engine(void **state)
+static void compare_engines(const char *parallel)
 {
-    (void)state;
     hd_error err = {0};
     hd_runner *r;
     static answer alone[REQUESTS], amid[REQUESTS];
     hd_lm_config c = config(6, 3, 8, 41, 61);
-    hd_lm_runner_options o = options("tp=2", HD_F32, HD_F32);
+    hd_lm_runner_options o = options(parallel, HD_F32, HD_F32);
     o.max_parts = 4;
     need(hd_lm_runner_open_random(&r, &c, 5, &o, NULL, &err), &err);
     draw_text(2, 61);
@@ -193,6 +213,14 @@ static void test_engine(void **state)
     r->close(r);
 }
 
+static void test_engine(void **state)
+{
+    (void)state;
+    compare_engines("tp=2");
+    compare_engines("pp=2");
+    compare_engines("tp=2,pp=3");
+}
+
 /* ---- what one process tells the others ---- */
 
 typedef struct talk { hd_comm *comm[2]; hd_runner sizes; hd_batch batch; } talk;
@@ -200,7 +228,7 @@ typedef struct talk { hd_comm *comm[2]; hd_runner sizes; hd_batch batch; } talk;
 static void tell_all(hd_lm_orders *o, const talk *t)
 {
     hd_error e = {0};
-    const hd_lm_order all[] = {{.kind = HD_LM_ORDER_STEP, .batch = t->batch}, {.kind = HD_LM_ORDER_COPY, .from = 3, .to = 5}, {.kind = HD_LM_ORDER_CLOSE}};
+    const hd_lm_order all[] = {{.kind = HD_LM_ORDER_STEP, .batch = hd_lm_orders_keep(o, &t->batch)}, {.kind = HD_LM_ORDER_COPY, .from = 3, .to = 5}, {.kind = HD_LM_ORDER_CLOSE}};
     for (int i = 0; i < 3; i++) need(hd_lm_orders_tell(o, &all[i], &e), &e);
 }
 
@@ -254,8 +282,8 @@ static void test_refusals(void **state)
 {
     (void)state;
     static const struct { const char *parallel, *says; int code; } cases[] = {
-        {"pp=2", "pp", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED},
-        {"auto", "auto", HD_EUNSUPPORTED}, {"tp=2|tp=1", "pp", HD_EUNSUPPORTED}, {"tp=two", "tp", HD_EINVAL}, {"ranks=2", "ranks", HD_EINVAL},
+        {"pp=4", "layers", HD_EINVAL}, {"pp=2,schedule=gpipe", "schedule", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED},
+        {"auto", "auto", HD_EUNSUPPORTED}, {"tp=2|tp=1", "different meshes", HD_EUNSUPPORTED}, {"tp=two", "tp", HD_EINVAL}, {"ranks=2", "ranks", HD_EINVAL},
         {"tp=7", "6 heads", HD_EINVAL}, {"tp=4", "3 key/value heads", HD_EINVAL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
