@@ -320,6 +320,31 @@ static void test_store_drops(void **state)
     hd_store_free(s);
 }
 
+/* What is dropped at once leaves its room, in zeros, to what comes next. */
+static void test_store_reuses(void **state)
+{
+    (void)state;
+    hd_error err = {0};
+    static const int64_t counts[] = {5, 1000, 1024, 1025, 500000, 700000, 3000000, 1, 2999999};
+    hd_store *s = hd_store_new(NULL, 0, &err);
+    hd_store_tensor *kept, *x;
+    char *first = NULL;
+    hd_type t = hd_type_of(HD_F32, 1, (int64_t[]){77});
+    assert_int_equal(hd_store_add(s, "kept", &t, HD_PLAIN, HD_PARAM, 0, &kept, &err), 0);
+    for (int k = 0; k < 77; k++) ((float *)kept->data)[k] = 3;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        t = hd_type_of(HD_F32, 1, &counts[i]);
+        assert_int_equal(hd_store_add(s, "x", &t, HD_PLAIN, HD_PARAM, 0, &x, &err), 0);
+        for (int64_t k = 0; k < counts[i]; k++) assert_true(((float *)x->data)[k] == 0);
+        if (counts[i] == 3000000) first = x->data;
+        if (first) assert_ptr_equal(x->data, first);
+        memset(x->data, 0xff, (size_t)x->bytes);
+        hd_store_drop(s, "x");
+    }
+    for (int k = 0; k < 77; k++) assert_true(((float *)kept->data)[k] == 3);
+    hd_store_free(s);
+}
+
 /* Every allocation of lowering and setting up fails once: a clean error each time. */
 static void test_out_of_memory(void **state)
 {
@@ -367,7 +392,7 @@ int main(void)
         cmocka_unit_test(test_abort_inside_a_call),
         cmocka_unit_test(test_trace_and_profile),
         cmocka_unit_test(test_store),
-        cmocka_unit_test(test_store_drops),
+        cmocka_unit_test(test_store_drops), cmocka_unit_test(test_store_reuses),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

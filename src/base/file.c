@@ -246,3 +246,35 @@ uint64_t hd_checksum(uint64_t state, const void *data, size_t n)
     for (; n; p++, n--) state = (state ^ *p) * prime;
     return state;
 }
+
+/* A product waits for the one before it: four chains keep the multiplier busy. */
+uint64_t hd_checksum_fast(const void *data, size_t n)
+{
+    const uint64_t prime = 0x100000001b3ull;
+    uint64_t lane[4] = {HD_CHECKSUM_INIT, HD_CHECKSUM_INIT + 1, HD_CHECKSUM_INIT + 2, HD_CHECKSUM_INIT + 3}, word[4];
+    const unsigned char *p = data;
+    for (; n >= sizeof word; p += sizeof word, n -= sizeof word) {
+        memcpy(word, p, sizeof word);
+        for (int i = 0; i < 4; i++) {
+            lane[i] = (lane[i] ^ word[i]) * prime;
+            lane[i] ^= lane[i] >> 32;
+        }
+    }
+    return hd_checksum(hd_checksum(HD_CHECKSUM_INIT, lane, sizeof lane), p, n);
+}
+
+enum { SAMPLE = 4096, SAMPLE_EVERY = 1 << 20, SAMPLES = 1024, SAMPLE_NOTHING_BELOW = 64 << 20 };
+
+uint64_t hd_checksum_samples(const hd_map *m, size_t head)
+{
+    uint64_t sum = HD_CHECKSUM_INIT;
+    if (m->size <= SAMPLE_NOTHING_BELOW) return hd_checksum_fast(m->data, m->size);
+    head = head < m->size - SAMPLE ? (head + 7) / 8 * 8 : m->size / 8 * 8;
+    size_t step = m->size / SAMPLES > SAMPLE_EVERY ? m->size / SAMPLES : SAMPLE_EVERY;
+    madvise((void *)m->data, m->size, MADV_RANDOM); /* no reading ahead: a page a sample */
+    sum = hd_checksum(sum, m->data, head);
+    for (size_t at = head; at + SAMPLE <= m->size; at += step) sum = hd_checksum(sum, m->data + at, SAMPLE);
+    sum = hd_checksum(sum, m->data + m->size - SAMPLE, SAMPLE);
+    madvise((void *)m->data, m->size, MADV_NORMAL);
+    return sum;
+}

@@ -46,4 +46,10 @@ bool hd_path_is_inside(const char *name);
 #define HD_CHECKSUM_INIT 0xcbf29ce484222325ull
 uint64_t hd_checksum(uint64_t state, const void *data, size_t n);
 
+/* Several times as fast: four such chains side by side. Another number than hd_checksum's. */
+uint64_t hd_checksum_fast(const void *data, size_t n);
+/* Of a mapped file that is too large to be read for it: its first `head` bytes and its last page, and 4 KiB of every MiB, or of every 1/1024 of a file over
+ * 1 GiB; of a file of up to 64 MiB all bytes. */
+uint64_t hd_checksum_samples(const hd_map *m, size_t head);
+
 #endif

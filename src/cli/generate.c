@@ -12,7 +12,7 @@
 #include "tensor/gguf.h"
 
 typedef struct config {
-    const char *prompt, *precision;
+    const char *prompt, *precision, *weight_cache;
     bool chat, ignore_eos, quiet, special;
     int64_t max_tokens, top_k, seed, context, threads;
     double temperature, top_p, min_p, repetition_penalty;
@@ -34,6 +34,8 @@ static const hd_setting settings[] = {
     {"ignore_eos", HD_SET_BOOL, AT(ignore_eos), NULL, 0, 0, NULL, "go on after the model's end-of-text token"},
     {"context", HD_SET_INT, AT(context), "0", 0, 1e7, "N", "most tokens of prompt and text together; 0: what the model takes, at most 4096"},
     {"precision", HD_SET_STRING, AT(precision), "bf16", 0, 0, "f32|bf16", "of weights, cache and arithmetic; weights in the block types of a GGUF file stay so, and are multiplied with f32 rounded to int8 by blocks"},
+    {"weight_cache", HD_SET_STRING, AT(weight_cache), NULL, 0, 0, "DIR",
+     "keep weights there as this machine's kernels take them: later starts map them, and processes share them"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core"},
     {"special", HD_SET_BOOL, AT(special), "true", 0, 0, NULL, "begin with the special tokens that the tokenizer adds (bos)"},
     {"quiet", HD_SET_BOOL, AT(quiet), NULL, 0, 0, NULL, "no speeds on standard error"},
@@ -190,7 +192,8 @@ static int run(const void *config_, const char *const *words, int n_words, hd_er
     const config *c = config_;
     if (n_words != 1) return hd_fail(err, HD_EINVAL, "name one model: a directory (with config.json, weights and tokenizer.json) or a GGUF file");
     hd_generator g;
-    hd_generator_options o = {.precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16, .threads = (int)c->threads, .context = c->context};
+    hd_generator_options o = {.precision = strcmp(c->precision, "bf16") ? HD_F32 : HD_BF16, .threads = (int)c->threads, .context = c->context,
+                              .weight_cache = c->weight_cache};
     int rc = hd_generator_open(&g, words[0], &o, err);
     if (rc) return rc;
     if (!g.info.tokenizer) rc = hd_fail(err, HD_EINVAL, "%s has no %s", words[0], hd_gguf_is(words[0]) ? "tokenizer" : "tokenizer.json");

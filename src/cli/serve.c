@@ -21,7 +21,7 @@
 
 typedef struct config {
     const char *host, *api_key_file, *tls_cert, *tls_key, *cors, *served_name, *kv_bytes, *kv_type, *kv_policy, *precision, *preemption, *swap, *speculate,
-        *draft_model, *parallel,
+        *draft_model, *parallel, *weight_cache,
         *chat_template, *metrics_compat, *max_body;
     hd_setting_list api_keys;
     int64_t port, context, block, threads, max_sequences, token_budget, draft_tokens, max_queued, per_key, max_connections;
@@ -48,6 +48,8 @@ static const hd_setting settings[] = {
     {"block", HD_SET_INT, AT(block), "16", 1, 1024, "N", "tokens in a block of keys and values"},
     {"precision", HD_SET_STRING, AT(precision), "auto", 0, 0, "auto|f32|bf16", "of arithmetic between products"},
     {"keep_blocks", HD_SET_BOOL, AT(keep_blocks), "true", 0, 0, NULL, "weights stay in a GGUF file's own block types; otherwise they become --precision"},
+    {"weight_cache", HD_SET_STRING, AT(weight_cache), NULL, 0, 0, "DIR",
+     "keep weights there as this machine's kernels take them: later starts map them, and processes share them"},
     {"threads", HD_SET_INT, AT(threads), "0", 0, 256, "N", "0: one per core; those of all ranks together"},
     {"parallel", HD_SET_STRING, AT(parallel), NULL, 0, 0, "FORM",
      "tp=N: heads, hidden features and vocabulary in pieces over N ranks; pp=N: layers in N stages, with as many batches under way; tp=N,pp=N. Ranks are "
@@ -207,6 +209,7 @@ static hd_lm_runner_options runner_options(const job *j)
     o.block = c->block;
     o.kv_bytes = j->kv_bytes;
     o.keep_blocks = c->keep_blocks;
+    o.weight_cache = c->weight_cache;
     return o;
 }
 
@@ -347,6 +350,9 @@ static void tell(const job *j, double seconds)
     }
     hd_log("%s, loaded in %.1f s: weights %s (%s), arithmetic %s, %d threads%s", j->name, seconds, weights, j->info.weights ? j->info.weights : "?",
            hd_dtype_name(j->info.precision), j->info.threads, ranks);
+    if (j->info.mapped_bytes)
+        hd_log("weights of %s mapped from %s, %d packed before, %d packed now", hd_format_bytes(weights, (double)j->info.mapped_bytes), j->c->weight_cache,
+               j->info.mapped, j->info.packed);
     hd_log("keys and values %s%s in %s: %lld blocks of %lld tokens; scratch %s", kv, each, hd_dtype_name(j->info.kv), (long long)r->blocks, (long long)r->block,
            arena);
     hd_log("context %lld tokens, up to %lld sequences at once, %lld tokens in a step", (long long)r->max_context,

@@ -3,6 +3,7 @@
 
 #include "exec/exec_int.h"
 #include "base/term.h"
+#include "exec/pack.h"
 
 static int no_memory(hd_error *err)
 {
@@ -10,58 +11,6 @@ static int no_memory(hd_error *err)
 }
 
 /* ---- where each buffer is ---- */
-
-/* The first instruction that reads buffer b as operand 1. */
-static const hd_instr *packed_reader(const hd_program *p, int b)
-{
-    for (int s = 0; s < p->n_segments; s++) {
-        hd_instr_iter it = hd_segment_instrs(p, s);
-        for (const hd_instr *x; (x = hd_instr_next(&it));)
-            if (x->opcode == HD_KERNEL && x->n_in > 1 && x->in[1] == b) return x;
-    }
-    return NULL;
-}
-
-typedef struct packing { hd_exec *e; const hd_instr *instr; const void *plain; void *packed; } packing;
-
-static void run_packing(void *arg, int tid)
-{
-    const packing *job = arg;
-    hd_tensor in[HD_MAX_OPERANDS];
-    for (int i = 0; i < job->instr->n_in; i++) in[i] = hd_buffer_piece(job->e->program, job->instr->in[i], job->e->place, NULL);
-    hd_kernel_args a = {.in = in, .n_in = job->instr->n_in, .code = job->instr->op->code, .attrs = job->instr->attrs, .team = job->e->team,
-                        .tid = tid, .threads = job->e->threads};
-    job->e->backend->pack(job->e->backend, job->instr->op, &a, 1, job->plain, job->packed);
-}
-
-/* The type of this rank's piece. */
-static hd_type piece_type(const hd_exec *e, const hd_buffer *x)
-{
-    hd_type type = x->type;
-    if (x->layout) type.shape = hd_layout_shape(&e->program->mesh, x->layout, &x->whole, e->place);
-    type.shape.sym = x->type.shape.sym;
-    return type;
-}
-
-/* A constant "PATH.packed(...)" that the store has not got is made from PATH. */
-static int pack_constant(hd_exec *e, int b, hd_error *err)
-{
-    const hd_buffer *x = &e->program->buffers[b];
-    const char *suffix = strstr(x->path, ".packed(");
-    packing job = {.e = e, .instr = packed_reader(e->program, b)};
-    if (!suffix || !job.instr || !e->backend->pack) return hd_fail(err, HD_EUNSUPPORTED, "%s: the back end %s packs no operands", x->path, e->backend->name);
-    char *plain = hd_arena_printf(&e->memory, "%.*s", (int)(suffix - x->path), x->path);
-    if (!plain) return no_memory(err);
-    hd_type type = piece_type(e, x);
-    hd_store_tensor *from = hd_store_bind(e->store, plain, &type, HD_PLAIN, err), *to;
-    if (!from) return err->code;
-    int rc = hd_store_add(e->store, x->path, &type, HD_PACKED, HD_PARAM, x->bytes, &to, err);
-    if (rc) return rc;
-    job.plain = from->data;
-    job.packed = to->data;
-    hd_team_run(e->team, run_packing, &job);
-    return 0;
-}
 
 static int locate_stored(hd_exec *e, int b, hd_error *err)
 {
@@ -71,10 +20,11 @@ static int locate_stored(hd_exec *e, int b, hd_error *err)
         return 0;
     }
     if (x->format == HD_PACKED && !hd_store_find(e->store, x->path)) {
-        int rc = pack_constant(e, b, err);
+        const hd_packer packer = {e->program, e->backend, e->team, e->place};
+        int rc = hd_pack_constant(&packer, e->store, b, err);
         if (rc) return rc;
     }
-    hd_type type = piece_type(e, x);
+    hd_type type = hd_buffer_piece_type(e->program, b, e->place);
     hd_store_tensor *t = hd_store_bind(e->store, x->path, &type, x->format, err);
     if (!t) return err->code;
     if (t->bytes < x->bytes && x->format == HD_PACKED) return hd_fail(err, HD_EINVAL, "%s was packed for another instruction set", x->path);

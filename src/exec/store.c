@@ -6,7 +6,7 @@
 #include "base/rng.h"
 #include "base/thread.h"
 
-enum { ALIGN = 64, BLOCK_BYTES = 4 << 20 };
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20, BLOCK_BYTES = 2 * HUGE_PAGE };
 
 struct hd_store_block {
     struct hd_store_block *next;
@@ -97,6 +97,7 @@ hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_typ
 {
     hd_store_tensor *t = hd_store_find(s, path);
     if (!t) hd_fail(err, HD_EINVAL, "the model's state has no %s", path);
+    else if (t->hollow) hd_fail(err, HD_EINVAL, "the model's state has no values of %s", path);
     else if (t->format != format) hd_fail(err, HD_EINVAL, "%s is not held in the format that the program wants", path);
     else if (!type_differs(t, type, err)) return t;
     return NULL;
@@ -117,6 +118,7 @@ static struct hd_store_block *reserve(hd_store *s, size_t bytes)
     b = hd_calloc(1, sizeof *b);
     if (!b) return NULL;
     b->size = bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES;
+    if (b->size < SIZE_MAX - HUGE_PAGE) b->size = (b->size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE; /* as much is mapped, and touched, in any case */
     b->data = hd_map_memory(b->size);
     if (!b->data) {
         hd_free(b);
@@ -162,6 +164,34 @@ int hd_store_lend(hd_store *s, const char *path, const hd_type *type, const void
     return add_tensor(s, path, type, HD_PLAIN, HD_PARAM, hd_type_bytes(type), (void *)data, NULL, err);
 }
 
+int hd_store_lend_packed(hd_store *s, const char *path, const hd_type *type, int64_t bytes, const void *data, hd_error *err)
+{
+    return add_tensor(s, path, type, HD_PACKED, HD_PARAM, bytes, (void *)data, NULL, err);
+}
+
+static void clear(char *from, const char *to)
+{
+    if (to > from) memset(from, 0, (size_t)(to - from));
+}
+
+/* What came last into a block leaves room for the next, zeros again, and with it goes what its huge pages touched beyond it. */
+static void give_back(hd_store *s, const hd_store_tensor *t)
+{
+    enum { PAGE = 4096 };
+    char *data = t->data, *end = data + aligned((size_t)t->bytes);
+    struct hd_store_block *b = s->blocks;
+    while (b && (data < b->data || end > b->data + b->size)) b = b->next;
+    if (!b || end != b->data + b->used) {
+        hd_release_pages(data, (size_t)t->bytes);
+        return;
+    }
+    char *first = (char *)(((uintptr_t)data + PAGE - 1) / PAGE * PAGE), *last = (char *)((uintptr_t)(b->data + b->size) / PAGE * PAGE);
+    b->used = (size_t)(data - b->data);
+    clear(data, first < end ? first : end);
+    clear(last > data ? last : data, end);
+    if (last > first) hd_release_pages(first, (size_t)(last - first));
+}
+
 void hd_store_drop(hd_store *s, const char *path)
 {
     hd_store_tensor *t = hd_store_find(s, path);
@@ -170,7 +200,7 @@ void hd_store_drop(hd_store *s, const char *path)
     while (s->tensors[at] != t) at++;
     memmove(&s->tensors[at], &s->tensors[at + 1], (s->n_tensors - at - 1) * sizeof *s->tensors);
     s->n_tensors--;
-    if (!t->lent) hd_release_pages(t->data, (size_t)t->bytes);
+    if (!t->lent) give_back(s, t);
     memset(s->index, 0, s->index_size * sizeof *s->index);
     for (size_t i = 0; i < s->n_tensors; i++) s->index[slot_of(s, s->tensors[i]->path)] = (int)i + 1;
 }
@@ -309,6 +339,17 @@ static int keep_layout(hd_store *s, hd_store_tensor *t, const hd_value_info *v, 
     t->whole = v->whole;
     t->layout = hd_arena_copy(&s->memory, v->layout, sizeof *v->layout);
     return t->layout ? 0 : hd_fail_memory(err, sizeof *v->layout, v->path);
+}
+
+int hd_store_add_hollow(hd_store *s, const hd_graph *g, const hd_value_info *v, hd_error *err)
+{
+    static const char nothing;
+    hd_store_tensor *t;
+    if (!s->mesh.n) s->mesh = g->mesh;
+    hd_type type = piece_type(s, v);
+    int rc = add_tensor(s, v->path, &type, HD_PLAIN, v->kind, 0, (void *)&nothing, &t, err);
+    if (!rc) t->data = NULL, t->hollow = true;
+    return rc ? rc : keep_layout(s, t, v, err);
 }
 
 static int add_value(hd_store *s, const hd_value_info *v, uint64_t seed, filling *out, hd_error *err)

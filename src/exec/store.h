@@ -16,8 +16,9 @@ typedef struct hd_store_tensor {
     hd_kind kind;   /* HD_PARAM or HD_STATE */
     int64_t bytes;
     bool lent;      /* the memory is somebody else's, and read only: a mapped file */
+    bool hollow;    /* nothing reads it: it has no memory, and what loads weights passes it over */
     bool guest;     /* another stage of the pipeline holds it too, and saves it */
-    void *data;     /* 64-byte aligned unless lent */
+    void *data;     /* 64-byte aligned unless lent; NULL: hollow */
 } hd_store_tensor;
 
 struct hd_whole;
@@ -52,13 +53,18 @@ int hd_store_add(hd_store *s, const char *path, const hd_type *type, hd_format f
 /* Adds a plain parameter whose elements are at data, which must outlive the store and is only read. HD_EINVAL when the path is taken. */
 int hd_store_lend(hd_store *s, const char *path, const hd_type *type, const void *data, hd_error *err);
 
+/* The same of a packed constant of `bytes`. */
+int hd_store_lend_packed(hd_store *s, const char *path, const hd_type *type, int64_t bytes, const void *data, hd_error *err);
+/* Adds parameter v of g without memory: one that no program over s reads. hd_store_add_graph then passes it over. */
+int hd_store_add_hollow(hd_store *s, const hd_graph *g, const hd_value_info *v, hd_error *err);
+
 /* Forgets a tensor and gives the whole pages of its memory back to the system. No executor may be bound to it. */
 void hd_store_drop(hd_store *s, const char *path);
 
 /* ---- use ---- */
 
 hd_store_tensor *hd_store_find(const hd_store *s, const char *path); /* NULL if there is none */
-/* As found, but an error names what is missing or of another type. */
+/* As found, but an error names what is missing, hollow or of another type. */
 hd_store_tensor *hd_store_bind(const hd_store *s, const char *path, const hd_type *type, hd_format format, hd_error *err);
 hd_tensor hd_store_tensor_view(const hd_store_tensor *t);            /* as a kernel sees it, plain */
 int64_t hd_store_bytes(const hd_store *s);                           /* of all tensors but those lent */

@@ -373,6 +373,16 @@ static int load_changed(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, 
     return rc;
 }
 
+/* Nothing reads any part of it. */
+static bool is_hollow(const hd_store *s, const hd_lm_tensor *t)
+{
+    for (int part = 0; part < t->parts; part++) {
+        const hd_store_tensor *there = hd_store_find(s, t->path[part]);
+        if (!there || !there->hollow) return false;
+    }
+    return true;
+}
+
 static int load_all(hd_store *s, const hd_lm_config *c, const hd_gguf *g, const hd_lm_tensor *list, size_t n, bool *used, hd_error *err)
 {
     for (size_t i = 0; i < n; i++) {
@@ -382,6 +392,7 @@ static int load_all(hd_store *s, const hd_lm_config *c, const hd_gguf *g, const 
         const hd_store_tensor *there = hd_store_find(s, list[i].path[0]);
         if (there && there->type.blocks) continue; /* in the file's own blocks already */
         int rc = check(g, w, &list[i], err);
+        if (!rc && is_hollow(s, &list[i])) continue;
         if (!rc) rc = list[i].change ? load_changed(s, &list[i], w, c, err) : hd_lm_tensor_load(s, &list[i], w, err);
         if (rc) return rc;
     }

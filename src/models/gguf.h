@@ -13,7 +13,7 @@ int hd_lm_gguf_config(hd_lm_config *c, const hd_gguf *g, hd_error *err);
 int hd_lm_gguf_load(hd_store *s, const hd_lm_config *c, const hd_gguf *g, hd_error *err);
 /* Marks the parameters of a graph without precision passes that can stay in the file's own block types, those that `takes` takes (hd_type.blocks). */
 int hd_lm_gguf_keep_blocks(hd_graph *g, const hd_lm_config *c, const hd_gguf *file, bool (*takes)(void *arg, const hd_quant *type), void *arg, hd_error *err);
-/* Adds those parameters (of a partitioned graph, the pieces of s's rank) to s, where hd_store_add_graph and hd_lm_gguf_load then pass them over; the file must
+/* Adds those parameters that s has not got (of a partitioned graph, the pieces of s's rank) to s, where hd_store_add_graph and hd_lm_gguf_load then pass them over; the file must
  * stay open as long as s. */
 int hd_lm_gguf_lend(hd_store *s, const hd_graph *g, const hd_lm_config *c, const hd_gguf *file, hd_error *err);
 /* hd_lm_gguf_load from a path. */

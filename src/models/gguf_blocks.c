@@ -95,7 +95,7 @@ int hd_lm_gguf_lend(hd_store *s, const hd_graph *g, const hd_lm_config *config, 
     c.list = list;
     for (size_t i = 0; i < g->n_values && !rc; i++) {
         const hd_value_info *v = &g->values[i];
-        if (v->kind != HD_PARAM || !v->type.blocks) continue;
+        if (v->kind != HD_PARAM || !v->type.blocks || hd_store_find(s, v->path)) continue;
         const hd_lm_tensor *t = tensor_of(&c, v->path, &part);
         rc = lend(s, g, v, t, part, hd_gguf_find(file, t->gguf), config, err);
     }

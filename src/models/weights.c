@@ -254,7 +254,7 @@ int hd_lm_tensor_load(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd
         hd_store_tensor *to = NULL;
         hd_file_place place;
         rc = bind(s, t, part, &to, &place, err);
-        if (!rc && to) hd_piece_load(w, s, to, place);
+        if (!rc && to && !to->hollow) hd_piece_load(w, s, to, place);
     }
     return rc;
 }

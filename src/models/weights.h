@@ -36,7 +36,7 @@ int hd_lm_tensors(const hd_lm_config *c, hd_lm_tensor **out, size_t *count, hd_e
 /* Elements of one of a tensor's parts, and where they lie in it. */
 int64_t hd_lm_tensor_part(const hd_lm_tensor *t, int part, hd_file_place *place);
 
-/* Fills t's parameters from w, which must have its shape. Those that another stage of a pipeline holds are passed over. */
+/* Fills t's parameters from w, which must have its shape. Those that another stage of a pipeline holds, and hollow ones, are passed over. */
 int hd_lm_tensor_load(hd_store *s, const hd_lm_tensor *t, const hd_weight *w, hd_error *err);
 
 /* Fills the parameters of s from a model directory, one safetensors file or a GGUF file, converting to the store's dtypes. Names may lack the prefix

@@ -17,6 +17,7 @@ static int complete(const hd_model_files *files, const hd_generator_options *o, 
     *r = hd_lm_runner_options_default();
     r->precision = r->kv = hd_model_files_in_blocks(files, cpu.isa) ? HD_F32 : o->precision;
     r->threads = o->threads;
+    r->weight_cache = o->weight_cache;
     r->context = o->context ? o->context : most < 4096 ? most : 4096;
     r->max_tokens = o->chunk ? o->chunk : 512;
     if (r->max_tokens > r->context) r->max_tokens = r->context;

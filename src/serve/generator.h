@@ -12,6 +12,7 @@ typedef struct hd_generator_options {
     hd_dtype precision; /* of weights, cache and arithmetic: f32 or bf16; weights that stay in blocks are multiplied with numbers in f32 */
     int threads;        /* 0: one per core */
     int64_t context;    /* most tokens of a sequence, prompt included; 0: what the model was made for, at most 4096 */
+    const char *weight_cache; /* folder of packed weights (weight_cache.h); NULL: none */
     int64_t chunk;      /* most tokens of one step; 0: 512 */
 } hd_generator_options;
 

@@ -31,7 +31,10 @@ int hd_lm_rank_open(hd_lm_rank *r, const hd_lm_rank_options *o, hd_error *err)
 {
     *r = (hd_lm_rank){.program = o->program, .block = o->block};
     int rc = (r->team = hd_team_new(o->threads, true, err)) ? 0 : err->code;
-    if (!rc && !(r->store = hd_model_store(o->files, o->graph, o->number, err))) rc = err->code;
+    hd_packer packer = {o->program, o->backend, r->team, hd_program_place(o->program, o->number)};
+    if (!rc) rc = hd_weight_cache_open(&r->cache, o->weight_cache, o->files, &packer, err);
+    if (!rc && !(r->store = hd_model_store(o->files, o->graph, o->number, &r->cache.file, err))) rc = err->code;
+    if (!rc) rc = hd_weight_cache_fill(&r->cache, r->store, err);
     if (o->where) r->where = *o->where;
     if (!rc && !(r->exec = hd_exec_new_rank(o->program, r->store, o->backend, r->team, NULL, o->where ? &r->where : NULL, err))) rc = err->code;
     if (rc) return rc;
@@ -45,6 +48,7 @@ void hd_lm_rank_close(hd_lm_rank *r)
     hd_exec_free(r->exec);
     hd_team_free(r->team);
     hd_store_free(r->store);
+    hd_weight_cache_close(&r->cache);
     hd_free(r->states);
     *r = (hd_lm_rank){0};
 }

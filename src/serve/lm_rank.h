@@ -5,12 +5,14 @@
 #include "exec/exec.h"
 #include "serve/lm_orders.h"
 #include "serve/model.h"
+#include "serve/weight_cache.h"
 
 /* One state that holds keys, values or their scales: [blocks * block, ...]. */
 typedef struct hd_block_state { char *data; int64_t bytes; /* of a block */ } hd_block_state;
 
 typedef struct hd_lm_rank {
     hd_store *store;
+    hd_weight_cache cache;   /* what the store borrows of it */
     hd_team *team;
     hd_exec *exec;
     hd_rank where;
@@ -28,6 +30,7 @@ typedef struct hd_lm_rank_options {
     const hd_graph *graph;     /* of its stage; outlives the rank, as do program and backend */
     const hd_program *program;
     const hd_backend *backend;
+    const char *weight_cache;  /* folder (weight_cache.h); NULL: none */
     int threads, number;       /* number: in the job */
     const hd_rank *where;      /* NULL: the only one */
     int64_t block, blocks;

@@ -160,8 +160,9 @@ static int open_rank(void *arg, int i, hd_error *err)
     int number = r->ranks.first + i;
     const lm_stage *s = &r->stages[stage_of(r, number)];
     hd_rank where;
-    hd_lm_rank_options o = {.files = &r->files, .graph = s->graph, .program = s->program, .backend = &r->backend, .threads = r->ranks.threads, .number = number,
-                            .where = hd_lm_ranks_rank(&r->ranks, i, &where), .block = r->o.block, .blocks = r->base.blocks};
+    hd_lm_rank_options o = {.files = &r->files, .graph = s->graph, .program = s->program, .backend = &r->backend, .weight_cache = r->o.weight_cache,
+                            .threads = r->ranks.threads, .number = number, .where = hd_lm_ranks_rank(&r->ranks, i, &where), .block = r->o.block,
+                            .blocks = r->base.blocks};
     return hd_lm_rank_open(&r->rank[i], &o, err);
 }
 
@@ -464,6 +465,18 @@ int hd_lm_runner_follow(hd_runner *base, hd_error *err)
 
 /* ---- opening ---- */
 
+static void count_packed(const lm_runner *r, hd_lm_runner_info *info)
+{
+    for (int k = 0; k < r->ranks.here; k++) {
+        const hd_lm_rank *own = &r->rank[k];
+        const hd_weight_cache *c = &own->cache;
+        int n = 0;
+        for (int b = 0; b < own->program->n_buffers; b++) n += hd_buffer_is_packed(own->program, b);
+        *(c->file.data && !c->made ? &info->mapped : &info->packed) += n;
+        info->mapped_bytes += (int64_t)c->file.size;
+    }
+}
+
 static void describe(lm_runner *r, hd_lm_runner_info *info)
 {
     int ranks = r->ranks.n / r->n_stages;
@@ -476,6 +489,7 @@ static void describe(lm_runner *r, hd_lm_runner_info *info)
         info->weight_bytes += at->memory.role[HD_ROLE_PARAMETER] * ranks;
         if (at->memory.role[HD_ROLE_STATE] > info->kv_rank_bytes) info->kv_rank_bytes = at->memory.role[HD_ROLE_STATE];
     }
+    count_packed(r, info);
 }
 
 static int open_all(lm_runner *r, hd_error *err)

@@ -18,6 +18,7 @@ typedef struct hd_lm_runner_options {
     int64_t block;       /* tokens in a block; 0: 16 */
     int64_t kv_bytes;    /* for the blocks; 0: what max_parts sequences of the full context need, at most 60 % of what is free once the weights are there */
     int64_t blocks;      /* so many, whatever memory there is; 0: as many as kv_bytes says */
+    const char *weight_cache; /* folder of packed weights (weight_cache.h); NULL: they are packed at every start. Must outlive the runner's opening */
     bool keep_blocks;    /* weights in GGUF's block types are kept so; false: all are dequantized to `precision` */
     const char *backend; /* NULL: "cpu" */
     const char *advice;  /* what to try where memory doesn't suffice; NULL: settings of `heddle serve` */
@@ -34,6 +35,8 @@ typedef struct hd_lm_runner_info {
     int64_t weight_bytes, kv_bytes, arena_bytes; /* of all ranks together */
     int64_t kv_rank_bytes;          /* of the rank that has most */
     const char *weights;            /* "Q4_K, Q6_K, F32": what the file holds */
+    int64_t mapped_bytes;           /* of files of packed weights, of this process's ranks */
+    int mapped, packed;             /* packed weights that were in such files already; those that were packed now */
     hd_dtype precision, kv;
     int threads, ranks;             /* threads of each rank */
     const hd_program *program;      /* the runner's */

@@ -147,11 +147,21 @@ static int load(const hd_model_files *m, hd_store *s, hd_error *err)
     return m->is_gguf ? hd_lm_gguf_load(s, &m->config, &m->file, err) : hd_lm_weights_load(s, &m->config, m->path, err);
 }
 
-hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, hd_error *err)
+/* What the program doesn't read plain isn't read from the model's files either. */
+static int borrow(hd_store *s, const hd_graph *g, const hd_packed_file *packed, hd_error *err)
+{
+    int rc = hd_packed_file_lend(packed, s, err);
+    for (size_t i = 0; i < g->n_values && !rc; i++)
+        if (g->values[i].kind == HD_PARAM && hd_program_find(packed->list->program, g->values[i].path) < 0) rc = hd_store_add_hollow(s, g, &g->values[i], err);
+    return rc;
+}
+
+hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, const hd_packed_file *packed, hd_error *err)
 {
     hd_store *s = hd_store_new_rank(NULL, m->seed, rank, err);
     if (!s) return NULL;
-    int rc = m->is_gguf ? hd_lm_gguf_lend(s, g, &m->config, &m->file, err) : 0;
+    int rc = packed && packed->data ? borrow(s, g, packed, err) : 0;
+    if (!rc && m->is_gguf) rc = hd_lm_gguf_lend(s, g, &m->config, &m->file, err);
     if (!rc) rc = hd_store_add_graph(s, g, m->seed, err);
     if (!rc) rc = load(m, s, err);
     if (!rc) return s;

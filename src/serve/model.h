@@ -5,6 +5,7 @@
 #include "data/tokenizer.h"
 #include "exec/backend.h"
 #include "exec/exec.h"
+#include "exec/packed_file.h"
 #include "models/gguf.h"
 #include "models/lm.h"
 #include "plan/parallel.h"
@@ -37,8 +38,9 @@ int hd_model_split_graph(const hd_model_files *m, hd_graph *g, const hd_backend 
 hd_graph *hd_model_stage(const hd_model_files *m, const hd_graph *g, int stage, int stages, hd_error *err);
 /* HD_EMEMCAP, naming `advice`, unless so many bytes are available. */
 int hd_model_check_memory(int64_t bytes, const char *advice, hd_error *err);
-/* A Store with the weights, of one rank of a partitioned graph. Ranks may make theirs at the same time. NULL on failure. */
-hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, hd_error *err);
+/* A Store with the weights, of one rank of a partitioned graph. Ranks may make theirs at the same time. packed (NULL or empty: none): an open file of all that
+ * the rank's program has packed, to borrow that from; plain weights that it then doesn't read are left out. NULL on failure. */
+hd_store *hd_model_store(const hd_model_files *m, const hd_graph *g, int rank, const hd_packed_file *packed, hd_error *err);
 /* Gives back plain weights that no instruction reads, since they are held packed: once an executor is there. */
 void hd_model_drop_plain(hd_store *s, const hd_program *p);
 
