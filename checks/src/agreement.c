@@ -1,6 +1,7 @@
 /* agreement.c: how often a quantized model's likeliest tokens are those of llama.cpp; see checks/families.
  *
- *   check_agreement MODEL.gguf REFERENCE.tsv
+ *   check_agreement MODEL.gguf REFERENCE.tsv [f32]
+ * f32: with all weights dequantized and nothing rounded to eight bits.
  * REFERENCE: a line for each text, "prompt ids <tab> token gap token gap ...": what llama.cpp drew greedily (keys and values in f32), and how far each was ahead of
  * the next (tests/make_gguf_fixtures.py). Each text is fed whole. Prints: positions, how many have the same likeliest token, positions with a gap of at least 0.2,
  * how many of those have, seconds. */
@@ -40,10 +41,11 @@ static int32_t likeliest(const float *x, int64_t n)
     return (int32_t)best;
 }
 
-static int run(const char *model, FILE *reference, hd_error *err)
+static int run(const char *model, FILE *reference, bool exact, hd_error *err)
 {
     hd_runner *r;
     hd_lm_runner_options o = hd_lm_runner_options_default();
+    if (exact) o.keep_blocks = false, o.precision = HD_F32;
     o.kv = HD_F32, o.context = MOST, o.max_parts = 1, o.max_tokens = MOST, o.max_rows = MOST, o.block = BLOCK;
     int rc = hd_lm_runner_open(&r, model, &o, NULL, err);
     if (rc) return rc;
@@ -68,9 +70,10 @@ static int run(const char *model, FILE *reference, hd_error *err)
 int main(int argc, char **argv)
 {
     hd_error err = {0};
-    FILE *f = argc == 3 ? fopen(argv[2], "re") : NULL;
-    if (!f) return fprintf(stderr, "usage: check_agreement MODEL.gguf REFERENCE.tsv\n"), 2;
-    int rc = run(argv[1], f, &err);
+    bool exact = argc == 4 && !strcmp(argv[3], "f32");
+    FILE *f = argc == 3 || exact ? fopen(argv[2], "re") : NULL;
+    if (!f) return fprintf(stderr, "usage: check_agreement MODEL.gguf REFERENCE.tsv [f32]\n"), 2;
+    int rc = run(argv[1], f, exact, &err);
     fclose(f);
     if (rc) fprintf(stderr, "check_agreement: %s\n", err.message);
     return rc ? 1 : 0;
