@@ -262,15 +262,15 @@ static void test_flipped_bits(void **state)
     memcpy(want, got, sizeof want);
     assert_int_equal(files(".packed", path), 1);
     int64_t bits = hd_file_size(path) * 8, header = 4096 * 8;
-    for (int i = 0; i < 48 * 8; i += 7) {
+    for (int i = 0; i < 48 * 8; i += 13) {
         flip(path, i);
         expect_anew(h, "packed anew");
     }
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 20; i++) {
         flip(path, (int64_t)hd_rng_below(&rng, (uint64_t)header));
         expect_anew(h, "packed anew");
     }
-    for (int i = 0; i < 25; i++) {
+    for (int i = 0; i < 12; i++) {
         int64_t bit = header + (int64_t)hd_rng_below(&rng, (uint64_t)(bits - header));
         flip(path, bit);
         hd_lm_runner_info info = run_noting(h);
@@ -367,7 +367,7 @@ static void test_processes_at_once(void **state)
     how h = {.path = model, .cache = folder};
     run((how){.path = model});
     memcpy(want, got, sizeof want);
-    for (int round = 0; round < 6; round++) {
+    for (int round = 0; round < 3; round++) {
         pid_t pid[PROCESSES];
         int made = 0;
         empty_folder();
@@ -424,7 +424,7 @@ static void test_killed(void **state)
     how h = {.path = model, .cache = folder};
     run((how){.path = model});
     memcpy(want, got, sizeof want);
-    for (int round = 0; round < 30; round++) {
+    for (int round = 0; round < 10; round++) {
         empty_folder();
         pid_t pid = start(h);
         for (int i = 0; i < 4000 && !files("", NULL); i++) usleep(100);
