@@ -258,14 +258,15 @@ static int read_pretok_sequence(reader_state *r, const json_t *j) {
 
 static int add_around(reader_state *r, bool after, const json_t *id) {
     hd_tokenizer *t = r->t;
-    if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= t->id_count)
+    json_int_t value = json_is_integer(id) ? json_integer_value(id) : -1;
+    if (value < 0 || value >= t->id_count || !hd_tokenizer_token(t, (int32_t)value)) /* ids may leave gaps */
         return hd_fail(r->err, HD_EFORMAT, "%s: an id that is not in the vocabulary", r->where);
     int32_t **list = after ? &t->after : &t->before;
     size_t *count = after ? &t->after_count : &t->before_count, *cap = after ? &r->after_cap : &r->before_cap;
     int32_t *p = push(r, *list, *count, cap, sizeof *p);
     if (!p) return HD_ENOMEM;
     *list = p;
-    p[(*count)++] = (int32_t)json_integer_value(id);
+    p[(*count)++] = (int32_t)value;
     return 0;
 }
 
