@@ -3,6 +3,7 @@
 #define HD_TESTS_RANDOM_STEPS_H
 
 #include <string.h>
+#include "base/mem.h"
 #include "base/rng.h"
 #include "serve/runner.h"
 
@@ -51,6 +52,27 @@ static void run_all(hd_runner *r, uint64_t seed)
         for (int p = 0; p < b.n_parts; p++)
             for (int i = 0; i < parts[p].n; i++, row++, left--) memcpy(got[who[p]][done[who[p]]++], r->logits(r, row), (size_t)r->vocab * sizeof(float));
     }
+}
+
+/* A block copied, or saved and restored elsewhere, serves as well. `text` is there. */
+static inline void expect_blocks_move(hd_runner *r)
+{
+    hd_error e = {0};
+    int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
+    hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
+    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
+    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
+    memcpy(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
+    void *saved = hd_malloc((size_t)r->block_bytes);
+    r->copy_block(r, 5, 1);
+    r->save_block(r, 2, saved);
+    r->restore_block(r, 3, saved);
+    first = (hd_batch_part){text[1], 2 * BLOCK, 0, table, 0}; /* over the old ones */
+    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
+    rest.blocks = moved;
+    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
+    assert_memory_equal(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
+    hd_free(saved);
 }
 
 #endif

@@ -139,23 +139,9 @@ static void move_blocks(const char *parallel)
     hd_error e = {0};
     hd_runner *r;
     hd_lm_runner_options o = options(parallel, HD_I8, HD_F32);
-    int32_t table[BLOCKS_EACH] = {5, 2, 7, 0}, moved[BLOCKS_EACH] = {1, 3, 7, 0};
     need(hd_lm_runner_open(&r, DATA "models/logits/llama3", &o, NULL, &e), &e);
-    for (int i = 0; i < SEQUENCES * LENGTH; i++) text[i / LENGTH][i % LENGTH] = i % (int)r->vocab;
-    hd_batch_part first = {text[0], 2 * BLOCK, 0, table, 0}, rest = {text[0] + 2 * BLOCK, 3, 2 * BLOCK, table, 1};
-    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
-    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
-    memcpy(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
-    void *saved = hd_malloc((size_t)r->block_bytes);
-    r->copy_block(r, 5, 1);
-    r->save_block(r, 2, saved);
-    r->restore_block(r, 3, saved);
-    first = (hd_batch_part){text[1], 2 * BLOCK, 0, table, 0}; /* over the old ones */
-    need(hd_runner_step(r, &(hd_batch){&first, 1}, &e), &e);
-    rest.blocks = moved;
-    need(hd_runner_step(r, &(hd_batch){&rest, 1}, &e), &e);
-    assert_memory_equal(got[0][0], r->logits(r, 0), (size_t)r->vocab * sizeof(float));
-    hd_free(saved);
+    draw_text(3, r->vocab);
+    expect_blocks_move(r);
     r->close(r);
 }
 
@@ -292,7 +278,7 @@ static void test_refusals(void **state)
 {
     (void)state;
     static const struct { const char *parallel, *says; int code; } cases[] = {
-        {"pp=4", "layers", HD_EINVAL}, {"pp=2,schedule=gpipe", "schedule", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED},
+        {"pp=4", "layers", HD_EINVAL}, {"pp=33", "at most pp=32", HD_EUNSUPPORTED}, {"pp=2,schedule=gpipe", "schedule", HD_EUNSUPPORTED}, {"dp=2", "dp", HD_EUNSUPPORTED}, {"cp=2", "cp", HD_EUNSUPPORTED}, {"tp=2,sp", "sp", HD_EUNSUPPORTED},
         {"auto", "auto", HD_EUNSUPPORTED}, {"tp=2|tp=1", "different meshes", HD_EUNSUPPORTED}, {"tp=two", "tp", HD_EINVAL}, {"ranks=2", "ranks", HD_EINVAL},
         {"tp=7", "6 heads", HD_EINVAL}, {"tp=4", "3 key/value heads", HD_EINVAL},
     };

@@ -238,7 +238,7 @@ static void draw_share(void *arg, int tid)
         const hd_part *p = &e->at->what[i];
         if (!is_plain(p)) continue;
         hd_seq *s = p->seq;
-        s->token = hd_token_sampler_draw(s->sampler, e->r->logits(e->r, p->row), NULL, hd_answered(s));
+        s->token = hd_token_sampler_draw(s->sampler, e->r->logits(e->r, p->row + p->rows - 1), NULL, hd_answered(s));
         s->ahead = true;
     }
 }

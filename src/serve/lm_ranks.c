@@ -19,6 +19,7 @@ int hd_lm_parallel_parse(const char *text, hd_parallel *out, hd_error *err)
     if (out->n_parts) return refuse("stages of different meshes", "give tp=N,pp=N", err);
     if (out->dp > 1) return refuse("dp", "start as many servers, each with a port of its own", err);
     if (out->cp > 1) return refuse("cp", "give tp=N with as many ranks", err);
+    if (out->pp > HD_LM_JOBS / 2) return hd_fail(err, HD_EUNSUPPORTED, "--parallel: a model is served over at most pp=%d, not %lld", HD_LM_JOBS / 2, (long long)out->pp);
     for (int k = 0; k < HD_PARALLEL_KEYS; k++)
         if ((out->given & ~looked_at) >> k & 1) return refuse(hd_parallel_key_name((hd_parallel_key)k), "leave it out", err);
     out->overlap = 0; /* every transfer is waited for at once: nothing could run beside it */

@@ -217,10 +217,10 @@ static void close_runner(hd_runner *base)
     lm_runner *r = (lm_runner *)base;
     while (!r->ranks.first && r->finished < r->begun) finish(base, &(hd_error){0});
     if (is_spread(r) && r->move.kept.words && !r->ranks.first) do_move(r, (hd_lm_order){.kind = HD_LM_ORDER_CLOSE}, NULL);
-    for (int64_t i = 0; r->steps && i < r->base.depth; i++) close_task(r, &r->steps[i]);
-    close_task(r, &r->move);
     for (int k = 0; k < r->ranks.here && r->rank; k++) hd_lm_rank_close(&r->rank[k]);
     hd_lm_ranks_end(&r->ranks);
+    for (int64_t i = 0; r->steps && i < r->base.depth; i++) close_task(r, &r->steps[i]); /* after an error something may have been sent from them until now */
+    close_task(r, &r->move);
     for (int s = 0; s < r->n_stages && r->stages; s++) {
         hd_program_free(r->stages[s].program);
         hd_graph_free(r->stages[s].graph);
