@@ -83,6 +83,7 @@ typedef struct bench {
     hd_runner *r, *draft;
     hd_engine *e;
     const hd_tokenizer *t;
+    double clock;          /* seconds: under bench_keep_time */
 } bench;
 
 static int64_t bench_depth = 1; /* steps that the model may have under way */
@@ -93,6 +94,14 @@ static inline bench bench_default(void)
     b.f.depth = bench_depth;
     b.o.prompt_slowdown = 0; /* steps are the same on any machine */
     return b;
+}
+
+/* Time passes only while the model computes. Not with more threads than one. */
+static inline void bench_keep_time(bench *b)
+{
+    b->clock = 1;
+    b->f.clock = &b->clock;
+    b->o.clock = &b->clock;
 }
 
 static inline void bench_open(bench *b)

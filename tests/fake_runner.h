@@ -15,6 +15,7 @@ typedef struct fake_options {
     int64_t fail_at;       /* the step that fails, from 1; 0: none */
     int64_t depth;         /* steps under way at a time; 0: 1 */
     int64_t slow_us, token_us; /* a step takes so long at least, and for each token */
+    double *clock;         /* which time passes then, in seconds; NULL: the machine's */
 } fake_options;
 
 typedef struct fake_counts { int64_t steps, tokens, rows, broken, copies, saves, restores, most_parts, most_steps; } fake_counts;

@@ -188,6 +188,7 @@ static void test_pins_are_kept_to(void **state)
     pin(&s, "tp=2,recompute=every:2,bucket=0");
     s.job.micro_batches = 3;
     s.job.forbidden = 1u << HD_KEY_ZERO | 1u << HD_KEY_PP;
+    s.job.nodes = 40;
     for (int i = 0; i < 4; i++) {
         hd_planner_answer a = find(&s, planners[i]);
         assert_true(a.n > 0);

@@ -121,7 +121,7 @@ int hd_engine_submit(hd_engine *e, const hd_request *r, uint64_t *id, hd_error *
     hd_error own = {0};
     hd_work *w = hd_work_new(e, r, &own);
     if (!w) return hd_fail(err, own.code, "%s", own.message);
-    w->arrival = hd_time();
+    w->arrival = hd_engine_time(e);
     pthread_mutex_lock(&e->lock);
     int rc = refusal(e, &own);
     if (!rc) {
@@ -299,7 +299,7 @@ static void part_early(hd_engine *e)
 static int begin_batch(hd_engine *e, hd_error *err)
 {
     hd_error own = {0};
-    e->at->begun = hd_time();
+    e->at->begun = hd_engine_time(e);
     int rc = e->r->begin(e->r, &(hd_batch){e->at->parts, e->at->n_parts}, &own);
     if (rc) {
         fail_parts(e, own.message);
@@ -323,7 +323,7 @@ static int finish_batch(hd_engine *e, hd_error *err)
     hd_error own = {0};
     e->at = &e->batches[e->finished++ % (uint64_t)e->r->depth];
     int rc = e->r->finish(e->r, &own);
-    e->now = hd_time();
+    e->now = hd_engine_time(e);
     learn_times(e, e->now - (e->at->begun > e->freed ? e->at->begun : e->freed));
     e->freed = e->now;
     mark_parts(e, false);
@@ -366,7 +366,7 @@ int hd_engine_step(hd_engine *e, bool *busy, hd_error *err)
 {
     int rc = 0;
     take_incoming(e);
-    e->now = hd_time();
+    e->now = hd_engine_time(e);
     bool any = e->waiting.first || e->running.first;
     reap(e);
     rc = run_batches(e, err);

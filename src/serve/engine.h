@@ -27,7 +27,8 @@ typedef struct hd_engine_options {
     int64_t max_sequences;    /* running at once; 0: the runner's max_parts */
     int64_t token_budget;     /* of a step; 0: the runner's max_tokens */
     int64_t prompt_budget;    /* prompt tokens of a step in which something decodes: fewer hold the others up less; 0: what is left */
-    double prompt_slowdown;   /* and prompts may make such a step so many times as long as without, by what steps have taken so far; 0: no limit */
+    double prompt_slowdown;   /* and prompts may make such a step so many times as long as without, by what steps have taken so far; more
+                               * where more prompts are held back than sequences decode. 0: no limit */
     hd_kv_policy kv_policy;
     bool prefix_cache;
     bool chunked_prefill;     /* false: a prompt is computed in steps of its own */
@@ -39,9 +40,10 @@ typedef struct hd_engine_options {
     hd_runner *draft;         /* (optional) a small model that proposes; it must have the same vocabulary. Not owned */
     int64_t draft_tokens;     /* most tokens that it proposes */
     int64_t force_preempt;    /* tests: preempt something every so many steps; 0: only when blocks run out */
+    const double *clock;      /* tests: the time in seconds, instead of hd_time() */
 } hd_engine_options;
 
-hd_engine_options hd_engine_options_default(void); /* paged, prefix cache, chunked prefill (1.8 times), recompute, no speculation */
+hd_engine_options hd_engine_options_default(void); /* paged, prefix cache, chunked prefill (1.7 times), recompute, no speculation */
 
 /* ---- requests ---- */
 

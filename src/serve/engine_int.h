@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "base/mem.h"
+#include "base/term.h"
 #include "serve/engine.h"
 #include "serve/kv.h"
 #include "serve/outlet.h"
@@ -144,6 +145,7 @@ struct hd_engine {
     double freed;             /* when the last one was finished */
     bool planned;             /* there was something to do in the last step */
     int64_t prompt_left;      /* tokens that prompts may still take of this step */
+    bool no_room;             /* for the first that waits, when it was last tried */
     double decode_seconds, prompt_seconds; /* what a step without prompts takes, and a token of a prompt more; 0: not known yet */
     int64_t beside;           /* steps with prompts beside what decodes since the last one without */
     hd_batch_part *draft_parts;  /* [max_sequences] */
@@ -156,13 +158,14 @@ struct hd_engine {
     int32_t *holds;           /* [blocks]: for hd_engine_check */
     int32_t *mark;            /* [max(blocks, slots)], -1 between uses */
     hd_str text;              /* of a finished beam */
-    double now;
+    double now;               /* seconds, by hd_engine_time */
     int idle_steps;           /* since something was computed */
     bool made;                /* hd_engine_new came to its end */
 };
 
 enum { HD_MOST_LOGPROBS = 256 };
 
+static inline double hd_engine_time(const hd_engine *e) { return e->o.clock ? *e->o.clock : hd_time(); }
 static inline int64_t hd_blocks_for(const hd_engine *e, int64_t tokens) { return (tokens + e->r->block - 1) / e->r->block; }
 static inline int64_t hd_answered(const hd_seq *s) { return s->n_tokens - s->w->r.n_prompt; } /* tokens of its answer */
 /* Whether its next token is drawn next, as those before: its prompt is done, and all but the last token is in its blocks. */

@@ -298,7 +298,8 @@ static hd_work *first_waiting(const hd_engine *e)
 static void admit_all(hd_engine *e)
 {
     for (hd_work *w; (w = first_waiting(e)) && e->prompt_left > 0;) {
-        if (!admit(e, w)) return;
+        e->no_room = !admit(e, w);
+        if (e->no_room) return;
         if (w->running) prompts_of(e, w);
     }
 }
@@ -326,6 +327,19 @@ static void preempt_by_force(hd_engine *e)
         }
 }
 
+/* Prompts that only their share of a step holds back, for each sequence that decodes beside them: what a longer step costs these it saves those. At least 1. */
+static double pressure(const hd_engine *e)
+{
+    int64_t held = e->no_room ? 0 : least(e->waiting.count, e->max_sequences - seats_taken(e)), drawing = 0;
+    for (const hd_work *w = e->running.first; w; w = w->next) {
+        int64_t n = decoding(w);
+        drawing += n;
+        for (int i = 0; i < w->n_seq; i++) held += w->seq[i].state == HD_SEQ_LIVE;
+        held -= n;
+    }
+    return held > drawing ? (double)held / (double)drawing : 1;
+}
+
 /* Tokens that prompts may take of a step, beside what decodes. Until it is known how long a token takes, few. Now and then none, so that it stays known how long
  * a step takes without. */
 static int64_t prompt_share(const hd_engine *e)
@@ -337,7 +351,7 @@ static int64_t prompt_share(const hd_engine *e)
     if (!(e->o.prompt_slowdown > 0)) return left;
     if (e->beside >= LOOK_EVERY) return 0;
     if (!(e->decode_seconds > 0) || !(e->prompt_seconds > 0)) return least(left, FIRST);
-    double most = (e->o.prompt_slowdown - 1) * e->decode_seconds / e->prompt_seconds;
+    double most = pressure(e) * (e->o.prompt_slowdown - 1) * e->decode_seconds / e->prompt_seconds;
     return most < FEWEST ? least(left, FEWEST) : most < (double)left ? (int64_t)most : left;
 }
 
