@@ -279,7 +279,7 @@ static void check_packed(twin *t)
     hd_tensor p = t->b;
     p.format = HD_PACKED, p.data = hd_malloc(bytes);
     hd_gemm_pack(t->isa, "mk,nk->mn", &t->b, p.data, 0, 1);
-    for (int64_t rows = 1; rows <= t->m; rows += 3)
+    for (int64_t rows = 1; rows <= t->m; rows += rows < 9 ? 1 : t->m / 6)
         for (int threads = 1; threads <= 2; threads++) {
             hd_tensor a = t->a, c = tensor_new(t->tc, 2, (int64_t[]){rows, t->n});
             a.dim[0] = rows;
@@ -306,6 +306,39 @@ static void bitwise(void **state)
             if (run_contract(isa, "mk,nk->mn", &t.a, &t.b, &t.c, false, 1)) check_row_counts(&t), check_layouts(&t), check_packed(&t);
             hd_free(t.a.data), hd_free(t.b.data), hd_free(t.bt.data), hd_free(t.c.data);
         }
+}
+
+/* Weights as training leaves them, `rare` of them far smaller. trims: whether the first panel is to be trimmed. */
+static void check_trimmed(hd_dtype ta, hd_dtype tc, int64_t n, int64_t k, int64_t rare, bool trims, hd_rng *rng)
+{
+    twin t = {.isa = hd_isa_detect(), .ta = ta, .tb = HD_BF16, .tc = tc, .m = 123, .n = n, .k = k};
+    t.a = tensor_new(t.ta, 2, (int64_t[]){t.m, t.k});
+    t.b = tensor_new(t.tb, 2, (int64_t[]){t.n, t.k});
+    t.c = tensor_new(t.tc, 2, (int64_t[]){t.m, t.n});
+    tensor_fill(&t.a, rng);
+    for (int64_t i = 0; i < n * k; i++) hd_store_f64(t.b.data, t.tb, i, (i % 2 ? 1 : -1) * ldexp(0.5 + hd_rng_uniform(rng) / 2, -(int)(i / 7 % 15)));
+    for (int64_t i = 0; i < rare; i++) hd_store_f64(t.b.data, t.tb, (int64_t)hd_rng_below(rng, (uint64_t)(n * k)), (i % 2 ? -1 : 1) * ldexp(1.5, -(int)(20 + i % 40)));
+    assert_true(run_contract(t.isa, "mk,nk->mn", &t.a, &t.b, &t.c, false, 1));
+    check_packed(&t);
+    size_t bytes = hd_gemm_packed_bytes(t.isa, "mk,nk->mn", &t.b);
+    hd_gemm_trim *head = hd_malloc(bytes);
+    hd_gemm_pack(t.isa, "mk,nk->mn", &t.b, head, 0, 1);
+    assert_true((head->groups > 0) == (trims && t.isa >= HD_ISA_BF16));
+    if (head->groups && rare >= 30) assert_true(head->rare > 0 && head->rare <= rare);
+    hd_free(head);
+    hd_free(t.a.data), hd_free(t.b.data), hd_free(t.c.data);
+}
+
+static void trimmed(void **state)
+{
+    (void)state;
+    hd_rng rng = hd_rng_new(31);
+    static const struct { int64_t n, k, rare; bool trims; } shapes[] = {
+        {103, 3000, 90, true}, {48, 2048, 40, true}, {96, 768, 9, true}, {144, 1602, 30, true}, {200, 1544, 0, true}, {50, 6, 0, true},
+        {49, 5, 0, false}, {48, 1, 0, false}, {48, 2304, 3000, false}};
+    for (int i = 0; i < COUNT(shapes); i++)
+        for (int mix = 0; mix < 3; mix++)
+            check_trimmed(mix ? HD_BF16 : HD_F32, mix == 1 ? HD_BF16 : HD_F32, shapes[i].n, shapes[i].k, shapes[i].rare, shapes[i].trims, &rng);
 }
 
 /* ---- convolutions ---- */
@@ -419,7 +452,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_shapes), cmocka_unit_test(cache_blocks), cmocka_unit_test(extent_zero),
-        cmocka_unit_test(bitwise),       cmocka_unit_test(convolutions),
+        cmocka_unit_test(bitwise),       cmocka_unit_test(convolutions), cmocka_unit_test(trimmed),
         cmocka_unit_test(bad_notation),
     };
 #ifdef __SANITIZE_THREAD__

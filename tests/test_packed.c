@@ -52,23 +52,26 @@ static void test_blocks_pinned(void **state)
 static void test_dense_pinned(void **state)
 {
     (void)state;
-    static const struct { hd_isa isa; hd_dtype dtype; uint64_t sum; } cases[] = {
-        {HD_ISA_PORTABLE, HD_F32, 0x64b7abd2bcc4bc9e}, {HD_ISA_AVX2, HD_F32, 0xc8cc63ea91375b81}, {HD_ISA_AVX512, HD_F32, 0x78020d450d2fca43},
-        {HD_ISA_PORTABLE, HD_BF16, 0x7f522c1b4fa6858d}, {HD_ISA_AVX2, HD_BF16, 0x4a78887e4cd2b892}, {HD_ISA_BF16, HD_BF16, 0x68f8e897d45ec0c7},
-        {HD_ISA_VNNI, HD_I8, 0xbc5d0096c30edf7b},
+    static const struct { hd_isa isa; hd_dtype dtype; uint64_t sum; bool trained; } cases[] = {
+        {HD_ISA_PORTABLE, HD_F32, 0x64b7abd2bcc4bc9e, false}, {HD_ISA_AVX2, HD_F32, 0xc8cc63ea91375b81, false},
+        {HD_ISA_AVX512, HD_F32, 0x78020d450d2fca43, false}, {HD_ISA_PORTABLE, HD_BF16, 0xd1c1d88e42bcefe5, false},
+        {HD_ISA_AVX2, HD_BF16, 0x13db780e74e8dcb1, false}, {HD_ISA_BF16, HD_BF16, 0x14dd2a3c65794b8a, false}, {HD_ISA_BF16, HD_BF16, 0xccb7e4b036b919c8, true},
+        {HD_ISA_VNNI, HD_I8, 0xbc5d0096c30edf7b, false},
     };
-    void *plain = random_bytes(COLUMNS * K * 4);
+    void *plain = random_bytes(COLUMNS * K * 4), *trained = random_bytes(COLUMNS * K * 4);
+    for (size_t i = 1; i < COLUMNS * K * 2; i += 2) ((unsigned char *)trained)[i] = i % 4099 ? (i % 4 > 2) << 7 | (56 + i % 7) : 17;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char name[64];
-        hd_tensor b = {.data = plain, .dtype = cases[i].dtype, .rank = 2, .dim = {COLUMNS, K}};
+        hd_tensor b = {.data = cases[i].trained ? trained : plain, .dtype = cases[i].dtype, .rank = 2, .dim = {COLUMNS, K}};
         size_t bytes = hd_gemm_packed_bytes(cases[i].isa, "td,fd->tf", &b);
         void *packed = hd_calloc(1, bytes);
         hd_gemm_pack(cases[i].isa, "td,fd->tf", &b, packed, 0, 1);
-        snprintf(name, sizeof name, "%s for %s", hd_dtype_name(cases[i].dtype), hd_isa_name(cases[i].isa));
+        snprintf(name, sizeof name, "%s%s for %s", cases[i].trained ? "trained " : "", hd_dtype_name(cases[i].dtype), hd_isa_name(cases[i].isa));
         expect_sum(name, packed, bytes, cases[i].sum);
         hd_free(packed);
     }
     hd_free(plain);
+    hd_free(trained);
 }
 
 /* Of a large file the head, every MiB and the end count; of a small one all. */

@@ -9,7 +9,7 @@
 
 /* Of what packing writes. Raise it whenever that changes for equal files of weights, be it in a kernel's panels or in what loading puts into a parameter: files
  * of packed weights made before are then made anew. tests/test_packed.c notices. */
-#define HD_PACK_VERSION 1
+#define HD_PACK_VERSION 2
 
 /* Who packs. */
 typedef struct hd_packer {

@@ -98,7 +98,8 @@ int hd_gemm_panel_width(hd_isa isa)
 
 int64_t hd_gemm_panel_words(hd_dtype t, int64_t k, int width)
 {
-    return (ceil_div(k, hd_gemm_unit(t)) + (t == HD_I8)) * width;
+    int64_t header = t == HD_I8 ? width : t == HD_BF16 ? (int64_t)sizeof(hd_gemm_trim) / 4 : 0;
+    return ceil_div(k, hd_gemm_unit(t)) * width + header;
 }
 
 /* The loops over b alone; false when b cannot be packed: a K label that b hasn't, or a dtype without panels at this instruction set. */
@@ -146,6 +147,7 @@ static void pack_panel(char *dst, const char *src, hd_dtype t, const int64_t *co
     memset(dst, 0, (size_t)hd_gemm_panel_words(t, k->total, width) * 4);
     int32_t *header = (int32_t *)dst;
     if (t == HD_I8) dst += width * 4;
+    if (t == HD_BF16) dst += sizeof(hd_gemm_trim);
     for (int64_t first = 0; first < k->total; first += run) {
         const char *from = src + hd_einsum_offset(k, 1, first) * size;
         for (int64_t i = first; i < first + run; i++, from += step * size) {
@@ -154,6 +156,63 @@ static void pack_panel(char *dst, const char *src, hd_dtype t, const int64_t *co
                 for (int j = 0; j < count; j++) header[j] -= 128 * ((const int8_t *)from)[column[j]];
         }
     }
+}
+
+/* ---- trimmed panels ---- */
+
+/* The 16 most frequent upper bytes; code[byte]: 1 + which one, 0 for others. Returns how many elements have another. */
+static int64_t choose_codes(const uint16_t *x, int64_t n, uint8_t *high, uint8_t *code)
+{
+    int64_t count[256] = {0}, rare = n;
+    for (int64_t i = 0; i < n; i++) count[x[i] >> 8]++;
+    memset(code, 0, 256);
+    for (int i = 0; i < 16; i++) {
+        int best = 0;
+        for (int b = 1; b < 256; b++)
+            if (count[b] > count[best]) best = b;
+        high[i] = (uint8_t)best;
+        if (count[best]) code[best] = (uint8_t)(1 + i);
+        rare -= count[best];
+        count[best] = 0;
+    }
+    return rare;
+}
+
+/* Group g of n elements, of which those past the end are zero. Appends what is rare. */
+static void trim_group(uint8_t *to, const uint16_t *x, int64_t n, const uint8_t *code, hd_gemm_rare *rare, uint32_t *rares, int64_t g)
+{
+    memset(to, 0, HD_GEMM_TRIM_BYTES);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t v = i / 32 % 4, e = i % 32, byte = 16 * (e / 8) + 8 * (v % 2) + e % 8;
+        uint8_t *codes = to + i / 128 * 192, *low = codes + 64 * (1 + v / 2);
+        int c = code[x[i] >> 8] - 1;
+        low[byte] = (uint8_t)x[i];
+        if (c < 0) rare[(*rares)++] = (hd_gemm_rare){(uint32_t)(g * HD_GEMM_TRIM_ELEMENTS + i), x[i] >> 8};
+        else codes[byte] |= (uint8_t)(c << 4 * (v / 2));
+    }
+}
+
+/* Trims a packed panel of `words` words of k where it lies. It stays as it is where more than every fourth group would have something rare, which
+ * is slow to put into its place. */
+static void trim_panel(char *panel, int64_t words)
+{
+    enum { MOST = 4096 };
+    hd_gemm_rare rare[MOST];
+    hd_gemm_trim head = {0};
+    uint16_t *x = (uint16_t *)(panel + sizeof head), group[HD_GEMM_TRIM_ELEMENTS];
+    int64_t n = words * HD_GEMM_TRIM_WIDTH * 2, groups = ceil_div(words, HD_GEMM_TRIM_STEPS);
+    uint8_t code[256];
+    int64_t others = choose_codes(x, n, head.high, code);
+    if (others > groups / 4 || others > MOST || n > UINT32_MAX) return;
+    if (groups * HD_GEMM_TRIM_BYTES + others * (int64_t)sizeof *rare > n * 2) return;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t first = g * HD_GEMM_TRIM_ELEMENTS, count = n - first < HD_GEMM_TRIM_ELEMENTS ? n - first : HD_GEMM_TRIM_ELEMENTS;
+        memcpy(group, x + first, (size_t)count * 2);
+        trim_group((uint8_t *)x + g * HD_GEMM_TRIM_BYTES, group, count, code, rare, &head.rare, g);
+    }
+    head.groups = (uint32_t)groups;
+    memcpy((char *)x + groups * HD_GEMM_TRIM_BYTES, rare, head.rare * sizeof *rare);
+    memcpy(panel, &head, sizeof head);
 }
 
 void hd_gemm_pack(hd_isa isa, const char *spec, const hd_tensor *b, void *dst, int tid, int threads)
@@ -169,5 +228,6 @@ void hd_gemm_pack(hd_isa isa, const char *spec, const hd_tensor *b, void *dst, i
         int count = (int)(n.total - first < width ? n.total - first : width);
         for (int j = 0; j < count; j++) column[j] = origin + hd_einsum_offset(&n, 1, first + j);
         pack_panel((char *)dst + p * words * 4, b->data, b->dtype, column, count, &k, width);
+        if (b->dtype == HD_BF16 && isa >= HD_ISA_BF16) trim_panel((char *)dst + p * words * 4, ceil_div(k.total, 2));
     }
 }

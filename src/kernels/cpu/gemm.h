@@ -9,9 +9,9 @@
  * blocks are added in order. It doesn't depend on m, n, the number of threads, the layout of the operands, or whether b came packed.
  *
  * Packed b (HD_PACKED): [batch][panel][header][k words][panel width] words of 4 bytes, where a panel is hd_gemm_panel_width(isa)
- * columns, padded with zeros, and a word holds hd_gemm_unit(dtype) neighbours in k, lowest first. Only int8 has a header: one row of
- * int32, -128 times each column's sum, which undoes the offset that makes the other operand unsigned. The k order is that of the K
- * labels in the notation; every K label must occur in b. */
+ * columns, padded with zeros, and a word holds hd_gemm_unit(dtype) neighbours in k, lowest first. Headers: int8 has one row of int32,
+ * -128 times each column's sum, which undoes the offset that makes the other operand unsigned; bf16 has an hd_gemm_trim; f32 none. The k
+ * order is that of the K labels in the notation; every K label must occur in b. */
 #ifndef HD_KERNELS_CPU_GEMM_H
 #define HD_KERNELS_CPU_GEMM_H
 
@@ -20,6 +20,25 @@
 
 /* Words of k in one block of the summation order. Also the depth of a cache block: 48 columns x 384 words are 72 KiB of a 1 MiB L2. */
 #define HD_GEMM_KWORDS 384
+
+/* Trimmed panels: bf16 in 12 bits without loss, for HD_ISA_BF16. Of a trained matrix's weights nearly all share 16 values of the upper byte
+ * (the sign and seven bits of the exponent; that few exponents occur is the observation behind DFloat11, Zhang et al. 2025, arXiv:2504.11651,
+ * which codes them at variable length). So a panel whose weights allow it has, instead of its k words, groups of HD_GEMM_TRIM_STEPS words of k,
+ * the last one filled up, as three times
+ *     codes of upper bytes [64], of `low[0]` in the low four bits and of `low[1]` in the high    low[2][64]: lower bytes
+ * and behind them `rare` entries: weights of any other upper byte, ascending. In the order of an untrimmed panel a third is four vectors of 32
+ * bf16; element e of vector v is byte 16 * (e / 8) + 8 * (v % 2) + e % 8 of low[v / 2], where interleaving the bytes of two registers puts it
+ * into place.
+ * The panel's room stays what it would be untrimmed; what is saved is that a quarter of it is not read. */
+enum { HD_GEMM_TRIM_STEPS = 4, HD_GEMM_TRIM_WIDTH = 48, HD_GEMM_TRIM_ELEMENTS = HD_GEMM_TRIM_STEPS * HD_GEMM_TRIM_WIDTH * 2,
+       HD_GEMM_TRIM_BYTES = HD_GEMM_TRIM_ELEMENTS * 3 / 2 };
+typedef struct hd_gemm_trim {
+    uint32_t groups;        /* 0: the panel is not trimmed */
+    uint32_t rare;          /* how many */
+    uint8_t high[16];       /* upper bytes by code */
+    uint8_t unused[40];
+} hd_gemm_trim;
+typedef struct hd_gemm_rare { uint32_t at /* element of the panel: group * HD_GEMM_TRIM_ELEMENTS + v * 32 + e */, high; } hd_gemm_rare;
 
 /* A strided operand's role taken by pieces of images, for convolutions: column j of b is an output position, and k a (channel, ky, kx),
  * or the other way round (transposed). Element (k, j) is image[channel][y][x] at

@@ -11,7 +11,7 @@
  * Threads share nothing: each packs what it needs, and there is no barrier.
  * With at most MR rows and columns of b next to each other in memory, b is not packed but multiplied where it lies (stream_columns).
  * Partial sums go through c itself where c is f32 (int32) with columns next to each other, else through scratch, and are rounded once. */
-#include "kernels/cpu/isa/gemm_isa.h"
+#include "kernels/cpu/isa/gemm_trim.h"
 
 #define MR HD_GEMM_MR
 #define NR HD_GEMM_NR
@@ -27,6 +27,9 @@
 #define A_BIAS (HD_GEMM_UNIT == 4 ? 0x80808080u : 0u)
 
 typedef struct piece { int64_t begin, end; } piece;
+
+/* One block: rows mc .. mc+rows-1, k0 .. k0+kn-1. */
+typedef struct block { int64_t mc, rows, k0, kn; bool first, last; const uint32_t *a; } block;
 
 /* One thread's view of the product. */
 typedef struct walk {
@@ -84,9 +87,18 @@ static int64_t words_of_a(const hd_gemm *g)
     return round_up(rows * (keeps_a(g) ? word_count(g->k.total) : KW) + SLACK, 16);
 }
 
+#define TRIM_ROWS (12 * MR) /* up to so many, reading a trimmed panel for each tile (7 % of a tile) is quicker than writing it out once */
+#define TRIM_K (2 * HD_GEMM_TRIM_STEPS) /* elements of k in a group of a trimmed panel */
+
+/* Words from one panel of a group to the next: a header row, and one block of k, in whole groups of trimmed panels. */
+static int64_t group_distance(const hd_gemm *g)
+{
+    return (round_up(min64(word_count(g->k.total), KW), TRIM_K) + 1) * NR;
+}
+
 static int64_t words_of_b(const hd_gemm *g)
 {
-    return round_up(min64(B_GROUP, ceil_div(g->n.total, NR)) * (min64(word_count(g->k.total), KW) + 1) * NR + SLACK, 16);
+    return round_up(min64(B_GROUP, ceil_div(g->n.total, NR)) * group_distance(g) + SLACK, 16);
 }
 
 /* Whether b can be read where it lies when there are few rows: its columns are neighbours, and so are c's. */
@@ -185,34 +197,52 @@ static void unpack_pairs(float *dst, const uint32_t *pairs, int64_t k)
 }
 #endif
 
-/* One panel of one block of k, ready for the register tile. */
-typedef struct ready { const uint32_t *words; const int32_t *init; } ready;
+#if HD_GEMM_UNIT < 4
+/* Pairs of bf16 of k0 .. k0+kn-1 of a packed panel: where they lie, or written to dst, which has room for kn rounded up to a group. */
+static const uint32_t *find_pairs(uint32_t *dst, const uint32_t *panel, int64_t k0, int64_t kn)
+{
+    const hd_gemm_trim *head = (const hd_gemm_trim *)panel;
+    if (!head->groups) return (const uint32_t *)(head + 1) + k0 / 2 * NR;
+#if HD_HAS_AVX512
+    trim_reader t = trim_open(head, (uint32_t)(k0 / TRIM_K));
+    uint32_t *to = dst;
+    for (int64_t k = 0; k < kn; k += TRIM_K, to += HD_GEMM_TRIM_STEPS * NR) {
+        trim_group(&t, (uint16_t *)to);
+        trim_next(&t);
+    }
+#else
+    (void)kn; /* never packed so for this instruction set */
+#endif
+    return dst;
+}
+#endif
 
-/* The panel that begins at column j of packed b. */
-static ready packed_panel(const walk *w, int64_t j, int64_t k0, int64_t kn)
+/* One panel of one block of k, ready for the register tile. */
+typedef struct ready {
+    const uint32_t *words;
+    const int32_t *init;
+    const hd_gemm_trim *trimmed; /* instead of words: read from group `group` on */
+    int64_t group;
+} ready;
+
+/* The panel that begins at column j of packed b, for one block of k. */
+static ready packed_panel(const walk *w, int64_t j, const block *b)
 {
     const hd_gemm *g = w->g;
     int64_t words = hd_gemm_panel_words(g->tb, w->k, NR);
     const uint32_t *panel = (const uint32_t *)g->b + (w->batch * ceil_div(g->n.total, NR) + j / NR) * words;
-    (void)kn;
-#if HD_GEMM_UNIT == 1
-    if (g->tb == HD_BF16) {
-        unpack_pairs((float *)w->b + NR, panel + k0 / 2 * NR, kn);
-        return (ready){w->b + NR, NULL};
-    }
-#endif
 #if HD_GEMM_UNIT == 4
     static const int32_t none[NR];
-    return (ready){panel + NR + k0 / HD_GEMM_UNIT * NR, k0 ? none : (const int32_t *)panel};
+    return (ready){.words = panel + NR + b->k0 / HD_GEMM_UNIT * NR, .init = b->k0 ? none : (const int32_t *)panel};
+#elif HD_GEMM_UNIT == 2
+    const hd_gemm_trim *head = (const hd_gemm_trim *)panel;
+    if (head->groups && b->rows <= TRIM_ROWS && g->n.total - j >= NR) return (ready){.trimmed = head, .group = b->k0 / TRIM_K};
+    return (ready){.words = find_pairs(w->b, panel, b->k0, b->kn)};
 #else
-    return (ready){panel + k0 / HD_GEMM_UNIT * NR, NULL};
+    if (g->tb != HD_BF16) return (ready){.words = panel + b->k0 * NR};
+    unpack_pairs((float *)w->b, find_pairs(w->b + round_up(b->kn, TRIM_K) / 2 * NR, panel, b->k0, b->kn), b->kn); /* in place: each row is read before it is written over */
+    return (ready){.words = w->b};
 #endif
-}
-
-/* Words from one panel of a group to the next: a header row, and one block of k. */
-static int64_t group_distance(const hd_gemm *g)
-{
-    return (min64(word_count(g->k.total), KW) + 1) * NR;
 }
 
 /* Packs `count` columns from column j on, at most B_GROUP panels. */
@@ -242,7 +272,7 @@ static void pack_b(const walk *w, int64_t j, int count, int64_t k0, int64_t kn)
 static ready group_panel(const walk *w, int64_t i)
 {
     const uint32_t *header = w->b + i * group_distance(w->g);
-    return (ready){header + NR, (const int32_t *)header};
+    return (ready){.words = header + NR, .init = (const int32_t *)header};
 }
 
 /* ---- results ---- */
@@ -301,9 +331,6 @@ static void move_rows(const walk *w, const target *t, const int64_t *row, int ro
 
 /* ---- the loops ---- */
 
-/* One block: rows mc .. mc+rows-1, k0 .. k0+kn-1. */
-typedef struct block { int64_t mc, rows, k0, kn; bool first, last; const uint32_t *a; } block;
-
 /* All rows of a block against one panel: the register tile, and what comes before the first and after the last block of k. */
 static void multiply_panel(const walk *w, const block *b, const target *t, ready panel)
 {
@@ -317,6 +344,10 @@ static void multiply_panel(const walk *w, const block *b, const target *t, ready
         offsets(row, &w->g->m, 2, b->mc + i, mr);
         for (int r = 0; r < mr; r++) c[r] = t->direct ? (gemm_acc *)w->base_c + row[r] + t->column[0] : scratch + r * NR;
         if (b->first && w->add_first && !t->direct) move_rows(w, t, row, mr, scratch, false);
+#if HD_GEMM_UNIT == 2
+        if (panel.trimmed) HD_ISA(hd_gemm_micro_trimmed)(mr)(b->a + i * kw, panel.trimmed, panel.group, kw, c, add);
+        else
+#endif
         (mr == MR ? full : HD_ISA(hd_gemm_micro)(mr, nv))(b->a + i * kw, panel.words, panel.init, kw, c, add);
         if (b->last && !t->direct) move_rows(w, t, row, mr, scratch, true);
     }
@@ -331,7 +362,7 @@ static void run_columns(const walk *w, const block *b, int64_t jc, int64_t end)
         for (int64_t j = jg; j < group_end; j += NR) {
             target t;
             set_target(w, &t, j, (int)min64(NR, end - j), w->edge_only ? w->scratch : w->scratch + (j - jc) * b->rows);
-            multiply_panel(w, b, &t, w->g->packed ? packed_panel(w, j, b->k0, b->kn) : group_panel(w, (j - jg) / NR));
+            multiply_panel(w, b, &t, w->g->packed ? packed_panel(w, j, b) : group_panel(w, (j - jg) / NR));
         }
     }
 }

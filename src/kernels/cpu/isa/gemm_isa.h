@@ -56,6 +56,10 @@ HD_INLINE vacc multiply_add(vf a, vf b, vacc c)
 typedef void (*gemm_micro_fn)(const uint32_t *a, const uint32_t *b, const int32_t *init, int64_t kw, gemm_acc *const *c, bool add);
 gemm_micro_fn HD_ISA(hd_gemm_micro)(int mr, int nv);
 
+/* The same of all NR columns of a trimmed panel, from group `group` of it on; bf16 only. */
+typedef void (*gemm_trimmed_fn)(const uint32_t *a, const hd_gemm_trim *b, int64_t group, int64_t kw, gemm_acc *const *c, bool add);
+gemm_trimmed_fn HD_ISA(hd_gemm_micro_trimmed)(int mr);
+
 /* `count` rows (or columns) of an operand, each beginning at element offset[i] of data, and which way k runs from there. */
 typedef struct gemm_source {
     const void *data;
