@@ -6,7 +6,7 @@
 
 hd_engine_options hd_engine_options_default(void)
 {
-    return (hd_engine_options){.prompt_slowdown = 1.7, .prefix_cache = true, .chunked_prefill = true, .preemption = HD_PREEMPT_RECOMPUTE};
+    return (hd_engine_options){.prompt_slowdown = 1.6, .prefix_cache = true, .chunked_prefill = true, .preemption = HD_PREEMPT_RECOMPUTE};
 }
 
 /* ---- life cycle ---- */

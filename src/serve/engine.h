@@ -43,7 +43,7 @@ typedef struct hd_engine_options {
     const double *clock;      /* tests: the time in seconds, instead of hd_time() */
 } hd_engine_options;
 
-hd_engine_options hd_engine_options_default(void); /* paged, prefix cache, chunked prefill (1.7 times), recompute, no speculation */
+hd_engine_options hd_engine_options_default(void); /* paged, prefix cache, chunked prefill (1.6 times), recompute, no speculation */
 
 /* ---- requests ---- */
 
