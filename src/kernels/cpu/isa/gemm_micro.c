@@ -12,6 +12,17 @@ HD_INLINE vacc start(const int32_t *init, int j)
 #endif
 }
 
+HD_INLINE void store_tile(int mr, int nv, vacc acc[HD_GEMM_MR][HD_GEMM_NV], gemm_acc *const *c, bool add)
+{
+    HD_UNROLL
+    for (int i = 0; i < mr; i++)
+        HD_UNROLL
+        for (int j = 0; j < nv; j++) {
+            gemm_acc *p = c[i] + j * HD_VL;
+            acc_store(p, add ? acc_load(p) + acc[i][j] : acc[i][j]);
+        }
+}
+
 /* One row streams b from memory: ask for it this many words of k ahead (4.6 KiB with 48 words a step), into the second-level cache. Measured on Zen 4 with bf16
  * weights: as quick with 16, 10 % slower with 48, or into the first level. */
 #define STREAM_AHEAD 24
@@ -42,13 +53,7 @@ HD_INLINE void micro(int mr, int nv, const uint32_t *a, const uint32_t *b, const
         a += mr;
         b += HD_GEMM_NR;
     }
-    HD_UNROLL
-    for (int i = 0; i < mr; i++)
-        HD_UNROLL
-        for (int j = 0; j < nv; j++) {
-            gemm_acc *p = c[i] + j * HD_VL;
-            acc_store(p, add ? acc_load(p) + acc[i][j] : acc[i][j]);
-        }
+    store_tile(mr, nv, acc, c, add);
 }
 
 #define NAME(mr, nv) micro_##mr##_##nv
@@ -142,13 +147,7 @@ HD_INLINE void micro_trimmed(int mr, const uint32_t *a, const hd_gemm_trim *b, i
             }
         trim_next(&t);
     }
-    HD_UNROLL
-    for (int i = 0; i < mr; i++)
-        HD_UNROLL
-        for (int j = 0; j < HD_GEMM_NV; j++) {
-            gemm_acc *p = c[i] + j * HD_VL;
-            acc_store(p, add ? acc_load(p) + acc[i][j] : acc[i][j]);
-        }
+    store_tile(mr, HD_GEMM_NV, acc, c, add);
 }
 
 #define TRIMMED(mr) \

@@ -5,7 +5,7 @@
 #include "kernels/cpu/isa/gemm_isa.h"
 
 #if HD_HAS_AVX512
-enum { TRIM_VECTORS = HD_GEMM_TRIM_ELEMENTS / 32, TRIM_THIRDS = 3 };
+enum { TRIM_THIRDS = 3 };
 
 /* Where a trimmed panel is being read. */
 typedef struct trim_reader {
